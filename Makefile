@@ -1,0 +1,57 @@
+# Set-up, tests and demo of the checkout. The loop itself is src/srlm_cli/recipes/Makefile, which
+# `srlm init` copies out; its targets (iterate, report, clean-run) work here too, on examples/quickstart.
+
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+QUICKSTART := examples/quickstart
+
+NAME ?= first
+ITER ?= 2
+CONFIG ?= $(QUICKSTART)/srlm.toml
+DATA := IFT=$(QUICKSTART)/ift.jsonl RANKED=$(QUICKSTART)/ranked.jsonl RANKED_EVAL=$(QUICKSTART)/ranked_eval.jsonl
+LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME=$(NAME) ITER=$(ITER)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint docs install iterate report clean-run clean
+
+help: ## list the targets
+	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: NAME = demo
+demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show what it did
+	@$(LOOP) iterate
+	@$(LOOP) report
+
+test: $(READY) ## install, and pass the tests
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-all: $(READY) ## the slow tests too
+	$(VENV)/bin/python -m pytest
+
+lint: $(READY) ## style and import rules
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/ruff format --check src tests benchmarks
+
+docs: $(READY) ## write the help texts in docs/ anew
+	$(VENV)/bin/python tests/help_pages.py --write
+
+install: $(READY) ## make .venv with all that is needed
+
+iterate: $(READY) ## bring the run NAME to model M<ITER>: make iterate ITER=3 NAME=mine
+	@$(LOOP) iterate
+
+report: $(READY) ## show what the run NAME did
+	@$(LOOP) report
+
+clean-run: $(READY) ## remove the run NAME
+	@$(LOOP) clean-run
+
+clean: ## remove .venv, runs and build leftovers
+	rm -rf $(VENV) runs build dist
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "srlm needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,138 @@
+"""The command line: the commands in the order of the loop, and the one place where errors end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from srlm_cli import __version__
+from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
+
+# One line a command; its module is read only when the command runs, so that --help is quick.
+COMMANDS = {
+    "init": "Start a run: copy Makefile, srlm.toml and seed data into a folder.",
+    "doctor": "Show what is installed, which devices there are and what is missing.",
+    "make-eft": "Turn ranked replies into fine-tuning rows for the judge (EFT).",
+    "sft": "Fine-tune a model on prompts and completions (IFT and EFT): M0 to M1.",
+    "gen-prompts": "Let a model write new prompts, 8-shot, filtered as in Self-Instruct.",
+    "sample": "Draw N candidate responses for each prompt.",
+    "judge": "Score responses with a model as the judge, K judgements each.",
+    "make-pairs": "Pair the best with the worst response of each prompt.",
+    "dpo": "Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).",
+    "eval": "Measure: a judge against people, one model against another.",
+    "report": "Show what a run did, round by round.",
+    "settings": "Print the settings of the commands, as Make compares them.",
+}
+
+CONTEXT = {
+    "help_option_names": ["--help", "-h"],
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+    "auto_envvar_prefix": "SRLM",
+    "max_content_width": 100,
+}
+
+
+class LazyCommands(TyperGroup):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return command(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def command(name: str) -> Any:
+    """Return one command, built from its module in `commands`."""
+    module = import_module(f"srlm_cli.commands.{name.replace('-', '_')}")
+    made = get_command(module.app)
+    made.name = name
+    for one in getattr(made, "commands", {"": made}).values():
+        for option in one.params:  # the automatic SRLM_<COMMAND>_<OPTION> names would drown the help
+            option.show_envvar = bool(getattr(option, "envvar", None))
+    return made
+
+
+app = typer.Typer(
+    cls=LazyCommands, add_completion=False, rich_markup_mode=None, no_args_is_help=True, context_settings=CONTEXT
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"srlm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def srlm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Self-rewarding language models: answer, judge, train, again.
+
+    \b
+    Each command reads and writes JSONL, so a pipe or a Makefile makes the loop:
+      srlm sample --in prompts.jsonl --model M1/model | srlm judge | srlm make-pairs > pairs.jsonl
+      srlm init my-run && cd my-run && make iterate ITER=2
+    """
+
+
+def main() -> None:
+    """Run the program and exit with its code; every error ends here as one plain line."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Return the exit code of a command line."""
+    name = "srlm"
+    try:
+        name = " ".join(["srlm", *[a for a in args[:1] if a in COMMANDS]])
+        return get_command(app).main(args, prog_name="srlm", standalone_mode=False) or ExitCode.OK
+    except ClosedPipe:
+        silence_stdout()
+        return ExitCode.CLOSED_PIPE
+    except SrlmError as error:
+        complain(name, str(error))
+        return error.code
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the boundary: nothing gets past it as a traceback
+        if (code := getattr(error, "exit_code", None)) is not None and hasattr(error, "format_message"):
+            return usage(error, name, code)
+        if os.environ.get("SRLM_DEBUG"):
+            raise
+        complain(name, f"{type(error).__name__}: {error}".strip() + " (SRLM_DEBUG=1 shows where)")
+        return ExitCode.FAILURE
+
+
+def usage(error: Any, name: str, code: int) -> int:
+    """Report a wrong command line; without any arguments the help is the answer."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return code
+    where = context.command_path if context else name
+    complain(where, f"{error.format_message()} (see {where} --help)")
+    return code
+
+
+def complain(name: str, message: str) -> None:
+    """Print one plain error line."""
+    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def silence_stdout() -> None:
+    """Keep Python from complaining of the closed pipe once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

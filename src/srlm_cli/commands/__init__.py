@@ -1,0 +1,1 @@
+"""The subcommands, one thin file each: parse, open, call one function, report, exit."""

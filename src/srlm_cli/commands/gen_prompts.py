@@ -1,0 +1,107 @@
+"""srlm gen-prompts."""
+
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records, templates
+from srlm_cli.commands import run
+from srlm_cli.commands.options import (
+    Defaults,
+    EngineOptions,
+    SamplingOptions,
+    StreamOptions,
+    grouped,
+    identity,
+    new_app,
+)  # fmt: skip
+from srlm_cli.engines import LazyEngine
+from srlm_cli.errors import LimitExceeded, OptionError
+from srlm_cli.stages import gen_prompts as stage
+from srlm_cli.streams.reader import read_all
+
+app = new_app()
+
+
+@app.command()
+@grouped
+def gen_prompts(
+    stream: StreamOptions,
+    engine: EngineOptions,
+    sampling: Annotated[SamplingOptions, Defaults(temperature=0.6, max_new_tokens=160)],
+    count: Annotated[int, Option("--count", min=0, help="How many prompts to keep.")] = 100,
+    max_tries: Annotated[
+        int | None, Option("--max-tries", min=1, show_default="10 x count", help="Give up after so many tries.")
+    ] = None,
+    prompt_model: Annotated[
+        str | None,
+        Option("--prompt-model", metavar="MODEL", help="Model that writes the prompts, when it is not --model."),
+    ] = None,
+    from_seeds: Annotated[
+        int, Option("--from-seeds", min=1, help="Demonstrations taken from the seeds (the paper: 6).")
+    ] = 6,
+    from_generated: Annotated[
+        int, Option("--from-generated", min=0, help="And from the new prompts (the paper: 2).")
+    ] = 2,
+    max_rouge_l: Annotated[
+        float, Option("--max-rouge-l", min=0.0, max=1.0, help="More like a seed or a new prompt than this: dropped.")
+    ] = stage.MAX_ROUGE_L,
+    avoid: Annotated[
+        list[str] | None,
+        Option("--avoid", metavar="FILE", help="Prompts of earlier rounds, not to be made again; several times."),
+    ] = None,
+    iteration: Annotated[int, Option("--iteration", min=1, help="Number of the round; each draws differently.")] = 1,
+    together: Annotated[
+        int, Option("--together", min=1, help="Tries at a time; new prompts serve the next ones.")
+    ] = 32,
+    template: Annotated[
+        str, Option("--template", help="The few-shot prompt: a built-in name or a .toml file.")
+    ] = "new_prompt",
+) -> None:
+    """Let a model write new prompts, 8-shot, filtered as in Self-Instruct.
+
+    \b
+    Examples:
+      srlm gen-prompts --in ift.jsonl --model smollm2-135m-instruct --count 100 --out prompts.jsonl
+      srlm gen-prompts --in ift.jsonl --prompt-model meta-llama/Llama-2-70b-chat-hf --count 20000 --out prompts.jsonl
+      srlm gen-prompts --in ift.jsonl --model M1/model --count 50 | srlm sample --model M1/model
+
+    Reads seed prompts, writes rows with `prompt`, `source`, `model` and `try`. --count is how many
+    are kept: near-duplicates and prompts that fail the filters are dropped, counted by reason, and
+    tried again, up to --max-tries (then exit 4). The defaults are the paper's: 6 demonstrations
+    from the seeds and 2 from the new prompts, temperature 0.6, top-p 0.9, ROUGE-L at most 0.7, 4
+    to 150 words. In the paper a fixed chat model writes the prompts of all rounds.
+    """
+    rows = run.reader(stream, records.prompt_record, [stream.in_])
+    seeds = list(rows)
+    rows.digests.clear()
+    run.check_whole(rows)
+    if not seeds and count:
+        raise OptionError("no seed prompts in the input", "--in takes rows with a `prompt`, for instance ift.jsonl")
+    form = templates.load(template, fields={"tasks"})
+    old = [row for path in avoid or [] for row in read_all(path, records.prompt_record)]
+    model = LazyEngine(engine.spec(prompt_model))
+    tries = max_tries or 10 * count
+    shots = {"from_seeds": from_seeds, "from_generated": from_generated, "together": together}
+    shots |= {"max_rouge_l": max_rouge_l, "iteration": iteration}
+    options = stage.GenPromptsOptions(count, tries, form, sampling.sampling(form.stop), sampling.seed, **shots)
+    tally = run.stage(
+        "gen-prompts",
+        stream,
+        None,
+        identity(sampling, **shots, template=form.hash, seeds=hash_of_ids(seeds), avoid=hash_of_ids(old))
+        | run.model_identity(model.spec),
+        lambda _, done: stage.gen_prompts(seeds, model, options, avoid=old, kept=done.rows(), tried=done.read),
+        total=count,
+        engine=model,
+    )
+    if tally.kept < count:
+        raise LimitExceeded(
+            f"{tally.kept} of {count} prompts after {tally.read} tries",
+            "raise --max-tries, or --temperature; those are written",
+        )
+
+
+def hash_of_ids(rows: list[records.Row]) -> str:
+    """Return a hash of which prompts these are."""
+    return records.short_hash("\n".join(row["id"] for row in rows))

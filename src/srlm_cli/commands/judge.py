@@ -1,0 +1,105 @@
+"""srlm judge."""
+
+from collections.abc import Iterable, Iterator
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records, templates
+from srlm_cli.commands import run
+from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, grouped, identity, new_app
+from srlm_cli.engines import LazyEngine
+from srlm_cli.errors import BadRow, LimitExceeded, OptionError
+from srlm_cli.records import Row
+from srlm_cli.stages import judge as stage
+from srlm_cli.streams.reader import Reader
+
+app = new_app()
+
+
+@app.command()
+@grouped
+def judge(
+    stream: StreamOptions,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    samples: Annotated[
+        int, Option("--samples", "-k", min=1, help="Judgements a response (the paper: 3), averaged.")
+    ] = 3,
+    template: Annotated[
+        str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
+    ] = "additive",
+    finish_score: Annotated[
+        bool,
+        Option("--finish-score/--no-finish-score", help="Let the model choose the score of a judgement that has none."),
+    ] = False,
+    max_unparsed: Annotated[
+        float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
+    ] = 1.0,
+) -> None:
+    """Score responses with a model as the judge, K judgements each.
+
+    \b
+    Examples:
+      srlm judge --in responses.jsonl --out judged.jsonl
+      srlm judge --in responses.jsonl --model M2/model --template score_only --finish-score
+      srlm judge --in ranked.jsonl --model M1/model | srlm eval reward
+
+    Without --model the judge is the model that wrote the responses, named in their `model` field:
+    self-rewarding. Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
+    ranked rows (`responses`). Adds `score` (the mean of the readable scores, or null), `scores`,
+    `score_from`, `judgements` and `judge`. Of a judgement the last well-formed score counts. The
+    defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+    """
+    rows = run.reader(stream, judgeable, [stream.in_])
+    form = templates.load(template, fields={"prompt", "response"})
+    if finish_score and not (form.choices and form.finish):
+        raise OptionError(f"template {template} has no `finish` and `choices`", "--finish-score needs them")
+    self_judged = engine.model is None and engine.engine == "hf"
+    spec = engine.spec(writer_of(rows) if self_judged else None)
+    model = LazyEngine(spec)
+    options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score)
+    tally = run.stage(
+        "judge",
+        stream,
+        rows,
+        identity(sampling, samples=samples, template=form.hash, finish_score=finish_score) | run.model_identity(spec)
+        if spec.model or rows.peek()
+        else {},
+        lambda rows, _: stage.judge(of_one_writer(rows, spec.model) if self_judged else rows, model, options),
+        engine=model,
+    )
+    rate = tally.counts["unparsed"] / max(tally.counts["judgements"], 1)
+    if rate > max_unparsed:
+        raise LimitExceeded(
+            f"{rate:.1%} of the judgements have no readable score, over --max-unparsed {max_unparsed}",
+            "--finish-score lets the model choose a missing score; all rows are written",
+        )
+
+
+def judgeable(row: Row) -> Row | list[Row]:
+    """Return a response row, or the responses of a ranked row."""
+    if "responses" in row and "response" not in row:
+        return records.responses_of(records.ranked_record(row))
+    return records.response_record(row)
+
+
+def writer_of(rows: Reader) -> str | None:
+    """Return the model that wrote the first row; raise OptionError when it names none."""
+    first = rows.peek()
+    if first is None:
+        return None
+    if not first.get("model"):
+        raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL says who is the judge")
+    if first["model"] == "echo":
+        raise OptionError(f"{rows.at}: the row was written by the echo engine", "--engine echo, or --model MODEL")
+    return first["model"]
+
+
+def of_one_writer(rows: Iterable[Row], model: str | None) -> Iterator[Row]:
+    """Pass rows on; a row of another model is a bad row, since nobody said who is to judge it."""
+    for row in rows:
+        if row.get("model") != model:
+            other = row.get("model") or "no named model"
+            raise BadRow(f"written by {other}, rows before it by {model}: --model MODEL says who is the judge")
+        yield row

@@ -1,0 +1,44 @@
+"""srlm make-pairs."""
+
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records
+from srlm_cli.commands import run
+from srlm_cli.commands.options import Seed, StreamOptions, grouped, identity, new_app
+from srlm_cli.stages import make_pairs as stage
+
+app = new_app()
+
+
+@app.command()
+@grouped
+def make_pairs(
+    stream: StreamOptions,
+    seed: Seed = 0,
+    min_gap: Annotated[float, Option("--min-gap", min=0.0, help="Least difference of the two scores.")] = 0.0,
+    unsorted: Annotated[
+        bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows in memory.")
+    ] = False,
+) -> None:
+    """Pair the best with the worst response of each prompt.
+
+    \b
+    Examples:
+      srlm make-pairs --in judged.jsonl --out pairs.jsonl
+      srlm judge --in responses.jsonl | srlm make-pairs > pairs.jsonl
+      cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
+
+    The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
+    have fewer than two scored responses are dropped and counted (the paper's rule). Among responses
+    of equal score the seed decides. A response without a score is never ranked. The rows are what
+    TRL's DPOTrainer and datasets.load_dataset("json") take.
+    """
+    run.stage(
+        "make-pairs",
+        stream,
+        run.reader(stream, records.judged_record, [stream.in_]),
+        identity(seed=seed, min_gap=min_gap, unsorted=unsorted),
+        lambda rows, _: stage.make_pairs(rows, stage.PairOptions(min_gap, unsorted, seed)),
+    )

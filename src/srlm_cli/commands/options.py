@@ -1,0 +1,221 @@
+"""Options that several commands share, in groups; `grouped` makes a command take a group as one value."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from typer import Context, Option, Typer
+
+from srlm_cli import settings
+from srlm_cli.engines import EngineSpec
+from srlm_cli.engines.base import Sampling
+
+
+class OnError(StrEnum):
+    stop = "stop"
+    skip = "skip"
+
+
+class OnStale(StrEnum):
+    stop = "stop"
+    restart = "restart"
+
+
+class EngineName(StrEnum):
+    hf = "hf"
+    echo = "echo"
+
+
+class Dtype(StrEnum):
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
+Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary on stderr.", envvar="SRLM_QUIET")]
+In = Annotated[str, Option("--in", "-i", help="JSONL to read, plain or .gz; - is stdin.", metavar="FILE")]
+Out = Annotated[str, Option("--out", "-o", help="JSONL to write, plain or .gz; - is stdout.", metavar="FILE")]
+
+
+def use_settings(ctx: Context, path: str | None) -> str:
+    """Make the settings of this command the defaults of its options; the flag is read before all others."""
+    path = path if path is not None else settings.FILE if Path(settings.FILE).is_file() else ""
+    if not ctx.resilient_parsing:
+        ctx.default_map = settings_for(ctx, path, ctx.command_path.split(" ", 1)[1])
+    return path
+
+
+def settings_for(ctx: Context, path: str, section: str) -> dict[str, Any]:
+    """Return what a settings file says of one command, by parameter name."""
+    names = {opt.lstrip("-"): p.name for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
+    names = {option: name for option, name in names.items() if name not in ("config", "help")}
+    return settings.of_command(path, section, names, ctx.find_root().command.list_commands(ctx), SHARED)
+
+
+Config = Annotated[
+    str | None,
+    Option(
+        "--config", "-c", metavar="FILE", envvar="SRLM_CONFIG", is_eager=True, callback=use_settings,
+        show_default="srlm.toml, if it is there", help="Settings file with defaults for the options.",
+    ),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How rows come in."""
+
+    on_error: Annotated[OnError, Option("--on-error", help="A bad row: stop with exit 3, or skip and count it.")] = (
+        OnError.stop
+    )
+    rejects: Annotated[
+        str | None, Option("--rejects", metavar="FILE", help="Keep the skipped rows here, with their reasons.")
+    ] = None
+    limit: Annotated[int | None, Option("--limit", min=0, help="Read only so many rows.")] = None
+    quiet: Quiet = False
+    config: Config = None
+
+
+@dataclass(frozen=True)
+class StreamOptions(ReadOptions):
+    """How rows come in and go out."""
+
+    in_: In = "-"
+    out: Out = "-"
+    restart: Annotated[bool, Option("--restart", help="Throw FILE.part of an unfinished run away.")] = False
+    on_stale: Annotated[
+        OnStale, Option("--on-stale", help="A FILE.part left by other settings: stop with exit 2, or restart.")
+    ] = OnStale.stop
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which model runs, and on what."""
+
+    model: Annotated[
+        str | None,
+        Option(
+            "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
+            help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded).",
+        ),
+    ] = None  # fmt: skip
+    engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = EngineName.hf
+    batch_size: Annotated[int, Option("--batch-size", min=1, help="Completions written at the same time.")] = 64
+    device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
+    dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = Dtype.auto
+
+    def spec(self, model: str | None = None) -> EngineSpec:
+        """Return what to open: these options, with another model where one is given."""
+        return EngineSpec(self.engine.value, model or self.model, self.device, self.dtype.value, self.batch_size)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn; the defaults are the paper's."""
+
+    temperature: Annotated[float, Option("--temperature", min=0.0, help="0 is greedy.")] = 0.7
+    top_p: Annotated[
+        float, Option("--top-p", min=0.0, max=1.0, help="Nucleus: the most probable tokens up to this mass.")
+    ] = 0.9
+    max_new_tokens: Annotated[
+        int, Option("--max-new-tokens", min=1, help="A completion is cut off at this length.")
+    ] = 512
+    seed: Seed = 0
+
+    def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
+        """Return these options as the engines take them."""
+        return Sampling(self.temperature, self.top_p, self.max_new_tokens, stop)
+
+
+def option_names(*groups: type) -> set[str]:
+    """Return the names of a group's options as they stand in srlm.toml."""
+    return {field.name.strip("_").replace("_", "-") for group in groups for field in fields(group)}
+
+
+SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config", "in", "out"}
+
+# Options that decide how a command works, but not what rows it makes.
+OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "rejects", "batch-size", "device"}
+
+
+def identity(*groups: Any, **values: Any) -> dict[str, Any]:
+    """Return what of a command's options decides its rows: all but how rows come and go."""
+    own = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+    return {**own, **values}
+
+
+class Defaults:
+    """Beside an option group in a signature: other defaults for some of its options."""
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+
+def grouped(command: Callable) -> Callable:
+    """Let a command have option groups (dataclasses) as parameters: typer sees their fields instead."""
+    hints = get_type_hints(command, include_extras=True)
+    plain: list[inspect.Parameter] = []
+    groups: dict[str, tuple[type, list[str]]] = {}
+    for name in inspect.signature(command).parameters:
+        kind, extra = _group_of(hints[name])
+        if kind is None:
+            plain.append(inspect.signature(command).parameters[name].replace(annotation=hints[name]))
+            continue
+        own = get_type_hints(kind, include_extras=True)
+        groups[name] = kind, [field.name for field in fields(kind)]
+        for field in fields(kind):
+            default = extra.get(field.name, field.default)
+            keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            plain.append(inspect.Parameter(field.name, keyword, default=default, annotation=own[field.name]))
+    order = {"in_": 0, "out": 1}
+    plain.sort(key=lambda p: (p.default is not inspect.Parameter.empty, order.get(p.name, 2)))
+    rank = {name: at for at, name in enumerate(_last())}
+    plain.sort(key=lambda p: rank.get(p.name, -1))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        for name, (kind, names) in groups.items():
+            values[name] = kind(**{key: values.pop(key) for key in names})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(plain)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in plain}
+    return run
+
+
+def _last() -> list[str]:
+    """Return the plumbing options, which help shows behind a command's own."""
+    return [
+        "engine",
+        "batch_size",
+        "device",
+        "dtype",
+        "seed",
+        "limit",
+        "on_error",
+        "rejects",
+        "restart",
+        "on_stale",
+        "config",
+        "quiet",
+    ]
+
+
+def _group_of(hint: Any) -> tuple[type | None, dict[str, Any]]:
+    if get_origin(hint) is Annotated and is_dataclass(get_args(hint)[0]):
+        kind, *extra = get_args(hint)
+        return kind, {key: value for item in extra if isinstance(item, Defaults) for key, value in item.values.items()}
+    return (hint, {}) if is_dataclass(hint) else (None, {})
+
+
+def new_app() -> Typer:
+    """Return an app for the command or the commands of one module."""
+    return Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False)

@@ -1,0 +1,321 @@
+"""The one loop of every command that turns rows into rows: open, resume, write, count, finish."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from srlm_cli import __version__
+from srlm_cli.commands.options import ReadOptions, StreamOptions
+from srlm_cli.engines import EngineSpec, LazyEngine
+from srlm_cli.errors import BadRow, DataError, ExitCode, OptionError, SrlmError
+from srlm_cli.records import Row
+from srlm_cli.stages import Outcome
+from srlm_cli.streams.console import clock, progress, say
+from srlm_cli.streams.reader import Reader, count_lines
+from srlm_cli.streams.writer import FileWriter, StreamWriter, encode
+
+Check = Callable[[Row], Row | list[Row]]
+
+
+class Interrupted(SrlmError):
+    """Ctrl-C: what was finished is kept."""
+
+    code = ExitCode.INTERRUPTED
+
+
+@dataclass
+class Tally:
+    """What a command has done so far; the summary line and FILE.meta.json are made from it."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    counts: Counter[str] = field(default_factory=Counter)
+    tokens_in: int = 0
+    tokens_out: int = 0
+    seconds: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one outcome."""
+        self.read += outcome.read
+        self.kept += len(outcome.rows)
+        self.dropped.update(outcome.dropped)
+        self.counts.update(outcome.counts)
+        self.tokens_in += outcome.tokens_in
+        self.tokens_out += outcome.tokens_out
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON takes them."""
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "dropped": dict(self.dropped),
+            "counts": {name: count for name, count in self.counts.items() if count},
+            "tokens_in": self.tokens_in,
+            "tokens_out": self.tokens_out,
+            "seconds": round(self.seconds, 3),
+        }
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Tally:
+        """Return the tally that `as_dict` saved."""
+        return cls(**{**saved, "dropped": Counter(saved["dropped"]), "counts": Counter(saved["counts"])})
+
+    def summary(self) -> str:
+        """Return the figures in one line for people."""
+        parts = [f"{self.read} read", f"{self.kept} written"]
+        parts += [f"{count} dropped: {reason}" for reason, count in self.dropped.most_common()]
+        parts += [f"{count} {name}" for name, count in self.counts.items() if count]
+        if self.tokens_out:
+            rate = self.tokens_out / self.seconds if self.seconds else 0.0
+            parts.append(f"{self.tokens_in} tokens in, {self.tokens_out} out ({rate:.0f}/s)")
+        return ", ".join(parts) + f"; {clock(self.seconds)}"
+
+
+@dataclass
+class Resumed:
+    """Where an unfinished run stands: how many inputs are done, and the rows that it wrote."""
+
+    read: int
+    rows: Callable[[], Iterator[Row]]
+
+
+def reader(options: ReadOptions, check: Check, paths: list[str]) -> Reader:
+    """Return the reader of a command's input; it writes the `--rejects` file."""
+    if options.rejects and options.on_error != "skip":
+        raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
+    reject = open_rejects(options.rejects) if options.rejects else None
+    return Reader(paths, check, on_error=options.on_error.value, limit=options.limit, reject=reject)
+
+
+def stage(
+    name: str,
+    options: StreamOptions,
+    rows: Reader | None,
+    identity: dict[str, Any],
+    make: Callable[[Reader, Resumed], Iterable[Outcome]],
+    *,
+    total: int | None = None,
+    engine: LazyEngine | None = None,
+) -> Tally:
+    """Run a stage over its input and write what it yields; return the counts.
+
+    `identity` is all that decides the rows; a FILE.part of another identity is not continued. A
+    stage without input (`rows` None) counts its own tries. A bad row raises DataError when all that
+    stands before it is finished and saved.
+    """
+    writer = open_writer(options.out, {"command": name, "srlm": __version__, **identity})
+    resumed, tally = resume(name, writer, options, rows)
+    started, before = time.monotonic(), tally.seconds
+    digest = resumed_digest(writer)
+    if total is None and rows is not None:
+        total = count_lines(rows.paths)
+        total = total if options.limit is None or total is None else min(total, options.limit)
+    try:
+        with progress(name, total, done=tally.read, quiet=options.quiet) as bar:
+            for outcome in make(rows, resumed):
+                writer.write(outcome.rows)
+                tally.add(outcome)
+                tally.seconds = before + time.monotonic() - started
+                for _ in range(outcome.read if rows is not None else 0):
+                    digest = rows.digests.popleft()
+                writer.mark({**tally.as_dict(), "digest": digest.hex()})
+                bar.advance(outcome.read if rows is not None else len(outcome.rows), note(tally))
+        tally.seconds = before + time.monotonic() - started
+        check_whole(rows)
+    except KeyboardInterrupt:
+        writer.close()
+        raise Interrupted("interrupted", how_to_go_on(writer)) from None
+    except BadRow as error:
+        writer.close()
+        raise DataError(f"{rows.at}: {error}") from None
+    except OSError as error:
+        close_quietly(writer)
+        raise write_error(error, writer) from error
+    except BaseException:
+        close_quietly(writer)
+        raise
+    if rows is not None and rows.skipped:
+        tally.dropped["bad row"] = rows.skipped
+    try:
+        writer.commit(meta(name, rows, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
+    except OSError as error:
+        raise write_error(error, writer) from error
+    if not options.quiet:
+        say(f"srlm {name}: {tally.summary()}")
+    return tally
+
+
+def resume(
+    name: str, writer: FileWriter | StreamWriter, options: StreamOptions, rows: Reader | None
+) -> tuple[Resumed, Tally]:
+    """Open the output, behind what an unfinished run left there if it is this run's own."""
+    if isinstance(writer, StreamWriter):
+        return Resumed(0, lambda: iter(())), Tally()
+    saved = None
+    if not options.restart:
+        try:
+            saved = writer.left_over()
+        except OptionError:
+            if options.on_stale != "restart":
+                raise
+    if saved and saved.get("read"):
+        if rows is not None and rows.skip(saved["read"]) != saved["digest"]:
+            if options.on_stale != "restart" or "-" in rows.paths:
+                raise OptionError(f"{writer.part} was left by a run over another input", "--restart throws it away")
+            rows.__init__(rows.paths, rows.check, on_error=rows.on_error, limit=rows.limit, reject=rows.reject)
+            saved = None
+    else:
+        saved = None
+    writer.start(saved)
+    if not saved:
+        return Resumed(0, lambda: iter(())), Tally()
+    tally = Tally.of({key: saved[key] for key in Tally().as_dict()})
+    if not options.quiet:
+        say(f"srlm {name}: going on behind {tally.read} done ({tally.kept} rows in {writer.part})")
+    return Resumed(tally.read, writer.previous), tally
+
+
+def resumed_digest(writer: FileWriter | StreamWriter) -> bytes:
+    return bytes.fromhex(writer.state.get("digest", "")) if isinstance(writer, FileWriter) else b""
+
+
+def check_whole(rows: Reader | None) -> None:
+    """Raise the error of a bad row that ended the input; every row read must have had an outcome."""
+    if rows is None:
+        return
+    if rows.error:
+        error, rows.error = rows.error, None
+        raise error
+    if rows.digests:
+        raise SrlmError(
+            f"{len(rows.digests)} rows were read and never finished", "this is a fault of srlm, please report it"
+        )
+
+
+def note(tally: Tally) -> str:
+    """Return the figure to show beside the progress."""
+    return f"{tally.tokens_out / tally.seconds:.0f} tokens/s" if tally.tokens_out and tally.seconds else ""
+
+
+# --- the ends --------------------------------------------------------------------------------
+
+_data_fd: int | None = None
+
+
+def data_stdout() -> int:
+    """Return a private copy of stdout for rows; whatever a library prints goes to stderr from now on."""
+    global _data_fd
+    if _data_fd is None:
+        sys.stdout.flush()
+        _data_fd = os.dup(1)
+        os.dup2(2, 1)
+    return _data_fd
+
+
+def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | StreamWriter:
+    """Return the writer for `--out`: stdout, or a file that appears when it is complete; None keeps nothing."""
+    stdout = data_stdout()
+    if out is None:
+        return StreamWriter(os.open(os.devnull, os.O_WRONLY))
+    if out == "-":
+        return StreamWriter(os.dup(stdout))
+    return FileWriter(Path(out), fingerprint)
+
+
+def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int) -> None:
+    """Write the result of a command that reads all its input first, `read` rows of it: metrics."""
+    tally = Tally(read=read, kept=len(made))
+    writer = open_writer(out, {"command": name})
+    try:
+        if isinstance(writer, FileWriter):
+            writer.start(None)
+        writer.write(made)
+        writer.commit(meta(name, rows, tally, None), tally.as_dict())
+    except OSError as error:
+        raise write_error(error, writer) from error
+
+
+def print_result(row: Row) -> None:
+    """Print the one JSON line of results of a command that makes a folder."""
+    writer = StreamWriter(os.dup(data_stdout()))
+    writer.write([row])
+    writer.close()
+
+
+def open_rejects(path: str) -> Callable[[Row], None]:
+    """Return a function that keeps a rejected row: where it stood, why, and its text."""
+    try:
+        file = open(path, "wb", buffering=0)
+    except OSError as error:
+        raise OptionError(f"cannot write {path}: {error.strerror}") from None
+    return lambda row: file.write(encode([row]))
+
+
+def how_to_go_on(writer: FileWriter | StreamWriter) -> str:
+    """Return what becomes of the rows so far."""
+    if isinstance(writer, StreamWriter):
+        return "the rows so far are written; with --out FILE a run can be resumed"
+    return f"the rows so far are in {writer.part}; the same command goes on from there"
+
+
+def write_error(error: OSError, writer: FileWriter | StreamWriter) -> SrlmError:
+    """Return a failed write as one line; a full disk says how to go on."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    where = error.filename or (writer.part if isinstance(writer, FileWriter) else "stdout")
+    return SrlmError(f"{where}: {error.strerror or error}", how_to_go_on(writer) if full else "")
+
+
+def close_quietly(writer: FileWriter | StreamWriter) -> None:
+    """Save what can be saved when something else has failed already."""
+    try:
+        writer.close()
+    except Exception:  # noqa: BLE001 - the first failure is the one to report
+        pass
+
+
+# --- how a file was made ---------------------------------------------------------------------
+
+
+def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None) -> dict[str, Any]:
+    """Return what FILE.meta.json tells: command line, versions, inputs and counts."""
+    return {
+        "command": name,
+        "argv": sys.argv[1:],
+        "inputs": rows.paths if rows else [],
+        "versions": versions(),
+        "counts": tally.as_dict(),
+        **({"engine": engine.name, "model": engine.model} if engine else {}),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of srlm, Python and those libraries that this process has used."""
+    libraries = {"torch": "torch", "transformers": "transformers", "trl": "trl", "peft": "peft", "datasets": "datasets"}
+    used = {name: version(package) for name, package in libraries.items() if name in sys.modules}
+    return {"srlm": __version__, "python": ".".join(map(str, sys.version_info[:3])), **used}
+
+
+def model_identity(spec: EngineSpec) -> dict[str, Any]:
+    """Return what of an engine decides its rows."""
+    if spec.engine == "echo":
+        return {"engine": "echo"}
+    from srlm_cli.models import fingerprint
+
+    if not spec.model:
+        raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or smollm2-135m-instruct")
+    return {
+        "engine": spec.engine,
+        "model": spec.model,
+        "model_fingerprint": fingerprint(spec.model),
+        "dtype": spec.dtype,
+    }

@@ -1,0 +1,44 @@
+"""srlm sample."""
+
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records
+from srlm_cli.commands import run
+from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, grouped, identity, new_app
+from srlm_cli.engines import LazyEngine
+from srlm_cli.stages import sample as stage
+
+app = new_app()
+
+
+@app.command()
+@grouped
+def sample(
+    stream: StreamOptions,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
+    n: Annotated[int, Option("--n", "-n", min=1, help="Responses a prompt (the paper: 4).")] = 4,
+) -> None:
+    """Draw N candidate responses for each prompt.
+
+    \b
+    Examples:
+      srlm sample --in prompts.jsonl --model M1/model --out responses.jsonl
+      echo '{"prompt": "Why is the sky blue?"}' | srlm sample --model smollm2-135m-instruct -n 2
+      srlm sample --in prompts.jsonl --model M1/model | srlm judge | srlm make-pairs > pairs.jsonl
+
+    Reads `prompt` rows (also alpaca, sharegpt and `messages` rows), writes one row a response:
+    `prompt_id`, `prompt`, `response`, `k`, `finish_reason`, `model`. The defaults are the paper's
+    (arXiv 2401.10020): N=4 at temperature 0.7, top-p 0.9.
+    """
+    model = LazyEngine(engine.spec())
+    run.stage(
+        "sample",
+        stream,
+        run.reader(stream, records.prompt_record, [stream.in_]),
+        identity(sampling, n=n) | run.model_identity(model.spec),
+        lambda rows, _: stage.sample(rows, model, stage.SampleOptions(n, sampling.sampling(), sampling.seed)),
+        engine=model,
+    )

@@ -1,0 +1,79 @@
+"""srlm settings."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from typer import Context, Option
+
+from srlm_cli.commands.options import OPERATIONAL, Config, new_app
+from srlm_cli.streams.writer import replace_text
+
+app = new_app()
+
+
+@app.command()
+def settings(
+    ctx: Context,
+    stamps: Annotated[
+        str | None,
+        Option("--stamps", metavar="FOLDER", help="Keep a file a command there, rewritten only when it changes."),
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Print the settings of the commands, as Make compares them.
+
+    \b
+    Examples:
+      srlm settings --config srlm.toml
+      srlm settings --stamps runs/demo/.settings
+
+    Prints one JSON line a command: the options as srlm.toml and SRLM_* set them, without those that
+    do not change what is made (batch size, progress, file names). With --stamps each line is kept as
+    FOLDER/COMMAND.json and touched only when it changes, so that Make rebuilds what depends on it.
+    """
+    root = ctx.find_root()
+    for name, command in commands_below(root):
+        own = command.make_context(name, [], parent=root, resilient_parsing=True, default_map=None)
+        values = resolved(own, config or "", name)
+        line = json.dumps({"command": name, **values}, sort_keys=True)
+        if stamps is None:
+            print(line)
+        else:
+            keep(Path(stamps) / f"{name.replace(' ', '-')}.json", line + "\n")
+
+
+def commands_below(root: Context) -> list[tuple[str, Any]]:
+    """Return (name, command) of every command of the loop, those of a group by both words."""
+    found = []
+    for name in root.command.list_commands(root):
+        command = root.command.get_command(root, name)
+        inner = getattr(command, "commands", None)
+        found += [(f"{name} {sub}", one) for sub, one in inner.items()] if inner else [(name, command)]
+    return [
+        (name, command)
+        for name, command in found
+        if any(p.name == "config" for p in command.params) and name != "settings"
+    ]
+
+
+def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
+    """Return the options of a command as environment and settings file leave them, by dashed name."""
+    from srlm_cli.commands.options import settings_for
+
+    ctx.default_map = settings_for(ctx, path, name)
+    ctx.auto_envvar_prefix = "SRLM_" + name.upper().replace(" ", "_").replace("-", "_")
+    values = {}
+    for option in ctx.command.params:
+        dashed = max((o.lstrip("-") for o in option.opts), key=len)
+        if option.name != "help" and not {dashed, option.name.strip("_").replace("_", "-")} & OPERATIONAL:
+            value, _ = option.consume_value(ctx, {})
+            values[option.name.strip("_").replace("_", "-")] = value if value is not None else option.get_default(ctx)
+    return values
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a small file only when its content changes."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, text)

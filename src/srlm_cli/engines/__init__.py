@@ -1,0 +1,56 @@
+"""Ways to run a model, all behind the protocol of `base`; `open_engine` picks one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+from srlm_cli.engines.base import Completion, Engine, Request
+from srlm_cli.errors import OptionError
+
+NAMES = ("hf", "echo")
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which engine to open, with which model and on what."""
+
+    engine: str = "hf"
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 64
+
+
+def open_engine(spec: EngineSpec) -> Engine:
+    """Return an engine, its model loaded; raise EngineError where it cannot be."""
+    if spec.engine == "echo":
+        from srlm_cli.engines.echo import EchoEngine
+
+        return EchoEngine()
+    if spec.engine == "hf":
+        from srlm_cli.engines.hf import HfEngine
+
+        return HfEngine(spec)
+    raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+
+
+class LazyEngine:
+    """An engine that is opened by its first request, once: without rows no model is loaded."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.name = spec.engine
+        self.model = "echo" if spec.engine == "echo" else spec.model or ""
+        self.loads = 0
+        self._engine: Engine | None = None
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield completions in order; open the engine when there is something to ask."""
+        pending = iter(requests)
+        for first in pending:
+            if self._engine is None:
+                self._engine = open_engine(self.spec)
+                self.loads += 1
+            yield from self._engine.generate(chain([first], pending))

@@ -1,0 +1,62 @@
+"""What an engine is: requests in, completions out, in order, its model loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from srlm_cli.records import Message
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. `temperature` 0 is greedy; `stop` texts end a completion and are cut off."""
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    max_new_tokens: int = 512
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """Ask for one completion a seed of a chat.
+
+    `prefix` begins the assistant's turn and is not part of the completion. With `choices` the
+    completion is one of these texts, drawn by their probability behind the prefix (the most
+    probable one at temperature 0).
+    """
+
+    messages: list[Message]
+    sampling: Sampling
+    seeds: tuple[int, ...]
+    prefix: str = ""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to one request: a text and a finish reason for each of its seeds.
+
+    `finish_reasons` are `stop` (the model ended, or a stop text came) or `length` (cut at
+    `max_new_tokens`). `probabilities` has one number a choice, summing to 1, where choices were
+    asked for. Token counts are of the prompt (once) and of all texts.
+    """
+
+    texts: list[str]
+    finish_reasons: list[str]
+    tokens_in: int
+    tokens_out: int
+    probabilities: list[float] | None = None
+
+
+class Engine(Protocol):
+    """The one protocol that every way of running a model follows."""
+
+    name: str
+    model: str
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield the completion of each request, lazily and in input order; raise EngineError when it cannot."""
+        ...

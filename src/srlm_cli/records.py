@@ -1,0 +1,221 @@
+"""Every record that passes between the stages: its fields, its ids, its validation.
+
+A record is a JSON object. A function of this module takes one as read and returns it in the
+project's own form (`prompt`, `completion`, `responses`, ids filled in); fields it does not know
+pass through. What cannot be understood raises `BadRow` with what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+from srlm_cli.errors import BadRow
+
+Row = dict[str, Any]
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+
+
+def short_hash(text: str) -> str:
+    """Return the first 16 hex digits of the SHA-256 of `text`."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def prompt_id(prompt: Prompt) -> str:
+    """Return the id of a prompt: a hash of its text; one user message equals the bare string."""
+    if isinstance(prompt, list) and len(prompt) == 1 and prompt[0]["role"] == "user":
+        prompt = prompt[0]["content"]
+    return short_hash(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
+
+
+def as_messages(prompt: Prompt) -> list[Message]:
+    """Return a prompt as chat messages: `[{"role": ..., "content": ...}]`."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def as_text(prompt: Prompt) -> str:
+    """Return a prompt as one text, turns labelled by their speaker, for templates and reports."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
+
+
+# --- the records -----------------------------------------------------------------------------
+
+
+def prompt_record(row: Row) -> Row:
+    """Return a prompt row `{id, prompt}`; also read from alpaca, sharegpt, `messages` and ranked rows.
+
+    The `responses` of a ranked row, an answer to the prompt and no part of it, are left behind.
+    """
+    prompt = _prompt(row)
+    rest = {key: value for key, value in row.items() if key != "responses"}
+    return _with(rest, id=_id(row) or prompt_id(prompt), prompt=prompt)
+
+
+def completion_record(row: Row) -> Row:
+    """Return an IFT or EFT row `{id, prompt, completion}`; alpaca, sharegpt and `messages` too."""
+    if "completion" in row:
+        completion = _text_or_messages(row["completion"], "completion")
+        prompt = _prompt(row)
+    elif "output" in row and "instruction" in row:
+        completion, prompt = _text(row["output"], "output"), _prompt(row)
+    elif "messages" in row or "conversations" in row:
+        *turns, last = _dialogue(row)
+        if not turns or last["role"] != "assistant":
+            raise BadRow("expected a dialogue that ends with an assistant turn after a user turn")
+        prompt, completion = turns, last["content"]
+    else:
+        raise BadRow(f"expected `completion` beside `prompt`, got {_keys(row)}")
+    if not completion:
+        raise BadRow("expected a completion, got an empty one")
+    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, completion=completion)
+
+
+def ranked_record(row: Row) -> Row:
+    """Return a ranked row `{id, prompt, responses: [{text, rank | score}]}`.
+
+    `rank` counts from 0 or 1, the smaller the better; `score` is any number, the larger the better.
+    """
+    prompt = _prompt(row)
+    responses = row.get("responses")
+    if not isinstance(responses, list) or not responses:
+        raise BadRow(f"expected `responses`, a list of {{text, rank or score}}, got {_keys(row)}")
+    for response in responses:
+        if not isinstance(response, dict) or not isinstance(response.get("text"), str):
+            raise BadRow("expected every one of `responses` to be {text, rank or score}")
+        if not any(_is_number(response.get(key)) for key in ("rank", "score")):
+            raise BadRow("expected a number as `rank` or `score` of every response")
+    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt)
+
+
+def response_record(row: Row) -> Row:
+    """Return a response row `{id, prompt_id, prompt, response}`, from `srlm sample` or any tool.
+
+    The id is `<prompt_id>/<k>`, or, in a row that has no `k`, ends with a hash of the response.
+    """
+    prompt = _prompt(row)
+    response = _text(row.get("response"), "response")
+    group = str(row.get("prompt_id") or prompt_id(prompt))
+    own = f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
+    return _with(row, id=_id(row) or own, prompt_id=group, prompt=prompt)
+
+
+def judged_record(row: Row) -> Row:
+    """Return a judged row: a response row with `score`, a number or null (not readable)."""
+    row = response_record(row)
+    if "score" not in row or not (row["score"] is None or _is_number(row["score"])):
+        raise BadRow(f"expected `score`, a number or null, got {row.get('score', 'none')!r}")
+    return row
+
+
+def pair_record(row: Row) -> Row:
+    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists."""
+    prompt = _prompt(row)
+    chosen = _text_or_messages(row.get("chosen"), "chosen")
+    rejected = _text_or_messages(row.get("rejected"), "rejected")
+    if not chosen or not rejected:
+        raise BadRow("expected `chosen` and `rejected` to hold text, got an empty one")
+    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def responses_of(ranked: Row) -> list[Row]:
+    """Return a ranked row as response rows, in their order, with `k` and the human `rank` or `score`."""
+    rest = {key: value for key, value in ranked.items() if key not in ("id", "responses")}
+    return [
+        {
+            **rest,
+            "id": f"{ranked['id']}/{k}",
+            "prompt_id": ranked["id"],
+            "response": response["text"],
+            "k": k,
+            "human": human_value(response),
+        }
+        for k, response in enumerate(ranked["responses"])
+    ]
+
+
+def human_value(response: Row) -> float:
+    """Return how much people liked a ranked response, larger is better: its score, or minus its rank."""
+    return float(response["score"]) if _is_number(response.get("score")) else -float(response["rank"])
+
+
+# --- the pieces ------------------------------------------------------------------------------
+
+
+def _with(row: Row, **fields: Any) -> Row:
+    """Return the row with these fields first and the rest of it behind them, as it was."""
+    return {**fields, **{key: value for key, value in row.items() if key not in fields}}
+
+
+def _id(row: Row) -> str | None:
+    return None if row.get("id") in (None, "") else str(row["id"])
+
+
+def _prompt(row: Row) -> Prompt:
+    if "prompt" in row:
+        prompt = _text_or_messages(row["prompt"], "prompt")
+    elif "instruction" in row:
+        parts = [_text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")]
+        prompt = "\n\n".join(part for part in parts if part)
+    elif "messages" in row or "conversations" in row:
+        prompt = _dialogue(row)
+        if "responses" not in row and prompt[-1]["role"] == "assistant":
+            prompt = prompt[:-1]
+    else:
+        raise BadRow(f"expected `prompt` (or `instruction`, `messages`, `conversations`), got {_keys(row)}")
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+        raise BadRow("expected a prompt, got an empty one")
+    return prompt
+
+
+def _dialogue(row: Row) -> list[Message]:
+    if "messages" in row:
+        return _messages(row["messages"], "messages")
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise BadRow("expected `conversations` to be a list of {from, value}")
+    try:
+        turns = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
+    except KeyError as error:
+        raise BadRow(f"expected `conversations` to be a list of {{from, value}}, got {error} in one") from None
+    return _messages(turns, "conversations")
+
+
+def _messages(value: Any, field: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"expected `{field}` to be a list of {{role, content}}, got {_kind(value)}")
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise BadRow(f"expected every message of `{field}` to be {{role, content}} with texts")
+    return value
+
+
+def _text_or_messages(value: Any, field: str) -> Prompt:
+    return _messages(value, field) if isinstance(value, list) else _text(value, field)
+
+
+def _text(value: Any, field: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"expected `{field}` to be a text, got {_kind(value)}")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    names = {type(None): "nothing", str: "a text", list: "a list", dict: "an object", bool: "a true or false"}
+    return names.get(type(value), "a number")
+
+
+def _keys(row: Row) -> str:
+    names = list(row)
+    return "the fields " + ", ".join(f"`{name}`" for name in names[:6]) + (", ..." if len(names) > 6 else "")

@@ -1,0 +1,66 @@
+"""srlm.toml: defaults for options, by command; a key that no option has is refused.
+
+    [defaults]          # options of several commands
+    seed = 0
+    [sample]            # options of one command
+    n = 4
+    ["eval reward"]     # a command of a group
+
+Precedence: flag > SRLM_* environment > srlm.toml > the option's own default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from srlm_cli.errors import OptionError
+
+DEFAULTS = "defaults"
+FILE = "srlm.toml"
+
+
+def load(path: str) -> dict[str, dict[str, Any]]:
+    """Return the sections of a settings file, keys in their dashed spelling; an empty path has none."""
+    if not path:
+        return {}
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(f"cannot read the settings {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise OptionError(f"{path}: not TOML: {error}") from None
+    for section, keys in content.items():
+        if not isinstance(keys, dict):
+            raise OptionError(
+                f"{path}: `{section}` stands outside a section", f"put it under [{DEFAULTS}] or a command"
+            )
+    return {section: {key.replace("_", "-"): value for key, value in keys.items()} for section, keys in content.items()}
+
+
+def of_command(
+    path: str, command: str, options: dict[str, str], commands: list[str], shared: set[str]
+) -> dict[str, Any]:
+    """Return the settings of one command as {parameter name: value}.
+
+    `options` maps the command's dashed option names to parameter names; `shared` are the options
+    that [defaults] may hold. A section that is no command, or a key that is no option, raises
+    OptionError.
+    """
+    sections = load(path)
+    for section in sections:
+        if section != DEFAULTS and section.split()[0] not in commands:
+            raise OptionError(f"{path}: no command [{section}]{_nearest(section, commands)}")
+    own, common = sections.get(command, {}), sections.get(DEFAULTS, {})
+    for where, keys, known in ((command, own, set(options)), (DEFAULTS, common, shared)):
+        for key in keys:
+            if key not in known:
+                raise OptionError(f"{path}: [{where}] has no option `{key}`{_nearest(key, sorted(known))}")
+    return {options[key]: value for key, value in {**common, **own}.items() if key in options}
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else ""

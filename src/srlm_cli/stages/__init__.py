@@ -1,0 +1,27 @@
+"""The stages of the loop: pure functions over an iterator, without files, argv or a clock.
+
+A stage yields one `Outcome` for each input it is done with, in input order, so whoever runs it can
+count (rows in = rows out + drops) and can stop and go on at any outcome.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from srlm_cli.records import Row
+
+
+@dataclass
+class Outcome:
+    """What became of the next `read` input rows: the rows they made, and how many were dropped and why.
+
+    `counts` are further figures for the summary (`unparsed`, `judgements`); tokens are those that
+    an engine read and wrote for it.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    read: int = 1
+    dropped: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    tokens_in: int = 0
+    tokens_out: int = 0

@@ -1,0 +1,168 @@
+"""New prompts: few-shot from seeds and from prompts made before (arXiv 2401.10020, section 2.3, step 1).
+
+The filters and their constants are those of Self-Instruct (arXiv 2212.10560) that the paper names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from random import Random
+
+from rapidfuzz import process
+from rapidfuzz.distance import Indel
+
+from srlm_cli.engines.base import Engine, Request, Sampling
+from srlm_cli.records import Row, as_messages, as_text, prompt_id
+from srlm_cli.seeds import derive
+from srlm_cli.stages import Outcome
+from srlm_cli.templates import Template
+
+MAX_ROUGE_L = 0.7
+MIN_WORDS, MAX_WORDS = 4, 150
+KEYWORDS = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot")
+PHRASES = ("go to",)
+BANNED_START = "write a program"
+UNSEEN = re.compile(rf"\b(?:{'|'.join(KEYWORDS + PHRASES)})\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class GenPromptsOptions:
+    """Go on until `count` prompts are kept or `max_tries` are spent, `together` tries at a time.
+
+    Each try shows `from_seeds` seed prompts and `from_generated` kept ones (more seeds while there
+    are too few of these). Each `iteration` draws differently.
+    """
+
+    count: int
+    max_tries: int
+    template: Template
+    sampling: Sampling
+    seed: int
+    from_seeds: int = 6
+    from_generated: int = 2
+    together: int = 32
+    max_rouge_l: float = MAX_ROUGE_L
+    iteration: int = 1
+
+
+def gen_prompts(
+    seeds: list[Row],
+    engine: Engine,
+    options: GenPromptsOptions,
+    *,
+    avoid: Iterable[Row] = (),
+    kept: Iterable[Row] = (),
+    tried: int = 0,
+) -> Iterator[Outcome]:
+    """Yield an outcome a try: a prompt row, or the reason why it was dropped.
+
+    A prompt too like one of `seeds`, of `avoid` (prompts of earlier iterations) or of those made so
+    far is dropped.
+    `kept` and `tried` continue an earlier run, with the rows it would have gone on to make: tries
+    come in windows of `together`, and a window sees the prompts kept in the windows before it.
+    """
+    made = list(kept)
+    known = NearDuplicates([as_text(row["prompt"]) for row in [*seeds, *avoid, *made]], options.max_rouge_l)
+    for start in range(tried - tried % options.together, options.max_tries, options.together):
+        if len(made) >= options.count:
+            return
+        pool = [row for row in made if row["try"] < start]
+        tries = range(start, min(start + options.together, options.max_tries))
+        requests = [few_shot(seeds, pool, number, options) for number in tries]
+        for number, request, completion in zip(tries, requests, engine.generate(requests), strict=True):
+            if number < tried:
+                continue
+            text = clean(completion.texts[0])
+            reason = fault(text, completion.finish_reasons[0]) or known.fault(text)
+            row = None if reason else prompt_row(text, number, request, engine.model)
+            if row:
+                made.append(row)
+                known.add(text)
+            yield Outcome(
+                rows=[row] if row else [],
+                dropped={reason: 1} if reason else {},
+                tokens_in=completion.tokens_in,
+                tokens_out=completion.tokens_out,
+            )
+            if len(made) >= options.count:
+                return
+
+
+def few_shot(seeds: list[Row], generated: list[Row], number: int, options: GenPromptsOptions) -> Request:
+    """Return the request of one try: demonstrations from both pools, shuffled, and the start of the next task."""
+    draw = Random(derive(options.seed, "demonstrations", options.iteration, number))
+    own = draw.sample(generated, min(options.from_generated, len(generated)))
+    wanted = options.from_seeds + options.from_generated - len(own)
+    shown = own + draw.sample(seeds, min(wanted, len(seeds)))
+    draw.shuffle(shown)
+    tasks = "\n".join(f"Task {at}: {as_text(row['prompt'])}" for at, row in enumerate(shown, 1))
+    return Request(
+        as_messages(options.template.render(tasks=tasks).strip()),
+        options.sampling,
+        (derive(options.seed, "gen-prompts", options.iteration, number),),
+        prefix=options.template.start(next=str(len(shown) + 1)),
+    )
+
+
+def prompt_row(text: str, number: int, request: Request, model: str) -> Row:
+    """Return the row of a new prompt: which try made it, and which model."""
+    return {"id": prompt_id(text), "prompt": text, "source": "generated", "model": model, "try": number}
+
+
+def clean(text: str) -> str:
+    """Return a generated prompt without its label and without quotes around the whole."""
+    text = re.sub(r"^\s*(?:task\s*\d+\s*[:.]|\d+[.)])\s*", "", text.strip(), flags=re.IGNORECASE)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+        text = text[1:-1]
+    return text.strip()
+
+
+def fault(text: str, finish_reason: str = "stop") -> str:
+    """Return why a generated prompt is dropped by Self-Instruct's filters, or an empty string."""
+    words = text.split()
+    if finish_reason != "stop":
+        return "cut off"
+    if len(words) < MIN_WORDS:
+        return "too short"
+    if len(words) > MAX_WORDS:
+        return "too long"
+    if UNSEEN.search(text):
+        return "keyword"
+    if text.lower().startswith(BANNED_START):
+        return "write a program"
+    if not text[0].isascii():
+        return "starts outside ASCII"
+    if not text[0].isalnum():
+        return "starts with punctuation"
+    return ""
+
+
+class NearDuplicates:
+    """Find prompts too like a known one by ROUGE-L F, that is 2 LCS / (m + n) over their words.
+
+    That number is the normalized Indel similarity of two sequences of words.
+    """
+
+    def __init__(self, texts: Iterable[str], limit: float) -> None:
+        self.limit = limit
+        self.known = [words_of(text) for text in texts]
+
+    def add(self, text: str) -> None:
+        """Make a text known."""
+        self.known.append(words_of(text))
+
+    def highest(self, text: str) -> float:
+        """Return the ROUGE-L F of the known text that is most like this one."""
+        found = process.extractOne(words_of(text), self.known, scorer=Indel.normalized_similarity)
+        return found[1] if found else 0.0
+
+    def fault(self, text: str) -> str:
+        """Return the reason to drop a near-duplicate, or an empty string."""
+        return "near-duplicate" if self.highest(text) > self.limit else ""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words that ROUGE compares: lower case, runs of letters and digits."""
+    return re.findall(r"[^\W_]+", text.lower())

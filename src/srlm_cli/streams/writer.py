@@ -1,0 +1,191 @@
+"""Write rows so that FILE exists if and only if it is complete, and a killed run can go on.
+
+Rows go to FILE.part; FILE.part.meta.json says how far they are known to be whole (a checkpoint).
+On success the part is synced and renamed, and FILE.meta.json beside it tells how FILE was made.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any
+
+from srlm_cli.errors import ClosedPipe, OptionError
+from srlm_cli.records import Row
+
+SECONDS_BETWEEN_CHECKPOINTS = 0.5
+
+
+def dumps(row: Any) -> str:
+    """Return a row as one line of strict JSON, text kept as it is; NaN raises ValueError."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+class StreamWriter:
+    """Write rows to a pipe, each line at once; there is nothing to resume."""
+
+    def __init__(self, fd: int) -> None:
+        self.file = os.fdopen(fd, "wb")
+
+    def write(self, rows: list[Row]) -> None:
+        """Write and flush; raise ClosedPipe when the other end has gone."""
+        try:
+            self.file.write(encode(rows))
+            self.file.flush()
+        except BrokenPipeError:
+            raise ClosedPipe from None
+
+    def mark(self, state: dict[str, Any]) -> None:
+        """Do nothing: a pipe keeps no state."""
+
+    def close(self) -> None:
+        """Close the stream; what was written is gone already."""
+        try:
+            self.file.close()
+        except BrokenPipeError:
+            raise ClosedPipe from None
+
+    def commit(self, meta: dict[str, Any], state: dict[str, Any]) -> None:
+        """Close the stream, so that a late write error is seen."""
+        self.close()
+
+
+class FileWriter:
+    """Write rows to FILE.part and make FILE of it when all are there; FILE may end in `.gz`.
+
+    `mark` says that the rows so far belong to finished work. The last mark is saved within half a
+    second, by a thread, since the next rows may be minutes of generation away.
+    """
+
+    def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
+        self.path = path
+        self.part = path.with_name(path.name + ".part")
+        self.part_meta = path.with_name(self.part.name + ".meta.json")
+        self.meta = path.with_name(path.name + ".meta.json")
+        self.fingerprint = fingerprint
+        self.zipped = path.name.endswith(".gz")
+        self.lock = Lock()
+        self.closed = Event()
+
+    def left_over(self) -> dict[str, Any] | None:
+        """Return the last checkpoint of an unfinished run, or None; raise OptionError if it was another run's."""
+        if not self.part.exists():
+            return None
+        try:
+            saved = json.loads(self.part_meta.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        old, new = saved["fingerprint"], json.loads(json.dumps(self.fingerprint))
+        if differing := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+            changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
+            raise OptionError(
+                f"{self.part} was left by a run with other settings: {changes}", "--restart throws it away"
+            )
+        return saved["checkpoint"]
+
+    def start(self, resume: dict[str, Any] | None) -> None:
+        """Open FILE.part, cut back to a checkpoint (a torn last line goes), or empty without one."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.part, "r+b" if resume else "wb")
+        self.bytes = resume["bytes"] if resume else 0
+        self.file.truncate(self.bytes)
+        self.file.seek(self.bytes)
+        self.member: gzip.GzipFile | None = None
+        self.state = {key: value for key, value in (resume or {}).items() if key != "bytes"}
+        self.unsaved = True
+        self._save()
+        Thread(target=self._save_now_and_then, daemon=True).start()
+
+    def previous(self) -> Iterator[Row]:
+        """Iterate over the rows that FILE.part held when it was opened."""
+        with open(self.part, "rb") as file:
+            kept = file.read(self.bytes)
+        for line in (gzip.decompress(kept) if self.zipped and kept else kept).split(b"\n"):
+            if line:
+                yield json.loads(line)
+
+    def write(self, rows: list[Row]) -> None:
+        """Append rows; a plain file is flushed at once, a `.gz` when its mark is saved."""
+        with self.lock:
+            if self.zipped:
+                self.member = self.member or gzip.GzipFile(fileobj=self.file, mode="ab", filename="", mtime=0)
+                self.member.write(encode(rows))
+            else:
+                self.file.write(encode(rows))
+                self.file.flush()
+
+    def mark(self, state: dict[str, Any]) -> None:
+        """Note that all rows written so far are those of `state`."""
+        with self.lock:
+            self.state, self.unsaved = state, True
+            if not self.zipped:
+                self.bytes = self.file.tell()
+
+    def close(self) -> None:
+        """Save the last mark and leave FILE.part to a later run."""
+        self.closed.set()
+        with self.lock:
+            self._save()
+            self.file.close()
+
+    def commit(self, meta: dict[str, Any], state: dict[str, Any]) -> None:
+        """Sync the rows, write FILE.meta.json, and only then let FILE appear under its name."""
+        self.mark(state)
+        self.closed.set()
+        with self.lock:
+            self._end_member()
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.bytes = self.file.tell()
+            self.file.close()
+        replace_text(self.meta, json.dumps({**meta, **self._checkpoint()}, indent=1, ensure_ascii=False) + "\n")
+        os.replace(self.part, self.path)
+        self.part_meta.unlink(missing_ok=True)
+
+    def _save_now_and_then(self) -> None:
+        while not self.closed.wait(SECONDS_BETWEEN_CHECKPOINTS):
+            with self.lock:
+                if not self.closed.is_set():
+                    try:
+                        self._save()
+                    except OSError:  # a full disk: the main thread meets it too, and says so
+                        return
+
+    def _save(self) -> None:
+        if self.unsaved:
+            if self.zipped:
+                self._end_member()
+                self.file.flush()
+                self.bytes = self.file.tell()
+            replace_text(self.part_meta, json.dumps(self._checkpoint(), indent=1))
+            self.unsaved = False
+
+    def _checkpoint(self) -> dict[str, Any]:
+        return {"fingerprint": self.fingerprint, "checkpoint": {"bytes": self.bytes, **self.state}}
+
+    def _end_member(self) -> None:
+        if self.member:
+            self.member.close()
+            self.member = None
+
+
+def encode(rows: list[Row]) -> bytes:
+    """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
+    lines = []
+    for row in rows:
+        try:
+            lines.append((dumps(row) + "\n").encode())
+        except UnicodeEncodeError:
+            lines.append((json.dumps(row, allow_nan=False) + "\n").encode())
+    return b"".join(lines)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a small file in one step: a reader sees the old text or the new, never half."""
+    draft = path.with_name(path.name + ".new")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
