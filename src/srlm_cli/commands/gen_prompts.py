@@ -85,7 +85,7 @@ def gen_prompts(
     shots = {"from_seeds": from_seeds, "from_generated": from_generated, "together": together}
     shots |= {"max_rouge_l": max_rouge_l, "iteration": iteration}
     options = stage.GenPromptsOptions(count, tries, form, sampling.sampling(form.stop), sampling.seed, **shots)
-    tally = run.stage(
+    run.stage(
         "gen-prompts",
         stream,
         None,
@@ -94,12 +94,19 @@ def gen_prompts(
         lambda _, done: stage.gen_prompts(seeds, model, options, avoid=old, kept=done.rows(), tried=done.read),
         total=count,
         engine=model,
+        limit=lambda tally: too_few(tally, count),
     )
-    if tally.kept < count:
-        raise LimitExceeded(
-            f"{tally.kept} of {count} prompts after {tally.read} tries",
-            "raise --max-tries, or --temperature; those are written",
-        )
+
+
+def too_few(tally: run.Tally, count: int) -> LimitExceeded | None:
+    """Return the error when the tries were spent before all prompts were made."""
+    if tally.kept >= count:
+        return None
+    reasons = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.most_common(3))
+    return LimitExceeded(
+        f"only {tally.kept} of {count} prompts after {tally.read} tries (dropped: {reasons})",
+        "those are written; raise --max-tries, --temperature or --max-rouge-l",
+    )
 
 
 def hash_of_ids(rows: list[records.Row]) -> str:

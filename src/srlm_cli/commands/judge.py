@@ -59,22 +59,27 @@ def judge(
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score)
-    tally = run.stage(
+    decides = identity(sampling, samples=samples, template=form.hash, finish_score=finish_score)
+    run.stage(
         "judge",
         stream,
         rows,
-        identity(sampling, samples=samples, template=form.hash, finish_score=finish_score) | run.model_identity(spec)
-        if spec.model or rows.peek()
-        else {},
+        decides | run.model_identity(spec) if rows.peek() else {},
         lambda rows, _: stage.judge(of_one_writer(rows, spec.model) if self_judged else rows, model, options),
         engine=model,
+        limit=lambda tally: too_many_unparsed(tally, max_unparsed),
     )
+
+
+def too_many_unparsed(tally: run.Tally, limit: float) -> LimitExceeded | None:
+    """Return the error when more than a share of the judgements have no score."""
     rate = tally.counts["unparsed"] / max(tally.counts["judgements"], 1)
-    if rate > max_unparsed:
-        raise LimitExceeded(
-            f"{rate:.1%} of the judgements have no readable score, over --max-unparsed {max_unparsed}",
-            "--finish-score lets the model choose a missing score; all rows are written",
-        )
+    if rate <= limit:
+        return None
+    return LimitExceeded(
+        f"{rate:.1%} of the judgements have no readable score, over --max-unparsed {limit}",
+        "--finish-score lets the model choose a missing score; all rows are written",
+    )
 
 
 def judgeable(row: Row) -> Row | list[Row]:

@@ -27,6 +27,11 @@ class OnStale(StrEnum):
     restart = "restart"
 
 
+class OnLimit(StrEnum):
+    write = "write"
+    hold = "hold"
+
+
 class EngineName(StrEnum):
     hf = "hf"
     echo = "echo"
@@ -94,6 +99,10 @@ class StreamOptions(ReadOptions):
     on_stale: Annotated[
         OnStale, Option("--on-stale", help="A FILE.part left by other settings: stop with exit 2, or restart.")
     ] = OnStale.stop
+    on_limit: Annotated[
+        OnLimit,
+        Option("--on-limit", help="Over a limit (exit 4): write FILE all the same, or hold FILE.part back."),
+    ] = OnLimit.write
 
 
 @dataclass(frozen=True)
@@ -143,7 +152,7 @@ def option_names(*groups: type) -> set[str]:
 SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config", "in", "out"}
 
 # Options that decide how a command works, but not what rows it makes.
-OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "rejects", "batch-size", "device"}
+OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device"}
 
 
 def identity(*groups: Any, **values: Any) -> dict[str, Any]:
@@ -204,6 +213,7 @@ def _last() -> list[str]:
         "rejects",
         "restart",
         "on_stale",
+        "on_limit",
         "config",
         "quiet",
     ]

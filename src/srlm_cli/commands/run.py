@@ -16,7 +16,7 @@ from typing import Any
 from srlm_cli import __version__
 from srlm_cli.commands.options import ReadOptions, StreamOptions
 from srlm_cli.engines import EngineSpec, LazyEngine
-from srlm_cli.errors import BadRow, DataError, ExitCode, OptionError, SrlmError
+from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.stages import Outcome
 from srlm_cli.streams.console import clock, progress, say
@@ -106,12 +106,13 @@ def stage(
     *,
     total: int | None = None,
     engine: LazyEngine | None = None,
+    limit: Callable[[Tally], LimitExceeded | None] = lambda tally: None,
 ) -> Tally:
     """Run a stage over its input and write what it yields; return the counts.
 
     `identity` is all that decides the rows; a FILE.part of another identity is not continued. A
     stage without input (`rows` None) counts its own tries. A bad row raises DataError when all that
-    stands before it is finished and saved.
+    stands before it is finished and saved; `limit` may raise its error when everything is written.
     """
     writer = open_writer(options.out, {"command": name, "srlm": __version__, **identity})
     resumed, tally = resume(name, writer, options, rows)
@@ -146,12 +147,18 @@ def stage(
         raise
     if rows is not None and rows.skipped:
         tally.dropped["bad row"] = rows.skipped
+    exceeded = limit(tally)
     try:
-        writer.commit(meta(name, rows, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
+        if exceeded and options.on_limit == "hold":
+            writer.close()
+        else:
+            writer.commit(meta(name, rows, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
     except OSError as error:
         raise write_error(error, writer) from error
     if not options.quiet:
         say(f"srlm {name}: {tally.summary()}")
+    if exceeded:
+        raise exceeded
     return tally
 
 

@@ -1,0 +1,308 @@
+"""The real SmolLM2-135M through every stage, at a small size."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.engines.base import Request, Sampling
+
+pytestmark = pytest.mark.model
+
+MODEL = "smollm2-135m-instruct"
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+CHATS = [
+    "Why is the sky blue?",
+    "Name three rivers in Europe and say through which countries each of them flows.",
+    "Write a haiku about tea.",
+    "What is 2+2?",
+]
+
+
+def srlm(*args: str | Path, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "srlm_cli", *map(str, args)], input=stdin, capture_output=True, text=True, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, made: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def head(source: str, count: int, path: Path) -> Path:
+    lines = (QUICKSTART / source).read_text().splitlines(keepends=True)[:count]
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return open_engine(EngineSpec(model=MODEL, dtype="float32", batch_size=8))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    made = [
+        {"prompt": row["prompt"], "chosen": row["responses"][0]["text"], "rejected": row["responses"][1]["text"]}
+        for row in rows(QUICKSTART / "ranked.jsonl")[:4]
+    ]
+    return write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", made)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sft")
+    ift = head("ift.jsonl", 4, folder / "ift.jsonl")
+    done = srlm(
+        "sft", "--in", ift, "--model", MODEL, "--lora-r", 4, "--learning-rate", "1e-3",
+        "--train-batch-size", 2, "--device-batch-size", 2, "--out", folder / "adapter",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["steps"] == 2 and result["data"]["rows"] == 4
+    return folder / "adapter"
+
+
+def ask(text: str, sampling: Sampling, seeds: tuple[int, ...], **more) -> Request:
+    return Request([{"role": "user", "content": text}], sampling, seeds, **more)
+
+
+# --- the engine ------------------------------------------------------------------------------
+
+
+def test_greedy_equals_transformers(engine):
+    import torch
+
+    requests = [ask(chat, Sampling(temperature=0.0, max_new_tokens=16), (0,)) for chat in CHATS]
+    for request, completion in zip(requests, engine.generate(requests), strict=True):
+        ids = engine.tokenizer.apply_chat_template(
+            request.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.inference_mode():
+            whole = engine.net.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert completion.texts == [engine.tokenizer.decode(whole, skip_special_tokens=True)]
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(engine):
+    sampling = Sampling(max_new_tokens=12)
+    together = list(engine.generate(ask(chat, sampling, (5, 6, 7)) for chat in CHATS))
+    for chat, completion in zip(CHATS, together, strict=True):
+        alone = [next(engine.generate([ask(chat, sampling, (seed,))])).texts[0] for seed in (5, 6, 7)]
+        assert completion.texts == alone
+    assert len({text for completion in together for text in completion.texts}) > 8
+
+
+def test_stop_texts_and_length(engine):
+    stopped, cut = engine.generate(
+        [
+            ask("Count from 1 to 9.", Sampling(0.0, 1.0, 60, stop=("4",)), (0,), prefix="1, 2, 3,"),
+            ask("Tell a long story.", Sampling(0.0, 1.0, 5), (0,)),
+        ]
+    )
+    assert stopped.finish_reasons == ["stop"] and "4" not in stopped.texts[0]
+    assert cut.finish_reasons == ["length"] and cut.tokens_out == 5
+
+
+def test_choices_follow_their_probability(engine):
+    request = ask(
+        "What is 2+2? Answer with a digit.", Sampling(temperature=0.0), (0,), prefix="2+2=", choices=("3", "4", "5")
+    )
+    completion = next(engine.generate([request]))
+    assert completion.texts == ["4"]
+    assert math.isclose(sum(completion.probabilities), 1.0, rel_tol=1e-5)
+    assert completion.probabilities[1] == max(completion.probabilities)
+
+
+def test_choices_of_several_tokens_are_read_whole(engine):
+    texts = ("Paris is the capital of France", "Paris is the capital of Peru")
+    request = ask("What is the capital of France?", Sampling(temperature=0.0), (0,), choices=texts)
+    completion = next(engine.generate([request]))
+    assert completion.texts == [texts[0]] and completion.probabilities[0] > 0.9
+
+
+def test_a_prompt_that_does_not_fit_is_named_so(engine):
+    long = ask("word " * 9000, Sampling(max_new_tokens=4), (0, 1))
+    short = ask("Say hi.", Sampling(max_new_tokens=4), (0,))
+    first, second = engine.generate([long, short])
+    assert first.finish_reasons == ["prompt-too-long"] * 2 and first.texts == ["", ""]
+    assert second.texts[0]
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 1.0])
+@pytest.mark.parametrize("spread", [0.2, 4.0])
+def test_the_draw_is_the_exact_nucleus(top_p, spread):
+    import torch
+    from scipy.stats import chisquare
+
+    from srlm_cli.engines.hf import PREFILTER, draw_nucleus
+
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1000) * spread  # a small spread makes a nucleus wider than the prefilter
+    probabilities = torch.softmax(logits[0].double(), -1)
+    ordered, ids = probabilities.sort(descending=True)
+    size = int((ordered.cumsum(0) < top_p).sum()) + 1 if top_p < 1 else 1000
+    assert (size > PREFILTER) == (spread < 1 and top_p > 0.3) or spread > 1
+    wanted = torch.zeros(1000, dtype=torch.float64)
+    wanted[ids[:size]] = ordered[:size] / ordered[:size].sum()
+    draws = 200_000
+    token = draw_nucleus(logits.expand(1, -1), top_p, torch.rand(1))
+    assert wanted[token] > 0
+    tokens = torch.cat([draw_nucleus(logits.expand(2000, -1), top_p, torch.rand(2000)) for _ in range(draws // 2000)])
+    counts = torch.bincount(tokens, minlength=1000).double()
+    assert counts[wanted == 0].sum() <= draws * 1e-4  # the edge of the nucleus is cut in float32
+    big = wanted * draws >= 5
+    observed = torch.cat([counts[big], counts[~big].sum()[None]])
+    expected = torch.cat([wanted[big], wanted[~big].sum()[None]]) * draws
+    keep = expected > 0
+    observed, expected = observed[keep], expected[keep]
+    assert chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
+
+
+# --- the stages ------------------------------------------------------------------------------
+
+
+def test_pipe_of_sample_judge_and_pairs(tmp_path):
+    """The README's pipe, in a real shell, with the model judging its own rows."""
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": chat, "origin": "test"} for chat in CHATS[:2]])
+    run = f"{sys.executable} -m srlm_cli"
+    script = f"""set -o pipefail
+    {run} sample --in {prompts} --model {MODEL} -n 3 --max-new-tokens 12 | tee {tmp_path}/responses.jsonl |
+    {run} judge --template score_only --finish-score --max-new-tokens 6 | tee {tmp_path}/judged.jsonl |
+    {run} make-pairs > {tmp_path}/pairs.jsonl"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    responses, judged = rows(tmp_path / "responses.jsonl"), rows(tmp_path / "judged.jsonl")
+    assert [row["id"] for row in responses] == [row["id"] for row in judged] and len(judged) == 6
+    assert all(row["judge"]["model"] == MODEL == row["model"] for row in judged)
+    assert all(len(row["scores"]) == 3 and 0 <= row["score"] <= 5 for row in judged)
+    assert {source for row in judged for source in row["score_from"]} <= {"text", "finish"}
+    assert {row["origin"] for row in judged} == {"test"}
+    by_id = {row["id"]: row for row in judged}
+    for pair in rows(tmp_path / "pairs.jsonl"):
+        assert by_id[pair["chosen_id"]]["score"] == pair["score_chosen"] > pair["score_rejected"]
+
+
+def test_judge_without_finishing_leaves_null(tmp_path):
+    """The untrained model hardly ever writes a score: null, counted, and --max-unparsed says so."""
+    write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "I do not know.", "model": MODEL} for chat in CHATS])
+    done = srlm("judge", "--in", tmp_path / "r.jsonl", "--max-new-tokens", 4, "--max-unparsed", 0.5, check=False)
+    judged = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 4 and "no readable score" in done.stderr
+    assert [row["score"] for row in judged] == [None] * 4 and judged[0]["scores"] == [None] * 3
+
+
+def test_gen_prompts_keeps_what_it_promises(tmp_path):
+    from rapidfuzz.distance import Indel
+
+    from srlm_cli.stages.gen_prompts import words_of
+
+    out = tmp_path / "prompts.jsonl"
+    srlm(
+        "gen-prompts", "--in", QUICKSTART / "ift.jsonl", "--model", MODEL, "--count", 4, "--together", 8,
+        "--max-new-tokens", 40, "--out", out,
+    )  # fmt: skip
+    made, seeds = rows(out), [row["prompt"] for row in rows(QUICKSTART / "ift.jsonl")]
+    counts = json.loads((tmp_path / "prompts.jsonl.meta.json").read_text())["counts"]
+    assert len(made) == 4 == counts["kept"]
+    assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
+    known = [words_of(text) for text in seeds]
+    for row in made:
+        assert max(Indel.normalized_similarity(words_of(row["prompt"]), other) for other in known) <= 0.7
+        known.append(words_of(row["prompt"]))
+
+
+def test_make_eft_accept_counts_every_judgement(tmp_path):
+    ranked = head("ranked.jsonl", 2, tmp_path / "ranked.jsonl")
+    srlm(
+        "make-eft", "--in", ranked, "--model", MODEL, "--samples", 2, "--max-new-tokens", 8, "--out",
+        tmp_path / "eft.jsonl", "--template", "score_only",
+    )  # fmt: skip
+    counts = json.loads((tmp_path / "eft.jsonl.meta.json").read_text())["counts"]
+    assert counts["counts"]["judgements"] == counts["kept"] + sum(counts["dropped"].values())
+
+
+def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
+    provenance = json.loads((adapter / "provenance.json").read_text())
+    files = sorted(adapter.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert files[-1].name == "provenance.json"
+    assert {"adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= {file.name for file in files}
+    assert provenance["from"]["model"] == MODEL and not adapter.with_name("adapter.part").exists()
+    plain = srlm("sample", "--model", MODEL, "-n", "1", "--max-new-tokens", "8", stdin='{"prompt": "Say hello."}')
+    tuned = srlm("sample", "--model", adapter, "-n", "1", "--max-new-tokens", "8", stdin='{"prompt": "Say hello."}')
+    assert json.loads(tuned.stdout)["model"] == str(adapter)
+    assert json.loads(plain.stdout)["response"] != json.loads(tuned.stdout)["response"]
+
+
+def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
+    done = srlm(
+        "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 4,
+        "--epochs", 2, "--out", tmp_path / "m2",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
+    assert result["margin"] > 0 and done.stdout.count("\n") == 1
+    reply = srlm("sample", "--model", tmp_path / "m2", "-n", 1, "--max-new-tokens", 4, stdin='{"prompt": "Hi"}')
+    assert json.loads(reply.stdout)["response"]
+
+
+def test_dpo_on_an_adapter_has_that_adapter_as_reference(pairs, adapter, tmp_path):
+    """A chained adapter: with the bare base as the reference the first loss would not be ln 2."""
+    done = srlm(
+        "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 4,
+        "--epochs", 2, "--out", tmp_path / "m2",
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
+    kept = {file.name for file in (tmp_path / "m2").iterdir()}
+    assert "adapter_model.safetensors" in kept and "ref" not in kept
+
+
+def test_training_rows_hold_one_bos_and_the_end_of_turn(engine):
+    from srlm_cli.train.data import IGNORED, sft_rows
+
+    made, report = sft_rows(
+        [{"id": "a", "prompt": "Say hi.", "completion": "Hi there."}], engine.tokenizer, max_length=128
+    )
+    ids, labels = made[0]["input_ids"], made[0]["labels"]
+    target = engine.tokenizer.decode([token for token in labels if token != IGNORED])
+    assert target.startswith("Hi there.<|im_end|>")
+    asked = engine._render(ask("Say hi.", Sampling(), (0,)))
+    assert ids[: len(asked)] == asked  # trained on exactly what sampling shows
+    assert ids[:2] != [ids[0]] * 2 and report.target_tokens == len([t for t in labels if t != IGNORED])
+
+
+def test_an_eft_row_that_would_lose_its_score_is_refused(tmp_path):
+    row = {"prompt": "judge " * 60, "completion": "Score: 4", "score": 4.0, "prompt_id": "x"}
+    done = srlm(
+        "sft", "--model", MODEL, "--max-length", 32, "--out", tmp_path / "m", stdin=json.dumps(row), check=False
+    )
+    assert done.returncode == 3 and "score would be cut off" in done.stderr
+    assert not (tmp_path / "m").exists()
+
+
+def test_head_to_head_of_a_model_with_itself_is_all_ties(tmp_path):
+    responses = write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "Yes.", "model": MODEL} for chat in CHATS])
+    done = srlm("eval", "head-to-head", "--in", responses, "--against", responses, "--model", MODEL, "--direct")
+    metrics = {row["metric"]: row["value"] for row in map(json.loads, done.stdout.splitlines())}
+    assert metrics["tie"] == 1.0 and metrics["win"] == metrics["loss"] == 0.0
+    assert metrics["length"] == metrics["baseline_length"] == 4
+
+
+def test_models_that_are_not_there(tmp_path):
+    done = srlm("sample", "--model", tmp_path / "no" / "model", stdin='{"prompt": "x"}', check=False)
+    assert done.returncode == 2 and "no such model" in done.stderr and done.stdout == ""
+    (tmp_path / "empty").mkdir()
+    done = srlm("sample", "--model", tmp_path / "empty", stdin='{"prompt": "x"}', check=False)
+    assert done.returncode == 2 and "config.json" in done.stderr
