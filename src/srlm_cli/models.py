@@ -175,6 +175,17 @@ def has_bfloat16(device: str) -> bool:
     return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
+def quiet_libraries() -> None:
+    """Leave the screen to our own progress: no load bars, no advice, no warnings for the makers of libraries."""
+    import warnings
+
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def _loaded(model: str, load):
     """Run a loader of transformers or peft; its many ways to fail become one line."""
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, Request
 from srlm_cli.errors import OptionError
 
@@ -30,6 +31,9 @@ def open_engine(spec: EngineSpec) -> Engine:
 
         return EchoEngine()
     if spec.engine == "hf":
+        if not spec.model:
+            raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
+        models.locate(spec.model)  # a wrong path is told before torch is loaded
         from srlm_cli.engines.hf import HfEngine
 
         return HfEngine(spec)

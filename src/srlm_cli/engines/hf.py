@@ -18,7 +18,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request, Sampling
-from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.errors import EngineError
 
 BATCHES_A_WINDOW = 4
 MAX_BATCH_TOKENS = 1 << 17
@@ -31,9 +31,7 @@ class HfEngine:
     name = "hf"
 
     def __init__(self, spec: EngineSpec) -> None:
-        if not spec.model:
-            raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
-        _quiet_libraries()
+        models.quiet_libraries()
         self.model = spec.model
         self.batch_size = spec.batch_size
         self.device = models.pick_device(spec.device)
@@ -256,11 +254,3 @@ def _stop_ids(net, tokenizer) -> list[int]:
     configured = net.generation_config.eos_token_id
     ids = configured if isinstance(configured, list) else [configured]
     return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
-
-
-def _quiet_libraries() -> None:
-    """Leave the screen to our own progress: no load bars, no advice."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()

@@ -27,13 +27,14 @@ def dpo(
     """
     from trl import DPOConfig, DPOTrainer
 
-    model, tokenizer = session.load_policy(spec)
+    tokenizer = session.load_tokenizer(spec)
     made, report = dpo_rows(rows, tokenizer, spec.max_length)
     if not made:
         raise DataError("no pairs to train on", "--in takes rows with `prompt`, `chosen` and `rejected`")
+    model = session.load_policy(spec)
     with session.folder_when_whole(spec.out) as folder:
         config = DPOConfig(
-            **session.trainer_settings(spec, len(made)) | {"train_sampling_strategy": "random"},
+            **session.trainer_settings(spec) | {"train_sampling_strategy": "random"},
             beta=beta,
             precompute_ref_log_probs=not hasattr(model, "peft_config"),
             precompute_ref_batch_size=spec.together,

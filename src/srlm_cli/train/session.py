@@ -46,18 +46,23 @@ class TrainSpec:
     checkpointing: bool = False
 
 
-def load_policy(spec: TrainSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return the model to train, in float32, and its tokenizer.
+def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model to train."""
+    from datasets import disable_progress_bars
+
+    models.quiet_libraries()
+    disable_progress_bars()
+    tokenizer = models.load_tokenizer(spec.model)
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def load_policy(spec: TrainSpec) -> PreTrainedModel:
+    """Return the model to train, in float32.
 
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
     a step run in bfloat16 where the device is fast in it.
     """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    tokenizer = models.load_tokenizer(spec.model)
-    tokenizer.padding_side = "right"
     keep_freed_memory()
     device = models.pick_device(spec.device)
     model = models.load_model(spec.model, "float32", device, merge=False)
@@ -75,7 +80,7 @@ def load_policy(spec: TrainSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             "leave --lora-r out: the adapter itself goes on being trained",
         )
     model.config.use_cache = False
-    return model, tokenizer
+    return model
 
 
 def keep_freed_memory() -> None:
@@ -91,7 +96,7 @@ def keep_freed_memory() -> None:
         pass
 
 
-def trainer_settings(spec: TrainSpec, steps_a_epoch: int) -> dict[str, Any]:
+def trainer_settings(spec: TrainSpec) -> dict[str, Any]:
     """Return the settings of a spec as `transformers.TrainingArguments` takes them."""
     device = models.pick_device(spec.device)
     if spec.batch % spec.together:
@@ -195,7 +200,7 @@ def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, pro
     model.config.use_cache = True
     tokenizer.padding_side = "left"
     if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, selected_adapters=["default"])
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -20,14 +20,13 @@ def sft(
     """
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = session.load_policy(spec)
+    tokenizer = session.load_tokenizer(spec)
     made, report = sft_rows(rows, tokenizer, spec.max_length)
     if not made:
         raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
+    model = session.load_policy(spec)
     with session.folder_when_whole(spec.out) as folder:
-        config = SFTConfig(
-            **session.trainer_settings(spec, len(made)),
-        )
+        config = SFTConfig(**session.trainer_settings(spec))
         trainer = SFTTrainer(model=model, args=config, train_dataset=dataset(made), processing_class=tokenizer)
         session.follow(trainer, "sft", quiet)
         results = {"data": report.as_dict(), **session.run_training(trainer, report.tokens)}

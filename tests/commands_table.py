@@ -1,0 +1,75 @@
+"""The commands that the contract tests run, each with rows it takes and with what it needs beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from helpers import Row
+
+QUESTIONS = [
+    "Why is the sky blue at noon?",
+    "Name three rivers of Europe.",
+    "How do I boil an egg — softly?",
+    "Explain what a lighthouse is for.",
+]
+PROMPTS = [{"prompt": text} for text in QUESTIONS]
+RESPONSES = [{"prompt": text, "response": f"Answer {k} to it.", "k": k} for text in QUESTIONS for k in range(2)]
+JUDGED = [{**row, "score": float(at % 5)} for at, row in enumerate(RESPONSES)]
+HUMAN = [{**row, "human": float(-row["k"])} for row in JUDGED]
+RANKED = [
+    {"prompt": text, "responses": [{"text": "A good reply.", "rank": 0}, {"text": "A bad one.", "rank": 1}]}
+    for text in QUESTIONS
+]
+COMPLETIONS = [{"prompt": text, "completion": "Well."} for text in QUESTIONS]
+PAIRS = [{"prompt": text, "chosen": "Well.", "rejected": "Bad."} for text in QUESTIONS]
+ECHO = ("--engine", "echo")
+AGAINST = "against.jsonl"
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of the contract: its good rows, its options, and how it treats its input.
+
+    `field` is what a row cannot be without. A command that is not `lazy` reads all its input before
+    it writes, and one that makes a folder (`trains`) writes no rows at all.
+    """
+
+    name: str
+    rows: list[Row] = field(repr=False)
+    options: tuple[str, ...] = ECHO
+    field: str = "prompt"
+    lazy: bool = True
+    trains: bool = False
+    changed: tuple[str, ...] = ("--seed", "7")
+
+    def argv(self, *more: str) -> list[str]:
+        """Return the arguments of a run."""
+        return [*self.name.split(), *self.options, *more]
+
+    def __str__(self) -> str:
+        method = self.options[self.options.index("--method") + 1] if "--method" in self.options else ""
+        return "-".join([*self.name.split(), *([method] if method else [])])
+
+
+SAMPLE = Command("sample", PROMPTS)
+JUDGE = Command("judge", RESPONSES, field="response")
+MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
+GEN_PROMPTS = Command("gen-prompts", PROMPTS, options=(*ECHO, "--count", "5"), lazy=False)
+ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--samples", "8"), field="responses")
+HINDSIGHT = Command("make-eft", RANKED, options=(*ECHO, "--method", "hindsight", "--reason", "none"), field="responses")
+REWARD = Command("eval reward", HUMAN, options=(), field="score", lazy=False)
+HEAD_TO_HEAD = Command(
+    "eval head-to-head", RESPONSES, options=(*ECHO, "--direct", "--against", AGAINST), field="response", lazy=False
+)
+SFT = Command(
+    "sft", COMPLETIONS, options=("--model", "./nowhere", "--out", "model"), field="completion", lazy=False, trains=True
+)
+DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
+
+STAGES = [SAMPLE, JUDGE, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD]
+COMMANDS = [*ROW_COMMANDS, SFT, DPO]
+PAGES = [
+    "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "make-pairs", "dpo",
+    "eval reward", "eval head-to-head", "report", "settings",
+]  # fmt: skip

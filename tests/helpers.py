@@ -1,0 +1,125 @@
+"""Shared by the tests: the program as a subprocess, a list-backed engine, small files of rows."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from srlm_cli.engines.base import Completion, Request
+
+Row = dict[str, Any]
+HERE = Path(__file__).parent
+PROGRAM = [sys.executable, "-m", "srlm_cli"]
+MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
+LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
+
+
+@dataclass
+class Result:
+    """How a finished process ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows on stdout; anything else there fails."""
+        return [json.loads(line) for line in self.out.split("\n") if line]
+
+
+def clean_env(extra: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the environment without this project's variables and without those of colour."""
+    kept = {k: v for k, v in os.environ.items() if k not in LOUD and (not k.startswith("SRLM_") or k == "SRLM_HOME")}
+    return {**kept, "PYTHONIOENCODING": "utf-8", **(extra or {})}
+
+
+def hear_ctrl_c() -> None:
+    """Undo an inherited "ignore Ctrl-C", which background jobs of a shell have."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def as_lines(rows: Iterable[Row | str]) -> str:
+    """Return rows as JSONL; a string stands for itself, as a (bad) line."""
+    return "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
+
+
+def write_rows(path: Path, rows: Iterable[Row | str]) -> Path:
+    """Write JSONL, gzipped where the name says so."""
+    data = as_lines(rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a JSONL file, gzipped or not."""
+    data = path.read_bytes()
+    text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
+    assert text == "" or text.endswith("\n")
+    return [json.loads(line) for line in text.split("\n") if line]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@dataclass
+class Srlm:
+    """Run the program in a folder of its own, where no srlm.toml is found."""
+
+    folder: Path
+
+    def __call__(self, *args: str, stdin: str | bytes = "", env: dict[str, str] | None = None, **popen: Any) -> Result:
+        """Run `srlm ARGS` to its end and return how it ended."""
+        return self.run([*PROGRAM, *args], stdin, env, **popen)
+
+    def mortal(self, after: int, sign: int, *args: str, stdin: str | bytes = "") -> Result:
+        """Run `srlm ARGS` with an echo engine that sends itself a signal after so many completions."""
+        return self.run([*MORTAL, str(after), str(int(sign)), *args], stdin, None)
+
+    def run(self, command: list[str], stdin: str | bytes, env: dict[str, str] | None, **popen: Any) -> Result:
+        popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c, **popen}
+        data = stdin if isinstance(stdin, bytes) else stdin.encode()
+        done = subprocess.run(command, input=data, cwd=self.folder, env=clean_env(env), timeout=60, **popen)
+        return Result(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
+
+    def start(self, *args: str, command: list[str] = PROGRAM) -> subprocess.Popen:
+        """Start `srlm ARGS` with pipes and return at once."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            [*command, *args], stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.folder, env=clean_env(),
+            preexec_fn=hear_ctrl_c,
+        )  # fmt: skip
+
+
+class ListEngine:
+    """An engine that answers from a list: one list of texts a request, in order."""
+
+    name = "list"
+
+    def __init__(self, answers: Iterable[list[str]], *, model: str = "fake", reasons: str = "stop") -> None:
+        self.answers = iter(answers)
+        self.model = model
+        self.reasons = reasons
+        self.asked: list[Request] = []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield the next answer for each request, and remember what was asked."""
+        for request in requests:
+            self.asked.append(request)
+            texts = next(self.answers)
+            yield Completion(texts, [self.reasons] * len(texts), tokens_in=10, tokens_out=len(texts))
+
+
+def asked_text(request: Request) -> str:
+    """Return all that a request shows the model."""
+    return "\n".join(message["content"] for message in request.messages) + request.prefix

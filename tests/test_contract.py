@@ -1,0 +1,891 @@
+"""What every command owes its user: streams, files, exit codes, errors, options, settings."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from commands_table import (
+    ACCEPT,
+    AGAINST,
+    COMMANDS,
+    ECHO,
+    GEN_PROMPTS,
+    HEAD_TO_HEAD,
+    HINDSIGHT,
+    JUDGE,
+    MAKE_PAIRS,
+    PAGES,
+    PROMPTS,
+    QUESTIONS,
+    RESPONSES,
+    REWARD,
+    ROW_COMMANDS,
+    SAMPLE,
+    STAGES,
+    Command,
+)
+from helpers import Result, Srlm, as_lines, read_json, read_rows, write_rows
+
+from srlm_cli.cli import command as build_command
+
+
+def each(commands: list[Command]) -> pytest.MarkDecorator:
+    """Run a test once for each command."""
+    return pytest.mark.parametrize("command", commands, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def against(tmp_path: Path) -> None:
+    """The other side of `eval head-to-head`."""
+    write_rows(tmp_path / AGAINST, [{**row, "response": "Another answer."} for row in RESPONSES])
+
+
+def one_error_line(result: Result, command: Command) -> str:
+    """Return the only line on stderr, an error of this command."""
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert re.match(rf"srlm {command.name.split()[0]}( \S+)?: error: ", lines[0])
+    return lines[0]
+
+
+# --- input -----------------------------------------------------------------------------------
+
+
+@each(STAGES)
+def test_empty_input_makes_an_empty_complete_file(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv("--in", "-", "--out", "out.jsonl", "--quiet"), stdin="")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert (srlm.folder / "out.jsonl").read_bytes() == b""
+
+
+@each([REWARD, HEAD_TO_HEAD])
+def test_metrics_of_empty_input_are_null_of_n_0(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv())
+    assert result.code == 0
+    assert result.rows and all((row["value"], row["n"]) == (None, 0) for row in result.rows)
+
+
+def test_gen_prompts_without_seeds_says_so(srlm: Srlm) -> None:
+    result = srlm(*GEN_PROMPTS.argv())
+    assert result.code == 2 and "no seed prompts" in one_error_line(result, GEN_PROMPTS)
+
+
+@each([c for c in COMMANDS if c.trains])
+def test_training_on_nothing_is_bad_data(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv())
+    assert result.code == 3 and re.search(r"no (rows|pairs) to train on", result.err), result.err
+    assert not (srlm.folder / "model").exists()
+
+
+@each(ROW_COMMANDS)
+def test_blank_lines_are_no_rows_but_count_as_lines(srlm: Srlm, command: Command) -> None:
+    lines = [json.dumps(row) for row in command.rows]
+    spaced = "\n \t\n" + "\r\n\n".join(lines) + "\n\n\n"
+    plain = srlm(*command.argv(), stdin="\n".join(lines))
+    assert plain.code == 0 and plain.rows
+    assert srlm(*command.argv(), stdin=spaced).out == plain.out
+    broken = srlm(*command.argv("--quiet"), stdin=spaced + "{\n")
+    assert f"<stdin>:{spaced.count(chr(10)) + 1}: not JSON" in one_error_line(broken, command)
+
+
+@each(ROW_COMMANDS)
+def test_a_path_and_a_dash_and_stdin_are_the_same(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl.gz", command.rows)
+    from_gz = srlm(*command.argv("--in", "in.jsonl.gz", "--out", "out.jsonl.gz"))
+    piped = srlm(*command.argv("--in", "-", "--out", "-"), stdin=as_lines(command.rows))
+    assert from_gz.code == piped.code == 0
+    assert from_gz.out == "" and piped.rows
+    assert read_rows(srlm.folder / "out.jsonl.gz") == piped.rows
+
+
+@each(COMMANDS)
+def test_a_missing_input_file_is_named(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv("--in", "nowhere.jsonl"))
+    assert result.code == 2 and "nowhere.jsonl" in one_error_line(result, command)
+
+
+def test_an_unfinished_input_says_which_command_to_run_again(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "in.jsonl.part", PROMPTS)
+    result = srlm(*SAMPLE.argv("--in", "in.jsonl"))
+    assert result.code == 2 and "in.jsonl.part" in result.err and "not finished" in result.err
+
+
+@each(STAGES)
+def test_limit_reads_so_many_rows(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "some.jsonl", command.rows[:3])
+    limited = srlm(*command.argv("--limit", "3"), stdin=as_lines(command.rows) + "not JSON\n")
+    assert limited.code == 0
+    assert limited.out == srlm(*command.argv("--in", "some.jsonl")).out
+    assert "3 read" in limited.err or "6 read" in limited.err  # a ranked row holds two replies
+
+
+def test_limit_0_reads_nothing(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv("--limit", "0"), stdin="not JSON\n")
+    assert (result.code, result.out) == (0, "")
+
+
+# --- bad rows --------------------------------------------------------------------------------
+
+BROKEN = '{"prompt": "cut of'
+
+
+@each(COMMANDS)
+def test_bad_json_is_one_line_that_names_file_and_line(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl", [*command.rows, BROKEN, *command.rows])
+    result = srlm(*command.argv("--in", "in.jsonl", "--quiet"))
+    assert result.code == 3
+    assert f"in.jsonl:{len(command.rows) + 1}: not JSON" in one_error_line(result, command)
+    assert all(isinstance(row, dict) for row in result.rows)
+
+
+@each(STAGES)
+def test_rows_before_a_bad_one_are_kept_and_the_mended_file_goes_on(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl", [*command.rows[:-2], BROKEN, *command.rows[-2:]])
+    stopped = srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl"))
+    assert stopped.code == 3 and stopped.out == ""
+    assert not (srlm.folder / "out.jsonl").exists()
+    whole = srlm(*command.argv(), stdin=as_lines(command.rows)).rows
+    kept = read_rows(srlm.folder / "out.jsonl.part")
+    assert kept == whole[: len(kept)] and (kept or command is ACCEPT)
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    again = srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl"))
+    assert again.code == 0 and "going on behind" in again.err
+    assert read_rows(srlm.folder / "out.jsonl") == whole
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.lazy], ids=str)
+def test_without_all_its_rows_a_command_leaves_no_file(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv("--out", "out"), stdin=as_lines([*command.rows, BROKEN]))
+    assert result.code == 3 and result.out == ""
+    assert not (srlm.folder / "out").exists()
+
+
+def faults(command: Command) -> dict[str, str]:
+    """Return bad lines of each kind, with what has to be said of them."""
+    good = command.rows[0]
+    without = {key: value for key, value in good.items() if key != command.field}
+    return {
+        BROKEN: "not JSON",
+        json.dumps({**good, "weight": float("nan")}): "NaN",
+        json.dumps({**good, "weight": float("-inf")}): "Infinity",
+        json.dumps([good]): "expected a JSON object",
+        '"a text"': "expected a JSON object",
+        json.dumps(without): f"`{command.field}`",
+        json.dumps({**good, "prompt": 3}): "`prompt`",
+    }
+
+
+@each(ROW_COMMANDS)
+def test_skipped_rows_are_kept_with_reasons_and_counted(srlm: Srlm, command: Command) -> None:
+    bad = faults(command)
+    write_rows(srlm.folder / "in.jsonl", [*bad, *command.rows])
+    result = srlm(
+        *command.argv("--in", "in.jsonl", "--out", "out.jsonl", "--on-error", "skip", "--rejects", "bad.jsonl")
+    )
+    assert result.code == 0, result.err
+    assert read_rows(srlm.folder / "out.jsonl") == srlm(*command.argv(), stdin=as_lines(command.rows)).rows
+    rejects = read_rows(srlm.folder / "bad.jsonl")
+    assert [row["line"] for row in rejects] == list(bad)
+    assert [row["at"] for row in rejects] == [f"in.jsonl:{number}" for number in range(1, len(bad) + 1)]
+    for row, words in zip(rejects, bad.values(), strict=True):
+        assert words in row["reason"]
+    counts = read_json(srlm.folder / "out.jsonl.meta.json")["counts"]
+    assert counts["dropped"].get("bad row") == len(bad)
+    assert f"{len(bad)} dropped: bad row" in result.err
+
+
+@each([c for c in COMMANDS if c.trains])
+@pytest.mark.parametrize("kind", range(7))
+def test_training_stops_at_a_bad_row(srlm: Srlm, command: Command, kind: int) -> None:
+    line, words = list(faults(command).items())[kind]
+    result = srlm(*command.argv("--in", "-"), stdin=as_lines([*command.rows, line]))
+    message = one_error_line(result, command)
+    assert result.code == 3 and f"<stdin>:{len(command.rows) + 1}: " in message and words in message
+
+
+@each(STAGES)
+def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl", [BROKEN, *command.rows, "[]"])
+    srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl", "--on-error", "skip"))
+    counts = read_json(srlm.folder / "out.jsonl.meta.json")["counts"]
+    assert counts["read"] == len(command.rows) and counts["dropped"].pop("bad row") == 2
+    assert counts["kept"] == len(read_rows(srlm.folder / "out.jsonl"))
+    made = {
+        SAMPLE: 4 * counts["read"],
+        JUDGE: counts["read"],
+        MAKE_PAIRS: counts["counts"].get("prompts"),
+        ACCEPT: counts["counts"].get("judgements"),
+        HINDSIGHT: counts["counts"].get("replies"),
+    }
+    assert counts["kept"] + sum(counts["dropped"].values()) == made[command]
+
+
+def test_a_number_too_large_for_json_is_a_bad_row(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv("--quiet"), stdin='{"prompt": "Why?", "weight": 1e999}\n')
+    assert result.code == 3 and "<stdin>:1" in result.err, result.err
+
+
+def test_json_nested_too_deep_is_a_bad_row(srlm: Srlm) -> None:
+    deep = '{"prompt": "Why?", "x": ' + "[" * 100_000 + "]" * 100_000 + "}\n"
+    result = srlm(*SAMPLE.argv("--quiet"), stdin=deep)
+    assert result.code == 3 and "<stdin>:1" in result.err, result.err
+
+
+def test_bytes_that_are_no_utf8_are_named_by_their_line_and_lose_no_row_before(srlm: Srlm) -> None:
+    (srlm.folder / "in.jsonl").write_bytes(as_lines(PROMPTS[:2]).encode() + b'{"prompt": "caf\xe9 au lait"}\n')
+    result = srlm(*SAMPLE.argv("--in", "in.jsonl", "--out", "out.jsonl", "--quiet"))
+    assert result.code == 3 and "in.jsonl:3: not UTF-8" in one_error_line(result, SAMPLE)
+    assert len(read_rows(srlm.folder / "out.jsonl.part")) == 8
+
+
+def test_bytes_that_are_no_utf8_can_be_skipped(srlm: Srlm) -> None:
+    data = b'{"prompt": "caf\xe9 au lait"}\n' + as_lines(PROMPTS[:1]).encode()
+    result = srlm(*SAMPLE.argv("--on-error", "skip"), stdin=data)
+    assert result.code == 0 and len(result.rows) == 4, result.err
+
+
+def test_a_torn_gzip_is_bad_data_and_loses_no_row_before(srlm: Srlm) -> None:
+    whole = gzip.compress(as_lines(PROMPTS[:2]).encode()) + gzip.compress(as_lines(PROMPTS[2:]).encode())
+    (srlm.folder / "in.jsonl.gz").write_bytes(whole[:-12])
+    result = srlm(*SAMPLE.argv("--in", "in.jsonl.gz", "--out", "out.jsonl", "--quiet"))
+    assert result.code == 3 and "in.jsonl.gz" in one_error_line(result, SAMPLE)
+    assert len(read_rows(srlm.folder / "out.jsonl.part")) >= 8
+    assert not (srlm.folder / "out.jsonl").exists()
+
+
+def test_a_line_separator_inside_a_text_ends_no_row(srlm: Srlm) -> None:
+    odd = "one\u2028two\u0085three\x0bfour"
+    result = srlm(*SAMPLE.argv("-n", "1"), stdin=as_lines([{"prompt": odd}]))
+    assert [row["prompt"] for row in result.rows] == [odd]
+
+
+def test_a_lone_surrogate_goes_through(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv("-n", "1"), stdin='{"prompt": "half \\ud83d of it"}\n')
+    assert result.code == 0 and result.rows[0]["prompt"] == "half \ud83d of it"
+
+
+def test_rejects_without_skip_is_refused(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv("--rejects", "bad.jsonl"))
+    assert result.code == 2 and "--on-error skip" in result.err
+
+
+# --- rows ------------------------------------------------------------------------------------
+
+
+@each([SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
+def test_the_seed_decides_the_rows(srlm: Srlm, command: Command) -> None:
+    text = as_lines(command.rows)
+    first, second, other = (
+        srlm(*command.argv("--seed", seed), stdin=text).rows for seed in ("3", "3", "4")
+    )  # fmt: skip
+    assert first == second
+    assert other != first
+
+
+EXTRA = {"source_url": "https://example.org/ä", "meta": {"tags": ["a", None, 1.5]}, "weight": 0}
+
+
+@each(STAGES)
+def test_unknown_fields_pass_through(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv(), stdin=as_lines({**row, **EXTRA} for row in command.rows))
+    assert result.rows
+    for row in result.rows:
+        assert {key: row.get(key) for key in EXTRA} == EXTRA
+
+
+@each([*STAGES, GEN_PROMPTS])
+def test_every_row_has_an_id_of_its_own(srlm: Srlm, command: Command) -> None:
+    ids = [row["id"] for row in srlm(*command.argv(), stdin=as_lines(command.rows)).rows]
+    assert ids and len(set(ids)) == len(ids)
+
+
+@each(STAGES)
+def test_a_second_run_writes_the_same_file_not_a_longer_one(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    files = []
+    for _ in range(2):
+        assert srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl")).code == 0
+        files.append((srlm.folder / "out.jsonl").read_bytes())
+    assert files[0] == files[1] != b""
+    left = {path.name for path in srlm.folder.iterdir()} - {AGAINST}
+    assert left == {"in.jsonl", "out.jsonl", "out.jsonl.meta.json"}
+
+
+@each(ROW_COMMANDS)
+def test_meta_tells_how_a_file_was_made(srlm: Srlm, command: Command) -> None:
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    srlm(*command.argv("--in", "in.jsonl", "--out", "deep/er/out.jsonl"))
+    meta = read_json(srlm.folder / "deep/er/out.jsonl.meta.json")
+    assert meta["command"] == command.name
+    assert meta["argv"] == command.argv("--in", "in.jsonl", "--out", "deep/er/out.jsonl")
+    assert meta["inputs"] == ["in.jsonl"]
+    assert {"srlm", "python"} <= set(meta["versions"])
+    assert meta["counts"]["read"] > 0 and meta["counts"]["kept"] > 0
+
+
+# Options that change how a command works, or how far it goes, but not what it makes of a row.
+NOT_IN_A_FINGERPRINT = {
+    "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "on-error", "rejects", "limit", "help",
+    "batch-size", "device", "model", "prompt-model", "dtype",  # these count with a real model
+    "count", "max-tries", "max-unparsed", "matches",
+}  # fmt: skip
+
+
+@each([*STAGES, GEN_PROMPTS, HEAD_TO_HEAD])
+def test_every_option_that_decides_rows_is_in_the_fingerprint(srlm: Srlm, command: Command) -> None:
+    out = "--matches" if command is HEAD_TO_HEAD else "--out"
+    srlm(*command.argv(out, "out.jsonl"), stdin=as_lines(command.rows))
+    known = {key.replace("_", "-") for key in read_json(srlm.folder / "out.jsonl.meta.json")["fingerprint"]}
+    offered = {name_of(option) for option in options_of(command.name)} - NOT_IN_A_FINGERPRINT
+    assert offered <= known
+
+
+# --- files, resume ---------------------------------------------------------------------------
+
+
+def kill_and_resume(srlm: Srlm, command: Command, after: int, out: str, *, torn: bytes = b"") -> Result:
+    """Kill a run behind so many completions, check that nothing is called complete, and run it again."""
+    source = "in.jsonl"
+    write_rows(srlm.folder / source, command.rows)
+    flag = "--matches" if command is HEAD_TO_HEAD else "--out"
+    argv = command.argv("--in", source, flag, out)
+    assert srlm.mortal(after, signal.SIGKILL, *argv).code == -signal.SIGKILL
+    part = srlm.folder / f"{out}.part"
+    assert part.exists() and not (srlm.folder / out).exists()
+    with open(part, "ab") as file:
+        file.write(torn)
+    return srlm(*argv)
+
+
+def many(command: Command, count: int = 12) -> Command:
+    """Return a command with more rows."""
+    rows = [{**row, "prompt": f"{row['prompt']} ({n})"} for n in range(count) for row in command.rows[:2]]
+    options = tuple("40" if option == "5" else option for option in command.options)
+    return Command(command.name, rows, options, command.field, command.lazy)
+
+
+MANY = [many(command) for command in (SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS)]
+
+
+@pytest.mark.parametrize("command", MANY, ids=str)
+@pytest.mark.parametrize(("after", "torn"), [(1, b""), (11, b'{"id": "torn", "pro'), (20, b""), (23, b'{"a": 1}\n')])
+def test_killed_and_resumed_equals_uninterrupted(srlm: Srlm, command: Command, after: int, torn: bytes) -> None:
+    whole = srlm(*command.argv(), stdin=as_lines(command.rows)).out
+    resumed = kill_and_resume(srlm, command, after, "out.jsonl", torn=torn)
+    assert resumed.code == 0, resumed.err
+    if after > 10:
+        assert "going on behind" in resumed.err
+    assert (srlm.folder / "out.jsonl").read_text() == whole != ""
+    assert not list(srlm.folder.glob("*.part*"))
+
+
+@pytest.mark.parametrize("command", MANY, ids=str)
+def test_killed_and_resumed_gzip_equals_uninterrupted(srlm: Srlm, command: Command) -> None:
+    whole = srlm(*command.argv(), stdin=as_lines(command.rows)).rows
+    resumed = kill_and_resume(srlm, command, 14, "out.jsonl.gz", torn=b"\x1f\x8b\x08\x00torn")
+    assert resumed.code == 0 and "going on behind" in resumed.err
+    assert read_rows(srlm.folder / "out.jsonl.gz") == whole
+
+
+def test_counts_of_a_resumed_run_are_those_of_the_whole(srlm: Srlm) -> None:
+    command = MANY[1]
+    kill_and_resume(srlm, command, 11, "out.jsonl")
+    counts = read_json(srlm.folder / "out.jsonl.meta.json")["counts"]
+    srlm(*command.argv("--in", "in.jsonl", "--out", "whole.jsonl"))
+    whole = read_json(srlm.folder / "whole.jsonl.meta.json")["counts"]
+    assert {**counts, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_killed_from_outside_at_any_moment_and_resumed_many_times(srlm: Srlm) -> None:
+    command = many(SAMPLE, 40)
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    argv = command.argv("--in", "in.jsonl", "--out", "out.jsonl")
+    for pause in (0.03, 0.11, 0.07):
+        process = srlm.start(*argv, command=[*mortal_forever()])
+        part = srlm.folder / "out.jsonl.part"
+        before = part.stat().st_size if part.exists() else 0
+        wait_until(lambda before=before, part=part: part.exists() and part.stat().st_size > before)
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        assert not (srlm.folder / "out.jsonl").exists()
+    assert srlm(*argv).code == 0
+    assert (srlm.folder / "out.jsonl").read_text() == srlm(*command.argv(), stdin=as_lines(command.rows)).out
+
+
+def mortal_forever() -> list[str]:
+    """Return the slow program, which does not kill itself."""
+    from helpers import MORTAL
+
+    return [*MORTAL, "0", "0"]
+
+
+def wait_until(happened, seconds: float = 30.0) -> None:
+    """Wait for something, and fail when it never comes."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+def test_matches_killed_and_resumed_equal_uninterrupted(srlm: Srlm) -> None:
+    whole = srlm(*HEAD_TO_HEAD.argv("--matches", "whole.jsonl"), stdin=as_lines(HEAD_TO_HEAD.rows))
+    for after in (2, 3, 5):
+        resumed = kill_and_resume(srlm, HEAD_TO_HEAD, after, "matches.jsonl")
+        assert resumed.code == 0
+        assert read_rows(srlm.folder / "matches.jsonl") == read_rows(srlm.folder / "whole.jsonl")
+        assert resumed.out == whole.out
+        (srlm.folder / "matches.jsonl").unlink()
+
+
+def test_a_prompt_whose_last_rows_are_bad_is_not_paired_before_they_are_mended(srlm: Srlm) -> None:
+    rows = [{"prompt": text, "response": f"r{k}", "score": k} for text in ("First?", "Second?") for k in (1, 2, 3)]
+    write_rows(srlm.folder / "in.jsonl", [*rows[:5], BROKEN])
+    argv = ["make-pairs", "--in", "in.jsonl", "--out", "out.jsonl"]
+    assert srlm(*argv).code == 3
+    write_rows(srlm.folder / "in.jsonl", rows)
+    assert srlm(*argv).code == 0
+    assert read_rows(srlm.folder / "out.jsonl") == srlm("make-pairs", stdin=as_lines(rows)).rows
+
+
+def test_a_resumed_make_pairs_still_knows_the_prompts_before(srlm: Srlm) -> None:
+    rows = [{"prompt": text, "response": f"r{k}", "score": k} for text in ("First?", "Second?") for k in (1, 2)]
+    argv = ["make-pairs", "--in", "in.jsonl", "--out", "out.jsonl"]
+    write_rows(srlm.folder / "in.jsonl", [*rows, BROKEN])
+    assert srlm(*argv).code == 3
+    apart = [{"prompt": "First?", "response": f"r{k}", "score": k} for k in (3, 4)]
+    write_rows(srlm.folder / "in.jsonl", [*rows, *apart])
+    result = srlm(*argv)
+    assert result.code == 3 and "do not stand together" in result.err, read_rows(srlm.folder / "out.jsonl")
+
+
+def no_more_than(size: int):
+    """Return what to call in the child so that no file of its grows over `size` bytes."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+@pytest.mark.parametrize("unsorted", [(), ("--unsorted",)], ids=["sorted", "unsorted"])
+def test_make_pairs_stopped_by_a_full_disk_goes_on_to_the_same_pairs(srlm: Srlm, unsorted: tuple[str, ...]) -> None:
+    prompts = [f"Question number {n}?" for n in range(8)]
+    rows = [{"prompt": p, "response": f"r{k}" * 60, "score": k} for k in (1, 2) for p in prompts]
+    rows = rows if unsorted else sorted(rows, key=lambda row: row["prompt"])
+    write_rows(srlm.folder / "in.jsonl", rows)
+    argv = ["make-pairs", "--in", "in.jsonl", "--out", "out.jsonl", *unsorted]
+    stopped = srlm(*argv, preexec_fn=no_more_than(2500))
+    assert stopped.code == 1 and "out.jsonl.part" in stopped.err
+    assert 0 < len((srlm.folder / "out.jsonl.part").read_bytes()) <= 2500
+    assert srlm(*argv).code == 0
+    assert read_rows(srlm.folder / "out.jsonl") == srlm("make-pairs", *unsorted, stdin=as_lines(rows)).rows
+
+
+def test_a_file_that_cannot_grow_fails_and_loses_no_finished_row(srlm: Srlm) -> None:
+    command = MANY[0]
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    argv = command.argv("--in", "in.jsonl", "--out", "out.jsonl", "--quiet")
+    stopped = srlm(*argv, preexec_fn=no_more_than(4000))
+    assert stopped.code == 1 and "out.jsonl.part" in one_error_line(stopped, command)
+    assert not (srlm.folder / "out.jsonl").exists()
+    assert srlm(*argv).code == 0
+    assert (srlm.folder / "out.jsonl").read_text() == srlm(*command.argv(), stdin=as_lines(command.rows)).out
+
+
+@each(ROW_COMMANDS)
+def test_a_full_disk_behind_stdout_is_a_failure(srlm: Srlm, command: Command) -> None:
+    with open("/dev/full", "wb") as full:
+        result = srlm(*command.argv("--quiet"), stdin=as_lines(command.rows), stdout=full)
+    assert result.code == 1 and "No space left" in one_error_line(result, command)
+
+
+def left_by(srlm: Srlm, command: Command) -> list[str]:
+    """Leave a FILE.part behind and return the arguments that made it."""
+    argv = command.argv("--in", "in.jsonl", "--out", "out.jsonl")
+    if command is GEN_PROMPTS:
+        write_rows(srlm.folder / "in.jsonl", command.rows)
+        assert srlm(*argv, "--max-tries", "3", "--on-limit", "hold").code == 4
+    else:
+        write_rows(srlm.folder / "in.jsonl", [*command.rows, BROKEN])
+        assert srlm(*argv).code == 3
+        write_rows(srlm.folder / "in.jsonl", command.rows)
+    return argv
+
+
+@each([*STAGES, GEN_PROMPTS])
+def test_a_part_of_other_settings_is_refused_and_stays(srlm: Srlm, command: Command) -> None:
+    argv = left_by(srlm, command)
+    before = (srlm.folder / "out.jsonl.part").read_bytes()
+    result = srlm(*argv, "--seed", "7", "--quiet")
+    message = one_error_line(result, command)
+    assert result.code == 2 and "seed 0 -> 7" in message and "--restart" in message
+    assert (srlm.folder / "out.jsonl.part").read_bytes() == before
+    assert not (srlm.folder / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("way", [("--restart",), ("--on-stale", "restart")], ids=" ".join)
+def test_a_part_of_other_settings_can_be_thrown_away(srlm: Srlm, way: tuple[str, ...]) -> None:
+    argv = left_by(srlm, SAMPLE)
+    assert srlm(*argv, "--seed", "7", *way).code == 0
+    expected = srlm(*SAMPLE.argv("--seed", "7"), stdin=as_lines(SAMPLE.rows)).rows
+    assert read_rows(srlm.folder / "out.jsonl") == expected
+
+
+def test_on_stale_restart_goes_on_when_nothing_changed(srlm: Srlm) -> None:
+    argv = left_by(srlm, SAMPLE)
+    result = srlm(*argv, "--on-stale", "restart")
+    assert result.code == 0 and "going on behind 4 done" in result.err
+
+
+def test_restart_throws_a_fitting_part_away_too(srlm: Srlm) -> None:
+    argv = left_by(srlm, SAMPLE)
+    result = srlm(*argv, "--restart")
+    assert result.code == 0 and "going on" not in result.err
+    assert len(read_rows(srlm.folder / "out.jsonl")) == 16
+
+
+@pytest.mark.parametrize("way", [(), ("--on-stale", "restart")], ids=["stop", "restart"])
+def test_a_changed_input_is_not_gone_on_with(srlm: Srlm, way: tuple[str, ...]) -> None:
+    argv = left_by(srlm, SAMPLE)
+    changed = [{"prompt": "Another question?"}, *PROMPTS[1:]]
+    write_rows(srlm.folder / "in.jsonl", changed)
+    result = srlm(*argv, *way)
+    if not way:
+        assert result.code == 2 and "another input" in result.err
+        assert not (srlm.folder / "out.jsonl").exists()
+    else:
+        assert result.code == 0
+        assert read_rows(srlm.folder / "out.jsonl") == srlm(*SAMPLE.argv(), stdin=as_lines(changed)).rows
+
+
+def test_an_input_grown_shorter_is_not_gone_on_with(srlm: Srlm) -> None:
+    argv = left_by(srlm, SAMPLE)
+    write_rows(srlm.folder / "in.jsonl", PROMPTS[:2])
+    result = srlm(*argv)
+    assert result.code == 2 and "another input" in result.err
+
+
+@each([SAMPLE, JUDGE, GEN_PROMPTS])
+def test_ctrl_c_keeps_the_rows_and_the_run_goes_on(srlm: Srlm, command: Command) -> None:
+    command = many(command)
+    write_rows(srlm.folder / "in.jsonl", command.rows)
+    argv = command.argv("--in", "in.jsonl", "--out", "out.jsonl", "--quiet")
+    stopped = srlm.mortal(13, signal.SIGINT, *argv)
+    assert stopped.code == 130
+    message = one_error_line(stopped, command)
+    assert "interrupted" in message and "out.jsonl.part" in message
+    kept = read_rows(srlm.folder / "out.jsonl.part")
+    assert kept and not (srlm.folder / "out.jsonl").exists()
+    assert srlm(*argv).code == 0
+    assert (srlm.folder / "out.jsonl").read_text() == srlm(*command.argv(), stdin=as_lines(command.rows)).out
+
+
+@each([MAKE_PAIRS, REWARD])
+def test_ctrl_c_while_waiting_for_input(srlm: Srlm, command: Command) -> None:
+    process = srlm.start(*command.argv("--out", "out.jsonl"))
+    process.stdin.write(as_lines(command.rows).encode())
+    process.stdin.flush()
+    if command is MAKE_PAIRS:
+        part = srlm.folder / "out.jsonl.part"
+        wait_until(lambda: part.exists() and part.read_bytes().count(b"\n") == 3)
+    else:
+        time.sleep(0.6)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and out == b"" and b"Traceback" not in err
+    assert not (srlm.folder / "out.jsonl").exists()
+
+
+# --- pipes -----------------------------------------------------------------------------------
+
+
+@each(ROW_COMMANDS)
+def test_a_reader_that_has_gone_ends_it_in_silence(srlm: Srlm, command: Command) -> None:
+    reader, gone = os.pipe()
+    os.close(reader)
+    result = srlm(*command.argv(), stdin=as_lines(command.rows), stdout=gone)
+    os.close(gone)
+    assert (result.code, result.err) == (141, "")
+
+
+@pytest.mark.parametrize("args", [["doctor"], ["settings"], ["--help"], ["judge", "--help"], ["--version"]], ids=str)
+def test_words_into_a_closed_pipe_end_in_silence(srlm: Srlm, args: list[str]) -> None:
+    reader, gone = os.pipe()
+    os.close(reader)
+    result = srlm(*args, stdout=gone)
+    os.close(gone)
+    assert (result.code, result.err) == (141, "")
+
+
+@each([SAMPLE, JUDGE, MAKE_PAIRS])
+def test_a_row_comes_out_before_the_input_ends(srlm: Srlm, command: Command) -> None:
+    process = srlm.start(*command.argv("--quiet"))
+    process.stdin.write(as_lines(command.rows[:3]).encode())
+    process.stdin.flush()
+    first = process.stdout.readline()  # would wait for ever if the rows were held back
+    assert json.loads(first)
+    process.stdin.write(as_lines(command.rows[3:]).encode())
+    rest, err = process.communicate(timeout=30)
+    assert process.returncode == 0 and err == b""
+    assert (first + rest).decode() == srlm(*command.argv(), stdin=as_lines(command.rows)).out
+
+
+def test_the_loop_in_one_shell_pipe(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "seeds.jsonl", PROMPTS)
+    srlm_ = " ".join(srlm_command())
+    line = (
+        f"set -o pipefail; {srlm_} gen-prompts --in seeds.jsonl --engine echo --count 6"
+        f" | {srlm_} sample --engine echo | {srlm_} judge --engine echo | {srlm_} make-pairs --out pairs.jsonl"
+    )
+    done = srlm.run(["bash", "-c", line], "", None)
+    assert done.code == 0 and done.out == "" and done.err.count("srlm ") == 4
+    pairs = read_rows(srlm.folder / "pairs.jsonl")
+    assert 3 <= len(pairs) <= 6
+    assert all(row["score_chosen"] > row["score_rejected"] for row in pairs)
+
+
+def srlm_command() -> list[str]:
+    """Return how this test runs the program, for a shell."""
+    from helpers import PROGRAM
+
+    return PROGRAM
+
+
+# --- options and settings --------------------------------------------------------------------
+
+
+@each(COMMANDS)
+def test_an_unknown_flag_is_a_usage_error(srlm: Srlm, command: Command) -> None:
+    result = srlm(*command.argv("--no-such-thing", "1"))
+    assert result.code == 2 and result.out == ""
+    assert "--no-such-thing" in one_error_line(result, command)
+
+
+def test_an_unknown_command_is_a_usage_error(srlm: Srlm) -> None:
+    result = srlm("smaple")
+    assert (result.code, result.out) == (2, "") and "smaple" in result.err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("-n", "0"), ("-n", "four"), ("--temperature", "-1"), ("--top-p", "1.5"), ("--engine", "gpt"), ("--limit", "-1")],
+    ids=" ".join,
+)
+def test_a_value_out_of_range_is_a_usage_error(srlm: Srlm, args: tuple[str, ...]) -> None:
+    result = srlm("sample", *args)
+    assert result.code == 2 and args[0] in one_error_line(result, SAMPLE)
+
+
+@each(COMMANDS)
+@pytest.mark.parametrize("wrong", ["key", "defaults", "section"])
+def test_unknown_settings_are_refused_with_a_suggestion(srlm: Srlm, command: Command, wrong: str) -> None:
+    section = f'["{command.name}"]'
+    text, meant = {
+        "key": (f"{section}\nsed = 1\n", "did you mean `seed`"),
+        "defaults": ("[defaults]\nlimt = 1\n", "did you mean `limit`"),
+        "section": ("[make-pear]\nseed = 1\n", "did you mean `make-pairs`"),
+    }[wrong]
+    (srlm.folder / "srlm.toml").write_text(text)
+    result = srlm(*command.argv())
+    assert result.code == 2 and meant in one_error_line(result, command) and "srlm.toml" in result.err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['["eval rewards"]\nseed = 1\n', '["sample twice"]\nn = 1\n', "[eval]\nsed = 1\n", "seed = 1\n", "[sample\n"],
+)
+def test_settings_that_no_command_would_read_are_refused(srlm: Srlm, text: str) -> None:
+    (srlm.folder / "srlm.toml").write_text(text)
+    result = srlm(*REWARD.argv(), stdin=as_lines(REWARD.rows))
+    assert result.code == 2 and "srlm.toml" in result.err
+
+
+def test_a_setting_of_the_wrong_kind_is_refused(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('[sample]\nn = "four"\n')
+    result = srlm(*SAMPLE.argv())
+    assert result.code == 2 and "four" in one_error_line(result, SAMPLE)
+
+
+def test_a_settings_file_that_is_not_there_is_refused(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv("--config", "nowhere.toml"))
+    assert result.code == 2 and "nowhere.toml" in result.err
+
+
+def per_prompt(result: Result) -> int:
+    """Return how many responses a prompt has."""
+    assert result.code == 0, result.err
+    return len(result.rows) // len({row["prompt_id"] for row in result.rows})
+
+
+def test_precedence_is_flag_then_environment_then_section_then_defaults(srlm: Srlm) -> None:
+    def seed_of(*args: str, **env: str) -> int:
+        srlm(*SAMPLE.argv("--out", "out.jsonl", "--restart", *args), stdin=as_lines(PROMPTS), env=env)
+        return read_json(srlm.folder / "out.jsonl.meta.json")["fingerprint"]["seed"]
+
+    assert seed_of() == 0
+    settings = srlm.folder / "srlm.toml"
+    settings.write_text("[defaults]\nseed = 1\n[judge]\nseed = 9\n")
+    assert seed_of() == 1
+    settings.write_text("[defaults]\nseed = 1\n[sample]\nseed = 2\n")
+    assert seed_of() == 2
+    assert seed_of(SRLM_SEED="3") == 3
+    assert seed_of("--seed", "4", SRLM_SEED="3") == 4
+
+
+@pytest.mark.parametrize("name", ["SRLM_SAMPLE_N", "SRLM_CONFIG"])
+def test_the_environment_sets_options(srlm: Srlm, name: str) -> None:
+    (srlm.folder / "own.toml").write_text("[sample]\nn = 3\n")
+    value = {"SRLM_SAMPLE_N": "3", "SRLM_CONFIG": "own.toml"}[name]
+    assert per_prompt(srlm(*SAMPLE.argv(), stdin=as_lines(PROMPTS), env={name: value})) == 3
+
+
+def test_the_engine_and_quiet_can_come_from_the_environment(srlm: Srlm) -> None:
+    result = srlm("sample", stdin=as_lines(PROMPTS), env={"SRLM_ENGINE": "echo", "SRLM_QUIET": "1"})
+    assert (result.code, result.err) == (0, "") and len(result.rows) == 16
+
+
+@pytest.mark.parametrize("key", ["max-new-tokens", "max_new_tokens"])
+def test_settings_take_both_spellings(srlm: Srlm, key: str) -> None:
+    (srlm.folder / "my.toml").write_text(f"[sample]\n{key} = 2\n")
+    result = srlm(*SAMPLE.argv("--config", "my.toml"), stdin=as_lines(PROMPTS))
+    assert {len(row["response"].split()) for row in result.rows} == {2}
+
+
+def test_settings_of_a_command_of_a_group(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('["eval reward"]\nout = "metrics.jsonl"\n')
+    result = srlm(*REWARD.argv(), stdin=as_lines(REWARD.rows))
+    assert (result.code, result.out) == (0, "") and read_rows(srlm.folder / "metrics.jsonl")
+
+
+def test_a_setting_of_other_commands_in_defaults_does_no_harm(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text("[defaults]\ntemperature = 0.5\nlimit = 2\n")
+    result = srlm(*MAKE_PAIRS.argv(), stdin=as_lines(MAKE_PAIRS.rows))
+    assert result.code == 0 and "2 read" in result.err
+
+
+def test_quiet_says_nothing_and_loud_says_the_counts(srlm: Srlm) -> None:
+    loud = srlm(*SAMPLE.argv(), stdin=as_lines(PROMPTS))
+    quiet = srlm(*SAMPLE.argv("--quiet"), stdin=as_lines(PROMPTS))
+    assert quiet.err == "" and quiet.out == loud.out
+    assert loud.err.startswith("srlm sample: 4 read, 16 written")
+
+
+@pytest.mark.parametrize("no_color", [True, False], ids=["NO_COLOR", "colour"])
+def test_no_color_is_honoured_on_a_terminal(srlm: Srlm, no_color: bool) -> None:
+    screen, terminal = pty.openpty()
+    env = {"TERM": "xterm-256color", **({"NO_COLOR": "1"} if no_color else {})}
+    result = srlm(*SAMPLE.argv(), stdin=as_lines(PROMPTS), env=env, stderr=terminal)
+    os.close(terminal)
+    shown = os.read(screen, 65536).decode()
+    os.close(screen)
+    assert result.code == 0 and len(result.rows) == 16 and "srlm sample" in shown
+    assert bool(re.search(r"\x1b\[(?:\d+;)*[34]\d[;m]", shown)) is not no_color
+
+
+def test_stdin_on_a_terminal_is_not_waited_for(srlm: Srlm) -> None:
+    screen, terminal = pty.openpty()
+    process = srlm.start("make-pairs")
+    process.kill()
+    process.communicate()
+    import subprocess
+
+    from helpers import PROGRAM, clean_env
+
+    done = subprocess.run(
+        [*PROGRAM, "make-pairs"], stdin=terminal, capture_output=True, cwd=srlm.folder, env=clean_env(), timeout=30
+    )
+    os.close(terminal)
+    os.close(screen)
+    assert done.returncode == 2 and b"stdin is a terminal" in done.stderr
+
+
+# --- help ------------------------------------------------------------------------------------
+
+
+def options_of(name: str) -> list:
+    """Return the options of a command as typer has them."""
+    first, *rest = name.split()
+    made = build_command(first)
+    return [p for p in (made.commands[rest[0]] if rest else made).params if p.param_type_name == "option"]
+
+
+def name_of(option) -> str:
+    """Return an option's name as srlm.toml spells it."""
+    return option.name.strip("_").replace("_", "-")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_help_opens_with_a_line_and_examples_and_each_option_has_both_spellings(srlm: Srlm, name: str) -> None:
+    result = srlm(*name.split(), "--help")
+    assert (result.code, result.err) == (0, "")
+    page = re.match(
+        rf"Usage: srlm {name} [^\n]*\n\n  ([A-Z][^\n]*)\n(?:  [^\n]+\n)?\n  Examples:\n((?:    .*\n)+)", result.out
+    )
+    assert page, result.out[:400]
+    assert all(f"srlm {name.split()[0]}" in page[2] for _ in [0])
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", result.out.split("Options:")[1]))
+    takes_value = {opt: not option.is_flag for option in options_of(name) for opt in option.opts}
+    spelled = []
+    for option in sorted(shown & (takes_value.keys() | secondary(name))):
+        for spelling in {option, "--" + option[2:].replace("-", "_")}:
+            spelled += [spelling, "1"] if takes_value.get(option) else [spelling]
+    spelled = [word for word in spelled if word != "--help"]
+    if "--config" in spelled:
+        (srlm.folder / "1").write_text("")
+    assert {"--" + name_of(option) for option in options_of(name)} - {"--help"} <= shown | {"--checkpointing"}
+    both = srlm(*name.split(), *spelled, "--help")
+    assert (both.code, both.out) == (0, result.out), both.err
+
+
+def secondary(name: str) -> set[str]:
+    """Return the `--no-...` names of a command's flags."""
+    return {opt for option in options_of(name) for opt in option.secondary_opts}
+
+
+def test_the_command_itself_has_both_spellings(srlm: Srlm) -> None:
+    text = as_lines(MAKE_PAIRS.rows)
+    assert srlm("make_pairs", stdin=text).out == srlm("make-pairs", stdin=text).out != ""
+    other = srlm("eval", "head_to_head", *ECHO, "--against", AGAINST, stdin=as_lines(RESPONSES))
+    assert other.code == 0 and other.rows
+
+
+def test_without_arguments_the_help_is_the_answer(srlm: Srlm) -> None:
+    result = srlm()
+    assert result.code == 2 and result.out == "" and "Commands:" in result.err
+
+
+def test_version(srlm: Srlm) -> None:
+    from srlm_cli import __version__
+
+    assert srlm("--version").out == f"srlm {__version__}\n"
+
+
+def test_a_stray_version_variable_does_not_stop_the_program(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE.argv(), stdin=as_lines(PROMPTS), env={"SRLM_VERSION": "1"})
+    assert result.code == 0 and len(result.rows) == 16
+
+
+def test_every_command_of_the_group_is_in_its_help(srlm: Srlm) -> None:
+    page = srlm("--help").out
+    assert all(re.search(rf"^  {name.split()[0]} ", page, re.MULTILINE) for name in PAGES)
+
+
+def test_a_model_that_cannot_be_found_is_a_failure_not_a_success(srlm: Srlm) -> None:
+    result = srlm("sample", "--model", "./nowhere", "--quiet", stdin=as_lines(PROMPTS))
+    assert result.code in (1, 2) and "./nowhere" in one_error_line(result, SAMPLE)
+
+
+@pytest.mark.parametrize("name", ["sample", "make-eft", "gen-prompts"])
+def test_no_model_is_a_usage_error(srlm: Srlm, name: str) -> None:
+    result = srlm(name, stdin=as_lines(HINDSIGHT.rows))
+    assert result.code == 2 and "--model" in result.err
+
+
+def test_questions_are_distinct() -> None:
+    assert len(set(QUESTIONS)) == len(QUESTIONS)
