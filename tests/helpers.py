@@ -47,6 +47,11 @@ def hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def as_bytes(text: str | bytes) -> bytes:
+    """Return a text as UTF-8, bytes as they are."""
+    return text if isinstance(text, bytes) else text.encode()
+
+
 def as_lines(rows: Iterable[Row | str]) -> str:
     """Return rows as JSONL; a string stands for itself, as a (bad) line."""
     return "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
@@ -78,18 +83,21 @@ class Srlm:
 
     folder: Path
 
-    def __call__(self, *args: str, stdin: str | bytes = "", env: dict[str, str] | None = None, **popen: Any) -> Result:
+    def __call__(self, *args: str, stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any) -> Result:
         """Run `srlm ARGS` to its end and return how it ended."""
         return self.run([*PROGRAM, *args], stdin, env, **popen)
 
-    def mortal(self, after: int, sign: int, *args: str, stdin: str | bytes = "") -> Result:
+    def mortal(self, after: int, sign: int, *args: str) -> Result:
         """Run `srlm ARGS` with an echo engine that sends itself a signal after so many completions."""
-        return self.run([*MORTAL, str(after), str(int(sign)), *args], stdin, None)
+        return self.run([*MORTAL, str(after), str(int(sign)), *args])
 
-    def run(self, command: list[str], stdin: str | bytes, env: dict[str, str] | None, **popen: Any) -> Result:
+    def run(
+        self, command: list[str], stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any
+    ) -> Result:
+        """Run a command to its end; `stdin` is a text or a file descriptor."""
         popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c, **popen}
-        data = stdin if isinstance(stdin, bytes) else stdin.encode()
-        done = subprocess.run(command, input=data, cwd=self.folder, env=clean_env(env), timeout=60, **popen)
+        popen |= {"stdin": stdin} if isinstance(stdin, int) else {"input": as_bytes(stdin)}
+        done = subprocess.run(command, cwd=self.folder, env=clean_env(env), timeout=60, **popen)
         return Result(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
 
     def start(self, *args: str, command: list[str] = PROGRAM) -> subprocess.Popen:
@@ -97,7 +105,7 @@ class Srlm:
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [*command, *args], stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.folder, env=clean_env(),
-            preexec_fn=hear_ctrl_c,
+            preexec_fn=hear_ctrl_c, bufsize=0,
         )  # fmt: skip
 
 

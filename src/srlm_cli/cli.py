@@ -108,6 +108,9 @@ def run(args: list[str]) -> int:
         return error.code
     except typer.Abort:
         return ExitCode.INTERRUPTED
+    except OSError as error:
+        complain(name, f"{error.filename or 'input or output'}: {error.strerror or error}")
+        return ExitCode.FAILURE
     except Exception as error:  # noqa: BLE001 - the boundary: nothing gets past it as a traceback
         if (code := getattr(error, "exit_code", None)) is not None and hasattr(error, "format_message"):
             return usage(error, name, code)

@@ -21,7 +21,7 @@ from srlm_cli.records import Row
 from srlm_cli.stages import Outcome
 from srlm_cli.streams.console import clock, progress, say
 from srlm_cli.streams.reader import Reader, count_lines
-from srlm_cli.streams.writer import FileWriter, StreamWriter, encode
+from srlm_cli.streams.writer import FileWriter, Rejects, StreamWriter
 
 Check = Callable[[Row], Row | list[Row]]
 
@@ -93,8 +93,8 @@ def reader(options: ReadOptions, check: Check, paths: list[str]) -> Reader:
     """Return the reader of a command's input; it writes the `--rejects` file."""
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
-    reject = open_rejects(options.rejects) if options.rejects else None
-    return Reader(paths, check, on_error=options.on_error.value, limit=options.limit, reject=reject)
+    rejects = Rejects(options.rejects) if options.rejects else None
+    return Reader(paths, check, on_error=options.on_error.value, limit=options.limit, rejects=rejects)
 
 
 def stage(
@@ -118,9 +118,7 @@ def stage(
     resumed, tally = resume(name, writer, options, rows)
     started, before = time.monotonic(), tally.seconds
     digest = resumed_digest(writer)
-    if total is None and rows is not None:
-        total = count_lines(rows.paths)
-        total = total if options.limit is None or total is None else min(total, options.limit)
+    total = expected(rows, options.limit) if rows is not None else total
     try:
         with progress(name, total, done=tally.read, quiet=options.quiet) as bar:
             for outcome in make(rows, resumed):
@@ -179,7 +177,7 @@ def resume(
         if rows is not None and rows.skip(saved["read"]) != saved["digest"]:
             if options.on_stale != "restart" or "-" in rows.paths:
                 raise OptionError(f"{writer.part} was left by a run over another input", "--restart throws it away")
-            rows.__init__(rows.paths, rows.check, on_error=rows.on_error, limit=rows.limit, reject=rows.reject)
+            rows.rewind()
             saved = None
     else:
         saved = None
@@ -194,6 +192,12 @@ def resume(
 
 def resumed_digest(writer: FileWriter | StreamWriter) -> bytes:
     return bytes.fromhex(writer.state.get("digest", "")) if isinstance(writer, FileWriter) else b""
+
+
+def expected(rows: Reader, limit: int | None) -> int | None:
+    """Return how many records the input holds, where that can be told from its lines."""
+    lines = None if rows.expands else count_lines(rows.paths)
+    return lines if limit is None or lines is None else min(lines, limit)
 
 
 def check_whole(rows: Reader | None) -> None:
@@ -257,15 +261,6 @@ def print_result(row: Row) -> None:
     writer = StreamWriter(os.dup(data_stdout()))
     writer.write([row])
     writer.close()
-
-
-def open_rejects(path: str) -> Callable[[Row], None]:
-    """Return a function that keeps a rejected row: where it stood, why, and its text."""
-    try:
-        file = open(path, "wb", buffering=0)
-    except OSError as error:
-        raise OptionError(f"cannot write {path}: {error.strerror}") from None
-    return lambda row: file.write(encode([row]))
 
 
 def how_to_go_on(writer: FileWriter | StreamWriter) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 import torch
 from transformers import LogitsProcessor, StoppingCriteria
@@ -43,8 +42,7 @@ class HfEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in order; requests are taken in windows and batched by length within one."""
-        pending = iter(requests)
-        while window := list(islice(pending, self.batch_size * BATCHES_A_WINDOW)):
+        for window in self._windows(requests):
             prompts = [self._render(request) for request in window]
             answers: list[Completion | None] = [None] * len(window)
             free = [index for index, request in enumerate(window) if not request.choices]
@@ -53,6 +51,18 @@ class HfEngine:
                 for index in sorted(set(range(len(window))) - set(free)):
                     answers[index] = self._choose(window[index], prompts[index])
             yield from answers
+
+    def _windows(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
+        """Cut requests into windows of a few batches: what a killed run has to do again."""
+        window, rows = [], 0
+        for request in requests:
+            window.append(request)
+            rows += len(request.seeds)
+            if rows >= self.batch_size * BATCHES_A_WINDOW:
+                yield window
+                window, rows = [], 0
+        if window:
+            yield window
 
     def _render(self, request: Request) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn: one template, one BOS."""

@@ -16,6 +16,7 @@ import jsonlines
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
+from srlm_cli.streams.writer import Rejects
 
 
 class Reader:
@@ -23,8 +24,9 @@ class Reader:
 
     `check` turns a raw row into a record, or into a list of them, or raises `BadRow`. With
     `on_error="stop"` the first bad row ends the iteration and waits in `error`, so that what was read
-    before it can still be finished; with `"skip"` it goes to `reject` and is counted in `skipped`.
-    `digests` has a running hash for each record, from which a resumed run sees a changed input.
+    before it can still be finished; with `"skip"` it goes to `rejects` and is counted in `skipped`.
+    `expands` says that a row became several records. `digests` has a running hash for each record,
+    from which a resumed run sees a changed input.
     """
 
     def __init__(
@@ -34,17 +36,24 @@ class Reader:
         *,
         on_error: str = "stop",
         limit: int | None = None,
-        reject: Callable[[Row], None] | None = None,
+        rejects: Rejects | None = None,
     ) -> None:
         self.paths = paths
         self.check = check
         self.on_error = on_error
         self.limit = limit
-        self.reject = reject
+        self.rejects = rejects
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again with the first row; stdin cannot."""
         self.skipped = 0
+        self.expands = False
         self.error: DataError | None = None
         self.at = ""
         self.digests: deque[bytes] = deque()
+        if self.rejects:
+            self.rejects.clear()
         self._records = self._read()
         self._first: list[Row] = []
 
@@ -88,6 +97,7 @@ class Reader:
                             return
                         continue
                     lines_left = lines_left if lines_left is None else lines_left - 1
+                    self.expands = isinstance(checked, list)
                     for record in checked if isinstance(checked, list) else [checked]:
                         running.update(line.encode("utf-8", "surrogatepass"))
                         self.digests.append(running.digest())
@@ -129,8 +139,8 @@ class Reader:
     def _refuse(self, line: str, reason: str) -> None:
         if self.on_error == "skip":
             self.skipped += 1
-            if self.reject:
-                self.reject({"at": self.at, "reason": reason, "line": line.rstrip("\n")})
+            if self.rejects:
+                self.rejects.add({"at": self.at, "reason": reason, "line": line.rstrip("\n")})
         else:
             self.error = DataError(f"{self.at}: {reason}", "mend the row, or --on-error skip goes on without it")
 

@@ -173,6 +173,25 @@ class FileWriter:
             self.member = None
 
 
+class Rejects:
+    """A file of the rows that were skipped: where each stood, why, and its text."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            self.file = open(path, "wb", buffering=0)
+        except OSError as error:
+            raise OptionError(f"cannot write {path}: {error.strerror}") from None
+
+    def add(self, row: Row) -> None:
+        """Keep one row."""
+        self.file.write(encode([row]))
+
+    def clear(self) -> None:
+        """Forget what was kept: the input is read again."""
+        self.file.seek(0)
+        self.file.truncate()
+
+
 def encode(rows: list[Row]) -> bytes:
     """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
     lines = []
