@@ -46,8 +46,10 @@ def commands(folder: Path, model: str | None) -> dict[str, list[str]]:
     return {
         "sample": sample,
         "judge": ["judge", "--in", str(responses), *engine, *short, "--template", "score_only"],
-        "gen-prompts": ["gen-prompts", "--in", str(QUICKSTART / "ift.jsonl"), *engine, "--together", "8", "--max-new-tokens", "40"]
-        + ["--count", "24" if model else "120"],
+        "gen-prompts": [
+            "gen-prompts", "--in", str(QUICKSTART / "ift.jsonl"), *engine,
+            "--together", "8", "--max-new-tokens", "40", "--count", "24" if model else "120",
+        ],
     }  # fmt: skip
 
 
@@ -112,7 +114,7 @@ def main() -> None:
             # What a real model writes may differ in rounding; then so may which prompts are kept.
             lost = len(wanted) - len(set(ids)) if name == "gen-prompts" else len({r["id"] for r in wanted} - set(ids))
             equal = sum(a == b for a, b in zip(wanted, got, strict=False))
-            print(f"srlm {' '.join(command[:1])}: {kills} kills, {len(wanted)} rows, {lost} lost, {doubled} doubled, {equal} equal")
+            print(f"srlm {name}: {kills} kills, {len(wanted)} rows, {lost} lost, {doubled} doubled, {equal} equal")
             wrong += lost + doubled + (len(wanted) - equal if slow else 0)
     sys.exit(wrong > 0)
 

@@ -1,6 +1,6 @@
 """How long `srlm --help` takes against an interpreter that only imports typer and rich, in turn.
 
-    python benchmarks/startup.py [RUNS]
+python benchmarks/startup.py [RUNS]
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def main() -> None:
     ratios = sorted(ours / theirs for ours, theirs in pairs)
     print(f"{' '.join(HELP[1:])}  against  python -c 'import typer, rich'  ({runs} runs each, in turn)")
     print(f"python {platform.python_version()}, {platform.machine()}")
-    print(f"median {statistics.median(p[0] for p in pairs):.3f} s against {statistics.median(p[1] for p in pairs):.3f} s")
+    ours, theirs = (statistics.median(pair[at] for pair in pairs) for at in (0, 1))
+    print(f"median {ours:.3f} s against {theirs:.3f} s")
     print(f"ratio {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})")
 
 

@@ -83,7 +83,9 @@ class Srlm:
 
     folder: Path
 
-    def __call__(self, *args: str, stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any) -> Result:
+    def __call__(
+        self, *args: str, stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any
+    ) -> Result:
         """Run `srlm ARGS` to its end and return how it ended."""
         return self.run([*PROGRAM, *args], stdin, env, **popen)
 

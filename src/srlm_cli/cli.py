@@ -30,6 +30,9 @@ COMMANDS = {
     "settings": "Print the settings of the commands, as Make compares them.",
 }
 
+# The commands of a group, which srlm.toml names by both words.
+GROUPS = {"eval": ("reward", "head-to-head")}
+
 CONTEXT = {
     "help_option_names": ["--help", "-h"],
     "token_normalize_func": lambda token: token.replace("_", "-"),
@@ -43,6 +46,10 @@ class LazyCommands(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def sections(self) -> list[str]:
+        """Return the names that a section of srlm.toml can have."""
+        return [f"{name} {sub}".strip() for name in COMMANDS for sub in GROUPS.get(name, ("",))]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return command(cmd_name) if cmd_name in COMMANDS else None
@@ -77,7 +84,10 @@ def show_version(wanted: bool) -> None:
 @app.callback()
 def srlm(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=show_version, is_eager=True)
+        bool,
+        typer.Option(
+            "--version", help="Show the version.", callback=show_version, is_eager=True, allow_from_autoenv=False
+        ),
     ] = False,
 ) -> None:
     """Self-rewarding language models: answer, judge, train, again.
@@ -96,16 +106,22 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Return the exit code of a command line."""
-    name = "srlm"
+    name = " ".join(["srlm", *[arg for arg in args[:1] if arg in COMMANDS]])
     try:
-        name = " ".join(["srlm", *[a for a in args[:1] if a in COMMANDS]])
-        return get_command(app).main(args, prog_name="srlm", standalone_mode=False) or ExitCode.OK
-    except ClosedPipe:
+        code = get_command(app).main(args, prog_name="srlm", standalone_mode=False) or ExitCode.OK
+        sys.stdout.flush()
+        return code
+    except (ClosedPipe, BrokenPipeError):
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except SrlmError as error:
         complain(name, str(error))
         return error.code
+    except SystemExit as error:  # typer's own way out of a closed pipe
+        closed = isinstance(error.__context__, BrokenPipeError)
+        if closed:
+            silence_stdout()
+        return ExitCode.CLOSED_PIPE if closed else error.code
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except OSError as error:

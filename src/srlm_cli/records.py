@@ -90,7 +90,7 @@ def ranked_record(row: Row) -> Row:
     for response in responses:
         if not isinstance(response, dict) or not isinstance(response.get("text"), str):
             raise BadRow("expected every one of `responses` to be {text, rank or score}")
-        if not any(_is_number(response.get(key)) for key in ("rank", "score")):
+        if not any(is_number(response.get(key)) for key in ("rank", "score")):
             raise BadRow("expected a number as `rank` or `score` of every response")
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
@@ -110,7 +110,7 @@ def response_record(row: Row) -> Row:
 def judged_record(row: Row) -> Row:
     """Return a judged row: a response row with `score`, a number or null (not readable)."""
     row = response_record(row)
-    if "score" not in row or not (row["score"] is None or _is_number(row["score"])):
+    if "score" not in row or not (row["score"] is None or is_number(row["score"])):
         raise BadRow(f"expected `score`, a number or null, got {row.get('score', 'none')!r}")
     return row
 
@@ -143,7 +143,7 @@ def responses_of(ranked: Row) -> list[Row]:
 
 def human_value(response: Row) -> float:
     """Return how much people liked a ranked response, larger is better: its score, or minus its rank."""
-    return float(response["score"]) if _is_number(response.get("score")) else -float(response["rank"])
+    return float(response["score"]) if is_number(response.get("score")) else -float(response["rank"])
 
 
 # --- the pieces ------------------------------------------------------------------------------
@@ -207,7 +207,8 @@ def _text(value: Any, field: str) -> str:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Tell whether a JSON value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -12,4 +12,4 @@ def derive(seed: int, *parts: object) -> int:
     sharded or reordered run draws what an uninterrupted one would.
     """
     text = "\x1f".join([str(seed), *map(str, parts)])
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1

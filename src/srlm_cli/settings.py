@@ -37,6 +37,8 @@ def load(path: str) -> dict[str, dict[str, Any]]:
             raise OptionError(
                 f"{path}: `{section}` stands outside a section", f"put it under [{DEFAULTS}] or a command"
             )
+        if twice := [key for key in keys if "_" in key and key.replace("_", "-") in keys]:
+            raise OptionError(f"{path}: [{section}] has `{twice[0].replace('_', '-')}` in both spellings")
     return {section: {key.replace("_", "-"): value for key, value in keys.items()} for section, keys in content.items()}
 
 
@@ -51,7 +53,7 @@ def of_command(
     """
     sections = load(path)
     for section in sections:
-        if section != DEFAULTS and section.split()[0] not in commands:
+        if section != DEFAULTS and section not in commands:
             raise OptionError(f"{path}: no command [{section}]{_nearest(section, commands)}")
     own, common = sections.get(command, {}), sections.get(DEFAULTS, {})
     for where, keys, known in ((command, own, set(options)), (DEFAULTS, common, shared)):

@@ -65,7 +65,7 @@ def reward(
     judged.sort(key=lambda row: row["prompt_id"])
     prompts = [list(group) for _, group in groupby(judged, key=lambda row: row["prompt_id"])]
     metrics = judge_metrics(prompts, seed)
-    run.write_rows("eval reward", out, metrics, reader, read=len(judged))
+    run.write_rows("eval reward", out, metrics, reader, read=len(judged), quiet=read.quiet)
 
 
 def human_values(path: str) -> dict[tuple[str, str], float]:
@@ -114,7 +114,9 @@ def head_to_head(
     Reads response rows of one model and, with --against, of another, to the same prompts (the first
     response to each counts). The judge sees both orders; if its verdicts disagree, it is a tie
     (arXiv 2401.10020, section 3.2). Writes one row a metric, seen from --in: `win`, `tie`, `loss`,
-    `win_rate`, `first_position` (0.5 is no position bias) and the mean lengths in characters.
+    `win_rate`, `first_position` (0.5 is no position bias), the mean lengths in characters and, with
+    --direct, `lean`: the share of prompts where the probability that --in is better, averaged over both
+    orders, is above one half. It tells something where a judge's position bias makes every match a tie.
     """
     from srlm_cli.evaluate import head_to_head as compare
 
@@ -131,7 +133,7 @@ def head_to_head(
 
     def play(rows, done):
         played.extend(done.rows())
-        for outcome in compare.head_to_head(rows, others, model, options):
+        for outcome in compare.head_to_head(rows, others, model, options, kept=played):
             played.extend(outcome.rows)
             yield outcome
 
@@ -144,4 +146,5 @@ def head_to_head(
         play,
         engine=model,
     )
-    run.write_rows("eval head-to-head", stream.out, compare.win_rates(played, sampling.seed), reader, read=len(played))
+    metrics = compare.win_rates(played, sampling.seed)
+    run.write_rows("eval head-to-head", stream.out, metrics, reader, read=len(played), quiet=True)

@@ -95,6 +95,7 @@ def gen_prompts(
         total=count,
         engine=model,
         limit=lambda tally: too_few(tally, count),
+        source=rows,
     )
 
 

@@ -1,7 +1,6 @@
 """srlm make-eft."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -9,19 +8,16 @@ from srlm_cli import records, templates
 from srlm_cli.commands import run
 from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, grouped, identity, new_app
 from srlm_cli.engines import LazyEngine
+from srlm_cli.errors import OptionError
 from srlm_cli.stages import make_eft as stage
 
 app = new_app()
 
 
-class Method(StrEnum):
-    accept = "accept"
-    hindsight = "hindsight"
+app = new_app()
 
-
-class Reason(StrEnum):
-    model = "model"
-    none = "none"
+Method = Literal["accept", "hindsight"]
+Reason = Literal["model", "none"]
 
 
 @app.command()
@@ -36,12 +32,10 @@ def make_eft(
             "--method",
             help="accept: keep the model's judgements that agree with people; hindsight: score from the rank.",
         ),
-    ] = Method.accept,
+    ] = "accept",
     samples: Annotated[int, Option("--samples", min=1, help="accept: judgements sampled for each reply.")] = 4,
     ties: Annotated[bool, Option("--ties/--no-ties", help="accept: a tie of the model agrees with any order.")] = False,
-    reason: Annotated[
-        Reason, Option("--reason", help="hindsight: who writes the reasons before the score.")
-    ] = Reason.model,
+    reason: Annotated[Reason, Option("--reason", help="hindsight: who writes the reasons before the score.")] = "model",
     max_share: Annotated[
         float,
         Option("--max-share", min=0.0, max=1.0, help="Thin out a score that has more than this share of the rows."),
@@ -66,16 +60,18 @@ def make_eft(
     `--reason none` the target is the score alone, the cheapest way to a judge that works, at the
     cost of judgements that give no reasons.
     """
+    if score_low >= score_high:
+        raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
     form = templates.load(template, fields={"prompt", "response"})
-    writes_reasons = method == Method.hindsight and reason == Reason.model
-    needs_model = method == Method.accept or writes_reasons
+    writes_reasons = method == "hindsight" and reason == "model"
+    needs_model = method == "accept" or writes_reasons
     reasons = templates.load("hindsight", fields={"prompt", "response", "score"}) if writes_reasons else None
     model = LazyEngine(engine.spec())
     options = stage.EftOptions(
         form, sampling.sampling(), sampling.seed, samples, ties, max_share, (score_low, score_high), reasons
     )
-    made_by = stage.accept if method == Method.accept else stage.hindsight
-    chosen = {"method": method.value, "reason": reason.value, "samples": samples, "ties": ties, "max_share": max_share}
+    made_by = stage.accept if method == "accept" else stage.hindsight
+    chosen = {"method": method, "reason": reason, "samples": samples, "ties": ties, "max_share": max_share}
     run.stage(
         "make-eft",
         stream,

@@ -41,4 +41,5 @@ def make_pairs(
         run.reader(stream, records.judged_record, [stream.in_]),
         identity(seed=seed, min_gap=min_gap, unsorted=unsorted),
         lambda rows, _: stage.make_pairs(rows, stage.PairOptions(min_gap, unsorted, seed)),
+        from_the_start=True,
     )

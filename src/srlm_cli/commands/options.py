@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
-from enum import StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from typer import Context, Option, Typer
 
@@ -16,33 +15,11 @@ from srlm_cli import settings
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Sampling
 
-
-class OnError(StrEnum):
-    stop = "stop"
-    skip = "skip"
-
-
-class OnStale(StrEnum):
-    stop = "stop"
-    restart = "restart"
-
-
-class OnLimit(StrEnum):
-    write = "write"
-    hold = "hold"
-
-
-class EngineName(StrEnum):
-    hf = "hf"
-    echo = "echo"
-
-
-class Dtype(StrEnum):
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
+OnError = Literal["stop", "skip"]
+OnStale = Literal["stop", "restart"]
+OnLimit = Literal["write", "hold"]
+EngineName = Literal["hf", "echo"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary on stderr.", envvar="SRLM_QUIET")]
@@ -62,7 +39,7 @@ def settings_for(ctx: Context, path: str, section: str) -> dict[str, Any]:
     """Return what a settings file says of one command, by parameter name."""
     names = {opt.lstrip("-"): p.name for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
     names = {option: name for option, name in names.items() if name not in ("config", "help")}
-    return settings.of_command(path, section, names, ctx.find_root().command.list_commands(ctx), SHARED)
+    return settings.of_command(path, section, names, ctx.find_root().command.sections(), SHARED)
 
 
 Config = Annotated[
@@ -79,7 +56,7 @@ class ReadOptions:
     """How rows come in."""
 
     on_error: Annotated[OnError, Option("--on-error", help="A bad row: stop with exit 3, or skip and count it.")] = (
-        OnError.stop
+        "stop"
     )
     rejects: Annotated[
         str | None, Option("--rejects", metavar="FILE", help="Keep the skipped rows here, with their reasons.")
@@ -98,11 +75,11 @@ class StreamOptions(ReadOptions):
     restart: Annotated[bool, Option("--restart", help="Throw FILE.part of an unfinished run away.")] = False
     on_stale: Annotated[
         OnStale, Option("--on-stale", help="A FILE.part left by other settings: stop with exit 2, or restart.")
-    ] = OnStale.stop
+    ] = "stop"
     on_limit: Annotated[
         OnLimit,
         Option("--on-limit", help="Over a limit (exit 4): write FILE all the same, or hold FILE.part back."),
-    ] = OnLimit.write
+    ] = "write"
 
 
 @dataclass(frozen=True)
@@ -116,14 +93,14 @@ class EngineOptions:
             help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded).",
         ),
     ] = None  # fmt: skip
-    engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = EngineName.hf
+    engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = "hf"
     batch_size: Annotated[int, Option("--batch-size", min=1, help="Completions written at the same time.")] = 64
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
-    dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = Dtype.auto
+    dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
 
     def spec(self, model: str | None = None) -> EngineSpec:
         """Return what to open: these options, with another model where one is given."""
-        return EngineSpec(self.engine.value, model or self.model, self.device, self.dtype.value, self.batch_size)
+        return EngineSpec(self.engine, model or self.model, self.device, self.dtype, self.batch_size)
 
 
 @dataclass(frozen=True)

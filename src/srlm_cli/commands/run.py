@@ -94,7 +94,7 @@ def reader(options: ReadOptions, check: Check, paths: list[str]) -> Reader:
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
     rejects = Rejects(options.rejects) if options.rejects else None
-    return Reader(paths, check, on_error=options.on_error.value, limit=options.limit, rejects=rejects)
+    return Reader(paths, check, on_error=options.on_error, limit=options.limit, rejects=rejects)
 
 
 def stage(
@@ -107,21 +107,27 @@ def stage(
     total: int | None = None,
     engine: LazyEngine | None = None,
     limit: Callable[[Tally], LimitExceeded | None] = lambda tally: None,
+    source: Reader | None = None,
+    from_the_start: bool = False,
 ) -> Tally:
     """Run a stage over its input and write what it yields; return the counts.
 
     `identity` is all that decides the rows; a FILE.part of another identity is not continued. A
-    stage without input (`rows` None) counts its own tries. A bad row raises DataError when all that
-    stands before it is finished and saved; `limit` may raise its error when everything is written.
+    stage without input (`rows` None) counts its own tries; `source` is what it has read beforehand. A
+    stage that is quick but knows more than its last rows tell goes `from_the_start` each time. A bad
+    row raises DataError when all that stands before it is finished and saved; `limit` may raise its
+    error when everything is written.
     """
     writer = open_writer(options.out, {"command": name, "srlm": __version__, **identity})
-    resumed, tally = resume(name, writer, options, rows)
+    resumed, tally = resume(name, writer, options, rows, from_the_start)
     started, before = time.monotonic(), tally.seconds
     digest = resumed_digest(writer)
     total = expected(rows, options.limit) if rows is not None else total
     try:
         with progress(name, total, done=tally.read, quiet=options.quiet) as bar:
             for outcome in make(rows, resumed):
+                if outcome.at_end and rows is not None and rows.error:
+                    break
                 writer.write(outcome.rows)
                 tally.add(outcome)
                 tally.seconds = before + time.monotonic() - started
@@ -143,14 +149,13 @@ def stage(
     except BaseException:
         close_quietly(writer)
         raise
-    if rows is not None and rows.skipped:
-        tally.dropped["bad row"] = rows.skipped
+    count_skipped(tally, rows or source)
     exceeded = limit(tally)
     try:
         if exceeded and options.on_limit == "hold":
             writer.close()
         else:
-            writer.commit(meta(name, rows, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
+            writer.commit(meta(name, rows or source, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
     except OSError as error:
         raise write_error(error, writer) from error
     if not options.quiet:
@@ -161,7 +166,7 @@ def stage(
 
 
 def resume(
-    name: str, writer: FileWriter | StreamWriter, options: StreamOptions, rows: Reader | None
+    name: str, writer: FileWriter | StreamWriter, options: StreamOptions, rows: Reader | None, from_the_start: bool
 ) -> tuple[Resumed, Tally]:
     """Open the output, behind what an unfinished run left there if it is this run's own."""
     if isinstance(writer, StreamWriter):
@@ -173,7 +178,7 @@ def resume(
         except OptionError:
             if options.on_stale != "restart":
                 raise
-    if saved and saved.get("read"):
+    if saved and saved.get("read") and not from_the_start:
         if rows is not None and rows.skip(saved["read"]) != saved["digest"]:
             if options.on_stale != "restart" or "-" in rows.paths:
                 raise OptionError(f"{writer.part} was left by a run over another input", "--restart throws it away")
@@ -198,6 +203,12 @@ def expected(rows: Reader, limit: int | None) -> int | None:
     """Return how many records the input holds, where that can be told from its lines."""
     lines = None if rows.expands else count_lines(rows.paths)
     return lines if limit is None or lines is None else min(lines, limit)
+
+
+def count_skipped(tally: Tally, rows: Reader | None) -> None:
+    """Count the bad rows that were left out; they were never read by the stage."""
+    if rows is not None and rows.skipped:
+        tally.dropped["bad row"] = rows.skipped
 
 
 def check_whole(rows: Reader | None) -> None:
@@ -243,9 +254,10 @@ def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | St
     return FileWriter(Path(out), fingerprint)
 
 
-def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int) -> None:
+def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int, *, quiet: bool) -> None:
     """Write the result of a command that reads all its input first, `read` rows of it: metrics."""
     tally = Tally(read=read, kept=len(made))
+    count_skipped(tally, rows)
     writer = open_writer(out, {"command": name})
     try:
         if isinstance(writer, FileWriter):
@@ -254,6 +266,8 @@ def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int) ->
         writer.commit(meta(name, rows, tally, None), tally.as_dict())
     except OSError as error:
         raise write_error(error, writer) from error
+    if not quiet:
+        say(f"srlm {name}: {tally.summary()}")
 
 
 def print_result(row: Row) -> None:

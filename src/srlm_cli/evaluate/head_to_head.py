@@ -29,21 +29,26 @@ class HeadToHeadOptions:
 
 
 def head_to_head(
-    rows: Iterable[Row], others: Iterable[Row], engine: Engine, options: HeadToHeadOptions
+    rows: Iterable[Row],
+    others: Iterable[Row],
+    engine: Engine,
+    options: HeadToHeadOptions,
+    *,
+    kept: Iterable[Row] = (),
 ) -> Iterator[Outcome]:
     """Yield, for each response of A that B answered too, a match row with its `winner`: A, B or tie.
 
     The judge sees A first, then B first; a verdict counts only if both orders agree, everything
     else, a tie or an unreadable verdict too, is a tie. Of several responses to a prompt the first
-    counts; responses without a partner are dropped and counted.
+    counts; responses without a partner are dropped and counted. `kept` are matches of an earlier run.
     """
     of_b: dict[str, Row] = {}
     for row in others:
         of_b.setdefault(row["prompt_id"], row)
+    seen = {match["id"] for match in kept}
     passed: Counter[str] = Counter()  # rows without a match since the last match
 
     def matches() -> Iterator[tuple[Row, Row, bool, dict[str, int]]]:
-        seen: set[str] = set()
         for a in rows:
             if a["prompt_id"] in seen:
                 passed["not the first response"] += 1
@@ -88,6 +93,8 @@ def _match(
         "response_a": a["response"],
         "response_b": b["response"],
     }
+    if straight.probabilities and swapped.probabilities:
+        row["probability"] = (straight.probabilities[0] + swapped.probabilities[1]) / 2
     return Outcome(
         rows=[row],
         read=1 + sum(before.values()),
@@ -107,8 +114,9 @@ def _verdict(completion: Completion, options: HeadToHeadOptions) -> str | None:
 def win_rates(matches: list[Row], seed: int = 0) -> list[Row]:
     """Return metric rows of judged matches, seen from A: win, tie and loss rates, order bias, mean lengths.
 
-    `first_position` is the share of readable verdicts for the reply that stood first: 0.5 is a judge
-    without position bias. Lengths are in characters.
+    `lean` is the share of matches whose `probability` that A is better, the mean over both orders and
+    so free of position bias, is above one half. `first_position` is the share of readable verdicts
+    for the reply that stood first: 0.5 is a judge without position bias. Lengths are in characters.
     """
     won = [row["winner"] for row in matches]
     groups = {
@@ -116,9 +124,11 @@ def win_rates(matches: list[Row], seed: int = 0) -> list[Row]:
         "tie": [[w == "tie"] for w in won],
         "loss": [[w == "B"] for w in won],
         "win_rate": [[{"A": 1.0, "tie": 0.5, "B": 0.0}[w]] for w in won],
+        "lean": [[row["probability"] > 0.5] for row in matches if "probability" in row],
         "first_position": [[v == "A" for v in row["verdicts"] if v in ("A", "B")] for row in matches],
         "length": [[len(row["response_a"])] for row in matches],
         "baseline_length": [[len(row["response_b"])] for row in matches],
     }
     models = {"model": matches[0]["model_a"], "baseline": matches[0]["model_b"]} if matches else {}
+    groups = {name: values for name, values in groups.items() if values or name != "lean"}
     return [{**metric("head_to_head", name, values, seed), **models} for name, values in groups.items()]

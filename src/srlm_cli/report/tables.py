@@ -66,7 +66,7 @@ def models(rounds: list[Round]) -> Table:
     """Return the table of the models: the pairs they made, win rates against the model before, lengths."""
     table = _table(
         "The model of each round", "", "pairs made>", "gap>", "chosen>", "rejected>", "against",
-        "win>", "tie>", "loss>", "first wins>", "length>", "theirs>",
+        "win>", "tie>", "loss>", "lean>", "first wins>", "length>", "theirs>",
     )  # fmt: skip
     for found in rounds:
         metrics = found.metrics
@@ -80,7 +80,10 @@ def models(rounds: list[Round]) -> Table:
             _number(found.pairs.get("chosen"), 0),
             _number(found.pairs.get("rejected"), 0),
             _model_name(baseline),
-            *(_share((metrics.get(name) or {}).get("value")) for name in ("win", "tie", "loss", "first_position")),
+            *(
+                _share((metrics.get(name) or {}).get("value"))
+                for name in ("win", "tie", "loss", "lean", "first_position")
+            ),
             *(_number((metrics.get(name) or {}).get("value"), 0) for name in ("length", "baseline_length")),
         )
     return table

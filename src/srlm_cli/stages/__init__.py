@@ -16,7 +16,8 @@ class Outcome:
     """What became of the next `read` input rows: the rows they made, and how many were dropped and why.
 
     `counts` are further figures for the summary (`unparsed`, `judgements`); tokens are those that
-    an engine read and wrote for it.
+    an engine read and wrote for it. `at_end` says that it is final only because the input has ended:
+    it does not count when the input was cut short by a bad row.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -25,3 +26,4 @@ class Outcome:
     counts: dict[str, int] = field(default_factory=dict)
     tokens_in: int = 0
     tokens_out: int = 0
+    at_end: bool = False

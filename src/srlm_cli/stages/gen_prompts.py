@@ -114,7 +114,7 @@ def prompt_row(text: str, number: int, request: Request, model: str) -> Row:
 def clean(text: str) -> str:
     """Return a generated prompt without its label and without quotes around the whole."""
     text = re.sub(r"^\s*(?:task\s*\d+\s*[:.]|\d+[.)])\s*", "", text.strip(), flags=re.IGNORECASE)
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
         text = text[1:-1]
     return text.strip()
 

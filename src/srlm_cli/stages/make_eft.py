@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from srlm_cli.engines.base import Engine, Request, Sampling
-from srlm_cli.records import Row, as_messages, as_text, human_value, responses_of
+from srlm_cli.records import Row, as_messages, as_text, human_value, is_number, responses_of
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import judge_prompt
@@ -50,7 +50,7 @@ class Thinning:
         keep = []
         for row in rows:
             total = self.kept.total()
-            if total < THIN_FROM or self.kept[row["score"]] < self.max_share * total:
+            if total < THIN_FROM or self.kept[row["score"]] + 1 <= self.max_share * (total + 1):
                 self.kept[row["score"]] += 1
                 keep.append(row)
         return keep, len(rows) - len(keep)
@@ -101,7 +101,8 @@ def accepted(group: list, options: EftOptions, thinning: Thinning) -> Outcome:
         else:
             # What follows the score is cut: the target ends in it.
             kept = [upto_score(text, options.template) for text in texts]
-            rows += [eft_row(r, t, s, options.template) for (r, _), t, s in zip(group, kept, scores, strict=True)]
+            for (response, _), text, score in zip(group, kept, scores, strict=True):
+                rows.append(eft_row(response, text, score, options.template, f"/{j}"))
     outcome.counts = {"judgements": options.samples * len(group), "accepted": len(rows)}
     outcome.rows, thinned = thinning.split(rows)
     if thinned:
@@ -137,7 +138,8 @@ def hindsight(
     for row, scores, reasons, spent in with_reasons(ranked, engine, options):
         rows, dropped = [], Counter()
         for response, score, reason in zip(responses_of(row), scores, reasons, strict=True):
-            if options.reason_template and (why := reason_fault(reason)):
+            why = "all ranked alike by people" if score is None else ""
+            if why := why or (reason_fault(reason) if options.reason_template else ""):
                 dropped[f"replies: {why}"] += 1
                 continue
             target = f"{reason}\n{options.template.finish}{score}" if reason else f"{options.template.finish}{score}"
@@ -187,26 +189,28 @@ def reason_fault(reason: str) -> str:
     return ""
 
 
-def human_scores(ranked: Row, score_range: tuple[float, float]) -> list[int]:
+def human_scores(ranked: Row, score_range: tuple[float, float]) -> list[int | None]:
     """Return a score of 0..5 for each reply, from what people thought of it.
 
     Human scores are mapped linearly from `score_range`; ranks by their place between the best (5)
-    and the worst (0) of the prompt, replies of one rank alike.
+    and the worst (0) of the prompt, replies of one rank alike. Where all ranks are the same
+    they tell nothing, and each score is None.
     """
     replies = ranked["responses"]
-    if all("score" in reply for reply in replies):
+    if all(is_number(reply.get("score")) for reply in replies):
         low, high = score_range
         return [round(5 * min(max((reply["score"] - low) / (high - low), 0.0), 1.0)) for reply in replies]
     places = sorted({human_value(reply) for reply in replies})
     if len(places) == 1:
-        return [5 for _ in replies]
+        return [None for _ in replies]
     return [round(5 * places.index(human_value(reply)) / (len(places) - 1)) for reply in replies]
 
 
-def eft_row(response: Row, target: str, score: float, template: Template) -> Row:
+def eft_row(response: Row, target: str, score: float, template: Template, sample: str = "") -> Row:
     """Return an EFT row: the judge's prompt, the judgement to learn, and where it comes from."""
     return {
-        "id": response["id"],
+        **{key: value for key, value in response.items() if key not in ("response", "k", "human")},
+        "id": response["id"] + sample,
         "prompt": judge_prompt(response["prompt"], response["response"], template),
         "completion": [{"role": "assistant", "content": target}],
         "prompt_id": response["prompt_id"],

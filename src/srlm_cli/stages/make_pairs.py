@@ -31,13 +31,14 @@ def make_pairs(judged: Iterable[Row], options: PairOptions) -> Iterator[Outcome]
     The responses of a prompt have to stand together; `unsorted` gathers them first, in memory.
     """
     groups = gathered(judged) if options.unsorted else consecutive(judged)
-    for responses in groups:
+    for responses, at_end in groups:
         pair, reason = pair_of(responses, options)
         yield Outcome(
             rows=[pair] if pair else [],
             read=len(responses),
             dropped={reason: 1} if reason else {},
             counts={"prompts": 1, "unscored": sum(row["score"] is None for row in responses)},
+            at_end=at_end,
         )
 
 
@@ -85,22 +86,28 @@ NOT_OF_A_PAIR = {
 }  # fmt: skip
 
 
-def consecutive(judged: Iterable[Row]) -> Iterator[list[Row]]:
-    """Yield the responses of each prompt that stand together; a prompt that comes back is a bad row."""
+def consecutive(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
+    """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
     seen: set[int] = set()
+    group: list[Row] = []
     for prompt, responses in groupby(judged, key=lambda row: row["prompt_id"]):
+        if group:
+            yield group, False
         if hash(prompt) in seen:
             raise BadRow(
                 f"the responses of prompt {prompt} do not stand together: "
                 "sort the rows by prompt_id, or --unsorted gathers them in memory"
             )
         seen.add(hash(prompt))
-        yield list(responses)
+        group = list(responses)
+    if group:
+        yield group, True
 
 
-def gathered(judged: Iterable[Row]) -> Iterator[list[Row]]:
+def gathered(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
     """Yield the responses of each prompt, wherever they stand, in the order of the prompts."""
     groups: dict[str, list[Row]] = {}
     for row in judged:
         groups.setdefault(row["prompt_id"], []).append(row)
-    yield from groups.values()
+    for responses in groups.values():
+        yield responses, True

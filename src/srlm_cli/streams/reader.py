@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b, file_digest
+from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
@@ -84,7 +85,7 @@ class Reader:
         running = blake2b(digest_size=16)
         lines_left = self.limit
         for path in self.paths:
-            with open_text(path) as lines:
+            with open_lines(path) as lines:
                 for number, line, raw in self._rows(path, lines):
                     if lines_left == 0:
                         return
@@ -99,23 +100,18 @@ class Reader:
                     lines_left = lines_left if lines_left is None else lines_left - 1
                     self.expands = isinstance(checked, list)
                     for record in checked if isinstance(checked, list) else [checked]:
-                        running.update(line.encode("utf-8", "surrogatepass"))
+                        running.update(line)
                         self.digests.append(running.digest())
                         yield record
 
-    def _rows(self, path: str, lines: IO[str]) -> Iterator[tuple[int, str, Any]]:
+    def _rows(self, path: str, lines: IO[bytes]) -> Iterator[tuple[int, bytes, Any]]:
         """Yield (line number, text, row or the JSONLinesError) for each line that is not blank."""
-        here = {"number": 0, "line": ""}
+        here = {"number": 0, "line": b""}
 
-        def counted() -> Iterator[str]:
+        def counted() -> Iterator[bytes]:
             try:
                 for here["number"], here["line"] in enumerate(lines, 1):  # noqa: B020 - kept for the caller to see
                     yield here["line"]
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{shown(path)}:{here['number'] + 1}: not UTF-8 text: {error.reason}",
-                    "convert the file, for instance with iconv",
-                ) from None
             except (OSError, EOFError) as error:
                 raise DataError(f"{shown(path)}:{here['number'] + 1}: cannot be read on: {error}") from None
 
@@ -131,34 +127,31 @@ class Reader:
 
     def _record(self, row: Any) -> Row | list[Row]:
         if isinstance(row, jsonlines.InvalidLineError):
-            raise BadRow(f"not JSON: {row.__cause__ or row}")
+            cause = row.__cause__ or row
+            raise BadRow(f"not UTF-8 text: {cause}" if isinstance(cause, UnicodeError) else f"not JSON: {cause}")
         if not isinstance(row, dict):
             raise BadRow(f"expected a JSON object, got {type(row).__name__}")
         return self.check(row)
 
-    def _refuse(self, line: str, reason: str) -> None:
+    def _refuse(self, line: bytes, reason: str) -> None:
         if self.on_error == "skip":
             self.skipped += 1
             if self.rejects:
-                self.rejects.add({"at": self.at, "reason": reason, "line": line.rstrip("\n")})
+                self.rejects.add({"at": self.at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
         else:
             self.error = DataError(f"{self.at}: {reason}", "mend the row, or --on-error skip goes on without it")
 
 
 @contextmanager
-def open_text(path: str) -> Iterator[IO[str]]:
-    """Open a path, `-` for stdin, or a `.gz` file as UTF-8 lines that end at `\\n` only."""
+def open_lines(path: str) -> Iterator[IO[bytes]]:
+    """Open a path, `-` for stdin, or a `.gz` file as lines of bytes, which end at `\\n` only."""
     if path == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise OptionError("no input: stdin is a terminal", "give --in FILE, or pipe rows in")
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="\n")
-        yield sys.stdin
+        yield sys.stdin.buffer
         return
     try:
-        if path.endswith(".gz"):
-            opened = gzip.open(path, "rt", encoding="utf-8", newline="\n")
-        else:
-            opened = open(path, encoding="utf-8", newline="\n")
+        opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
     except OSError as error:
         raise OptionError(f"cannot open {path}: {error.strerror or error}", _unfinished(path)) from None
     with opened:
@@ -192,12 +185,19 @@ def file_hash(path: str) -> str:
 
 
 def strict_loads(text: str) -> Any:
-    """Parse JSON as the standard has it: NaN and Infinity are refused, whatever library is installed."""
+    """Parse JSON as the standard has it: no NaN, no Infinity, nothing that Python cannot write again."""
 
     def refuse(name: str) -> None:
         raise ValueError(f"{name} is not a JSON number")
 
-    return json.loads(text, parse_constant=refuse)
+    def finite(digits: str) -> float:
+        number = float(digits)
+        return number if isfinite(number) else refuse(digits)
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def shown(path: str) -> str:

@@ -95,6 +95,7 @@ class FileWriter:
         self.file.truncate(self.bytes)
         self.file.seek(self.bytes)
         self.member: gzip.GzipFile | None = None
+        self.unmarked = b""
         self.state = {key: value for key, value in (resume or {}).items() if key != "bytes"}
         self.unsaved = True
         self._save()
@@ -111,9 +112,8 @@ class FileWriter:
     def write(self, rows: list[Row]) -> None:
         """Append rows; a plain file is flushed at once, a `.gz` when its mark is saved."""
         with self.lock:
-            if self.zipped:
-                self.member = self.member or gzip.GzipFile(fileobj=self.file, mode="ab", filename="", mtime=0)
-                self.member.write(encode(rows))
+            if self.zipped:  # a save closes the open member, which must hold marked rows only
+                self.unmarked += encode(rows)
             else:
                 self.file.write(encode(rows))
                 self.file.flush()
@@ -124,6 +124,10 @@ class FileWriter:
             self.state, self.unsaved = state, True
             if not self.zipped:
                 self.bytes = self.file.tell()
+            elif self.unmarked:
+                self.member = self.member or gzip.GzipFile(fileobj=self.file, mode="ab", filename="", mtime=0)
+                self.member.write(self.unmarked)
+                self.unmarked = b""
 
     def close(self) -> None:
         """Save the last mark and leave FILE.part to a later run."""

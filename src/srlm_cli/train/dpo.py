@@ -25,12 +25,14 @@ def dpo(
     reference is the base without it; an adapter that goes on is compared with a frozen copy of
     itself. That policy and reference are equal at the start (loss ln 2) is checked.
     """
-    from trl import DPOConfig, DPOTrainer
-
+    if not rows:
+        raise DataError("no pairs to train on", "--in takes rows with `prompt`, `chosen` and `rejected`")
     tokenizer = session.load_tokenizer(spec)
     made, report = dpo_rows(rows, tokenizer, spec.max_length)
     if not made:
-        raise DataError("no pairs to train on", "--in takes rows with `prompt`, `chosen` and `rejected`")
+        raise DataError(f"none of {len(rows)} pairs fits into --max-length {spec.max_length}")
+    from trl import DPOConfig, DPOTrainer
+
     model = session.load_policy(spec)
     with session.folder_when_whole(spec.out) as folder:
         config = DPOConfig(

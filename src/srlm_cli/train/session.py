@@ -48,6 +48,7 @@ class TrainSpec:
 
 def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model to train."""
+    models.locate(spec.model)  # a wrong path is told before anything is loaded
     from datasets import disable_progress_bars
 
     models.quiet_libraries()

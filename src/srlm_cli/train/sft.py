@@ -18,12 +18,14 @@ def sft(
 
     Raises DataError when no row is left, or when an EFT row would lose its score.
     """
-    from trl import SFTConfig, SFTTrainer
-
+    if not rows:
+        raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
     tokenizer = session.load_tokenizer(spec)
     made, report = sft_rows(rows, tokenizer, spec.max_length)
     if not made:
-        raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
+        raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
+    from trl import SFTConfig, SFTTrainer
+
     model = session.load_policy(spec)
     with session.folder_when_whole(spec.out) as folder:
         config = SFTConfig(**session.trainer_settings(spec))

@@ -1,0 +1,272 @@
+"""The judge: which score is read, how K of them are averaged, and what an unreadable one becomes."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import ListEngine, Srlm, as_lines, asked_text, read_rows
+from srlm_cli import records, templates
+from srlm_cli.commands.judge import judgeable, of_one_writer
+from srlm_cli.engines import EngineSpec, LazyEngine
+from srlm_cli.engines.base import Sampling
+from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.stages.judge import JudgeOptions, judge
+from srlm_cli.stages.make_pairs import PairOptions, make_pairs
+
+FIELDS = {"prompt", "response"}
+ADDITIVE = templates.load("additive", fields=FIELDS)
+SCORE_ONLY = templates.load("score_only", fields=FIELDS)
+
+
+def options(samples: int = 1, **more) -> JudgeOptions:
+    return JudgeOptions(ADDITIVE, samples, Sampling(), seed=0, **more)
+
+
+def judged(answers: list[list[str]], row: dict | None = None, **more) -> list[dict]:
+    """Return the rows that a judge with these answers makes of as many responses."""
+    rows = [
+        records.response_record({"prompt": "Why?", "response": "Because.", "k": k, **(row or {})})
+        for k in range(len(answers))
+    ]
+    engine = ListEngine(answers)
+    return [made for outcome in judge(rows, engine, options(len(answers[0]), **more)) for made in outcome.rows]
+
+
+@pytest.mark.parametrize("template", [ADDITIVE, SCORE_ONLY], ids=["additive", "score_only"])
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("Score: 4/5", 4),
+        ("**Score:** 4", 4),
+        ("**Score**: 4", 4),
+        ("Score: **4**", 4),
+        ("Score: <4>", 4),
+        ("Score: [4]", 4),
+        ("`Score: 4`", 4),
+        ("score - 4", 4),
+        ("SCORE: 0", 0),
+        ("Score = 2", 2),
+        ("Score:3", 3),
+        ("Score 3", 3),
+        ("The score is 3.", 3),
+        ("A score of 2", 2),
+        ("Total score: 4.5", 4.5),
+        ("Score: 4 points", 4),
+        ("Score: 4 out of 5", 4),
+        ("Score (0-5): 3", 3),
+        ("Score: 4.", 4),
+        ("Score: 5.0", 5),
+        ("Score: 1+1+1=3", 3),
+        ("Score: 1 + 1 + 0 = 2", 2),
+        ("Score: 3\n\nThe reply deals with 4 of 7 points.", 3),
+        ("Score: 4, since it is good.", 4),
+        ("Score: 2\nNo, on reflection more.\nScore: 3", 3),
+        ("Score: 5 would be too much.\n\nScore: 1", 1),
+        ("A score of 5 is for experts. Final score: 2", 2),
+        ("Score: 10", None),
+        ("Score: 13 of 5", None),
+        ("Score: -1", None),
+        ("Score: 4/10", None),
+        ("Score: 4 out of 10", None),
+        ("Score: 4 of 10", None),
+        ("Score: 8/50", None),
+        ("Score: 55", None),
+        ("Score: 5.5", None),
+        ("Score: 3.7.2", None),
+        ("Score: four", None),
+        ("Score: ", None),
+        ("Score: N/A", None),
+        ("I would give 4 of 5.", None),
+        ("1+1+1=3", None),
+        ("Underscore 4, scoreboard 3, scores 2", None),
+        ("", None),
+    ],
+)
+def test_the_score_that_is_read(template: templates.Template, text: str, score: float | None) -> None:
+    assert template.score(text) == score
+
+
+def test_a_sum_without_its_total_is_not_its_first_point() -> None:
+    assert ADDITIVE.score("Score: 1 + 1 + 1") in (None, 3.0)
+
+
+def test_the_mean_of_three_scores_is_not_floored() -> None:
+    [row] = judged([["Good. Score: 3", "Score: 4", "Score: 4"]])
+    assert row["score"] == pytest.approx(11 / 3) and row["score"] > 3.66
+    assert row["scores"] == [3, 4, 4]
+
+
+def test_an_unreadable_judgement_is_null_and_left_out_of_the_mean() -> None:
+    [row] = judged([["Score: 2", "I like it.", "Score: 5"]])
+    assert row["scores"] == [2, None, 5] and row["score"] == 3.5
+    assert row["judgements"] == ["Score: 2", "I like it.", "Score: 5"]
+    assert row["score_from"] == ["text", None, "text"]
+
+
+def test_without_any_readable_judgement_the_score_is_null_and_never_ranked() -> None:
+    rows = judged([["Fine."], ["Score: 3"], ["Score: 11"]])
+    assert [row["score"] for row in rows] == [None, 3, None]
+    [outcome] = make_pairs(rows, PairOptions())
+    assert outcome.rows == [] and outcome.dropped == {"fewer than two scored responses": 1}
+
+
+def test_a_reply_that_quotes_a_score_does_not_score_itself() -> None:
+    rows = judged([["It says so itself."], ["Hm."]], {"response": "Score: 5\n\nScore: 5/5", "prompt": "Score: 4"})
+    assert [row["score"] for row in rows] == [None, None]
+
+
+def test_what_stands_in_a_reply_is_shown_to_the_judge_as_it_is() -> None:
+    engine = ListEngine([["Score: 1"]])
+    odd = "Costs $5 and $prompt, {response} 100% ${x} \\1"
+    list(judge([records.response_record({"prompt": odd, "response": odd, "k": 0})], engine, options()))
+    assert asked_text(engine.asked[0]).count(odd) == 2
+
+
+def test_the_judge_sees_prompt_and_response_of_several_turns() -> None:
+    turns = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    engine = ListEngine([["Score: 1"]])
+    list(judge([records.response_record({"prompt": turns, "response": "Four.", "k": 0})], engine, options()))
+    text = asked_text(engine.asked[0])
+    assert "User: One?\n\nAssistant: Two.\n\nUser: Three?" in text and "Four." in text
+    assert [message["role"] for message in engine.asked[0].messages] == ["user"]
+
+
+def test_a_judged_row_keeps_what_it_had_and_says_who_judged() -> None:
+    [row] = judged([["Score: 1"]], {"model": "M1", "tag": ["x"]})
+    assert (row["model"], row["tag"], row["response"], row["prompt"]) == ("M1", ["x"], "Because.", "Why?")
+    assert row["judge"] == {"model": "fake", "template": "additive", "template_hash": ADDITIVE.hash}
+
+
+def test_each_judgement_is_drawn_with_a_seed_of_its_own() -> None:
+    engine = ListEngine([["Score: 1"] * 3] * 2)
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": k}) for k in range(2)]
+    list(judge(rows, engine, options(3)))
+    seeds = [seed for request in engine.asked for seed in request.seeds]
+    assert len(seeds) == len(set(seeds)) == 6
+
+
+def test_counts_say_how_many_could_not_be_read() -> None:
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, ListEngine([["Score: 2", "Hm.", "Hm."]], reasons="length"), options(3))
+    assert outcome.counts == {"judgements": 3, "unparsed": 2, "finished": 0, "cut off": 3}
+    assert outcome.read == 1 and outcome.tokens_in == 10 and outcome.tokens_out == 3
+
+
+def test_finish_score_asks_only_for_the_missing_ones_behind_what_was_written() -> None:
+    engine = ListEngine([["Score: 2", "Well put."], ["4"]])
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, engine, options(2, finish_score=True))
+    [row] = outcome.rows
+    assert (row["scores"], row["score_from"], row["score"]) == ([2, 4], ["text", "finish"], 3)
+    assert row["judgements"] == ["Score: 2", "Well put."]
+    asked = engine.asked[1]
+    assert asked.prefix == "Well put.\nScore: " and asked.choices == ("0", "1", "2", "3", "4", "5")
+    assert asked.messages == engine.asked[0].messages
+    assert outcome.counts["finished"] == 1 and outcome.counts["unparsed"] == 0
+    assert outcome.tokens_out == 3 and outcome.tokens_in == 20
+
+
+def test_finish_score_keeps_scores_with_their_rows() -> None:
+    answers = [["Hm."], ["Score: 1"], ["Hm."], ["5"], ["0"]]
+    engine = ListEngine(answers)
+    rows = [records.response_record({"prompt": "Why?", "response": f"r{k}", "k": k}) for k in range(3)]
+    made = [row for outcome in judge(rows, engine, options(1, finish_score=True)) for row in outcome.rows]
+    assert [(row["response"], row["score"]) for row in made] == [("r0", 5), ("r1", 1), ("r2", 0)]
+
+
+def test_a_ranked_row_is_judged_as_its_replies() -> None:
+    row = {"prompt": "Why?", "responses": [{"text": "A", "rank": 0}, {"text": "B", "rank": 1}]}
+    assert [(made["response"], made["human"]) for made in judgeable(row)] == [("A", 0.0), ("B", -1.0)]
+
+
+def test_rows_of_another_writer_are_not_self_rewarding() -> None:
+    rows = [{"model": "M1"}, {"model": "M2"}]
+    with pytest.raises(BadRow, match="M2"):
+        list(of_one_writer(rows, "M1"))
+    with pytest.raises(BadRow, match="no named model"):
+        list(of_one_writer([{"model": "M1"}, {}], "M1"))
+
+
+def test_the_model_is_loaded_once_and_only_when_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+
+    def fake(spec: EngineSpec) -> ListEngine:
+        opened.append(spec)
+        return ListEngine([["Score: 1"]] * 10)
+
+    monkeypatch.setattr("srlm_cli.engines.open_engine", fake)
+    engine = LazyEngine(EngineSpec("hf", "M1"))
+    assert list(judge([], engine, options())) == [] and engine.loads == 0
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": k}) for k in range(4)]
+    list(judge(rows, engine, options()))
+    list(judge(rows, engine, options(finish_score=True)))
+    assert engine.loads == len(opened) == 1
+
+
+# --- templates -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['text = "no fields"', 'text = "$prompt $response $other"', 'text = "$prompt"', "text = 3 4", 'texts = "x"',
+     'text = "$prompt $response"\npattern = "("'],
+)  # fmt: skip
+def test_a_template_that_cannot_work_is_refused(tmp_path, text: str) -> None:
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    with pytest.raises(OptionError):
+        templates.load(str(path), fields=FIELDS)
+
+
+def test_an_unknown_template_names_those_there_are() -> None:
+    with pytest.raises(OptionError, match="additive"):
+        templates.load("addititve", fields=FIELDS)
+
+
+def test_built_in_templates_ask_for_the_score_that_they_read() -> None:
+    for template in (ADDITIVE, SCORE_ONLY):
+        assert [template.score(template.finish + choice) for choice in template.choices] == [0, 1, 2, 3, 4, 5]
+        assert template.score(template.render(prompt="p", response="r")) is None or "Score" in template.text
+
+
+# --- the command -----------------------------------------------------------------------------
+
+RESPONSES = [{"prompt": "Why?", "response": f"r{k}", "k": k} for k in range(3)]
+
+
+def test_the_limit_of_unparsed_judgements_fails_when_all_is_written(srlm: Srlm) -> None:
+    argv = ["judge", "--engine", "echo", "--max-new-tokens", "3", "--max-unparsed", "0.5", "--out", "out.jsonl"]
+    result = srlm(*argv, stdin=as_lines(RESPONSES))
+    assert result.code == 4 and "100.0%" in result.err and "--max-unparsed" in result.err
+    assert [row["score"] for row in read_rows(srlm.folder / "out.jsonl")] == [None] * 3
+
+
+def test_a_limit_that_holds_leaves_the_rows_as_unfinished(srlm: Srlm) -> None:
+    argv = ["judge", "--engine", "echo", "--max-new-tokens", "3", "--max-unparsed", "0.5", "--on-limit", "hold"]
+    for _ in range(2):
+        assert srlm(*argv, "--out", "out.jsonl", stdin=as_lines(RESPONSES)).code == 4
+        assert not (srlm.folder / "out.jsonl").exists()
+        assert len(read_rows(srlm.folder / "out.jsonl.part")) == 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "code", "words"),
+    [
+        (RESPONSES, 2, "does not name its `model`"),
+        ([{**row, "model": "echo"} for row in RESPONSES], 2, "echo engine"),
+    ],
+)
+def test_without_a_model_the_rows_have_to_name_their_writer(srlm: Srlm, rows: list, code: int, words: str) -> None:
+    result = srlm("judge", stdin=as_lines(rows))
+    assert result.code == code and words in result.err and "--model" in result.err and "<stdin>:1" in result.err
+
+
+def test_finish_score_needs_a_template_with_choices(srlm: Srlm) -> None:
+    (srlm.folder / "own.toml").write_text('text = "$prompt $response"\npattern = "(\\\\d)"\nhigh = 5\n')
+    argv = ["judge", "--engine", "echo", "--template", "own.toml"]
+    assert srlm(*argv, "--finish-score", stdin=as_lines(RESPONSES)).code == 2
+    assert srlm(*argv, stdin=as_lines(RESPONSES)).code == 0

@@ -1,0 +1,149 @@
+"""`make iterate` as a Make user expects it, in a folder that `srlm init` made.
+
+Training runs the real model; what it then writes comes from the echo engine, to keep this quick. The
+whole loop on the real model is `make demo`, which CI runs too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers import clean_env
+
+pytestmark = pytest.mark.model
+
+SETTINGS = """
+[defaults]
+engine = "echo"
+[make-eft]
+method = "hindsight"
+reason = "none"
+template = "score_only"
+limit = 3
+[sft]
+lora-r = 2
+max-steps = 1
+max-length = 384
+[gen-prompts]
+count = 6
+[dpo]
+max-steps = 1
+[judge]
+limit = 40
+"""
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A run that has been brought to M2."""
+    folder = tmp_path_factory.mktemp("run") / "mine"
+    subprocess.run([sys.executable, "-m", "srlm_cli", "init", folder], check=True, capture_output=True)
+    (folder / "srlm.toml").write_text(SETTINGS)
+    done = make(folder, "iterate", "ITER=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    program = f"SRLM={sys.executable} -m srlm_cli"
+    return subprocess.run(["make", program, *args], cwd=folder, capture_output=True, text=True, env=clean_env())
+
+
+def planned(folder: Path, *args: str) -> list[str]:
+    """What `make -n` would run: the commands, by what they write."""
+    done = make(folder, "-n", "iterate", *args)
+    assert done.returncode == 0, done.stderr
+    words = [line.split() for line in done.stdout.splitlines() if " --out " in line]
+    return [line[line.index("--out") + 1].removeprefix("runs/first/") for line in words]
+
+
+def test_a_run_holds_every_file_of_the_loop(run_folder):
+    run = run_folder / "runs" / "first"
+    for name in ("prompts", "responses", "judged", "pairs", "eval"):
+        assert (run / "M1" / f"{name}.jsonl").stat().st_size > 0
+    assert len((run / "M1" / "prompts.jsonl").read_text().splitlines()) == 6
+    provenance = json.loads((run / "M2" / "model" / "provenance.json").read_text())
+    assert provenance["from"]["model"] == "runs/first/M1/model" and provenance["command"] == "dpo"
+    assert {row["metric"] for row in map(json.loads, open(run / "M2" / "eval.jsonl"))} >= {"pairwise_accuracy", "win"}
+    assert not list(run.rglob("*.part*"))
+
+
+def test_a_second_run_has_nothing_to_do(run_folder):
+    before = {file: file.stat().st_mtime_ns for file in (run_folder / "runs").rglob("*")}
+    done = make(run_folder, "iterate", "ITER=2")
+    assert done.returncode == 0 and "srlm_cli" not in done.stdout and "othing to be done" in done.stdout
+    assert {file: file.stat().st_mtime_ns for file in (run_folder / "runs").rglob("*")} == before
+
+
+def test_the_next_iteration_goes_on_from_there(run_folder):
+    plan = planned(run_folder, "ITER=3")
+    assert "M3/model" in plan and "M2/pairs.jsonl" in plan
+    assert not [file for file in plan if file.startswith("M1/") or file == "M2/model"]
+
+
+def test_a_changed_setting_makes_again_what_depends_on_it(run_folder):
+    settings = run_folder / "srlm.toml"
+    settings.write_text(SETTINGS + '[make-pairs]\nmin-gap = 0.5\n["eval reward"]\nseed = 4\n')
+    plan = planned(run_folder, "ITER=2")
+    settings.write_text(SETTINGS)
+    assert {"M1/pairs.jsonl", "M2/model", "M2/eval-responses.jsonl", "M1/eval-reward.jsonl"} <= set(plan)
+    assert not {"M1/judged.jsonl", "M1/model", "M1/eval-responses.jsonl", "eft.jsonl"} & set(plan)
+
+
+def test_unusable_settings_stop_make(run_folder):
+    settings = run_folder / "srlm.toml"
+    settings.write_text(SETTINGS + "[sample]\nnn = 4\n")
+    done = make(run_folder, "iterate", "ITER=2")
+    settings.write_text(SETTINGS)
+    assert done.returncode == 2 and "[sample] has no option `nn`" in done.stderr
+
+
+def test_report_shows_the_rounds(run_folder):
+    done = make(run_folder, "report")
+    assert done.returncode == 0 and "The judge of each round" in done.stdout
+    assert "M2" in done.stdout and "6" in done.stdout
+
+
+def test_a_file_over_a_limit_is_held_back(run_folder):
+    """Exit 4 stops Make, and stops it again, until the limit is changed."""
+    settings = run_folder / "srlm.toml"
+    settings.write_text(SETTINGS.replace("count = 6", "count = 6\nmax-tries = 3"))
+    prompts = run_folder / "runs" / "first" / "M1" / "prompts.jsonl"
+    for _ in range(2):
+        done = make(run_folder, "runs/first/M1/prompts.jsonl")
+        assert done.returncode == 2 and "only 3 of 6 prompts" in done.stderr
+        assert prompts.with_name("prompts.jsonl.part").exists()
+    settings.write_text(SETTINGS)
+    assert make(run_folder, "runs/first/M1/prompts.jsonl").returncode == 0
+    assert len(prompts.read_text().splitlines()) == 6
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    folder = tmp_path / "mine"
+    subprocess.run([sys.executable, "-m", "srlm_cli", "init", folder], check=True, capture_output=True)
+    (folder / "srlm.toml").write_text(SETTINGS)
+    command = ["make", f"SRLM={sys.executable} -m srlm_cli", "iterate", "ITER=1"]
+    first = subprocess.Popen(command, cwd=folder, start_new_session=True, env=clean_env(), stdout=subprocess.DEVNULL)
+    part = folder / "runs" / "first" / "M1" / "model.part"
+    while not part.exists() and first.poll() is None:
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() != 0 and not (folder / "runs" / "first" / "M1" / "model").exists()
+    eft = (folder / "runs" / "first" / "eft.jsonl").stat().st_mtime_ns
+    done = make(folder, "iterate", "ITER=1")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "first" / "M1" / "model" / "provenance.json").exists() and not part.exists()
+    assert (folder / "runs" / "first" / "eft.jsonl").stat().st_mtime_ns == eft
+
+
+def test_help_lists_the_targets(run_folder):
+    done = make(run_folder)
+    assert done.returncode == 0 and "iterate" in done.stdout and "report" in done.stdout

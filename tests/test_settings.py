@@ -1,0 +1,112 @@
+"""srlm.toml: sections, spellings, what is refused, and the stamps that Make compares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from commands_table import PAGES
+from helpers import Srlm
+from srlm_cli import settings
+from srlm_cli.errors import OptionError
+
+COMMANDS = ["sample", "judge", "make-pairs", "eval reward"]
+OPTIONS = {"n": "n", "seed": "seed", "in": "in_", "top-p": "top_p"}
+SHARED = {"seed", "limit", "top-p"}
+
+
+def of(tmp_path: Path, text: str, command: str = "sample") -> dict:
+    """Return what a settings file of this text says of a command."""
+    path = tmp_path / "srlm.toml"
+    path.write_text(text, encoding="utf-8")
+    return settings.of_command(str(path), command, OPTIONS, COMMANDS, SHARED)
+
+
+def test_a_section_comes_before_the_defaults(tmp_path: Path) -> None:
+    assert of(tmp_path, "[defaults]\nseed = 1\ntop-p = 0.5\n[sample]\nseed = 2\n") == {"seed": 2, "top_p": 0.5}
+
+
+def test_defaults_that_a_command_does_not_have_are_left_out(tmp_path: Path) -> None:
+    assert of(tmp_path, "[defaults]\nlimit = 1\n") == {}
+
+
+def test_keys_become_parameter_names_in_both_spellings(tmp_path: Path) -> None:
+    assert of(tmp_path, '[sample]\nin = "x"\ntop_p = 1\n') == {"in_": "x", "top_p": 1}
+
+
+def test_sections_of_other_commands_do_not_count(tmp_path: Path) -> None:
+    assert of(tmp_path, '[judge]\nseed = 1\n["eval reward"]\nseed = 2\n') == {}
+    assert of(tmp_path, '["eval reward"]\nseed = 2\n', "eval reward") == {"seed": 2}
+
+
+def test_no_file_has_no_settings() -> None:
+    assert settings.of_command("", "sample", OPTIONS, COMMANDS, SHARED) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[sample]\nsede = 1\n", "did you mean `seed`?"),
+        ("[sample]\nxyzzy = 1\n", "no option `xyzzy`"),
+        ("[defaults]\nn = 1\n", "[defaults] has no option `n`"),
+        ("[sampel]\nn = 1\n", "did you mean `sample`?"),
+        ("n = 1\n", "stands outside a section"),
+        ("[sample\n", "not TOML"),
+        ("[sample]\nn = 1\nn = 2\n", "not TOML"),
+        ("[sample]\ntop-p = 1\ntop_p = 0.5\n", "top-p"),
+    ],
+)
+def test_what_would_be_lost_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        of(tmp_path, text)
+    assert words in str(caught.value) and "srlm.toml" in str(caught.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "srlm.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(OptionError, match="not TOML"):
+        settings.load(str(tmp_path / "srlm.toml"))
+
+
+# --- srlm settings ---------------------------------------------------------------------------
+
+
+def lines_of(srlm: Srlm, *args: str, **env: str) -> dict[str, dict]:
+    result = srlm("settings", *args, env=env)
+    assert result.code == 0, result.err
+    return {row.pop("command"): row for row in result.rows}
+
+
+def test_settings_prints_the_options_of_each_command(srlm: Srlm) -> None:
+    (srlm.folder / "my.toml").write_text("[defaults]\nseed = 3\nbatch-size = 8\n[sample]\nn = 2\n")
+    lines = lines_of(srlm, "--config", "my.toml", SRLM_JUDGE_SAMPLES="5")
+    assert set(lines) == set(PAGES) - {"init", "doctor", "report", "settings"} or set(lines) >= {
+        "sample",
+        "eval reward",
+    }
+    assert lines["sample"]["n"] in (2, "2") and lines["sample"]["seed"] == 3
+    assert str(lines["judge"]["samples"]) == "5"
+    assert "batch-size" not in lines["sample"] and "in" not in lines["sample"]
+
+
+def test_every_section_is_checked(srlm: Srlm) -> None:
+    (srlm.folder / "my.toml").write_text("[dpo]\nbetta = 3\n")
+    result = srlm("settings", "--config", "my.toml")
+    assert result.code == 2 and "did you mean `beta`" in result.err
+
+
+def test_stamps_are_touched_only_when_their_settings_change(srlm: Srlm) -> None:
+    config = srlm.folder / "my.toml"
+    config.write_text("[sample]\nn = 2\n")
+    argv = ["settings", "--config", "my.toml", "--stamps", "stamps"]
+    assert srlm(*argv).code == 0
+    stamps = srlm.folder / "stamps"
+    before = {path.name: path.stat().st_mtime_ns for path in stamps.iterdir()}
+    assert {"sample.json", "eval-head-to-head.json", "dpo.json"} <= set(before)
+    config.write_text("[sample]\nn = 3\n[defaults]\nbatch-size = 1\n")
+    assert srlm(*argv).code == 0
+    touched = {path.name for path in stamps.iterdir() if path.stat().st_mtime_ns != before[path.name]}
+    assert touched == {"sample.json"}
+    assert json.loads((stamps / "sample.json").read_text())["n"] == 3
