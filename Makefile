@@ -13,7 +13,7 @@ DATA := IFT=$(QUICKSTART)/ift.jsonl RANKED=$(QUICKSTART)/ranked.jsonl RANKED_EVA
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME=$(NAME) ITER=$(ITER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs install iterate report clean-run clean
+.PHONY: help demo test test-slow lint docs install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,10 +24,11 @@ demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show 
 	@$(LOOP) report
 
 test: $(READY) ## install, and pass the tests
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -q -n 2 -m "not model and not slow"
+	$(VENV)/bin/python -m pytest -q -m "model and not slow"
 
-test-all: $(READY) ## the slow tests too
-	$(VENV)/bin/python -m pytest
+test-slow: $(READY) ## the slow tests, which make test leaves out
+	$(VENV)/bin/python -m pytest -q -m slow
 
 lint: $(READY) ## style and import rules
 	$(VENV)/bin/ruff check src tests benchmarks

@@ -304,3 +304,17 @@ def test_models_that_are_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     done = srlm("sample", "--model", tmp_path / "empty", stdin='{"prompt": "x"}', check=False)
     assert done.returncode == 2 and "config.json" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_a_model(tmp_path, monkeypatch):
+    """The embedded model's own file, given by path, is made trainable in a cache of its own."""
+    from srlm_cli.models import SMOLLM2, _embedded_gguf
+
+    gguf = _embedded_gguf(SMOLLM2, tmp_path)
+    monkeypatch.setenv("SRLM_HOME", str(tmp_path / "cache"))
+    by_path = srlm("sample", "--model", gguf, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
+    monkeypatch.delenv("SRLM_HOME")
+    by_name = srlm("sample", "--model", MODEL, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
+    assert json.loads(by_path.stdout)["response"] == json.loads(by_name.stdout)["response"]
+    assert (tmp_path / "cache" / "gguf").is_dir()

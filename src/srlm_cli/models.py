@@ -181,6 +181,7 @@ def quiet_libraries() -> None:
 
     from transformers.utils import logging
 
+    os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's bar over the reference model asks only for this
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -80,13 +80,15 @@ def models(rounds: list[Round]) -> Table:
             _number(found.pairs.get("chosen"), 0),
             _number(found.pairs.get("rejected"), 0),
             _model_name(baseline),
-            *(
-                _share((metrics.get(name) or {}).get("value"))
-                for name in ("win", "tie", "loss", "lean", "first_position")
-            ),
-            *(_number((metrics.get(name) or {}).get("value"), 0) for name in ("length", "baseline_length")),
+            *(_share(value_of(found, name)) for name in ("win", "tie", "loss", "lean", "first_position")),
+            *(_number(value_of(found, name), 0) for name in ("length", "baseline_length")),
         )
     return table
+
+
+def value_of(found: Round, name: str) -> float | None:
+    """Return the value of a round's metric, or None."""
+    return found.metrics[name]["value"] if name in found.metrics else None
 
 
 def histogram(counts: dict[int, int]) -> str:
