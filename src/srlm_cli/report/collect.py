@@ -38,7 +38,7 @@ def collect(run: Path) -> list[Round]:
     rounds = []
     for folder in folders:
         found = Round(folder.name)
-        if folder.name == "M1":
+        if folder.name == "M0":
             add_counts(found.stages, "eft", run / "eft.jsonl")
         for stage in STAGES:
             add_counts(found.stages, stage, folder / f"{stage}.jsonl")

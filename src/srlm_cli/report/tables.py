@@ -44,7 +44,7 @@ def stages(rounds: list[Round]) -> Table:
 def judges(rounds: list[Round]) -> Table:
     """Return the table of the judges: on their own responses, and against people on held-out replies."""
     table = _table(
-        "The judge of each round", "", "score read>", "finished>", "ties>", "scores 0..5", "mean>",
+        "The judge of each round", "", "parse rate>", "finished>", "ties>", "scores 0..5", "mean>",
         "agrees with people>", "longest wins>",
     )  # fmt: skip
     for found in rounds:
