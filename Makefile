@@ -20,8 +20,8 @@ help: ## list the targets
 
 demo: NAME = demo
 demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show what it did
-	@$(LOOP) iterate
-	@$(LOOP) report
+	@+$(LOOP) iterate
+	@+$(LOOP) report
 
 test: $(READY) ## install, and pass the tests
 	$(VENV)/bin/python -m pytest -q -n 2 -m "not model and not slow"
@@ -40,13 +40,13 @@ docs: $(READY) ## write the help texts in docs/ anew
 install: $(READY) ## make .venv with all that is needed
 
 iterate: $(READY) ## bring the run NAME to model M<ITER>: make iterate ITER=3 NAME=mine
-	@$(LOOP) iterate
+	@+$(LOOP) iterate
 
 report: $(READY) ## show what the run NAME did
-	@$(LOOP) report
+	@+$(LOOP) report
 
 clean-run: $(READY) ## remove the run NAME
-	@$(LOOP) clean-run
+	@+$(LOOP) clean-run
 
 clean: ## remove .venv, runs and build leftovers
 	rm -rf $(VENV) runs build dist

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import help_pages
@@ -36,6 +37,19 @@ def test_every_target_of_the_readme_exists():
         for name in re.findall(r"^([a-z-]+):", file.read_text(), re.MULTILINE)
     }
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)\b", (ROOT / "README.md").read_text())) - {"and"} <= targets
+
+
+def test_a_bare_make_lists_the_targets_with_a_line_each():
+    done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
+    listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert done.returncode == 0 and {"demo", "test", "iterate", "report"} <= set(listed) and all(listed.values())
+
+
+def test_make_can_be_asked_what_it_would_do_before_anything_is_installed(tmp_path):
+    command = ["make", "-n", "iterate", f"VENV={tmp_path}/none", "NAME=nothing-of-that-name", "ITER=3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "pip install" in done.stdout and "--out runs/nothing-of-that-name/M3/model" in done.stdout
 
 
 def test_no_file_names_a_machine_path_or_a_registry_host():
