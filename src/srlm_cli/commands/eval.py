@@ -8,8 +8,8 @@ from typer import Option
 
 from srlm_cli import records, templates
 from srlm_cli.commands import run
+from srlm_cli.commands.grouping import Defaults, grouped
 from srlm_cli.commands.options import (
-    Defaults,
     EngineOptions,
     In,
     Out,
@@ -17,10 +17,9 @@ from srlm_cli.commands.options import (
     SamplingOptions,
     Seed,
     StreamOptions,
-    grouped,
     identity,
     new_app,
-)  # fmt: skip
+)
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row

@@ -6,15 +6,8 @@ from typer import Option
 
 from srlm_cli import records, templates
 from srlm_cli.commands import run
-from srlm_cli.commands.options import (
-    Defaults,
-    EngineOptions,
-    SamplingOptions,
-    StreamOptions,
-    grouped,
-    identity,
-    new_app,
-)  # fmt: skip
+from srlm_cli.commands.grouping import Defaults, grouped
+from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import LimitExceeded, OptionError
 from srlm_cli.stages import gen_prompts as stage

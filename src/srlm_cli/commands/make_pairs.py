@@ -6,7 +6,8 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.commands import run
-from srlm_cli.commands.options import Seed, StreamOptions, grouped, identity, new_app
+from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.options import Seed, StreamOptions, identity, new_app
 from srlm_cli.stages import make_pairs as stage
 
 app = new_app()

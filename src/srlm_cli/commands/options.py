@@ -1,13 +1,10 @@
-"""Options that several commands share, in groups; `grouped` makes a command take a group as one value."""
+"""Options that several commands share, in groups that `grouping.grouped` lets a command take as one value."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from typer import Context, Option, Typer
 
@@ -136,71 +133,6 @@ def identity(*groups: Any, **values: Any) -> dict[str, Any]:
     """Return what of a command's options decides its rows: all but how rows come and go."""
     own = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
     return {**own, **values}
-
-
-class Defaults:
-    """Beside an option group in a signature: other defaults for some of its options."""
-
-    def __init__(self, **values: Any) -> None:
-        self.values = values
-
-
-def grouped(command: Callable) -> Callable:
-    """Let a command have option groups (dataclasses) as parameters: typer sees their fields instead."""
-    hints = get_type_hints(command, include_extras=True)
-    plain: list[inspect.Parameter] = []
-    groups: dict[str, tuple[type, list[str]]] = {}
-    for name in inspect.signature(command).parameters:
-        kind, extra = _group_of(hints[name])
-        if kind is None:
-            plain.append(inspect.signature(command).parameters[name].replace(annotation=hints[name]))
-            continue
-        own = get_type_hints(kind, include_extras=True)
-        groups[name] = kind, [field.name for field in fields(kind)]
-        for field in fields(kind):
-            default = extra.get(field.name, field.default)
-            keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
-            plain.append(inspect.Parameter(field.name, keyword, default=default, annotation=own[field.name]))
-    order = {"in_": 0, "out": 1}
-    plain.sort(key=lambda p: (p.default is not inspect.Parameter.empty, order.get(p.name, 2)))
-    rank = {name: at for at, name in enumerate(_last())}
-    plain.sort(key=lambda p: rank.get(p.name, -1))
-
-    @wraps(command)
-    def run(**values: Any) -> None:
-        for name, (kind, names) in groups.items():
-            values[name] = kind(**{key: values.pop(key) for key in names})
-        command(**values)
-
-    run.__signature__ = inspect.Signature(plain)
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in plain}
-    return run
-
-
-def _last() -> list[str]:
-    """Return the plumbing options, which help shows behind a command's own."""
-    return [
-        "engine",
-        "batch_size",
-        "device",
-        "dtype",
-        "seed",
-        "limit",
-        "on_error",
-        "rejects",
-        "restart",
-        "on_stale",
-        "on_limit",
-        "config",
-        "quiet",
-    ]
-
-
-def _group_of(hint: Any) -> tuple[type | None, dict[str, Any]]:
-    if get_origin(hint) is Annotated and is_dataclass(get_args(hint)[0]):
-        kind, *extra = get_args(hint)
-        return kind, {key: value for item in extra if isinstance(item, Defaults) for key, value in item.values.items()}
-    return (hint, {}) if is_dataclass(hint) else (None, {})
 
 
 def new_app() -> Typer:

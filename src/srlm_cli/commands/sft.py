@@ -6,7 +6,8 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.commands import run, training
-from srlm_cli.commands.options import grouped, new_app
+from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.options import new_app
 
 app = new_app()
 
