@@ -98,6 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model")
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--only", choices=["sample", "judge", "gen-prompts"])
     options = parser.parse_args()
     random.seed(0)
     slow = options.model is None
@@ -105,6 +106,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for name, command in commands(folder, options.model).items():
+            if options.only not in (None, name):
+                continue
             whole, out = folder / f"{name}-whole.jsonl", folder / f"{name}.jsonl"
             seconds = run([*command, "--out", str(whole), "--quiet"], slow)
             kills = killed(command, out, seconds, options.kills, slow)
@@ -114,7 +117,10 @@ def main() -> None:
             # What a real model writes may differ in rounding; then so may which prompts are kept.
             lost = len(wanted) - len(set(ids)) if name == "gen-prompts" else len({r["id"] for r in wanted} - set(ids))
             equal = sum(a == b for a, b in zip(wanted, got, strict=False))
-            print(f"srlm {name}: {kills} kills, {len(wanted)} rows, {lost} lost, {doubled} doubled, {equal} equal")
+            print(
+                f"srlm {name}: {kills} kills, {len(wanted)} rows, {lost} lost, {doubled} doubled, {equal} equal",
+                flush=True,
+            )
             wrong += lost + doubled + (len(wanted) - equal if slow else 0)
     sys.exit(wrong > 0)
 

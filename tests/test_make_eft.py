@@ -7,6 +7,7 @@ import pytest
 from helpers import ListEngine, Srlm, as_lines, asked_text, read_json
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
+from srlm_cli.errors import BadRow
 from srlm_cli.records import ranked_record
 from srlm_cli.stages.judge import judge_prompt
 from srlm_cli.stages.make_eft import (
@@ -117,13 +118,21 @@ def test_reasons_that_give_the_score_away(reason: str, bad: bool) -> None:
         ([{"rank": 0}, {"rank": 1}], [5, 0]),
         ([{"rank": 1}, {"rank": 2}, {"rank": 3}], [5, 2, 0]),
         ([{"rank": 1}, {"rank": 1}, {"rank": 9}], [5, 5, 0]),
-        ([{"score": 0.0}, {"score": 1.0}, {"score": 0.5}, {"score": 7}, {"score": -1}], [0, 5, 2, 5, 0]),
+        ([{"score": 0.0}, {"score": 1.0}, {"score": 0.5}, {"score": 0.7}], [0, 5, 2, 4]),
         ([{"rank": 0, "score": None}, {"rank": 1, "score": None}], [5, 0]),
     ],
 )
 def test_scores_from_what_people_thought(replies: list[dict], expected: list[int]) -> None:
     row = ranked_record({"prompt": "Why?", "responses": [{"text": "x", **reply} for reply in replies]})
     assert human_scores(row, (0.0, 1.0)) == expected
+
+
+def test_a_score_outside_the_range_is_a_bad_row() -> None:
+    """A scale of 1 to 5 read as 0 to 1 would make every reply perfect."""
+    row = ranked_record({"prompt": "Why?", "responses": [{"text": "x", "score": 5}, {"text": "y", "score": 1}]})
+    with pytest.raises(BadRow, match="score-high"):
+        human_scores(row, (0.0, 1.0))
+    assert human_scores(row, (1.0, 5.0)) == [5, 0]
 
 
 def test_replies_that_people_liked_alike_do_not_become_perfect() -> None:

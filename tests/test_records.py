@@ -120,14 +120,20 @@ def test_a_score_may_be_null() -> None:
 
 
 def test_a_ranked_row_becomes_its_responses() -> None:
-    replies = [{"text": "A", "rank": 1}, {"text": "B", "score": 0.5}, {"text": "C", "rank": 2, "score": None}]
+    replies = [{"text": "A", "rank": 1}, {"text": "B", "rank": 0}, {"text": "C", "rank": 2, "score": None}]
     ranked = records.ranked_record({"id": "r", "prompt": "Hello?", "responses": replies, "lang": "en"})
     rows = records.responses_of(ranked)
     assert [(row["id"], row["response"], row["human"]) for row in rows] == [
-        ("r/0", "A", -1.0), ("r/1", "B", 0.5), ("r/2", "C", -2.0)
+        ("r/0", "A", -1.0), ("r/1", "B", 0.0), ("r/2", "C", -2.0)
     ]  # fmt: skip
     assert all((row["prompt_id"], row["prompt"], row["lang"]) == ("r", "Hello?", "en") for row in rows)
     assert all("responses" not in row for row in rows)
+
+
+def test_ranks_and_scores_are_not_mixed() -> None:
+    replies = [{"text": "A", "rank": 1}, {"text": "B", "score": 0.5}]
+    with pytest.raises(BadRow, match="not some of each"):
+        records.ranked_record({"prompt": "Hello?", "responses": replies})
 
 
 def test_the_row_as_read_is_not_changed() -> None:

@@ -106,7 +106,8 @@ def main() -> None:
 
 def run(args: list[str]) -> int:
     """Return the exit code of a command line."""
-    name = " ".join(["srlm", *[arg for arg in args[:1] if arg in COMMANDS]])
+    words = args[: 2 if args[:1] and args[1:2] and args[1] in GROUPS.get(args[0], ()) else 1]
+    name = " ".join(["srlm", *words]) if words and words[0] in COMMANDS else "srlm"
     try:
         code = get_command(app).main(args, prog_name="srlm", standalone_mode=False) or ExitCode.OK
         sys.stdout.flush()

@@ -179,8 +179,10 @@ def quiet_libraries() -> None:
     """Leave the screen to our own progress: no load bars, no advice, no warnings for the makers of libraries."""
     import warnings
 
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub_logging.set_verbosity_error()
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's bar over the reference model asks only for this
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.set_verbosity_error()

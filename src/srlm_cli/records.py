@@ -85,13 +85,17 @@ def ranked_record(row: Row) -> Row:
     """
     prompt = _prompt(row)
     responses = row.get("responses")
-    if not isinstance(responses, list) or not responses:
+    if responses == []:
+        raise BadRow("expected at least one of `responses`, got an empty list")
+    if not isinstance(responses, list):
         raise BadRow(f"expected `responses`, a list of {{text, rank or score}}, got {_keys(row)}")
     for response in responses:
         if not isinstance(response, dict) or not isinstance(response.get("text"), str):
             raise BadRow("expected every one of `responses` to be {text, rank or score}")
         if not any(is_number(response.get(key)) for key in ("rank", "score")):
             raise BadRow("expected a number as `rank` or `score` of every response")
+    if not any(all(is_number(response.get(key)) for response in responses) for key in ("rank", "score")):
+        raise BadRow("expected a `rank` of every response, or a `score` of every response, not some of each")
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
@@ -143,7 +147,7 @@ def responses_of(ranked: Row) -> list[Row]:
 
 def human_value(response: Row) -> float:
     """Return how much people liked a ranked response, larger is better: its score, or minus its rank."""
-    return float(response["score"]) if is_number(response.get("score")) else -float(response["rank"])
+    return float(response["score"]) if is_number(response.get("score")) else 0.0 - response["rank"]
 
 
 # --- the pieces ------------------------------------------------------------------------------
@@ -219,4 +223,6 @@ def _kind(value: Any) -> str:
 
 def _keys(row: Row) -> str:
     names = list(row)
+    if not names:
+        return "an empty object"
     return "the fields " + ", ".join(f"`{name}`" for name in names[:6]) + (", ..." if len(names) > 6 else "")

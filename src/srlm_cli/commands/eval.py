@@ -25,7 +25,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import file_hash, read_all
 
-app = new_app()
+app = new_app("Measure: a judge against people, one model against another.")
 
 
 @app.command()
@@ -121,7 +121,7 @@ def head_to_head(
 
     if not against:
         raise OptionError("no --against FILE", "responses of the model to compare with")
-    form = templates.load(template, fields={"prompt", "first", "second"})
+    form = templates.load(template, fields={"prompt", "first", "second"}, reads=True)
     if direct and not (form.finish and form.choices):
         raise OptionError(f"template {template} has no `finish` and `choices`", "--direct needs them")
     others = read_all(against, records.response_record)

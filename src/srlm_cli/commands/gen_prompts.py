@@ -96,10 +96,10 @@ def too_few(tally: run.Tally, count: int) -> LimitExceeded | None:
     """Return the error when the tries were spent before all prompts were made."""
     if tally.kept >= count:
         return None
-    reasons = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.most_common(3))
+    reasons = ", ".join(f"{n} {reason}" for reason, n in tally.dropped.most_common(3)) or "none"
     return LimitExceeded(
         f"only {tally.kept} of {count} prompts after {tally.read} tries (dropped: {reasons})",
-        "those are written; raise --max-tries, --temperature or --max-rouge-l",
+        "raise --max-tries, --temperature or --max-rouge-l",
     )
 
 

@@ -23,7 +23,7 @@ def init(
     \b
     Examples:
       srlm init my-run && cd my-run && make iterate ITER=2
-      srlm init . --force
+      srlm init my-run --force   # writes over a folder's Makefile, srlm.toml and data
 
     The folder then holds all that `make iterate` needs: the Makefile of the loop, the settings of a
     small machine, IFT rows (ift.jsonl) and ranked replies (ranked.jsonl to learn judging from,

@@ -13,6 +13,7 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.records import Row
 from srlm_cli.stages import judge as stage
+from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 
 app = new_app()
@@ -53,7 +54,7 @@ def judge(
     defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
     """
     rows = run.reader(stream, judgeable, [stream.in_])
-    form = templates.load(template, fields={"prompt", "response"})
+    form = templates.load(template, fields={"prompt", "response"}, reads=True)
     if finish_score and not (form.choices and form.finish):
         raise OptionError(f"template {template} has no `finish` and `choices`", "--finish-score needs them")
     self_judged = engine.model is None and engine.engine == "hf"
@@ -61,7 +62,7 @@ def judge(
     model = LazyEngine(spec)
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score)
     decides = identity(sampling, samples=samples, template=form.hash, finish_score=finish_score)
-    run.stage(
+    tally = run.stage(
         "judge",
         stream,
         rows,
@@ -70,6 +71,8 @@ def judge(
         engine=model,
         limit=lambda tally: too_many_unparsed(tally, max_unparsed),
     )
+    if too_many_unparsed(tally, 0.5) and not stream.quiet:
+        say("srlm judge: most judgements have no readable score; see --finish-score, and --template score_only")
 
 
 def too_many_unparsed(tally: run.Tally, limit: float) -> LimitExceeded | None:
@@ -79,7 +82,7 @@ def too_many_unparsed(tally: run.Tally, limit: float) -> LimitExceeded | None:
         return None
     return LimitExceeded(
         f"{rate:.1%} of the judgements have no readable score, over --max-unparsed {limit}",
-        "--finish-score lets the model choose a missing score; all rows are written",
+        "--finish-score lets the model choose a missing score",
     )
 
 

@@ -63,7 +63,7 @@ def make_eft(
     """
     if score_low >= score_high:
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
-    form = templates.load(template, fields={"prompt", "response"})
+    form = templates.load(template, fields={"prompt", "response"}, reads=True)
     writes_reasons = method == "hindsight" and reason == "model"
     needs_model = method == "accept" or writes_reasons
     reasons = templates.load("hindsight", fields={"prompt", "response", "score"}) if writes_reasons else None

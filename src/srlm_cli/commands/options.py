@@ -135,6 +135,6 @@ def identity(*groups: Any, **values: Any) -> dict[str, Any]:
     return {**own, **values}
 
 
-def new_app() -> Typer:
+def new_app(help: str | None = None) -> Typer:
     """Return an app for the command or the commands of one module."""
-    return Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False)
+    return Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False, help=help)

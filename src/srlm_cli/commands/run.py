@@ -118,6 +118,7 @@ def stage(
     row raises DataError when all that stands before it is finished and saved; `limit` may raise its
     error when everything is written.
     """
+    refuse_own_input(options.out, (rows or source).paths if rows or source else [])
     writer = open_writer(options.out, {"command": name, "srlm": __version__, **identity})
     resumed, tally = resume(name, writer, options, rows, from_the_start)
     started, before = time.monotonic(), tally.seconds
@@ -154,6 +155,7 @@ def stage(
     try:
         if exceeded and options.on_limit == "hold":
             writer.close()
+            exceeded.hint += f"; held back in {options.out}.part"
         else:
             writer.commit(meta(name, rows or source, tally, engine), {**tally.as_dict(), "digest": digest.hex()})
     except OSError as error:
@@ -251,7 +253,11 @@ def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | St
         return StreamWriter(os.open(os.devnull, os.O_WRONLY))
     if out == "-":
         return StreamWriter(os.dup(stdout))
-    return FileWriter(Path(out), fingerprint)
+    if os.path.isdir(out):
+        raise OptionError(f"{out} is a folder", "--out takes a file")
+    if os.path.exists(out) and not os.path.isfile(out):  # a device or a named pipe
+        return StreamWriter(os.open(out, os.O_WRONLY))
+    return FileWriter(Path(os.path.realpath(out)), fingerprint)  # what a link points to, not the link
 
 
 def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int, *, quiet: bool) -> None:
@@ -268,6 +274,15 @@ def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int, *,
         raise write_error(error, writer) from error
     if not quiet:
         say(f"srlm {name}: {tally.summary()}")
+
+
+def refuse_own_input(out: str | None, inputs: list[str]) -> None:
+    """Raise OptionError when a command would write over what it reads."""
+    if out in (None, "-") or not Path(out).is_file():
+        return
+    for path in inputs:
+        if path != "-" and os.path.exists(path) and os.path.samefile(out, path):
+            raise OptionError(f"--out {out} is the input", "write to another file")
 
 
 def print_result(row: Row) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from typer import Context, Option
 
 from srlm_cli.commands.options import OPERATIONAL, Config, new_app
+from srlm_cli.streams.reader import file_hash
 from srlm_cli.streams.writer import replace_text
 
 app = new_app()
@@ -19,6 +20,12 @@ def settings(
         str | None,
         Option("--stamps", metavar="FOLDER", help="Keep a file a command there, rewritten only when it changes."),
     ] = None,
+    also: Annotated[
+        list[str] | None, Option("--also", metavar="NAME=VALUE", help="One more setting to keep; several times.")
+    ] = None,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="With --stamps: write nothing, print the files that would change.")
+    ] = False,
     config: Config = None,
 ) -> None:
     """Print the settings of the commands, as Make compares them.
@@ -26,21 +33,26 @@ def settings(
     \b
     Examples:
       srlm settings --config srlm.toml
-      srlm settings --stamps runs/demo/.settings
+      srlm settings --stamps runs/demo/.settings --also M0=smollm2-135m-instruct
 
     Prints one JSON line a command: the options as srlm.toml and SRLM_* set them, without those that
     do not change what is made (batch size, progress, file names). With --stamps each line is kept as
     FOLDER/COMMAND.json and touched only when it changes, so that Make rebuilds what depends on it.
     """
     root = ctx.find_root()
+    lines = {}
     for name, command in commands_below(root):
         own = command.make_context(name, [], parent=root, resilient_parsing=True, default_map=None)
-        values = resolved(own, config or "", name)
-        line = json.dumps({"command": name, **values}, sort_keys=True)
+        lines[name] = {"command": name, **resolved(own, config or "", name)}
+    for pair in also or []:
+        name, _, value = pair.partition("=")
+        lines[name] = {"name": name, "value": value}
+    for name, values in lines.items():
+        line = json.dumps(values, sort_keys=True) + "\n"
         if stamps is None:
-            print(line)
+            print(line, end="")
         else:
-            keep(Path(stamps) / f"{name.replace(' ', '-')}.json", line + "\n")
+            keep(Path(stamps) / f"{name.replace(' ', '-')}.json", line, dry_run)
 
 
 def commands_below(root: Context) -> list[tuple[str, Any]]:
@@ -68,12 +80,22 @@ def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
         dashed = max((o.lstrip("-") for o in option.opts), key=len)
         if option.name != "help" and not {dashed, option.name.strip("_").replace("_", "-")} & OPERATIONAL:
             value, _ = option.consume_value(ctx, {})
-            values[option.name.strip("_").replace("_", "-")] = value if value is not None else option.get_default(ctx)
+            value = value if value is not None else option.get_default(ctx)
+            if value is not None:
+                option.process_value(ctx, value)  # a value of the wrong kind is an error here, before any work
+            name = option.name.strip("_").replace("_", "-")
+            values[name] = value
+            if name == "template" and Path(str(value)).is_file():
+                values["template-hash"] = file_hash(value)
     return values
 
 
-def keep(path: Path, text: str) -> None:
-    """Write a small file only when its content changes."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+def keep(path: Path, text: str, dry_run: bool) -> None:
+    """Write a small file only when its content changes, or print its name instead."""
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    if dry_run:
+        print(path)
+    else:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, text)

@@ -14,7 +14,7 @@ from srlm_cli.commands.options import ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.session import TrainSpec
+from srlm_cli.train.session import PROVENANCE, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ class TrainOptions(ReadOptions):
             raise OptionError("no --out FOLDER: a model cannot go to stdout")
         if not self.model:
             raise OptionError("no model given", "--model takes a folder, a hub id or smollm2-135m-instruct")
+        out = Path(self.out)
+        if out.exists() and not (out.is_dir() and ((out / PROVENANCE).exists() or not any(out.iterdir()))):
+            raise OptionError(f"{out} is there and is no model that srlm made", "--out another folder, or remove it")
         return TrainSpec(
             model=self.model,
-            out=Path(self.out),
+            out=out,
             learning_rate=self.learning_rate,
             final_learning_rate=min(self.final_learning_rate, self.learning_rate),
             batch=self.train_batch_size,

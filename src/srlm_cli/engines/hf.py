@@ -76,6 +76,7 @@ class HfEngine:
         return text + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to a tokenizer
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     # --- free text ---------------------------------------------------------------------------

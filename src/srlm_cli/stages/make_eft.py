@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from srlm_cli.engines.base import Engine, Request, Sampling
+from srlm_cli.errors import BadRow
 from srlm_cli.records import Row, as_messages, as_text, human_value, is_number, responses_of
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
@@ -199,7 +200,12 @@ def human_scores(ranked: Row, score_range: tuple[float, float]) -> list[int | No
     replies = ranked["responses"]
     if all(is_number(reply.get("score")) for reply in replies):
         low, high = score_range
-        return [round(5 * min(max((reply["score"] - low) / (high - low), 0.0), 1.0)) for reply in replies]
+        for reply in replies:
+            if not low <= reply["score"] <= high:
+                raise BadRow(
+                    f"the human score {reply['score']} is not within {low} to {high}: --score-low, --score-high"
+                )
+        return [round(5 * (reply["score"] - low) / (high - low)) for reply in replies]
     places = sorted({human_value(reply) for reply in replies})
     if len(places) == 1:
         return [None for _ in replies]

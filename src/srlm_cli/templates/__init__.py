@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from importlib.resources import files
 from pathlib import Path
 from string import Template as Fields
@@ -64,8 +65,11 @@ class Template:
         return score if self.low <= score <= self.high else None
 
 
-def load(name: str, *, fields: set[str]) -> Template:
-    """Return a template by name or path; raise OptionError when it is missing or lacks one of `fields`."""
+def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
+    """Return a template by name or path; raise OptionError when it is missing or lacks one of `fields`.
+
+    With `reads` it has to have a pattern, since its answers are read.
+    """
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
     try:
         source = path.read_text(encoding="utf-8")
@@ -77,9 +81,15 @@ def load(name: str, *, fields: set[str]) -> Template:
     except tomllib.TOMLDecodeError as error:
         raise OptionError(f"template {name}: {error}") from None
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+    keys = {field.name for field in dataclass_fields(Template)} - {"name", "hash"}
+    if unknown := set(content) - keys or {"text"} - set(content):
+        raise OptionError(
+            f"template {name}: unknown or missing key `{min(unknown)}`", f"it takes {', '.join(sorted(keys))}"
+        )
     try:
         template = Template(name=Path(name).stem, hash=short_hash(source), **content)
-        re.compile(template.pattern)
+        if re.compile(template.pattern).groups != (1 if template.pattern or reads else 0):
+            raise TypeError("its `pattern` needs one group, the verdict")
     except (TypeError, re.error) as error:
         raise OptionError(f"template {name}: {error}") from None
     missing = {f for f in fields if f"${f}" not in template.text and f"${{{f}}}" not in template.text}
