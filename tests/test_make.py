@@ -98,6 +98,19 @@ def test_a_changed_setting_makes_again_what_depends_on_it(run_folder):
     assert not {"M1/judged.jsonl", "M1/model", "M1/eval-responses.jsonl", "eft.jsonl"} & set(plan)
 
 
+def test_asking_changes_nothing(run_folder):
+    """A setting that was changed, looked at with `make -n` and set back leaves nothing to do."""
+    settings = run_folder / "srlm.toml"
+    settings.write_text(SETTINGS + "[make-pairs]\nmin-gap = 0.5\n")
+    assert planned(run_folder, "ITER=2")
+    settings.write_text(SETTINGS)
+    assert planned(run_folder, "ITER=2") == []
+
+
+def test_another_m0_makes_all_again(run_folder):
+    assert {"eft.jsonl", "M1/model", "M2/model"} <= set(planned(run_folder, "ITER=2", "M0=other/model"))
+
+
 def test_unusable_settings_stop_make(run_folder):
     settings = run_folder / "srlm.toml"
     settings.write_text(SETTINGS + "[sample]\nnn = 4\n")
