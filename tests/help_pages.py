@@ -21,13 +21,9 @@ def render() -> str:
         group = command(name)
         for title, one in {f"{name} {sub}": sub for sub in getattr(group, "commands", {})}.items() or [(name, None)]:
             made = group.commands[one] if one else group
-            context = type_of_context(made)(made, info_name=f"srlm {title}", terminal_width=100, **inherited())
+            context = made.context_class(made, info_name=f"srlm {title}", terminal_width=100, **inherited())
             parts.append(f"## srlm {title}\n\n```text\n{made.get_help(context).rstrip()}\n```\n")
     return "\n".join(parts)
-
-
-def type_of_context(made):
-    return made.context_class
 
 
 def inherited() -> dict:

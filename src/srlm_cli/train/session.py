@@ -85,7 +85,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: a CPU training step otherwise spends a third of its time in page faults."""
+    """Let glibc keep freed memory: a CPU training step otherwise loses much time to page faults."""
     import ctypes
 
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
