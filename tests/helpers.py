@@ -112,7 +112,10 @@ class Srlm:
 
 
 class ListEngine:
-    """An engine that answers from a list: one list of texts a request, in order."""
+    """An engine that answers from a list: one list of texts a request, in order.
+
+    Where a request has choices, the answer is a list of their probabilities, or of texts as always.
+    """
 
     name = "list"
 
@@ -127,6 +130,10 @@ class ListEngine:
         for request in requests:
             self.asked.append(request)
             texts = next(self.answers)
+            if request.choices and isinstance(texts[0], float):
+                best = request.choices[texts.index(max(texts))]
+                yield Completion([best] * len(request.seeds), ["stop"] * len(request.seeds), 10, 1, texts)
+                continue
             yield Completion(texts, [self.reasons] * len(texts), tokens_in=10, tokens_out=len(texts))
 
 

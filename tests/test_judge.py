@@ -1,4 +1,4 @@
-"""The judge: which score is read, how K of them are averaged, and what an unreadable one becomes."""
+"""The judge: how K scores are averaged, and what an unreadable one becomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from srlm_cli import records, templates
 from srlm_cli.commands.judge import judgeable, of_one_writer
 from srlm_cli.engines import EngineSpec, LazyEngine
 from srlm_cli.engines.base import Sampling
-from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.errors import BadRow
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs
 
@@ -30,64 +30,6 @@ def judged(answers: list[list[str]], row: dict | None = None, **more) -> list[di
     ]
     engine = ListEngine(answers)
     return [made for outcome in judge(rows, engine, options(len(answers[0]), **more)) for made in outcome.rows]
-
-
-@pytest.mark.parametrize("template", [ADDITIVE, SCORE_ONLY], ids=["additive", "score_only"])
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [
-        ("Score: 4/5", 4),
-        ("**Score:** 4", 4),
-        ("**Score**: 4", 4),
-        ("Score: **4**", 4),
-        ("Score: <4>", 4),
-        ("Score: [4]", 4),
-        ("`Score: 4`", 4),
-        ("score - 4", 4),
-        ("SCORE: 0", 0),
-        ("Score = 2", 2),
-        ("Score:3", 3),
-        ("Score 3", 3),
-        ("The score is 3.", 3),
-        ("A score of 2", 2),
-        ("Total score: 4.5", 4.5),
-        ("Score: 4 points", 4),
-        ("Score: 4 out of 5", 4),
-        ("Score (0-5): 3", 3),
-        ("Score: 4.", 4),
-        ("Score: 5.0", 5),
-        ("Score: 1+1+1=3", 3),
-        ("Score: 1 + 1 + 0 = 2", 2),
-        ("Score: 3\n\nThe reply deals with 4 of 7 points.", 3),
-        ("Score: 4, since it is good.", 4),
-        ("Score: 2\nNo, on reflection more.\nScore: 3", 3),
-        ("Score: 5 would be too much.\n\nScore: 1", 1),
-        ("A score of 5 is for experts. Final score: 2", 2),
-        ("Score: 10", None),
-        ("Score: 13 of 5", None),
-        ("Score: -1", None),
-        ("Score: 4/10", None),
-        ("Score: 4 out of 10", None),
-        ("Score: 4 of 10", None),
-        ("Score: 8/50", None),
-        ("Score: 55", None),
-        ("Score: 5.5", None),
-        ("Score: 3.7.2", None),
-        ("Score: four", None),
-        ("Score: ", None),
-        ("Score: N/A", None),
-        ("I would give 4 of 5.", None),
-        ("1+1+1=3", None),
-        ("Underscore 4, scoreboard 3, scores 2", None),
-        ("", None),
-    ],
-)
-def test_the_score_that_is_read(template: templates.Template, text: str, score: float | None) -> None:
-    assert template.score(text) == score
-
-
-def test_a_sum_without_its_total_is_not_its_first_point() -> None:
-    assert ADDITIVE.score("Score: 1 + 1 + 1") in (None, 3.0)
 
 
 def test_the_mean_of_three_scores_is_not_floored() -> None:
@@ -178,6 +120,42 @@ def test_finish_score_keeps_scores_with_their_rows() -> None:
     assert [(row["response"], row["score"]) for row in made] == [("r0", 5), ("r1", 1), ("r2", 0)]
 
 
+SPREAD = [0.0, 0.1, 0.2, 0.4, 0.2, 0.1]  # mean 0.1 + 0.4 + 1.2 + 0.8 + 0.5
+
+
+def test_an_expected_score_is_the_mean_at_the_place_of_the_written_one() -> None:
+    engine = ListEngine([["Good.\n**Score:** 4/5. Well done.", "Score: 2"], SPREAD, [0.0, 0.5, 0.5, 0.0, 0.0, 0.0]])
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, engine, options(2, score="expected"))
+    [row] = outcome.rows
+    assert row["scores"] == [pytest.approx(3.0), 1.5] and row["score"] == pytest.approx(2.25)
+    assert row["score_from"] == ["expected", "expected"]
+    assert row["judgements"] == ["Good.\n**Score:** 4/5. Well done.", "Score: 2"]
+    assert [request.prefix for request in engine.asked[1:]] == ["Good.\n**Score:** ", "Score: "]
+    assert all(request.choices == ADDITIVE.choices for request in engine.asked[1:])
+
+
+def test_without_a_written_score_an_expected_one_needs_finish_score() -> None:
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, ListEngine([["Well put."]]), options(1, score="expected"))
+    assert outcome.rows[0]["scores"] == [None] and outcome.counts["unparsed"] == 1
+    engine = ListEngine([["Well put."], SPREAD])
+    [outcome] = judge(rows, engine, options(1, score="expected", finish_score=True))
+    assert outcome.rows[0]["scores"] == [pytest.approx(3.0)] and outcome.rows[0]["score_from"] == ["finish"]
+    assert engine.asked[1].prefix == "Well put.\nScore: "
+
+
+def test_a_template_that_asks_at_once_is_expected_without_writing() -> None:
+    engine = ListEngine([SPREAD, [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    rows = [records.response_record({"prompt": "Why?", "response": f"r{k}", "k": k}) for k in range(2)]
+    given = JudgeOptions(SCORE_ONLY, 3, Sampling(), seed=0, score="expected")
+    made = [row for outcome in judge(rows, engine, given) for row in outcome.rows]
+    assert [row["score"] for row in made] == [pytest.approx(3.0), 0.0]
+    assert [row["judgements"] for row in made] == [["Score: 3"], ["Score: 0"]]
+    assert [request.prefix for request in engine.asked] == ["Score: ", "Score: "]
+    assert all(row["score_from"] == ["direct"] for row in made)
+
+
 def test_a_ranked_row_is_judged_as_its_replies() -> None:
     row = {"prompt": "Why?", "responses": [{"text": "A", "rank": 0}, {"text": "B", "rank": 1}]}
     assert [(made["response"], made["human"]) for made in judgeable(row)] == [("A", 0.0), ("B", -1.0)]
@@ -205,32 +183,6 @@ def test_the_model_is_loaded_once_and_only_when_there_is_work(monkeypatch: pytes
     list(judge(rows, engine, options()))
     list(judge(rows, engine, options(finish_score=True)))
     assert engine.loads == len(opened) == 1
-
-
-# --- templates -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "text",
-    ['text = "no fields"', 'text = "$prompt $response $other"', 'text = "$prompt"', "text = 3 4", 'texts = "x"',
-     'text = "$prompt $response"\npattern = "("'],
-)  # fmt: skip
-def test_a_template_that_cannot_work_is_refused(tmp_path, text: str) -> None:
-    path = tmp_path / "own.toml"
-    path.write_text(text)
-    with pytest.raises(OptionError):
-        templates.load(str(path), fields=FIELDS)
-
-
-def test_an_unknown_template_names_those_there_are() -> None:
-    with pytest.raises(OptionError, match="additive"):
-        templates.load("addititve", fields=FIELDS)
-
-
-def test_built_in_templates_ask_for_the_score_that_they_read() -> None:
-    for template in (ADDITIVE, SCORE_ONLY):
-        assert [template.score(template.finish + choice) for choice in template.choices] == [0, 1, 2, 3, 4, 5]
-        assert template.score(template.render(prompt="p", response="r")) is None or "Score" in template.text
 
 
 # --- the command -----------------------------------------------------------------------------

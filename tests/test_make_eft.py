@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import pytest
 
-from helpers import ListEngine, Srlm, as_lines, asked_text, read_json
+from helpers import ListEngine, Srlm, as_lines, asked_text, read_json, read_rows, write_rows
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.records import ranked_record
-from srlm_cli.stages.judge import judge_prompt
+from srlm_cli.stages.judge import Judgement, judge_prompt
 from srlm_cli.stages.make_eft import (
     EftOptions,
     Thinning,
     accept,
     agrees,
+    ending_in_score,
+    eval_part,
     hindsight,
-    human_scores,
     reason_fault,
-    upto_score,
+    train_part,
 )
+from srlm_cli.stages.marks import Marks
 
 FORM = templates.load("additive", fields={"prompt", "response"})
-REASONS = templates.load("hindsight", fields={"prompt", "response", "score"})
+REASONS = templates.load("hindsight", fields={"prompt", "response", "score", "high"})
+MARKS = Marks(0, 5)
 
 
 def options(**more) -> EftOptions:
-    return EftOptions(**{"template": FORM, "sampling": Sampling(), "seed": 0, **more})
+    return EftOptions(**{"template": FORM, "sampling": Sampling(), "seed": 0, "samples": 1, "marks": MARKS, **more})
 
 
 def ranked(*ranks: float, name: str = "rank", prompt: str = "Why?") -> dict:
@@ -76,79 +79,212 @@ def test_accept_groups_the_replies_of_each_prompt() -> None:
     assert [len(outcome.rows) for outcome in made] == [2, 3]
 
 
+def test_accept_can_ask_for_a_score_that_was_not_written() -> None:
+    engine = ListEngine([["Good."], ["Bad. Score: 1"], ["4"]])
+    [outcome] = accept([ranked(0, 1)], engine, options(finish_score=True))
+    assert [row["completion"][0]["content"] for row in outcome.rows] == ["Good.\nScore: 4", "Bad. Score: 1"]
+    assert engine.asked[2].prefix == "Good.\nScore: "
+
+
 def test_hindsight_without_reasons_is_the_score_of_the_rank() -> None:
     [outcome] = hindsight([ranked(2, 0, 1)], None, options())
-    assert [row["completion"][0]["content"] for row in outcome.rows] == ["Score: 0", "Score: 5", "Score: 2"]
-    assert [row["score"] for row in outcome.rows] == [0, 5, 2]
+    scores = [row["score"] for row in outcome.rows]
+    assert [row["completion"][0]["content"] for row in outcome.rows] == [f"Score: {score:g}" for score in scores]
+    assert scores[0] in (0, 1) and scores[1] in (4, 5) and scores[2] in (2, 3)
     assert all(FORM.score(row["completion"][0]["content"]) == row["score"] for row in outcome.rows)
 
 
-def test_hindsight_lets_the_model_write_reasons_that_name_no_score() -> None:
-    engine = ListEngine([["Clear and right."], ["I give it 2 of 5."]])
+def test_hindsight_makes_several_rows_of_a_reply_that_cover_its_stretch() -> None:
+    [outcome] = hindsight([ranked(0, 1)], None, options(samples=3))
+    assert sorted(row["score"] for row in outcome.rows[:3]) == [3, 4, 5]
+    assert sorted(row["score"] for row in outcome.rows[3:]) == [0, 1, 2]
+    assert [row["id"] for row in outcome.rows] == [f"p/{k}/{j}" for k in range(2) for j in range(3)]
+
+
+def test_hindsight_keeps_reasons_that_do_not_tell_on_it() -> None:
+    engine = ListEngine([["Clear and right."], ["I give it 4 out of 5."]])
     [outcome] = hindsight([ranked(0, 1)], engine, options(reason_template=REASONS))
-    assert [row["completion"][0]["content"] for row in outcome.rows] == ["Clear and right.\nScore: 5"]
-    assert outcome.dropped == {"replies: the reason names the score": 1} and outcome.counts == {"replies": 2}
-    assert "rated 5 of 5" in asked_text(engine.asked[0]) and "rated 0 of 5" in asked_text(engine.asked[1])
+    [row] = outcome.rows
+    assert row["completion"][0]["content"] == f"Clear and right.\nScore: {row['score']:g}"
+    assert outcome.dropped == {"targets: the reason names a score": 1} and outcome.counts == {"targets": 2}
+    told = [asked_text(request).split("rated ")[1].split(" by people")[0] for request in engine.asked]
+    assert told[0] in ("3 of 5", "4 of 5", "5 of 5") and told[1] in ("0 of 5", "1 of 5", "2 of 5")
 
 
 def test_a_reason_that_was_cut_off_teaches_nothing() -> None:
     engine = ListEngine([["Clear and"], ["Right but"]], reasons="length")
     [outcome] = hindsight([ranked(0, 1)], engine, options(reason_template=REASONS))
-    assert outcome.rows == [] and outcome.dropped == {"replies: no reason": 2}
+    assert outcome.rows == [] and outcome.dropped == {"targets: no reason": 2}
 
 
 @pytest.mark.parametrize(
-    ("reason", "bad"),
+    ("reason", "fault"),
     [
-        ("Clear.", False),
-        ("", True),
-        ("It earns a high score.", True),
-        ("4/5", True),
-        ("Three points", True),
-        ("Of 5 rivers it names 4.", False),
+        ("Clear.", ""),
+        ("", "no reason"),
+        ("It earns a high score.", ""),
+        ("4/5", ""),
+        ("3/5", "names"),
+        ("Three points", "names"),
+        ("Four points for a clear reply", ""),
+        ("It is rated 2.", "names"),
+        ("It was given a score of two", "names"),
+        ("Clear.\nScore: 4", "names"),
+        ("Of 5 rivers it names 4.", ""),
+        ("As asked I say what is good and what is lacking in the reply: all.", "instruction"),
+        ("It says what is good and what works.", "instruction"),
     ],
 )
-def test_reasons_that_give_the_score_away(reason: str, bad: bool) -> None:
-    assert bool(reason_fault(reason)) is bad
+def test_reasons_that_cannot_teach(reason: str, fault: str) -> None:
+    found = reason_fault(reason, 4, options(reason_template=REASONS))
+    assert (fault in found) if fault else found == "", found
+
+
+# --- scores from what people thought ---------------------------------------------------------
+
+
+def marks_of(replies: list[dict], lot: float, marks: Marks = MARKS) -> list:
+    return marks.of(ranked_record({"prompt": "Why?", "responses": [{"text": "x", **reply} for reply in replies]}), lot)
 
 
 @pytest.mark.parametrize(
-    ("replies", "expected"),
+    ("replies", "lot", "expected"),
     [
-        ([{"rank": 0}, {"rank": 1}], [5, 0]),
-        ([{"rank": 1}, {"rank": 2}, {"rank": 3}], [5, 2, 0]),
-        ([{"rank": 1}, {"rank": 1}, {"rank": 9}], [5, 5, 0]),
-        ([{"score": 0.0}, {"score": 1.0}, {"score": 0.5}, {"score": 0.7}], [0, 5, 2, 4]),
-        ([{"rank": 0, "score": None}, {"rank": 1, "score": None}], [5, 0]),
+        ([{"rank": 0}, {"rank": 1}], 0.0, [3, 0]),
+        ([{"rank": 0}, {"rank": 1}], 0.5, [4, 1]),
+        ([{"rank": 0}, {"rank": 1}], 0.99, [5, 2]),
+        ([{"rank": 1}, {"rank": 2}, {"rank": 3}], 0.0, [4, 2, 0]),
+        ([{"rank": 1}, {"rank": 2}, {"rank": 3}], 0.9, [5, 3, 1]),
+        ([{"rank": 1}, {"rank": 1}, {"rank": 9}], 0.0, [2, 2, 0]),
+        ([{"rank": 1}, {"rank": 1}, {"rank": 9}], 0.99, [5, 5, 1]),
+        ([{"rank": n} for n in range(6)], 0.7, [5, 4, 3, 2, 1, 0]),
+        ([{"rank": 0, "score": None}, {"rank": 1, "score": None}], 0.0, [3, 0]),
+        ([{"rank": 3}, {"rank": 3}], 0.5, [None, None]),
     ],
 )
-def test_scores_from_what_people_thought(replies: list[dict], expected: list[int]) -> None:
-    row = ranked_record({"prompt": "Why?", "responses": [{"text": "x", **reply} for reply in replies]})
-    assert human_scores(row, (0.0, 1.0)) == expected
+def test_ranks_become_scores_by_their_place(replies: list, lot: float, expected: list) -> None:
+    assert marks_of(replies, lot) == expected
+
+
+@pytest.mark.parametrize("size", range(2, 9))
+def test_scores_from_ranks_are_balanced_and_never_turn_an_order_around(size: int) -> None:
+    counts, steps = [0] * 6, 600
+    for step in range(steps):
+        scores = marks_of([{"rank": n} for n in range(size)], step / steps)
+        assert scores == sorted(scores, reverse=True)
+        for score in scores:
+            counts[score] += 1
+    assert all(abs(count - size * steps / 6) <= size for count in counts), counts
+
+
+def test_human_scores_are_balanced_over_the_data() -> None:
+    data = [0.0] * 4 + [0.5] * 4 + [0.9] * 4
+    marks = Marks(0, 5, data)
+    assert marks_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.0, marks) == [0, 2, 4]
+    assert marks_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.6, marks) == [1, 3, 5]
+
+
+def test_linear_scores_are_right_on_the_mean() -> None:
+    marks = Marks(0, 5, linear=(1.0, 10.0))
+    drawn = [marks_of([{"score": 1}, {"score": 10}, {"score": 5.5}], lot / 10, marks) for lot in range(10)]
+    assert {(row[0], row[1]) for row in drawn} == {(0, 5)}
+    assert sorted(row[2] for row in drawn) == [2] * 5 + [3] * 5
 
 
 def test_a_score_outside_the_range_is_a_bad_row() -> None:
     """A scale of 1 to 5 read as 0 to 1 would make every reply perfect."""
-    row = ranked_record({"prompt": "Why?", "responses": [{"text": "x", "score": 5}, {"text": "y", "score": 1}]})
     with pytest.raises(BadRow, match="score-high"):
-        human_scores(row, (0.0, 1.0))
-    assert human_scores(row, (1.0, 5.0)) == [5, 0]
+        marks_of([{"score": 5}, {"score": 1}], 0.0, Marks(0, 5, linear=(0.0, 1.0)))
 
 
-def test_replies_that_people_liked_alike_do_not_become_perfect() -> None:
-    """One rank for all says nothing of how good the replies are."""
-    [outcome] = hindsight([ranked(3, 3)], None, options())
-    assert outcome.rows == [] or {row["score"] for row in outcome.rows} != {5}
+def test_balanced_scores_need_all_scores() -> None:
+    with pytest.raises(OptionError, match="linear"):
+        marks_of([{"score": 1}, {"score": 2}], 0.0)
 
 
-def test_human_scores_have_a_range_of_their_own() -> None:
-    row = ranked(1, 10, 5.5, name="score")
-    assert human_scores(row, (1.0, 10.0)) == [0, 5, 2]
+def test_another_template_has_another_range() -> None:
+    assert marks_of([{"rank": 0}, {"rank": 1}], 0.99, Marks(1, 10)) == [10, 5]
+
+
+# --- train and eval --------------------------------------------------------------------------
+
+MANY = [{**ranked(0, 1, prompt=f"Question {n}?"), "id": str(n)} for n in range(200)]
+
+
+def test_every_prompt_is_in_one_part_whatever_the_order() -> None:
+    evals = [row["id"] for outcome in eval_part(MANY, 0.25, 7) for row in outcome.rows]
+    trained = list(train_part(MANY, lambda rows: hindsight(rows, None, options()), 0.25, 7))
+    ids = [row["prompt_id"] for outcome in trained for row in outcome.rows]
+    assert 30 < len(evals) < 70 and set(evals).isdisjoint(ids) and set(evals) | set(ids) == {row["id"] for row in MANY}
+    assert sum(outcome.read for outcome in trained) == len(MANY)
+    assert sum(outcome.dropped.get("prompts: held out for eval", 0) for outcome in trained) == len(evals)
+    backwards = [row["id"] for outcome in eval_part(MANY[::-1], 0.25, 7) for row in outcome.rows]
+    assert sorted(backwards) == sorted(evals)
+    assert evals != [row["id"] for outcome in eval_part(MANY, 0.25, 8) for row in outcome.rows]
+
+
+def test_the_last_prompts_held_out_are_counted_too() -> None:
+    outcomes = list(train_part(MANY[:3], lambda rows: hindsight(rows, None, options()), 1.0, 0))
+    assert [(o.read, o.rows, o.dropped) for o in outcomes] == [(3, [], {"prompts: held out for eval": 3})]
+
+
+@pytest.mark.parametrize("name", ["make-eft", "sft", "dpo"])
+def test_a_held_out_prompt_is_refused(srlm: Srlm, name: str) -> None:
+    write_rows(srlm.folder / "held.jsonl", [ranked(0, 1, prompt="Why  IS the sky blue?")])
+    prompt = "why is the sky blue?\n"
+    rows = {
+        "make-eft": [ranked(0, 1, prompt="Else?"), ranked(0, 1, prompt=prompt)],
+        "sft": [{"prompt": "Else?", "completion": "x"}, {"prompt": prompt, "completion": "x"}],
+        "dpo": [
+            {"prompt": "Else?", "chosen": "x", "rejected": "y"},
+            {"prompt": prompt, "chosen": "x", "rejected": "y"},
+        ],
+    }[name]
+    argv = {
+        "make-eft": ["--method", "hindsight", "--reason", "none"],
+        "sft": ["--model", "smollm2-135m-instruct", "--out", "m"],
+        "dpo": ["--model", "smollm2-135m-instruct", "--out", "m"],
+    }[name]
+    result = srlm(name, *argv, "--held-out", "held.jsonl", stdin=as_lines(rows))
+    assert result.code == 3 and "<stdin>:2:" in result.err and "held out in held.jsonl" in result.err
+
+
+def test_an_eft_row_of_a_held_out_prompt_is_refused_in_training(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "held.jsonl", [ranked(0, 1, prompt="why?")])
+    eft = srlm("make-eft", "--method", "hindsight", "--reason", "none", stdin=as_lines([ranked(0, 1)]))
+    argv = ["sft", "--model", "smollm2-135m-instruct", "--out", "m", "--held-out", "held.jsonl"]
+    assert srlm(*argv, stdin=eft.out).code == 3
+
+
+def test_the_parts_are_made_by_two_commands(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "ranked.jsonl", MANY)
+    argv = ["make-eft", "--in", "ranked.jsonl", "--eval-share", "0.25"]
+    held = srlm(*argv, "--part", "eval", "--out", "held.jsonl")
+    made = srlm(*argv, "--method", "hindsight", "--reason", "none", "--held-out", "held.jsonl", "--out", "eft.jsonl")
+    assert (held.code, made.code) == (0, 0), made.err
+    counts = read_json(srlm.folder / "eft.jsonl.meta.json")["counts"]
+    assert counts["dropped"]["prompts: held out for eval"] == len(read_rows(srlm.folder / "held.jsonl"))
+    assert srlm("make-eft", "--part", "eval", stdin="").code == 2
+
+
+def test_human_scores_balance_over_a_file_and_not_over_a_pipe(srlm: Srlm) -> None:
+    rows = [ranked(n, n + 0.5, name="score", prompt=f"{n}?") for n in range(6)]
+    write_rows(srlm.folder / "ranked.jsonl", rows)
+    argv = ["make-eft", "--method", "hindsight", "--reason", "none", "--max-share", "1"]
+    made = srlm(*argv, "--in", "ranked.jsonl")
+    assert [row["score"] for row in made.rows] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    piped = srlm(*argv, stdin=as_lines(rows))
+    assert piped.code == 2 and "--scale linear" in piped.err
+    linear = srlm(*argv, "--scale", "linear", "--score-high", "5.5", stdin=as_lines(rows))
+    assert (linear.rows[0]["score"], linear.rows[-1]["score"]) == (0, 5)
 
 
 def test_what_follows_the_score_is_cut() -> None:
-    assert upto_score("Good.\nScore: 4/5. Bye!", FORM) == "Good.\nScore: 4"
-    assert upto_score("Score: 2, no: **Score: 3** then", FORM).endswith("Score: 3")
+    cut = [
+        ending_in_score(Judgement(text, 4, "text", "stop"), FORM)
+        for text in ("Good.\nScore: 4/5. Bye!", "Score: 2, no: **Score: 3** then")
+    ]
+    assert cut == ["Good.\nScore: 4", "Score: 2, no: **Score: 3"]
 
 
 def test_thinning_holds_a_common_score_down() -> None:
@@ -190,4 +326,4 @@ def test_ranks_may_stand_beside_a_score_of_null(srlm: Srlm) -> None:
         }
     ]
     result = srlm("make-eft", "--method", "hindsight", "--reason", "none", stdin=as_lines(rows))
-    assert result.code == 0 and [row["score"] for row in result.rows] == [5, 0], result.err
+    assert result.code == 0 and len(result.rows) == 2 and result.rows[0]["score"] > result.rows[1]["score"], result.err

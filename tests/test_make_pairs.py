@@ -7,7 +7,7 @@ import pytest
 from helpers import Srlm, as_lines
 from srlm_cli.errors import BadRow
 from srlm_cli.records import judged_record
-from srlm_cli.stages.make_pairs import PairOptions, make_pairs
+from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
 
 
 def rows_of(prompt: str, scores: list[float | None]) -> list[dict]:
@@ -120,6 +120,79 @@ def test_the_same_prompt_as_text_and_as_a_message_is_one_prompt() -> None:
     rows = rows_of("Why?", [1])
     rows += [judged_record({"prompt": [{"role": "user", "content": "Why?"}], "response": "b", "k": 1, "score": 2})]
     assert len(pairs_of(rows)) == 1
+
+
+# --- ranked rows -----------------------------------------------------------------------------
+
+
+def ranked(prompt: str, opinions: list[float], key: str = "score", **more) -> dict:
+    return {
+        "prompt": prompt,
+        "responses": [{"text": f"{prompt} {at}", key: n} for at, n in enumerate(opinions)],
+        **more,
+    }
+
+
+def test_what_people_thought_of_replies_makes_a_pair() -> None:
+    [pair] = pairs_of(scored_record(ranked("Why?", [0.5, 0.9, 0.25], id="w", source="oasst")))
+    assert pair == {
+        "source": "oasst",
+        "id": "w",
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "chosen": [{"role": "assistant", "content": "Why? 1"}],
+        "rejected": [{"role": "assistant", "content": "Why? 2"}],
+        "prompt_id": "w",
+        "score_chosen": 0.9,
+        "score_rejected": 0.25,
+        "chosen_id": "w/1",
+        "rejected_id": "w/2",
+        "score_from": "human",
+    }
+
+
+def test_of_ranks_alone_the_scores_are_minus_the_ranks() -> None:
+    [pair] = pairs_of(scored_record(ranked("Why?", [2, 0, 1], "rank")))
+    assert (pair["score_chosen"], pair["score_rejected"]) == (0, -2)
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Why? 1", "Why? 0")
+
+
+def test_ties_and_gaps_of_people_are_those_of_a_judge() -> None:
+    assert reasons_of(scored_record(ranked("Why?", [0.5, 0.5]))) == ["tie"]
+    assert reasons_of(scored_record(ranked("Why?", [0.5]))) == ["fewer than two scored responses"]
+    assert reasons_of(scored_record(ranked("Why?", [0, 1], "rank")), min_gap=1.5) == ["gap too small"]
+    assert len(pairs_of(scored_record(ranked("Why?", [0, 2], "rank")), min_gap=1.5)) == 1
+
+
+def test_a_judged_ranked_row_is_paired_by_the_judge() -> None:
+    rows = [scored_record({**row, "human": -row["k"]}) for row in rows_of("Why?", [1, 4])]
+    [pair] = pairs_of(rows)
+    assert (pair["score_chosen"], pair["score_rejected"]) == (4, 1) and "score_from" not in pair
+
+
+@pytest.mark.parametrize("unsorted", [False, True])
+def test_scores_of_people_and_of_a_judge_are_never_compared(unsorted: bool) -> None:
+    rows = [*rows_of("Why?", [3, 5]), *scored_record(ranked("Why?", [0.2, 0.1])), *rows_of("How?", [2, 1])]
+    found = [(pair["score_chosen"], pair["score_rejected"], pair.get("score_from")) for pair in pairs_of(rows)]
+    assert found == [(5, 3, None), (0.2, 0.1, "human"), (2, 1, None)]
+    assert pairs_of(rows, unsorted=unsorted) == pairs_of(rows)
+
+
+def test_a_ranked_row_that_is_bad_is_a_bad_row() -> None:
+    with pytest.raises(BadRow, match="rank"):
+        scored_record({"prompt": "Why?", "responses": [{"text": "a"}, {"text": "b", "rank": 1}]})
+
+
+def test_make_pairs_reads_ranked_and_judged_rows(srlm: Srlm) -> None:
+    rows = [ranked("One?", [0, 1], "rank"), *rows_of("Two?", [2, 3]), ranked("Three?", [7, 7.5])]
+    result = srlm("make-pairs", stdin=as_lines(rows))
+    assert result.code == 0 and "6 read, 3 written" in result.err
+    assert [row.get("score_from") for row in result.rows] == ["human", None, "human"]
+    assert [row["chosen"][0]["content"] for row in result.rows] == ["One? 0", "Two? 1", "Three? 1"]
+    skipped = srlm("make-pairs", "--on-error", "skip", stdin=as_lines([*rows, {"prompt": "x", "responses": []}]))
+    assert skipped.code == 0 and skipped.rows == result.rows and "1 dropped: bad row" in skipped.err
+
+
+# --- with other tools ------------------------------------------------------------------------
 
 
 def test_datasets_and_trl_take_the_rows_as_they_are(srlm: Srlm) -> None:

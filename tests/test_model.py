@@ -132,6 +132,46 @@ def test_choices_of_several_tokens_are_read_whole(engine):
     assert completion.texts == [texts[0]] and completion.probabilities[0] > 0.9
 
 
+def test_choices_do_not_depend_on_the_rows_beside_them(engine):
+    digits = ("0", "1", "2", "3", "4", "5")
+    asked = [ask(chat, Sampling(temperature=0.0), (0,), prefix="Score: ", choices=digits) for chat in CHATS]
+    together = [completion.probabilities for completion in engine.generate(asked)]
+    alone = [next(engine.generate([request])).probabilities for request in asked]
+    for many, one in zip(together, alone, strict=True):
+        assert many == pytest.approx(one, abs=1e-5)
+    assert max(together[0]) < 0.99 and together[0] != pytest.approx(together[1], abs=1e-3)
+
+
+def test_a_choice_that_another_one_begins_with_has_what_is_left(engine):
+    import torch
+
+    request = ask(
+        "Rate this from 1 to 10.", Sampling(temperature=0.0), (0,), prefix="Rating: ", choices=("1", "10", "7")
+    )
+    given = next(engine.generate([request])).probabilities
+    text = engine._tokens(engine._chat(request))
+    one, ten, seven = (engine._tokens(engine._chat(request) + choice)[len(text) :] for choice in request.choices)
+    assert len(one) == len(seven) == 1 and ten[:1] == one and len(ten) == 2
+    with torch.inference_mode():
+        first = torch.softmax(engine.net(torch.tensor([text])).logits[0, -1], -1)
+        second = torch.softmax(engine.net(torch.tensor([text + one])).logits[0, -1], -1)
+    p_one, p_ten, p_seven = float(first[one[0]]), float(first[one[0]] * second[ten[1]]), float(first[seven[0]])
+    assert given == pytest.approx([p / (p_one + p_seven) for p in (p_one - p_ten, p_ten, p_seven)], abs=1e-5)
+
+
+def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
+    ranked = head("ranked_eval.jsonl", 2, tmp_path / "ranked.jsonl")
+    argv = ["judge", "--in", ranked, "--model", MODEL, "--max-new-tokens", 30, "-k", 2]
+    srlm(*argv, "--score", "expected", "--finish-score", "--out", tmp_path / "e.jsonl")
+    srlm("judge", "--in", tmp_path / "e.jsonl", "--reparse", "--out", tmp_path / "t.jsonl")
+    expected, written = rows(tmp_path / "e.jsonl"), rows(tmp_path / "t.jsonl")
+    assert all(len(row["scores"]) == 2 and all(0 < score < 5 for score in row["scores"]) for row in expected)
+    assert len({row["score"] for row in expected}) == len(expected)
+    for a, b in zip(expected, written, strict=True):
+        assert a["judgements"] == b["judgements"]
+        assert [s is None for s in b["scores"]] == [source == "finish" for source in a["score_from"]]
+
+
 def test_a_prompt_that_does_not_fit_is_named_so(engine):
     long = ask("word " * 9000, Sampling(max_new_tokens=4), (0, 1))
     short = ask("Say hi.", Sampling(max_new_tokens=4), (0,))

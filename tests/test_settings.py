@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from commands_table import PAGES
-from helpers import Srlm
+from helpers import Srlm, write_rows
 from srlm_cli import settings
 from srlm_cli.errors import OptionError
 
@@ -110,3 +110,10 @@ def test_stamps_are_touched_only_when_their_settings_change(srlm: Srlm) -> None:
     touched = {path.name for path in stamps.iterdir() if path.stat().st_mtime_ns != before[path.name]}
     assert touched == {"sample.json"}
     assert json.loads((stamps / "sample.json").read_text())["n"] == 3
+
+
+def test_an_option_that_can_be_given_several_times_takes_a_text_or_a_list(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "ift.jsonl", [{"prompt": "Why?"}])
+    for value in ('"ift.jsonl"', '["ift.jsonl"]'):
+        (srlm.folder / "srlm.toml").write_text(f"[gen-prompts]\navoid = {value}\ncount = 0\n")
+        assert srlm("gen-prompts", "--engine", "echo", stdin='{"prompt": "Why not?"}\n').code == 0

@@ -32,6 +32,11 @@ def prompt_id(prompt: Prompt) -> str:
     return short_hash(prompt if isinstance(prompt, str) else json.dumps(prompt, sort_keys=True))
 
 
+def prompt_key(prompt: Prompt) -> str:
+    """Return a hash of a prompt's words, the same whatever its spaces and capitals: to tell that two are one."""
+    return short_hash(" ".join(as_text(prompt).casefold().split()))
+
+
 def as_messages(prompt: Prompt) -> list[Message]:
     """Return a prompt as chat messages: `[{"role": ..., "content": ...}]`."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -139,15 +144,18 @@ def responses_of(ranked: Row) -> list[Row]:
             "prompt_id": ranked["id"],
             "response": response["text"],
             "k": k,
-            "human": human_value(response),
+            "human": value,
         }
-        for k, response in enumerate(ranked["responses"])
+        for k, (response, value) in enumerate(zip(ranked["responses"], human_values(ranked), strict=True))
     ]
 
 
-def human_value(response: Row) -> float:
-    """Return how much people liked a ranked response, larger is better: its score, or minus its rank."""
-    return float(response["score"]) if is_number(response.get("score")) else 0.0 - response["rank"]
+def human_values(ranked: Row) -> list[float]:
+    """Return how much people liked each response, larger is better: the scores if all have one, or minus the ranks."""
+    responses = ranked["responses"]
+    if all(is_number(response.get("score")) for response in responses):
+        return [float(response["score"]) for response in responses]
+    return [0.0 - response["rank"] for response in responses]
 
 
 # --- the pieces ------------------------------------------------------------------------------

@@ -13,3 +13,8 @@ def derive(seed: int, *parts: object) -> int:
     """
     text = "\x1f".join([str(seed), *map(str, parts)])
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") >> 1
+
+
+def share(seed: int, *parts: object) -> float:
+    """Return a number in [0, 1) for one draw, from the run's seed and the names of the draw."""
+    return derive(seed, *parts) / 2**63

@@ -7,6 +7,7 @@ from typer import Option
 from srlm_cli import records
 from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import Defaults, grouped
+from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
 
 app = new_app()
@@ -20,6 +21,7 @@ def dpo(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    held_out: HeldOut = None,
     beta: Annotated[
         float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
@@ -40,7 +42,7 @@ def dpo(
     from srlm_cli.train.dpo import dpo as train
 
     spec = options.spec()
-    reader = run.reader(options, records.pair_record, in_ or ["-"])
+    reader = run.reader(options, refusing(records.pair_record, held_out), in_ or ["-"])
     rows = training.training_rows(reader)
     about = training.provenance("dpo", spec, reader)
     results = training.guarded(lambda: train(rows, spec, beta, quiet=options.quiet, provenance=about), spec.out)

@@ -1,7 +1,7 @@
 """srlm judge."""
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -13,10 +13,13 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.records import Row
 from srlm_cli.stages import judge as stage
+from srlm_cli.stages import reparse as stage_reparse
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 
 app = new_app()
+
+Score = Literal["text", "expected"]
 
 
 @app.command()
@@ -31,9 +34,16 @@ def judge(
     template: Annotated[
         str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
     ] = "additive",
+    score: Annotated[
+        Score,
+        Option("--score", help="text: the number it wrote; expected: the mean of the scores by their probability."),
+    ] = "text",
     finish_score: Annotated[
         bool,
         Option("--finish-score/--no-finish-score", help="Let the model choose the score of a judgement that has none."),
+    ] = False,
+    reparse: Annotated[
+        bool, Option("--reparse", help="Read the stored `judgements` again with --template, without a model.")
     ] = False,
     max_unparsed: Annotated[
         float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
@@ -45,23 +55,38 @@ def judge(
     Examples:
       srlm judge --in responses.jsonl --out judged.jsonl
       srlm judge --in responses.jsonl --model M2/model --template score_only --finish-score
-      srlm judge --in ranked.jsonl --model M1/model | srlm eval reward
+      srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
+      srlm judge --in judged.jsonl --reparse --template own.toml --out read-again.jsonl
 
     Without --model the judge is the model that wrote the responses, named in their `model` field:
     self-rewarding. Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
     ranked rows (`responses`). Adds `score` (the mean of the readable scores, or null), `scores`,
-    `score_from`, `judgements` and `judge`. Of a judgement the last well-formed score counts. The
+    `score_from`, `judgements` and `judge`. Of a judgement the last well-formed score counts. With
+    `--score expected` it becomes the expectation over the scores at its place, so that ties become
+    rare; a template that asks for the score at once is then read without writing a token. The
     defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
     """
-    rows = run.reader(stream, judgeable, [stream.in_])
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
-    if finish_score and not (form.choices and form.finish):
-        raise OptionError(f"template {template} has no `finish` and `choices`", "--finish-score needs them")
+    if reparse:
+        run.stage(
+            "judge",
+            stream,
+            run.reader(stream, stage_reparse.stored_record, [stream.in_]),
+            {"reparse": True, "template": form.hash},
+            lambda rows, _: stage_reparse.reparse(rows, form),
+            limit=lambda tally: too_many_unparsed(tally, max_unparsed),
+        )
+        return
+    if (finish_score or score == "expected") and not (form.choices and form.finish):
+        needs = "--score expected" if score == "expected" else "--finish-score"
+        raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
+    rows = run.reader(stream, judgeable, [stream.in_])
     self_judged = engine.model is None and engine.engine == "hf"
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
-    options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score)
-    decides = identity(sampling, samples=samples, template=form.hash, finish_score=finish_score)
+    options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)
+    own = {"samples": samples, "template": form.hash, "finish_score": finish_score, "score": score, "reparse": False}
+    decides = identity(sampling, **own)
     tally = run.stage(
         "judge",
         stream,
@@ -100,7 +125,7 @@ def writer_of(rows: Reader) -> str | None:
         return None
     if not first.get("model"):
         raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL says who is the judge")
-    if first["model"] == "echo":
+    if first["model"].split(":")[0] == "echo":
         raise OptionError(f"{rows.at}: the row was written by the echo engine", "--engine echo, or --model MODEL")
     return first["model"]
 

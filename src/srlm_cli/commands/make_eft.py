@@ -7,18 +7,20 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.stages import make_eft as stage
-
-app = new_app()
-
+from srlm_cli.stages.marks import Marks
+from srlm_cli.streams.reader import Reader
 
 app = new_app()
 
 Method = Literal["accept", "hindsight"]
 Reason = Literal["model", "none"]
+Scale = Literal["balanced", "linear"]
+Part = Literal["train", "eval"]
 
 
 @app.command()
@@ -34,15 +36,40 @@ def make_eft(
             help="accept: keep the model's judgements that agree with people; hindsight: score from the rank.",
         ),
     ] = "accept",
-    samples: Annotated[int, Option("--samples", min=1, help="accept: judgements sampled for each reply.")] = 4,
+    samples: Annotated[
+        int | None,
+        Option(
+            "--samples",
+            min=1,
+            show_default="accept: 4, hindsight: 1",
+            help="accept: judgements drawn for each reply; hindsight: rows made from it.",
+        ),
+    ] = None,
     ties: Annotated[bool, Option("--ties/--no-ties", help="accept: a tie of the model agrees with any order.")] = False,
+    finish_score: Annotated[
+        bool,
+        Option("--finish-score/--no-finish-score", help="accept: let the model choose a score that it did not write."),
+    ] = False,
     reason: Annotated[Reason, Option("--reason", help="hindsight: who writes the reasons before the score.")] = "model",
+    scale: Annotated[
+        Scale,
+        Option("--scale", help="hindsight: each score as frequent as any other, or human scores in proportion."),
+    ] = "balanced",
+    score_low: Annotated[float, Option("--score-low", help="linear: the human score that becomes the lowest.")] = 0.0,
+    score_high: Annotated[
+        float, Option("--score-high", help="linear: the human score that becomes the highest.")
+    ] = 1.0,
     max_share: Annotated[
         float,
         Option("--max-share", min=0.0, max=1.0, help="Thin out a score that has more than this share of the rows."),
     ] = 0.4,
-    score_low: Annotated[float, Option("--score-low", help="hindsight: the human score that becomes 0.")] = 0.0,
-    score_high: Annotated[float, Option("--score-high", help="hindsight: the human score that becomes 5.")] = 1.0,
+    eval_share: Annotated[
+        float, Option("--eval-share", min=0.0, max=1.0, help="Hold out this share of the prompts, by --seed.")
+    ] = 0.0,
+    part: Annotated[
+        Part, Option("--part", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
+    ] = "train",
+    held_out: HeldOut = None,
     template: Annotated[
         str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
     ] = "additive",
@@ -53,32 +80,72 @@ def make_eft(
     Examples:
       srlm make-eft --in ranked.jsonl --model sft/model --out eft.jsonl
       srlm make-eft --in ranked.jsonl --method hindsight --reason none --template score_only --out eft.jsonl
-      srlm make-eft --in ranked.jsonl.gz --model sft/model --samples 8 --ties | gzip > eft.jsonl.gz
+      srlm make-eft --in ranked.jsonl --eval-share 0.25 --part eval --out ranked_eval.jsonl
+      srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --samples 8 --ties --out eft.jsonl
 
     Reads ranked rows: `prompt`, `responses: [{text, rank or score}]`. Writes `prompt` (the judge's
     prompt), `completion` (reasons, then the score), `prompt_id` and `score`. `accept` is the paper's
-    way; a small model that cannot judge yet needs `hindsight`: the rank gives the score. With
-    `--reason none` the target is the score alone, the cheapest way to a judge that works, at the
-    cost of judgements that give no reasons.
+    way; a small model that cannot judge yet needs `hindsight`: people's ranking gives the score, and
+    a lot decides between neighbouring scores. With `--reason none` the target is the score alone,
+    the cheapest way to a judge that works, at the cost of judgements that give no reasons. A prompt
+    is in the eval part by its text and --seed alone; --held-out refuses prompts of a file.
     """
     if score_low >= score_high:
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
+    if part == "eval" and not eval_share:
+        raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
+    is_eval = lambda row: stage.held_out(row, eval_share, sampling.seed)  # noqa: E731
+    rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_])
+    split = {"eval_share": eval_share, "part": part}
+    if part == "eval":
+        run.stage(
+            "make-eft", stream, rows, {**split, "seed": sampling.seed},
+            lambda rows, _: stage.eval_part(rows, eval_share, sampling.seed),
+        )  # fmt: skip
+        return
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
-    writes_reasons = method == "hindsight" and reason == "model"
-    needs_model = method == "accept" or writes_reasons
-    reasons = templates.load("hindsight", fields={"prompt", "response", "score"}) if writes_reasons else None
-    model = LazyEngine(engine.spec())
+    by_rank = method == "hindsight"
+    if (by_rank or finish_score) and not form.finish:
+        raise OptionError(f"template {template} has no `finish`", "the line that a score stands behind")
+    writes_reasons = by_rank and reason == "model"
+    needs_model = not by_rank or writes_reasons
+    reasons = templates.load("hindsight", fields={"prompt", "response", "score", "high"}) if writes_reasons else None
+    linear = (score_low, score_high) if scale == "linear" else None
+    known = all_scores(stream.in_) if by_rank and not linear else None
     options = stage.EftOptions(
-        form, sampling.sampling(), sampling.seed, samples, ties, max_share, (score_low, score_high), reasons
+        form,
+        sampling.sampling(),
+        sampling.seed,
+        samples or (1 if by_rank else 4),
+        ties,
+        max_share,
+        finish_score,
+        Marks(int(form.low), int(form.high), known, linear),
+        reasons,
     )
-    made_by = stage.accept if method == "accept" else stage.hindsight
-    chosen = {"method": method, "reason": reason, "samples": samples, "ties": ties, "max_share": max_share}
+    model = LazyEngine(engine.spec())
+    made_by = stage.hindsight if by_rank else stage.accept
+    chosen = {"method": method, "reason": reason, "samples": options.samples, "ties": ties, "max_share": max_share}
+    chosen |= {"finish_score": finish_score, "scale": scale, "score_low": score_low, "score_high": score_high, **split}
     run.stage(
         "make-eft",
         stream,
-        run.reader(stream, records.ranked_record, [stream.in_]),
-        identity(sampling, **chosen, score_low=score_low, score_high=score_high, template=form.hash)
+        rows,
+        identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
         | (run.model_identity(model.spec) if needs_model else {}),
-        lambda rows, done: made_by(rows, model, options, kept=done.rows()),
+        lambda rows, done: stage.train_part(
+            rows, lambda ours: made_by(ours, model, options, kept=done.rows()), eval_share, sampling.seed
+        ),
         engine=model if needs_model else None,
     )
+
+
+def all_scores(path: str) -> list[float] | None:
+    """Return the sorted human scores of a ranked file, or None for stdin, which cannot be read twice."""
+    if path == "-":
+        return None
+    scores = []
+    for row in Reader([path], lambda row: row, on_error="skip"):
+        found = [reply.get("score") for reply in row.get("responses") or [] if isinstance(reply, dict)]
+        scores += [score for score in found if records.is_number(score)]
+    return sorted(scores)

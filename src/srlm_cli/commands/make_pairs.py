@@ -4,7 +4,6 @@ from typing import Annotated
 
 from typer import Option
 
-from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import Seed, StreamOptions, identity, new_app
@@ -30,16 +29,18 @@ def make_pairs(
       srlm make-pairs --in judged.jsonl --out pairs.jsonl
       srlm judge --in responses.jsonl | srlm make-pairs > pairs.jsonl
       cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
+      srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
 
     The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
     have fewer than two scored responses are dropped and counted (the paper's rule). Among responses
-    of equal score the seed decides. A response without a score is never ranked. The rows are what
-    TRL's DPOTrainer and datasets.load_dataset("json") take.
+    of equal score the seed decides. A response without a score is never ranked. Of ranked rows
+    (`responses`) the scores are people's, or minus the ranks, and the pair says `score_from: human`. The
+    rows are what TRL's DPOTrainer and datasets.load_dataset("json") take.
     """
     run.stage(
         "make-pairs",
         stream,
-        run.reader(stream, records.judged_record, [stream.in_]),
+        run.reader(stream, stage.scored_record, [stream.in_]),
         identity(seed=seed, min_gap=min_gap, unsorted=unsorted),
         lambda rows, _: stage.make_pairs(rows, stage.PairOptions(min_gap, unsorted, seed)),
         from_the_start=True,

@@ -33,10 +33,12 @@ def use_settings(ctx: Context, path: str | None) -> str:
 
 
 def settings_for(ctx: Context, path: str, section: str) -> dict[str, Any]:
-    """Return what a settings file says of one command, by parameter name."""
+    """Return what a settings file says of one command, by parameter name; one text is a list where one is wanted."""
+    lists = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     names = {opt.lstrip("-"): p.name for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
     names = {option: name for option, name in names.items() if name not in ("config", "help")}
-    return settings.of_command(path, section, names, ctx.find_root().command.sections(), SHARED)
+    found = settings.of_command(path, section, names, ctx.find_root().command.sections(), SHARED)
+    return {name: [value] if name in lists and isinstance(value, str) else value for name, value in found.items()}
 
 
 Config = Annotated[
@@ -87,7 +89,8 @@ class EngineOptions:
         str | None,
         Option(
             "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
-            help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded).",
+            help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded); "
+            "with --engine echo: random, longest, shortest or constant:N.",
         ),
     ] = None  # fmt: skip
     engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = "hf"

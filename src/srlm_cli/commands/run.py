@@ -260,8 +260,21 @@ def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | St
     return FileWriter(Path(os.path.realpath(out)), fingerprint)  # what a link points to, not the link
 
 
-def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int, *, quiet: bool) -> None:
-    """Write the result of a command that reads all its input first, `read` rows of it: metrics."""
+def write_rows(
+    name: str,
+    out: str,
+    made: list[Row],
+    rows: Reader,
+    read: int,
+    *,
+    quiet: bool,
+    limit: LimitExceeded | None = None,
+    on_limit: str = "write",
+) -> None:
+    """Write the result of a command that reads all its input first, `read` rows of it: metrics.
+
+    A `limit` that is passed is raised when everything is written; `on_limit` hold keeps FILE.part back.
+    """
     tally = Tally(read=read, kept=len(made))
     count_skipped(tally, rows)
     writer = open_writer(out, {"command": name})
@@ -269,11 +282,18 @@ def write_rows(name: str, out: str, made: list[Row], rows: Reader, read: int, *,
         if isinstance(writer, FileWriter):
             writer.start(None)
         writer.write(made)
-        writer.commit(meta(name, rows, tally, None), tally.as_dict())
+        if limit and on_limit == "hold" and isinstance(writer, FileWriter):
+            writer.mark(tally.as_dict())
+            writer.close()
+            limit.hint += f"; held back in {out}.part"
+        else:
+            writer.commit(meta(name, rows, tally, None), tally.as_dict())
     except OSError as error:
         raise write_error(error, writer) from error
     if not quiet:
         say(f"srlm {name}: {tally.summary()}")
+    if limit:
+        raise limit
 
 
 def refuse_own_input(out: str | None, inputs: list[str]) -> None:
@@ -339,7 +359,9 @@ def versions() -> dict[str, str]:
 def model_identity(spec: EngineSpec) -> dict[str, Any]:
     """Return what of an engine decides its rows."""
     if spec.engine == "echo":
-        return {"engine": "echo"}
+        from srlm_cli.engines.echo import echo_name
+
+        return {"engine": "echo", "model": echo_name(spec.model)}
     from srlm_cli.models import fingerprint
 
     if not spec.model:

@@ -1,15 +1,18 @@
 """srlm sft."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Option
 
 from srlm_cli import records
 from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
 
 app = new_app()
+
+OnLong = Literal["stop", "drop"]
 
 
 @app.command()
@@ -20,6 +23,10 @@ def sft(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    held_out: HeldOut = None,
+    on_long: Annotated[
+        OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
+    ] = "stop",
 ) -> None:
     """Fine-tune a model on prompts and completions (IFT and EFT): M0 to M1.
 
@@ -33,13 +40,15 @@ def sft(
     model folder: weights, tokenizer, chat template and, last, provenance.json. Loss is on target
     tokens only. Prints one JSON line of results. The defaults are the paper's: batch 16, learning
     rate 5.5e-6 falling to 1.1e-6 by a cosine. Number of epochs is not stated there; ours is 1. An
-    EFT row whose score would be cut off by --max-length is refused.
+    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`.
     """
     from srlm_cli.train.sft import sft as train
 
     spec = options.spec()
-    reader = run.reader(options, records.completion_record, in_ or ["-"])
+    reader = run.reader(options, refusing(records.completion_record, held_out), in_ or ["-"])
     rows = training.training_rows(reader)
     about = training.provenance("sft", spec, reader)
-    results = training.guarded(lambda: train(rows, spec, quiet=options.quiet, provenance=about), spec.out)
+    results = training.guarded(
+        lambda: train(rows, spec, drop_long=on_long == "drop", quiet=options.quiet, provenance=about), spec.out
+    )
     training.finish("sft", spec, reader, results)

@@ -8,6 +8,7 @@ from itertools import chain
 
 from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, Request
+from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import OptionError
 
 NAMES = ("hf", "echo")
@@ -27,9 +28,7 @@ class EngineSpec:
 def open_engine(spec: EngineSpec) -> Engine:
     """Return an engine, its model loaded; raise EngineError where it cannot be."""
     if spec.engine == "echo":
-        from srlm_cli.engines.echo import EchoEngine
-
-        return EchoEngine()
+        return EchoEngine(spec.model)
     if spec.engine == "hf":
         if not spec.model:
             raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
@@ -46,7 +45,7 @@ class LazyEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.name = spec.engine
-        self.model = "echo" if spec.engine == "echo" else spec.model or ""
+        self.model = echo_name(spec.model) if spec.engine == "echo" else spec.model or ""
         self.loads = 0
         self._engine: Engine | None = None
 

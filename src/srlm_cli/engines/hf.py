@@ -21,6 +21,7 @@ from srlm_cli.errors import EngineError
 
 BATCHES_A_WINDOW = 4
 MAX_BATCH_TOKENS = 1 << 17
+MAX_CHOICE_TOKENS = 1 << 14
 PREFILTER = 256
 
 
@@ -48,8 +49,7 @@ class HfEngine:
             free = [index for index, request in enumerate(window) if not request.choices]
             with torch.inference_mode():
                 self._write_texts(window, prompts, free, answers)
-                for index in sorted(set(range(len(window))) - set(free)):
-                    answers[index] = self._choose(window[index], prompts[index])
+                self._choose(window, prompts, sorted(set(range(len(window))) - set(free)), answers)
             yield from answers
 
     def _windows(self, requests: Iterable[Request]) -> Iterator[list[Request]]:
@@ -160,40 +160,80 @@ class HfEngine:
 
     # --- choices -----------------------------------------------------------------------------
 
-    def _choose(self, request: Request, prompt: list[int]) -> Completion:
-        """Draw one of the request's choices by the probability of its tokens behind the prefix.
+    def _choose(self, window: list[Request], prompts: list[list[int]], asked: list[int], answers: list) -> None:
+        """Fill in the completions of the requests at `asked`: one of its choices each, by probability.
 
         Each choice is tokenized together with the text before it, since a tokenizer may merge the
         two; what all have in common is run once.
         """
-        chat = self._chat(request)
-        branches = [self._tokens(chat + choice) for choice in request.choices]
-        common = len(os.path.commonprefix(branches))
-        longest = max(map(len, branches))
-        if longest > self.context:
-            size = len(request.seeds)
-            return Completion([""] * size, ["prompt-too-long"] * size, len(prompt), 0)
-        ids = torch.full((len(branches), longest), self.tokenizer.pad_token_id)
-        for row, branch in enumerate(branches):
-            ids[row, : len(branch)] = torch.tensor(branch)
-        if longest - common == 1:  # the usual case: every choice is one more token
-            logits = self.net(ids[:1, :common].to(self.device), logits_to_keep=1).logits[0, -1].float()
-            scores = logits[ids[:, common].to(self.device)]
-        else:
-            keep = longest - common + 1
-            logits = self.net(ids.to(self.device), logits_to_keep=keep).logits.float()
-            steps = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, common:, None].to(self.device))[..., 0]
-            real = torch.tensor([[common + at < len(branch) for at in range(longest - common)] for branch in branches])
-            scores = (steps * real.to(self.device)).sum(-1)
-        probabilities = torch.softmax(scores, -1).tolist()
-        texts = [self._pick(request, probabilities, scores, seed) for seed in request.seeds]
-        return Completion(texts, ["stop"] * len(texts), len(prompt), len(texts), probabilities)
+        begun: dict[int, tuple[list[int], list[list[int]]]] = {}
+        for index in asked:
+            chat = self._chat(window[index])
+            branches = [self._tokens(chat + choice) for choice in window[index].choices]
+            shared = len(os.path.commonprefix(branches))
+            if max(map(len, branches)) > self.context:
+                size = len(window[index].seeds)
+                answers[index] = Completion([""] * size, ["prompt-too-long"] * size, len(prompts[index]), 0)
+            else:
+                begun[index] = branches[0][:shared], [branch[shared:] for branch in branches]
+        # The usual case: every choice is one more token, so the logits behind the common text tell all.
+        single = [index for index, (_, ends) in begun.items() if all(len(end) == 1 for end in ends)]
+        single.sort(key=lambda index: len(begun[index][0]), reverse=True)
+        for batch in self._choice_batches(single, begun):
+            logits = self._last_logits([begun[index][0] for index in batch])
+            for index, row in zip(batch, logits, strict=True):
+                ends = torch.tensor([end[0] for end in begun[index][1]], device=row.device)
+                answers[index] = self._chosen(window[index], len(prompts[index]), torch.softmax(row[ends], -1))
+        for index in sorted(set(begun) - set(single)):
+            answers[index] = self._chosen(window[index], len(prompts[index]), self._longer_choices(*begun[index]))
+
+    def _choice_batches(self, indices: list[int], begun: dict) -> Iterator[list[int]]:
+        """Cut requests, longest first, into batches that keep within the row and token limits."""
+        while indices:
+            size = max(1, min(self.batch_size, MAX_CHOICE_TOKENS // len(begun[indices[0]][0])))
+            yield indices[:size]
+            indices = indices[size:]
+
+    def _last_logits(self, texts: list[list[int]]) -> torch.Tensor:
+        """Return the logits behind each text, (texts, vocabulary), float32."""
+        inputs = self.tokenizer.pad({"input_ids": texts}, return_tensors="pt").to(self.device)
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        output = self.net(
+            inputs["input_ids"], attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1
+        )
+        return output.logits[:, -1].float()
+
+    def _longer_choices(self, text: list[int], ends: list[list[int]]) -> torch.Tensor:
+        """Return the probability of each choice where some have several tokens.
+
+        A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it.
+        """
+        width = max(map(len, ends))
+        ids = torch.full((len(ends), len(text) + width), self.tokenizer.pad_token_id)
+        for row, end in enumerate(ends):
+            ids[row, : len(text) + len(end)] = torch.tensor(text + end)
+        logits = self.net(ids.to(self.device), use_cache=False, logits_to_keep=width + 1).logits.float()
+        steps = torch.log_softmax(logits[:, :-1], -1).gather(-1, ids[:, len(text) :, None].to(self.device))[..., 0]
+        whole = [float(steps[row, : len(end)].sum().exp()) for row, end in enumerate(ends)]
+        # Nearest extensions only: "10" is taken from "1", and "100" from "10".
+        left = list(whole)
+        for at, end in enumerate(ends):
+            begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
+            if begins:
+                left[max(begins, key=lambda other: len(ends[other]))] -= whole[at]
+        probabilities = torch.tensor(left).clamp(min=0.0)
+        return probabilities / probabilities.sum()
+
+    def _chosen(self, request: Request, tokens_in: int, probabilities: torch.Tensor) -> Completion:
+        texts = [self._pick(request, probabilities, seed) for seed in request.seeds]
+        return Completion(texts, ["stop"] * len(texts), tokens_in, len(texts), probabilities.tolist())
 
     @staticmethod
-    def _pick(request: Request, probabilities: list[float], scores: torch.Tensor, seed: int) -> str:
+    def _pick(request: Request, probabilities: torch.Tensor, seed: int) -> str:
         if request.sampling.temperature <= 0:
-            return request.choices[int(scores.argmax())]
-        tempered = torch.softmax(scores / request.sampling.temperature, -1).cpu()
+            return request.choices[int(probabilities.argmax())]
+        tempered = torch.softmax(probabilities.log() / request.sampling.temperature, -1).cpu()
         at = torch.multinomial(tempered, 1, generator=torch.Generator().manual_seed(seed))
         return request.choices[int(at)]
 

@@ -14,28 +14,48 @@ from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import Template
 
-FINISH_TOGETHER = 64
+READ_TOGETHER = 64
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """`samples` judgements a response (the paper's K) by a template; `finish_score` asks for missing scores."""
+    """`samples` judgements a response (the paper's K) by a template, and how their scores are read.
+
+    `score` is `text`, the number that the judgement ends with (the paper), or `expected`, the
+    expectation of the template's choices at the place of that number: sum of p(k) k. With
+    `finish_score` a judgement without a score gets one behind the template's `finish`.
+    """
 
     template: Template
     samples: int
     sampling: Sampling
     seed: int
     finish_score: bool = False
+    score: str = "text"
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """One text of the judge, its score if it can be read, and where the score came from."""
+    """One text of the judge, its score if it can be read, and where the score came from.
+
+    `score_from` is `text` or `expected` where the judge wrote a score, `finish` where it was asked
+    for a missing one, `direct` where it was asked for nothing else, None where there is none.
+    """
 
     text: str
     score: float | None
     score_from: str | None
     finish_reason: str
+
+
+@dataclass
+class Judged:
+    """A response with its K judgements, and the tokens that they took."""
+
+    response: Row
+    judgements: list[Judgement]
+    tokens_in: int
+    tokens_out: int
 
 
 def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
@@ -44,23 +64,58 @@ def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> It
     A judgement without a readable score has null in `scores`, and a response without any has a
     `score` of null. The prompt of the judge is never searched for a score, only what it wrote.
     """
-    asked = generate_for(responses, lambda row: judge_request(row, options), engine)
-    while group := list(islice(asked, FINISH_TOGETHER if options.finish_score else 1)):
-        judged = [(row, completion, read_judgements(completion, options.template)) for row, completion in group]
-        extra = finish_scores(judged, engine, options) if options.finish_score else [(0, 0)] * len(judged)
-        for (row, completion, judgements), (tokens_in, tokens_out) in zip(judged, extra, strict=True):
-            yield Outcome(
-                rows=[judged_row(row, judgements, engine.model, options.template)],
-                counts=count_judgements(judgements),
-                tokens_in=completion.tokens_in + tokens_in,
-                tokens_out=completion.tokens_out + tokens_out,
+    for judged in judgements_of(responses, engine, options):
+        yield Outcome(
+            rows=[judged_row(judged.response, judged.judgements, engine.model, options.template)],
+            counts=count_judgements(judged.judgements),
+            tokens_in=judged.tokens_in,
+            tokens_out=judged.tokens_out,
+        )
+
+
+def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
+    """Yield each response with its K judgements, their scores read as the options say.
+
+    A template that asks for the score at once leaves nothing to draw before it: its expectation is
+    one judgement, whatever K is.
+    """
+    if options.score == "expected" and options.template.direct:
+        for row, completion in generate_for(responses, lambda row: direct_request(row, options), engine):
+            judgement = Judgement(
+                options.template.finish + completion.texts[0] if completion.texts[0] else "",
+                expectation(completion, options.template),
+                "direct" if completion.probabilities else None,
+                completion.finish_reasons[0],
             )
+            yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out)
+        return
+    looks_again = options.finish_score or options.score == "expected"
+    asked = generate_for(responses, lambda row: judge_request(row, options), engine)
+    while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
+        judged = [
+            Judged(row, read_judgements(completion, options.template), completion.tokens_in, completion.tokens_out)
+            for row, completion in group
+        ]
+        if looks_again:
+            read_again(judged, engine, options)
+        yield from judged
 
 
 def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.samples))
     return Request(judge_prompt(row["prompt"], row["response"], options.template), options.sampling, seeds)
+
+
+def direct_request(row: Row, options: JudgeOptions) -> Request:
+    """Return the question for a score at once, behind `finish`."""
+    return Request(
+        judge_prompt(row["prompt"], row["response"], options.template),
+        replace(options.sampling, temperature=0.0),
+        (derive(options.seed, "judge", row["id"], 0),),
+        prefix=options.template.finish,
+        choices=options.template.choices,
+    )
 
 
 def judge_prompt(prompt, response: str, template: Template) -> list[dict[str, str]]:
@@ -77,32 +132,54 @@ def read_judgements(completion: Completion, template: Template) -> list[Judgemen
     return judgements
 
 
-def finish_scores(judged: list, engine: Engine, options: JudgeOptions) -> list[tuple[int, int]]:
-    """Let the model choose a score behind `finish` for each judgement that has none; return tokens in and out.
+def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
+    """Ask for the probability of each score where one stands or should stand; judgements are replaced in place.
 
-    The judgements are replaced in place; theirs is then a `score_from` of `finish`.
+    By `expected`, a written score becomes the expectation at its place. A missing score is asked for
+    behind `finish`, if `finish_score` says so: drawn from the choices, or their expectation.
     """
-    missing = [(at, k) for at, (_, _, js) in enumerate(judged) for k, j in enumerate(js) if j.score is None]
-    spent = [(0, 0)] * len(judged)
+    template, expected = options.template, options.score == "expected"
+    places = [
+        (at, k)
+        for at, one in enumerate(judged)
+        for k, judgement in enumerate(one.judgements)
+        if (expected if judgement.score is not None else options.finish_score)
+    ]
 
     def ask(place: tuple[int, int]) -> Request:
-        row, judgements = judged[place[0]][0], judged[place[0]][2]
-        begun = judgements[place[1]].text
+        row, judgement = judged[place[0]].response, judged[place[0]].judgements[place[1]]
         return Request(
-            judge_prompt(row["prompt"], row["response"], options.template),
+            judge_prompt(row["prompt"], row["response"], template),
             options.sampling,
             (derive(options.seed, "finish", row["id"], place[1]),),
-            prefix=(begun + "\n" if begun else "") + options.template.finish,
-            choices=options.template.choices,
+            prefix=before_score(judgement, template),
+            choices=template.choices,
         )
 
-    for (at, k), completion in generate_for(missing, ask, engine):
-        choice = completion.texts[0]
-        spent[at] = (spent[at][0] + completion.tokens_in, spent[at][1] + completion.tokens_out)
-        if choice:
-            judgements = judged[at][2]
-            judgements[k] = replace(judgements[k], score=float(choice), score_from="finish")
-    return spent
+    for (at, k), completion in generate_for(places, ask, engine):
+        one = judged[at]
+        one.tokens_in, one.tokens_out = one.tokens_in + completion.tokens_in, one.tokens_out + completion.tokens_out
+        if choice := completion.texts[0]:
+            old = one.judgements[k]
+            one.judgements[k] = replace(
+                old,
+                score=expectation(completion, template) if expected else float(choice),
+                score_from="finish" if old.score is None else "expected",
+            )
+
+
+def before_score(judgement: Judgement, template: Template) -> str:
+    """Return what the judge wrote up to its score, or all of it and `finish` where there is none."""
+    if judgement.score is not None:
+        return judgement.text[: template.last_match(judgement.text).start(1)]
+    return (judgement.text + "\n" if judgement.text else "") + template.finish
+
+
+def expectation(completion: Completion, template: Template) -> float | None:
+    """Return the mean of the template's choices by their probability, or None without probabilities."""
+    if not completion.probabilities:
+        return None
+    return sum(p * float(choice) for p, choice in zip(completion.probabilities, template.choices, strict=True))
 
 
 def judged_row(row: Row, judgements: list[Judgement], model: str, template: Template) -> Row:

@@ -8,18 +8,18 @@ yet: the human rank gives the score, and the model writes the reasons for it, or
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from srlm_cli.engines.base import Engine, Request, Sampling
-from srlm_cli.errors import BadRow
-from srlm_cli.records import Row, as_messages, as_text, human_value, is_number, responses_of
-from srlm_cli.seeds import derive
+from srlm_cli.records import Row, as_messages, as_text, prompt_key, responses_of
+from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
-from srlm_cli.stages.judge import judge_prompt
+from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
 from srlm_cli.stages.lookahead import generate_for
+from srlm_cli.stages.marks import Marks
 from srlm_cli.templates import Template
 
 THIN_FROM = 20
@@ -27,7 +27,11 @@ THIN_FROM = 20
 
 @dataclass(frozen=True)
 class EftOptions:
-    """The judge's template, how it is sampled, and which share of the rows one score may have."""
+    """The judge's template, how it is sampled, and which share of the rows one score may have.
+
+    `samples` is the number of judgements drawn for each reply (`accept`), or of rows made from it
+    (`hindsight`). `ties` lets equal scores of the model agree with any order of people's.
+    """
 
     template: Template
     sampling: Sampling
@@ -35,7 +39,8 @@ class EftOptions:
     samples: int = 4
     ties: bool = False
     max_share: float = 1.0
-    score_range: tuple[float, float] = (0.0, 1.0)
+    finish_score: bool = False
+    marks: Marks | None = None
     reason_template: Template | None = None
 
 
@@ -66,44 +71,42 @@ def accept(
     in the same way, all its judgements become rows. A tie of the model agrees only with `ties`.
     """
     thinning = Thinning(options.max_share, kept)
+    judging = JudgeOptions(
+        options.template, options.samples, options.sampling, options.seed, finish_score=options.finish_score
+    )
+    waiting: list[Row] = []
 
-    def ask(place: tuple[Row, Row]) -> Request:
-        response = place[1]
-        seeds = tuple(derive(options.seed, "eft", response["id"], j) for j in range(options.samples))
-        return Request(
-            judge_prompt(response["prompt"], response["response"], options.template), options.sampling, seeds
-        )
+    def replies() -> Iterator[Row]:
+        for row in ranked:
+            waiting.append(row)
+            yield from responses_of(row)
 
-    replies = ((row, response) for row in ranked for response in responses_of(row))
-    group: list = []
-    for (row, response), completion in generate_for(replies, ask, engine):
-        group.append((response, completion))
-        if len(group) == len(row["responses"]):
+    group: list[Judged] = []
+    for judged in judgements_of(replies(), engine, judging):
+        group.append(judged)
+        if len(group) == len(waiting[0]["responses"]):
+            waiting.pop(0)
             yield accepted(group, options, thinning)
             group = []
 
 
-def accepted(group: list, options: EftOptions, thinning: Thinning) -> Outcome:
+def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Outcome:
     """Return the outcome of one prompt: `group` holds each of its responses with its judgements."""
-    human = [response["human"] for response, _ in group]
-    outcome = Outcome(
-        tokens_in=sum(completion.tokens_in for _, completion in group),
-        tokens_out=sum(completion.tokens_out for _, completion in group),
-    )
+    human = [one.response["human"] for one in group]
+    outcome = Outcome(tokens_in=sum(one.tokens_in for one in group), tokens_out=sum(one.tokens_out for one in group))
     dropped: Counter[str] = Counter()
     rows = []
     for j in range(options.samples):
-        texts = [completion.texts[j].strip() for _, completion in group]
-        scores = [options.template.score(text) for text in texts]
+        judgements = [one.judgements[j] for one in group]
+        scores = [judgement.score for judgement in judgements]
         if any(score is None for score in scores):
             dropped["judgements: no score"] += len(group)
         elif not agrees(human, scores, options.ties):
             dropped["judgements: not in the order of people"] += len(group)
         else:
-            # What follows the score is cut: the target ends in it.
-            kept = [upto_score(text, options.template) for text in texts]
-            for (response, _), text, score in zip(group, kept, scores, strict=True):
-                rows.append(eft_row(response, text, score, options.template, f"/{j}"))
+            for one, judgement in zip(group, judgements, strict=True):
+                target = ending_in_score(judgement, options.template)
+                rows.append(eft_row(one.response, target, judgement.score, options.template, f"/{j}"))
     outcome.counts = {"judgements": options.samples * len(group), "accepted": len(rows)}
     outcome.rows, thinned = thinning.split(rows)
     if thinned:
@@ -121,55 +124,74 @@ def agrees(human: list[float], scores: list[float], ties: bool) -> bool:
     return len(set(human)) > 1
 
 
-def upto_score(text: str, template: Template) -> str:
-    """Return a judgement up to its last score."""
-    last = template.last_match(text)
-    return text[: last.end(1)] if last else text
+def ending_in_score(judgement: Judgement, template: Template) -> str:
+    """Return a judgement as a target: cut behind its last score, or with the score that was asked for."""
+    if judgement.score_from == "finish":
+        return with_score(judgement.text, f"{judgement.score:g}", template)
+    last = template.last_match(judgement.text)
+    return judgement.text[: last.end(1)] if last else judgement.text
+
+
+def with_score(reason: str, score: str, template: Template) -> str:
+    """Return reasons and, behind them, the line with the score."""
+    return (reason + "\n" if reason else "") + template.finish + score
 
 
 def hindsight(
     ranked: Iterable[Row], engine: Engine | None, options: EftOptions, *, kept: Iterable[Row] = ()
 ) -> Iterator[Outcome]:
-    """Yield, for each ranked prompt, one EFT row a reply, its score taken from the people's ranking.
+    """Yield, for each ranked prompt, `samples` EFT rows a reply, their scores taken from people's ranking.
 
-    With `reason_template` the engine writes the reasons; those that name a number are dropped.
-    Without it the target is the score alone.
+    With `reason_template` the engine writes the reasons, given the score; those that state another
+    score or repeat their instruction are dropped. Without it the target is the score alone.
     """
     thinning = Thinning(options.max_share, kept)
     for row, scores, reasons, spent in with_reasons(ranked, engine, options):
         rows, dropped = [], Counter()
-        for response, score, reason in zip(responses_of(row), scores, reasons, strict=True):
+        replies = [response for response in responses_of(row) for _ in range(options.samples)]
+        for at, (response, score, reason) in enumerate(zip(replies, scores, reasons, strict=True)):
             why = "all ranked alike by people" if score is None else ""
-            if why := why or (reason_fault(reason) if options.reason_template else ""):
-                dropped[f"replies: {why}"] += 1
+            if why := why or (reason_fault(reason, score, options) if options.reason_template else ""):
+                dropped[f"targets: {why}"] += 1
                 continue
-            target = f"{reason}\n{options.template.finish}{score}" if reason else f"{options.template.finish}{score}"
-            rows.append(eft_row(response, target, float(score), options.template))
+            target = with_score(reason, str(score), options.template)
+            sample = f"/{at % options.samples}" if options.samples > 1 else ""
+            rows.append(eft_row(response, target, float(score), options.template, sample))
         rows, thinned = thinning.split(rows)
         if thinned:
-            dropped["replies: score too common"] += thinned
+            dropped["targets: score too common"] += thinned
         yield Outcome(
-            rows=rows, dropped=dict(dropped), counts={"replies": len(scores)}, tokens_in=spent[0], tokens_out=spent[1]
+            rows=rows, dropped=dict(dropped), counts={"targets": len(scores)}, tokens_in=spent[0], tokens_out=spent[1]
         )
+
+
+def scores_of(row: Row, options: EftOptions) -> list[int | None]:
+    """Return `samples` scores for each reply, reply by reply; their lots are spread evenly over [0, 1)."""
+    first = share(options.seed, "mark", row["id"])
+    lots = [(first + j / options.samples) % 1.0 for j in range(options.samples)]
+    drawn = [options.marks.of(row, lot) for lot in lots]
+    return [scores[at] for at in range(len(row["responses"])) for scores in drawn]
 
 
 def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptions) -> Iterator[tuple]:
-    """Yield (ranked row, a score for each reply, a reason for each reply, tokens in and out)."""
+    """Yield (ranked row, the scores of its targets, a reason for each, tokens in and out)."""
     if not options.reason_template:
         for row in ranked:
-            yield row, human_scores(row, options.score_range), [""] * len(row["responses"]), (0, 0)
+            scores = scores_of(row, options)
+            yield row, scores, [""] * len(scores), (0, 0)
         return
 
-    def ask(place: tuple[Row, list[int], int]) -> Request:
+    def ask(place: tuple[Row, list[int | None], int]) -> Request:
         row, scores, at = place
+        response = row["responses"][at // options.samples]["text"]
         text = options.reason_template.render(
-            prompt=as_text(row["prompt"]), response=row["responses"][at]["text"], score=str(scores[at])
+            prompt=as_text(row["prompt"]), response=response, score=str(scores[at]), high=f"{options.template.high:g}"
         )
         return Request(as_messages(text.strip()), options.sampling, (derive(options.seed, "reason", row["id"], at),))
 
-    def places() -> Iterator[tuple[Row, list[int], int]]:
+    def places() -> Iterator[tuple[Row, list[int | None], int]]:
         for row in ranked:
-            scores = human_scores(row, options.score_range)
+            scores = scores_of(row, options)
             yield from ((row, scores, at) for at in range(len(scores)))
 
     reasons, tokens_in, tokens_out = [], 0, 0
@@ -181,35 +203,39 @@ def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptio
             reasons, tokens_in, tokens_out = [], 0, 0
 
 
-def reason_fault(reason: str) -> str:
-    """Return why a reason cannot teach: nothing written, or it names a number of points."""
+# A score named in passing: "4/5", "4 out of 5", "three points", "rated 4", "a score of 2".
+NUMBER = r"(\d+(?:\.\d+)?|zero|one|two|three|four|five|six|seven|eight|nine|ten)"
+NAMED_SCORE = re.compile(
+    rf"(?i)\b(?:scor|rat|grad|mark)(?:e|es|ed|ing|s)?\b\W+(?:(?:of|as|is|it|a|at)\W+)*{NUMBER}\b"
+    rf"|\b{NUMBER}\s*(?:/|out of)\s*\d|\b{NUMBER}\s+(?:points?|stars?)\b"
+)
+NAMES = {name: at for at, name in enumerate("zero one two three four five six seven eight nine ten".split())}
+LEAKED_WORDS = 5
+
+
+def reason_fault(reason: str, score: int, options: EftOptions) -> str:
+    """Return why a reason cannot teach: nothing written, another score in it, or its instruction."""
     if not reason:
         return "no reason"
-    if re.search(r"(?i)\bscore\b|\brat(?:ed|ing)\b|\b\d\s*(?:/|out of|of)\s*\d|\bpoints?\b", reason):
-        return "the reason names the score"
+    named = [next(filter(None, found)).lower() for found in NAMED_SCORE.findall(reason)]
+    if options.template.score(reason) is not None or any(_number(n) != score for n in named):
+        return "the reason names a score"
+    if shared_words(reason, options.reason_template.text):
+        return "the reason repeats its instruction"
     return ""
 
 
-def human_scores(ranked: Row, score_range: tuple[float, float]) -> list[int | None]:
-    """Return a score of 0..5 for each reply, from what people thought of it.
+def _number(text: str) -> float:
+    return float(NAMES.get(text, text))
 
-    Human scores are mapped linearly from `score_range`; ranks by their place between the best (5)
-    and the worst (0) of the prompt, replies of one rank alike. Where all ranks are the same
-    they tell nothing, and each score is None.
-    """
-    replies = ranked["responses"]
-    if all(is_number(reply.get("score")) for reply in replies):
-        low, high = score_range
-        for reply in replies:
-            if not low <= reply["score"] <= high:
-                raise BadRow(
-                    f"the human score {reply['score']} is not within {low} to {high}: --score-low, --score-high"
-                )
-        return [round(5 * (reply["score"] - low) / (high - low)) for reply in replies]
-    places = sorted({human_value(reply) for reply in replies})
-    if len(places) == 1:
-        return [None for _ in replies]
-    return [round(5 * places.index(human_value(reply)) / (len(places) - 1)) for reply in replies]
+
+def shared_words(text: str, other: str) -> bool:
+    """Tell whether two texts have `LEAKED_WORDS` words in a row in common."""
+    runs = [
+        {tuple(words[at : at + LEAKED_WORDS]) for at in range(len(words) - LEAKED_WORDS + 1)}
+        for words in (re.findall(r"\w+", part.lower()) for part in (text, other))
+    ]
+    return bool(runs[0] & runs[1])
 
 
 def eft_row(response: Row, target: str, score: float, template: Template, sample: str = "") -> Row:
@@ -220,6 +246,49 @@ def eft_row(response: Row, target: str, score: float, template: Template, sample
         "prompt": judge_prompt(response["prompt"], response["response"], template),
         "completion": [{"role": "assistant", "content": target}],
         "prompt_id": response["prompt_id"],
+        "prompt_key": prompt_key(response["prompt"]),
         "score": score,
         "template": template.name,
     }
+
+
+def held_out(row: Row, eval_share: float, seed: int) -> bool:
+    """Tell whether a prompt is held out for measuring the judge: by its text and the seed alone.
+
+    So it is in the same part in every file, and in every order of its rows.
+    """
+    return share(seed, "split", prompt_key(row["prompt"])) < eval_share
+
+
+def eval_part(ranked: Iterable[Row], eval_share: float, seed: int) -> Iterator[Outcome]:
+    """Yield the ranked rows that are held out, as they are."""
+    for row in ranked:
+        out = held_out(row, eval_share, seed)
+        yield Outcome(rows=[row] if out else [], dropped={} if out else {"prompts for training": 1})
+
+
+def train_part(
+    ranked: Iterable[Row], make: Callable[[Iterable[Row]], Iterator[Outcome]], eval_share: float, seed: int
+) -> Iterator[Outcome]:
+    """Yield what `make` yields for the ranked rows that are not held out; those that are count as dropped."""
+    before: deque[int] = deque()
+    passed = 0
+
+    def ours() -> Iterator[Row]:
+        nonlocal passed
+        for row in ranked:
+            if held_out(row, eval_share, seed):
+                passed += 1
+            else:
+                before.append(passed)
+                passed = 0
+                yield row
+
+    def counted(outcome: Outcome, out: int) -> Outcome:
+        dropped = {**outcome.dropped, "prompts: held out for eval": out} if out else outcome.dropped
+        return replace(outcome, read=outcome.read + out, dropped=dropped)
+
+    for outcome in make(ours()):
+        yield counted(outcome, before.popleft())
+    if passed:
+        yield counted(Outcome(read=0), passed)

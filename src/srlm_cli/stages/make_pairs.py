@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row, as_messages
+from srlm_cli.records import Row, as_messages, judged_record, ranked_record, responses_of
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
+
+PEOPLE = "human"
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,21 @@ class PairOptions:
     seed: int = 0
 
 
+def scored_record(row: Row) -> Row | list[Row]:
+    """Return a judged row, or the responses of a ranked row, scored by what people thought of them.
+
+    Their `score` is the human score, or minus the rank, and `score_from` is `human`.
+    """
+    if "responses" in row and "response" not in row:
+        return [{**row, "score": row["human"], "score_from": PEOPLE} for row in responses_of(ranked_record(row))]
+    return judged_record(row)
+
+
 def make_pairs(judged: Iterable[Row], options: PairOptions) -> Iterator[Outcome]:
     """Yield, for each prompt, its pair row or the reason why there is none: prompts = pairs + drops.
 
-    The responses of a prompt have to stand together; `unsorted` gathers them first, in memory.
+    The responses of a prompt have to stand together; `unsorted` gathers them first, in memory. Scores
+    of people and of a judge are on scales of their own, so each have a pair of theirs.
     """
     groups = gathered(judged) if options.unsorted else consecutive(judged)
     for responses, at_end in groups:
@@ -76,6 +89,7 @@ def pair_row(chosen: Row, rejected: Row) -> Row:
         "score_rejected": rejected["score"],
         "chosen_id": chosen["id"],
         "rejected_id": rejected["id"],
+        **({"score_from": PEOPLE} if by_people(chosen) else {}),
     }
 
 
@@ -86,19 +100,29 @@ NOT_OF_A_PAIR = {
 }  # fmt: skip
 
 
+def by_people(row: Row) -> bool:
+    """Tell whether a response's score is what people thought of it."""
+    return row.get("score_from") == PEOPLE
+
+
+def group_of(row: Row) -> tuple[str, bool]:
+    """Return what responses have in common that can be compared: their prompt and who scored them."""
+    return row["prompt_id"], by_people(row)
+
+
 def consecutive(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
     """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
     seen: set[int] = set()
     group: list[Row] = []
-    for prompt, responses in groupby(judged, key=lambda row: row["prompt_id"]):
+    for key, responses in groupby(judged, key=group_of):
         if group:
             yield group, False
-        if hash(prompt) in seen:
+        if hash(key) in seen:
             raise BadRow(
-                f"the responses of prompt {prompt} do not stand together: "
+                f"the responses of prompt {key[0]} do not stand together: "
                 "sort the rows by prompt_id, or --unsorted gathers them in memory"
             )
-        seen.add(hash(prompt))
+        seen.add(hash(key))
         group = list(responses)
     if group:
         yield group, True
@@ -106,8 +130,8 @@ def consecutive(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
 
 def gathered(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
     """Yield the responses of each prompt, wherever they stand, in the order of the prompts."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[tuple[str, bool], list[Row]] = {}
     for row in judged:
-        groups.setdefault(row["prompt_id"], []).append(row)
+        groups.setdefault(group_of(row), []).append(row)
     for responses in groups.values():
         yield responses, True

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import re
 import tomllib
+import unicodedata
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from importlib.resources import files
 from pathlib import Path
 from string import Template as Fields
+from typing import Any
 
 from srlm_cli.errors import OptionError
-from srlm_cli.records import short_hash
+from srlm_cli.records import is_number, short_hash
+
+# A block of the judge's prompt that an answer may repeat; what stands in it is not the judge's own.
+REPEATED = re.compile(r"<reply\b[^>]*>.*?</reply\b[^>]*>", re.DOTALL | re.IGNORECASE)
+# Dashes, quotation marks, the Arabic decimal sign and CJK brackets, as patterns have them.
+SAME_SIGN = dict(zip("\u2013\u2014\u2212“”„«»‘’\u066b【】", '---"""""\'\'.[]', strict=True))
 
 
 @dataclass(frozen=True)
 class Template:
     """A prompt for a model, and how its answer is read.
 
-    `text` takes `$fields`. `pattern` has one group, the verdict; its last match counts. `choices`
-    are all verdicts there are, and `finish` is the line that asks for one when an answer ended
-    without. `low` and `high` bound a score.
+    `text` takes `$fields`. `pattern` has one group, the verdict, or two, `a` and `b`, a score for each
+    of two replies; its last match counts. `choices` are all verdicts there are, and `finish` is the
+    line that asks for one when an answer ended without. `low` and `high` bound a score. `direct` says
+    that the answer begins with `finish`: no reasons come before the verdict.
     """
 
     name: str
@@ -34,6 +42,7 @@ class Template:
     choices: tuple[str, ...] = ()
     low: float = 0.0
     high: float = 0.0
+    direct: bool = False
     prefix: str = ""
     stop: tuple[str, ...] = ()
     hash: str = field(default="", compare=False)
@@ -47,22 +56,57 @@ class Template:
         return Fields(self.prefix).substitute(values)
 
     def verdict(self, answer: str) -> str | None:
-        """Return the last text in the answer that the pattern captures, or None."""
+        """Return the last text in the answer that the pattern captures, or None.
+
+        Of two scores the verdict is `A` or `B`, whichever is higher, or `tie`.
+        """
+        if self.compares:
+            scores = self.scores(answer)
+            return scores and ("tie" if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B")
         found = self.last_match(answer)
         return found[1] if found else None
 
-    def last_match(self, answer: str) -> re.Match[str] | None:
-        """Return the pattern's last match in an answer."""
-        found = list(re.finditer(self.pattern, answer))
-        return found[-1] if found else None
-
     def score(self, answer: str) -> float | None:
         """Return the last score of a judgement, or None where there is none between `low` and `high`."""
-        verdict = self.verdict(answer)
-        if verdict is None:
+        scores = self.scores(answer)
+        return scores[0] if scores else None
+
+    def scores(self, answer: str) -> tuple[float, ...] | None:
+        """Return the one score of an answer, or the two of `a` and `b`; None unless all are in bounds."""
+        found = self.last_match(answer)
+        texts = (found["a"], found["b"]) if found and self.compares else found.groups() if found else ()
+        try:
+            scores = tuple(float(text.replace(",", ".")) for text in texts)
+        except ValueError:
             return None
-        score = float(verdict)
-        return score if self.low <= score <= self.high else None
+        return scores if scores and all(self.low <= score <= self.high for score in scores) else None
+
+    def last_match(self, answer: str) -> re.Match[str] | None:
+        """Return the pattern's last match in the answer as `plain` and outside of repeated replies.
+
+        Its places are those of the answer.
+        """
+        own = REPEATED.sub(lambda block: " " * len(block[0]), plain(answer))
+        found = list(re.finditer(self.pattern, own))
+        return found[-1] if found else None
+
+    @property
+    def compares(self) -> bool:
+        """Whether the pattern reads two scores."""
+        return {"a", "b"} <= set(re.compile(self.pattern).groupindex)
+
+
+def plain(text: str) -> str:
+    """Return a text of the same length with ASCII for digits of any script, full-width signs, dashes and quotes."""
+    return text if text.isascii() else "".join(map(_plain_sign, text))
+
+
+def _plain_sign(sign: str) -> str:
+    if sign.isdecimal():
+        return str(unicodedata.decimal(sign))
+    if "\uff01" <= sign <= "\uff5e":  # full-width forms, in the order of ASCII
+        return chr(ord(sign) - 0xFEE0)
+    return SAME_SIGN.get(sign, sign)
 
 
 def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
@@ -70,6 +114,26 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
 
     With `reads` it has to have a pattern, since its answers are read.
     """
+    content, source = _content(name)
+    keys = {field.name for field in dataclass_fields(Template)} - {"name", "hash"}
+    if unknown := set(content) - keys or {"text"} - set(content):
+        raise OptionError(
+            f"template {name}: unknown or missing key `{min(unknown)}`",
+            f"it takes {', '.join(sorted(keys | {'extends'}))}",
+        )
+    try:
+        _check_kinds(content)
+        template = Template(name=Path(name).stem, hash=short_hash(source), **content)
+        _check_fields(template, fields)
+        if template.pattern or reads:
+            _check_groups(template, two={"first", "second"} <= fields)
+    except (TypeError, ValueError, re.error) as error:
+        raise OptionError(f"template {name}: {error}") from None
+    return template
+
+
+def _content(name: str) -> tuple[dict[str, Any], str]:
+    """Return the keys of a template file over those of the one that it extends, and all that was read."""
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
     try:
         source = path.read_text(encoding="utf-8")
@@ -78,28 +142,48 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
         raise OptionError(
             f"no template {name!r}", f"a path that ends in .toml, or one of {', '.join(names())}"
         ) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"template {name}: {error}") from None
     content = {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
-    keys = {field.name for field in dataclass_fields(Template)} - {"name", "hash"}
-    if unknown := set(content) - keys or {"text"} - set(content):
-        raise OptionError(
-            f"template {name}: unknown or missing key `{min(unknown)}`", f"it takes {', '.join(sorted(keys))}"
-        )
-    try:
-        template = Template(name=Path(name).stem, hash=short_hash(source), **content)
-        if re.compile(template.pattern).groups != (1 if template.pattern or reads else 0):
-            raise TypeError("its `pattern` needs one group, the verdict")
-    except (TypeError, re.error) as error:
-        raise OptionError(f"template {name}: {error}") from None
-    missing = {f for f in fields if f"${f}" not in template.text and f"${{{f}}}" not in template.text}
-    known = set(Fields(template.text).get_identifiers()) - fields
-    if missing or known:
-        raise OptionError(
-            f"template {name}: its text has to use the fields {', '.join('$' + f for f in sorted(fields))}",
-            "missing or not known: " + ", ".join(sorted(missing | known)),
-        )
-    return template
+    if (base := content.pop("extends", None)) is None:
+        return content, source
+    if base not in names():
+        raise OptionError(f"template {name} extends {base!r}", f"one of {', '.join(names())}")
+    under, under_source = _content(base)
+    return {**under, **content}, source + under_source
+
+
+def _check_kinds(content: dict[str, Any]) -> None:
+    """Raise TypeError when a key has a value of another kind than its default."""
+    for key, value in content.items():
+        default = getattr(Template, key, "")
+        if isinstance(default, tuple):
+            right, kind = isinstance(value, tuple) and all(isinstance(part, str) for part in value), "a list of texts"
+        elif isinstance(default, float):
+            right, kind = is_number(value), "a number"
+        else:
+            right, kind = isinstance(value, type(default)), "true or false" if isinstance(default, bool) else "a text"
+        if not right:
+            raise TypeError(f"its `{key}` has to be {kind}")
+
+
+def _check_fields(template: Template, fields: set[str]) -> None:
+    """Raise ValueError unless the text has these fields and no other."""
+    text = Fields(template.text)
+    if not text.is_valid():
+        raise ValueError("a `$` of its text that begins no field has to be doubled, `$$`")
+    used = set(text.get_identifiers())
+    if used != fields:
+        wanted, wrong = (", ".join(sorted(some)) for some in ({"$" + field for field in fields}, used ^ fields))
+        raise ValueError(f"its text has to use the fields {wanted}; missing or not known: {wrong}")
+
+
+def _check_groups(template: Template, two: bool) -> None:
+    """Raise TypeError unless the pattern has the group of a verdict or, where `two`, of two scores."""
+    groups = re.compile(template.pattern).groups
+    if groups != (2 if two and template.compares else 1):
+        named = ", or two named `a` and `b`" if two else ""
+        raise TypeError(f"its `pattern` needs one group, the verdict{named}")
 
 
 def names() -> list[str]:

@@ -58,20 +58,26 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Promp
     return ids, start
 
 
-def sft_rows(rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int) -> tuple[list[Row], DataReport]:
+def sft_rows(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, max_length: int, *, drop_long: bool = False
+) -> tuple[list[Row], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
 
     A row longer than `max_length` loses its end, counted; a row whose prompt fills it is left out. An
-    EFT row (one with a `score`) must not lose its end, which is the score: DataError.
+    EFT row (one with a `score`) must not lose its end, which is the score: DataError, or left out too
+    with `drop_long`.
     """
     made, report = [], DataReport()
     for row in rows:
         ids, start = render(tokenizer, row["prompt"], row["completion"])
         if len(ids) > max_length:
+            if "score" in row and drop_long:
+                report.left_out += 1
+                continue
             if "score" in row:
                 raise DataError(
                     f"EFT row {row['id']} has {len(ids)} tokens, over --max-length {max_length}",
-                    "its score would be cut off: raise --max-length, or leave the row out",
+                    "its score would be cut off: raise --max-length, or --on-long drop leaves such rows out",
                 )
             report.truncated += 1
         if start >= max_length:

@@ -42,7 +42,7 @@ def dpo(
             precompute_ref_batch_size=spec.together,
         )
         trainer = DPOTrainer(model=model, args=config, train_dataset=dataset(made), processing_class=tokenizer)
-        session.follow(trainer, "dpo", quiet)
+        session.follow(trainer, "dpo", quiet, folder)
         results = {"data": report.as_dict(), **session.run_training(trainer, report.tokens)}
         check_reference(results["first_loss"])
         results |= rewards(trainer.state.log_history)
@@ -66,11 +66,7 @@ def check_reference(first_loss: float | None) -> None:
 
 def rewards(history: list[dict[str, float]]) -> dict[str, float]:
     """Return the rewards of the last logged step: accuracy, margin, chosen and rejected."""
-    names = {
-        "rewards/accuracies": "accuracy",
-        "rewards/margins": "margin",
-        "rewards/chosen": "reward_chosen",
-        "rewards/rejected": "reward_rejected",
-    }
     last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
-    return {name: float(last[key]) for key, name in names.items() if key in last}
+    return {
+        name: float(last[key]) for key, name in session.LOGGED.items() if key.startswith("rewards/") and key in last
+    }

@@ -19,6 +19,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 PROVENANCE = "provenance.json"
+METRICS = "metrics.jsonl"
+
+# What is kept of each logged step, by our names: rewards are beta x log-ratios, as TRL gives them.
+LOGGED = {
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "grad_norm": "grad_norm",
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "reward_chosen",
+    "rewards/rejected": "reward_rejected",
+    "logps/chosen": "logp_chosen",
+    "logps/rejected": "logp_rejected",
+}
 
 
 @dataclass(frozen=True)
@@ -128,13 +142,14 @@ def trainer_settings(spec: TrainSpec) -> dict[str, Any]:
     }
 
 
-def follow(trainer: Trainer, name: str, quiet: bool) -> None:
-    """Show the progress of a trainer in our own way, on stderr."""
+def follow(trainer: Trainer, name: str, quiet: bool, folder: Path) -> None:
+    """Show the progress of a trainer in our own way, on stderr, and keep each step in `metrics.jsonl`."""
     from transformers import PrinterCallback, TrainerCallback
 
     class Follow(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.bar = Progress(name, state.max_steps, 0, quiet, unit="steps")
+            self.file = open(folder / METRICS, "w", encoding="utf-8", buffering=1)
 
         def on_log(
             self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any
@@ -142,9 +157,12 @@ def follow(trainer: Trainer, name: str, quiet: bool) -> None:
             shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
             notes = [f"{label} {float(logs[key]):.3f}" for key, label in shown.items() if logs and key in logs]
             self.bar.advance(state.global_step - self.bar.done, ", ".join(notes))
+            if kept := {LOGGED[key]: float(value) for key, value in (logs or {}).items() if key in LOGGED}:
+                self.file.write(json.dumps({"step": state.global_step, **kept}) + "\n")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.bar.close()
+            self.file.close()
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Follow())

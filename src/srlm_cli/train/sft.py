@@ -12,16 +12,21 @@ from srlm_cli.train.session import TrainSpec
 
 
 def sft(
-    rows: list[Row], spec: TrainSpec, *, quiet: bool = False, provenance: dict[str, Any] | None = None
+    rows: list[Row],
+    spec: TrainSpec,
+    *,
+    drop_long: bool = False,
+    quiet: bool = False,
+    provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on rows of `prompt` and `completion`, loss on target tokens only; return the results.
 
-    Raises DataError when no row is left, or when an EFT row would lose its score.
+    Raises DataError when no row is left, or when an EFT row would lose its score and not `drop_long`.
     """
     if not rows:
         raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
     tokenizer = session.load_tokenizer(spec)
-    made, report = sft_rows(rows, tokenizer, spec.max_length)
+    made, report = sft_rows(rows, tokenizer, spec.max_length, drop_long=drop_long)
     if not made:
         raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
     from transformers import DataCollatorForSeq2Seq
@@ -38,7 +43,7 @@ def sft(
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
         )
-        session.follow(trainer, "sft", quiet)
+        session.follow(trainer, "sft", quiet, folder)
         results = {"data": report.as_dict(), **session.run_training(trainer, report.tokens)}
         session.save(
             trainer, tokenizer, folder, {**(provenance or {}), "settings": session.settings_of(spec), **results}

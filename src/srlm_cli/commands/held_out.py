@@ -1,0 +1,40 @@
+"""Refuse rows whose prompt is held out for measuring."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records
+from srlm_cli.errors import BadRow
+from srlm_cli.records import Row
+from srlm_cli.streams.reader import read_all
+
+HeldOut = Annotated[
+    list[str] | None,
+    Option(
+        "--held-out", metavar="FILE", help="Refuse a row whose prompt stands here, to be measured on; several times."
+    ),
+]
+
+
+def refusing(
+    check: Callable[[Row], Row], files: list[str] | None, unless: Callable[[Row], bool] = lambda row: False
+) -> Callable[[Row], Row]:
+    """Return a check of rows that also refuses the prompts of some files; spaces and capitals do not count.
+
+    A row that is not trained on (`unless`) may stand there. An EFT row names the prompt whose reply it
+    judges by its `prompt_key`.
+    """
+    keys = {
+        records.prompt_key(row["prompt"]): path for path in files or [] for row in read_all(path, records.prompt_record)
+    }
+
+    def checked(row: Row) -> Row:
+        record = check(row)
+        for key in (records.prompt_key(record["prompt"]), record.get("prompt_key")):
+            if key in keys and not unless(record):
+                raise BadRow(f"its prompt is held out in {keys[key]}: what is measured there must not be trained on")
+        return record
+
+    return checked if keys else check

@@ -1,0 +1,45 @@
+"""Read stored judgements again with another template's pattern, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from srlm_cli import records
+from srlm_cli.errors import BadRow
+from srlm_cli.records import Row
+from srlm_cli.stages import Outcome
+from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
+from srlm_cli.templates import Template
+
+
+def reparse(rows: Iterable[Row], template: Template) -> Iterator[Outcome]:
+    """Yield each row that `srlm judge` wrote with `score` and `scores` as the template reads its `judgements`.
+
+    The texts, who judged and all other fields stay. A score that did not come from the text (it was
+    asked for, or an expectation) is lost with it: `score_from` is `text` or null.
+    """
+    for row in rows:
+        row = stored_record(row)
+        reasons = row.get("judgement_finish_reasons") or ["stop"] * len(row["judgements"])
+        scores = map(template.score, row["judgements"])
+        judgements = [
+            Judgement(text, score, None if score is None else "text", reason)
+            for text, score, reason in zip(row["judgements"], scores, reasons, strict=True)
+        ]
+        judge = row["judge"] if isinstance(row.get("judge"), dict) else {"model": row.get("judge")}
+        again = judged_row(row, judgements, judge.get("model"), template)
+        if "judgement_finish_reasons" not in row:
+            del again["judgement_finish_reasons"]
+        yield Outcome(rows=[{**again, "judge": {**judge, **again["judge"]}}], counts=count_judgements(judgements))
+
+
+def stored_record(row: Row) -> Row:
+    """Return a response row that holds the texts of its judge; raise BadRow for another."""
+    row = records.response_record(row)
+    texts = row.get("judgements")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadRow("expected `judgements`, a list of texts as `srlm judge` writes them, to read again")
+    reasons = row.get("judgement_finish_reasons") or texts
+    if not isinstance(reasons, list) or len(reasons) != len(texts):
+        raise BadRow(f"expected {len(texts)} `judgement_finish_reasons`, one a judgement")
+    return row
