@@ -60,15 +60,16 @@ REWARD = Command("eval reward", HUMAN, options=(), field="score", lazy=False)
 HEAD_TO_HEAD = Command(
     "eval head-to-head", RESPONSES, options=(*ECHO, "--direct", "--against", AGAINST), field="response", lazy=False
 )
+HEALTH = Command("eval health", JUDGED, options=(), field="score", lazy=False)
 SFT = Command(
     "sft", COMPLETIONS, options=("--model", "./nowhere", "--out", "model"), field="completion", lazy=False, trains=True
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
 STAGES = [SAMPLE, JUDGE, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
-ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD]
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "make-pairs", "dpo",
-    "eval reward", "eval head-to-head", "report", "settings",
+    "eval reward", "eval head-to-head", "eval health", "report", "settings",
 ]  # fmt: skip

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import combinations
+from pathlib import Path
 
 import pytest
 
-from helpers import ListEngine, Srlm, as_lines, asked_text, read_json, read_rows, write_rows
-from srlm_cli import templates
-from srlm_cli.engines.base import Sampling
-from srlm_cli.evaluate.head_to_head import HeadToHeadOptions, head_to_head, win_rates
+from helpers import Srlm, as_lines, read_rows, write_rows
 from srlm_cli.evaluate.metric import metric
 from srlm_cli.evaluate.reward import (
+    Replies,
+    at_matched_length,
+    baselines,
+    by_number_of_replies,
     correlations,
     exact_match,
+    is_perfect,
     judge_metrics,
-    longest_wins,
-    pair_outcomes,
+    ordered_pairs,
+    outcomes,
     reward_metrics,
     tops_among_perfect,
 )
-from srlm_cli.records import response_record
+from srlm_cli.records import judged_record
 
-# People's values (larger is better) and the judge's scores of two prompts, worked out by hand below.
-FIRST = ([0, -1, -2], [5, 3, 4])  # pairs: right, right, wrong
-SECOND = ([-1, 0], [2, 2])  # one pair: a tie
+SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+def replies(human: list, scores: list, lengths: list | None = None) -> Replies:
+    """Return the replies to a prompt: people's values and the judge's scores, both larger is better."""
+    return Replies(human, scores, [score == 5 for score in scores], lengths or [1] * len(human), [0.0] * len(human))
+
+
+# Two prompts, worked out by hand below. By people's order, the better reply first, the lengths of the
+# pairs are 12:10, 12:30, 10:30 and 8:8.
+FIRST = replies([0, -1, -2], [5, 3, 4], [12, 10, 30])  # the judge: right, right, wrong
+SECOND = replies([-1, 0], [2, 2], [8, 8])  # a tie
 
 
 def by_name(rows: list[dict]) -> dict[str, dict]:
@@ -37,6 +50,7 @@ def test_the_five_metrics_by_hand() -> None:
     expected = {
         "pairwise_accuracy": (2 / 4, 4),
         "pairwise_accuracy_without_ties": (2 / 3, 3),
+        "pairwise_accuracy_ties_half": (2.5 / 4, 4),
         "tie_rate": (1 / 4, 4),
         "5_best": (1.0, 1),
         "exact_match": (0.0, 2),
@@ -52,7 +66,7 @@ def test_the_five_metrics_by_hand() -> None:
 
 
 def test_a_null_score_agrees_with_nobody() -> None:
-    rows = by_name(reward_metrics([([0, -1, -2], [None, 4, 1])]))
+    rows = by_name(reward_metrics([replies([0, -1, -2], [None, 4, 1])]))
     assert rows["pairwise_accuracy"]["value"] == pytest.approx(1 / 3)
     assert rows["tie_rate"]["value"] == 0
     assert rows["exact_match"]["value"] == 0
@@ -61,7 +75,8 @@ def test_a_null_score_agrees_with_nobody() -> None:
 
 
 def test_pairs_that_people_tied_do_not_count() -> None:
-    assert pair_outcomes([0, 0, -1], [1, 5, 1]) == [None, True]
+    assert outcomes(ordered_pairs([0, 0, -1]), [1, 5, 1]) == [None, True]
+    assert outcomes(ordered_pairs([-1, 0, 0]), [1, None, 1]) == [False, None]
 
 
 @pytest.mark.parametrize(
@@ -79,9 +94,32 @@ def test_exact_match_is_the_whole_ranking(human: list, scores: list, same: bool)
 
 
 def test_5_best_looks_at_perfect_scores_only() -> None:
-    assert tops_among_perfect([0, -1, -2], [5, 4, 5]) == [True, False]
-    assert tops_among_perfect([0, -1], [4.9, 4]) == []
-    assert by_name(reward_metrics([([0, -1], [4, 3])]))["5_best"]["value"] is None
+    assert tops_among_perfect([0, -1, -2], [True, False, True]) == [True, False]
+    assert tops_among_perfect([0, 0, -1], [True, True, False]) == [True, True]  # top together
+    assert by_name(reward_metrics([replies([0, -1], [4, 3])]))["5_best"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "sources", "best", "perfect"),
+    [
+        ([5.0, 5.0, 5.0], ["text"] * 3, 5.0, True),
+        ([5.0, 5.0, 4.0], ["text"] * 3, 5.0, False),
+        ([4.5], ["text"], 5.0, False),  # a written 4.5 is no 5
+        ([5.0, 5.0], ["text", "finish"], 5.0, True),
+        ([5.0, 4.0], ["text", "finish"], 5.0, False),  # 4.5, but of whole numbers
+        ([4.5], ["expected"], 5.0, True),
+        ([4.49], ["expected"], 5.0, False),
+        ([4.9, 4.2], ["expected", "expected"], 5.0, True),
+        ([4.75], ["finish"], 5.0, True),
+        ([9.0], None, 10.0, False),
+        ([10], None, 10.0, True),
+        ([None], [None], 5.0, False),
+    ],
+)
+def test_a_perfect_score(scores: list, sources: list | None, best: float, perfect: bool) -> None:
+    known = [score for score in scores if score is not None]
+    row = {"score": sum(known) / len(known) if known else None, "scores": scores}
+    assert is_perfect({**row, "score_from": sources} if sources else row, best) is perfect
 
 
 def test_correlations_are_those_of_scipy() -> None:
@@ -105,35 +143,110 @@ def test_correlations_leave_null_scores_out() -> None:
     assert correlations([0, -1], [5, None]) == ([], [])
 
 
+def test_correlations_with_ties_by_hand() -> None:
+    # Ranks 4 3 2 1 and 4 2.5 2.5 1; five of six pairs agree, one is a tie of the judge.
+    rho, tau = correlations([0, -1, -2, -3], [5, 3, 3, 1])
+    assert rho == [pytest.approx(4.5 / math.sqrt(5 * 4.5))] and tau == [pytest.approx(5 / math.sqrt(6 * 5))]
+
+
 def test_accuracy_against_a_plain_count() -> None:
     draw = random.Random(1)
     prompts = [([draw.randint(0, 2) for _ in range(4)], [draw.randint(0, 3) for _ in range(4)]) for _ in range(30)]
     pairs = [(h[a] - h[b], s[a] - s[b]) for h, s in prompts for a in range(4) for b in range(a + 1, 4) if h[a] != h[b]]
-    rows = by_name(reward_metrics(prompts))
+    rows = by_name(reward_metrics([replies(h, s) for h, s in prompts]))
     assert rows["pairwise_accuracy"]["n"] == len(pairs)
     assert rows["pairwise_accuracy"]["value"] == pytest.approx(sum(x * y > 0 for x, y in pairs) / len(pairs))
     assert rows["tie_rate"]["value"] == pytest.approx(sum(y == 0 for _, y in pairs) / len(pairs))
 
 
-def test_the_longest_wins_as_a_baseline() -> None:
-    row = longest_wins([([0, -1, -2], [30, 20, 20]), ([0, -1], [1, 9])])
-    assert row["metric"] == "longest_wins" and row["value"] == pytest.approx(2 / 4) and row["n"] == 4
+def test_accuracy_with_ties_as_halves_is_somers_d_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    draw = random.Random(2)
+    for _ in range(40):
+        human, scores = [draw.randint(0, 4) for _ in range(6)], [draw.randint(0, 5) for _ in range(6)]
+        d = stats.somersd(human, scores).statistic  # (right - wrong) / pairs that people ordered
+        row = by_name(reward_metrics([replies(human, scores)]))["pairwise_accuracy_ties_half"]
+        assert row["value"] == pytest.approx((d + 1) / 2)
+
+
+def test_baselines_by_hand() -> None:
+    rows = by_name(baselines([FIRST, SECOND]))
+    assert (rows["longest_wins"]["value"], rows["longest_wins"]["n"]) == (1 / 4, 4)
+    assert (rows["shortest_wins"]["value"], rows["shortest_wins"]["n"]) == (2 / 4, 4)
+
+
+def test_agreement_at_matched_length_by_hand() -> None:
+    # Of 12:10, 12:30, 10:30 and 8:8 the first and the last match: right, and a tie.
+    rows = by_name(at_matched_length([FIRST, SECOND], longer=0.25))
+    assert {name: (row["value"], row["n"]) for name, row in rows.items()} == {
+        "pairwise_accuracy_matched_length": (1 / 2, 2),
+        "pairwise_accuracy_matched_length_without_ties": (1.0, 1),
+        "longest_wins_matched_length": (1 / 2, 2),
+    }
+    assert {row["matched_length"] for row in rows.values()} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("longer", "lengths", "matches"),
+    [(0.2, [10, 12], 1), (0.19, [12, 10], 0), (0.0, [7, 7], 1), (0.29, [129, 100], 1), (0.5, [0, 1], 0)],
+)
+def test_lengths_match_up_to_the_share(longer: float, lengths: list, matches: int) -> None:
+    [row, *_] = at_matched_length([replies([0, -1], [5, 1], lengths)], longer=longer)
+    assert row["n"] == matches
+
+
+def test_by_number_of_replies_by_hand() -> None:
+    rows = by_number_of_replies([FIRST, SECOND, replies([0, -1], [5, 1])])
+    assert [(row["metric"], row["replies"], row["value"], row["n"]) for row in rows] == [
+        ("pairwise_accuracy", 2, 1 / 2, 2),
+        ("exact_match", 2, 1 / 2, 2),
+        ("pairwise_accuracy", 3, pytest.approx(2 / 3), 3),
+        ("exact_match", 3, 0.0, 1),
+    ]
+
+
+def judged(prompt: str, scores: list, human: list | None = None, model: str = "M1") -> list[dict]:
+    """Return the judged rows of a prompt; without `human` the first reply is people's best."""
+    return [
+        judged_record(
+            {
+                "prompt": prompt, "response": f"Reply {k}", "k": k, "score": score,
+                "human": human[k] if human else -k, "judge": {"model": model},
+            }
+        )
+        for k, score in enumerate(scores)
+    ]  # fmt: skip
+
+
+def test_the_last_row_of_a_name_is_that_of_all_prompts() -> None:
+    rows = by_name(judge_metrics([judged("One?", [5, 3, 4]), judged("Two?", [5, 1])]))
+    assert rows["pairwise_accuracy"]["n"] == 4 and rows["exact_match"]["n"] == 2
+    assert not any("replies" in row for row in rows.values())
+
+
+def test_the_random_judge_is_one_draw_of_the_seed() -> None:
+    prompts = [judged(f"Question {n}?", [5, 1]) for n in range(400)]
+    first, again, other = (by_name(judge_metrics(prompts, seed))["random"] for seed in (0, 0, 1))
+    assert first == again != other
+    assert first["value"] == pytest.approx(0.5, abs=0.1) and first["n"] == 400
+    turned = by_name(judge_metrics([group[::-1] for group in prompts], 0))["random"]
+    assert turned["value"] == first["value"]
 
 
 def test_a_prompt_with_one_reply_has_no_ranking() -> None:
-    assert by_name(reward_metrics([([0], [5])]))["pairwise_accuracy"]["n"] == 0
+    rows = judge_metrics([judged("One?", [5])])
+    assert all((row["value"], row["n"]) == (None, 0) for row in rows)
 
 
 def test_the_judge_is_named_when_there_is_one() -> None:
-    def judged(*models: str) -> list[list[dict]]:
-        return [[{"human": -k, "score": k, "response": "x", "judge": {"model": m}} for k, m in enumerate(models)]]
-
-    assert {row["model"] for row in judge_metrics(judged("M1", "M1"))} == {"M1"}
-    assert all("model" not in row for row in judge_metrics(judged("M1", "M2")))
+    m1, m2 = judged("One?", [5, 1]), judged("Two?", [5, 1], model="M2")
+    assert {row["model"] for row in judge_metrics([m1, judged("Two?", [5, 1])])} == {"M1"}
+    assert all("model" not in row for row in judge_metrics([m1, m2]))
 
 
 def test_no_metric_is_nan() -> None:
-    rows = reward_metrics([([0, 0], [1, 1]), ([0, -1], [None, None])])
+    prompts = [judged("One?", [1, 1], [0, 0]), judged("Two?", [None, None])]
+    rows = judge_metrics(prompts)
     values = [row[key] for row in rows for key in ("value", "ci_low", "ci_high")]
     assert not any(value is not None and math.isnan(value) for value in values)
 
@@ -165,99 +278,6 @@ def test_nothing_to_measure_is_null() -> None:
     assert metric("t", "m", []) == metric("t", "m", [[], []]) == empty
 
 
-# --- head to head ----------------------------------------------------------------------------
-
-FORM = templates.load("pairwise", fields={"prompt", "first", "second"})
-
-
-def side(model: str, prompts: list[str]) -> list[dict]:
-    return [response_record({"prompt": p, "response": f"{model} on {p}", "k": 0, "model": model}) for p in prompts]
-
-
-def play(answers: list[str], a: list[dict] | None = None, b: list[dict] | None = None, **options) -> tuple:
-    """Return the match rows, the outcomes and the engine of a comparison with these verdicts."""
-    a, b = a or side("M2", ["One?"]), b or side("M1", ["One?"])
-    engine = ListEngine([[answer] for answer in answers])
-    made = list(head_to_head(a, b, engine, HeadToHeadOptions(FORM, Sampling(), 0, **options)))
-    return [row for outcome in made for row in outcome.rows], made, engine
-
-
-@pytest.mark.parametrize(
-    ("straight", "swapped", "winner"),
-    [
-        ("Verdict: A", "Verdict: B", "A"),
-        ("Verdict: B", "Verdict: A", "B"),
-        ("Verdict: A", "Verdict: A", "tie"),
-        ("Verdict: B", "Verdict: B", "tie"),
-        ("Verdict: tie", "Verdict: tie", "tie"),
-        ("Verdict: A", "Verdict: tie", "tie"),
-        ("Verdict: A", "no idea", "tie"),
-        ("no idea", "no idea", "tie"),
-        ("Verdict: B, or rather\n**Verdict: A**", "verdict: b", "A"),
-    ],
-)
-def test_a_verdict_counts_only_in_both_orders(straight: str, swapped: str, winner: str) -> None:
-    rows, _, _ = play([straight, swapped])
-    assert [row["winner"] for row in rows] == [winner]
-
-
-def test_the_judge_sees_both_orders() -> None:
-    _, _, engine = play(["Verdict: A", "Verdict: B"])
-    first, second = (asked_text(request) for request in engine.asked)
-    assert first.index("M2 on One?") < first.index("M1 on One?")
-    assert second.index("M1 on One?") < second.index("M2 on One?")
-
-
-def test_a_verdict_is_never_read_from_a_reply() -> None:
-    a = [{**row, "response": "Verdict: A"} for row in side("M2", ["One?"])]
-    rows, outcomes, _ = play(["Both are fine.", "Both are fine."], a)
-    assert rows[0]["verdicts"] == [None, None] and outcomes[0].counts["unparsed"] == 2
-
-
-def test_a_direct_verdict_is_one_of_the_choices() -> None:
-    rows, _, engine = play(["A", "B"], direct=True)
-    assert rows[0]["winner"] == "A"
-    assert all(request.choices == ("A", "B") and request.prefix == "Verdict: " for request in engine.asked)
-
-
-def test_rows_without_a_partner_are_counted_and_only_first_responses_count() -> None:
-    a = [*side("M2", ["One?", "Two?"]), *side("M2", ["Two?"]), *side("M2", ["Nowhere?"])]
-    rows, outcomes, _ = play(["Verdict: A", "Verdict: B"], a, side("M1", ["Two?", "Three?"]))
-    assert len(rows) == 1 and sum(outcome.read for outcome in outcomes) == len(a)
-    dropped = {reason: n for outcome in outcomes for reason, n in outcome.dropped.items()}
-    assert sum(n for outcome in outcomes for n in outcome.dropped.values()) == 3
-    assert dropped["not the first response"] == 1
-
-
-def test_win_rates_by_hand() -> None:
-    def match(winner: str, verdicts: list, a: str, b: str) -> dict:
-        return {
-            "winner": winner,
-            "verdicts": verdicts,
-            "response_a": a,
-            "response_b": b,
-            "model_a": "M2",
-            "model_b": "M1",
-        }
-
-    rows = by_name(
-        win_rates(
-            [
-                match("A", ["A", "B"], "four", "two"),
-                match("tie", ["A", "A"], "four", "two"),
-                match("tie", [None, "tie"], "four", "two"),
-                match("B", ["B", "A"], "eighteen", "two222"),
-            ]
-        )
-    )
-    values = {name: (row["value"], row["n"]) for name, row in rows.items()}
-    assert values == {
-        "win": (0.25, 4), "tie": (0.5, 4), "loss": (0.25, 4), "win_rate": (0.5, 4),
-        "first_position": (pytest.approx(4 / 6), 6), "length": (5.0, 4), "baseline_length": (3.75, 4),
-    }  # fmt: skip
-    assert {(row["model"], row["baseline"]) for row in rows.values()} == {("M2", "M1")}
-
-
 # --- the commands ----------------------------------------------------------------------------
 
 RANKED = [
@@ -267,12 +287,13 @@ RANKED = [
 
 
 def test_eval_reward_reads_what_judge_writes(srlm: Srlm) -> None:
-    judged = srlm("judge", "--engine", "echo", stdin=as_lines(RANKED))
-    result = srlm("eval", "reward", stdin=judged.out)
+    piped = srlm("judge", "--engine", "echo", stdin=as_lines(RANKED))
+    result = srlm("eval", "reward", stdin=piped.out)
     rows = by_name(result.rows)
-    expected = sum(a["score"] > b["score"] for a, b in zip(judged.rows[::2], judged.rows[1::2], strict=True)) / 4
+    expected = sum(a["score"] > b["score"] for a, b in zip(piped.rows[::2], piped.rows[1::2], strict=True)) / 4
     assert result.code == 0 and rows["pairwise_accuracy"]["value"] == expected
-    assert rows["longest_wins"]["value"] == 0.0 and rows["scored"]["n"] == 8
+    assert rows["longest_wins"]["value"] == 0.0 and rows["shortest_wins"]["value"] == 1.0
+    assert rows["scored"]["n"] == 8 and rows["pairwise_accuracy_matched_length"]["n"] == 0
     assert {row["model"] for row in result.rows} == {"echo"}
 
 
@@ -290,17 +311,54 @@ def test_eval_reward_can_take_the_ranking_from_a_file(srlm: Srlm) -> None:
     assert alone.code == 3 and "--ranked" in alone.err and "<stdin>:1:" in alone.err
 
 
-def test_head_to_head_needs_the_other_side(srlm: Srlm) -> None:
-    result = srlm("eval", "head-to-head", "--engine", "echo")
-    assert result.code == 2 and "--against" in result.err
+def test_the_order_of_the_rows_does_not_matter(srlm: Srlm) -> None:
+    rows = [row for n in range(6) for row in judged(f"Question {n}?", [n % 3, 2, None if n == 4 else 1])]
+    straight = srlm("eval", "reward", stdin=as_lines(rows))
+    random.Random(0).shuffle(rows)
+    assert srlm("eval", "reward", stdin=as_lines(rows)).rows == straight.rows != []
 
 
-def test_matches_are_kept_and_metrics_come_from_them(srlm: Srlm) -> None:
-    write_rows(srlm.folder / "b.jsonl", side("M1", ["One?", "Two?"]))
-    argv = ["eval", "head-to-head", "--engine", "echo", "--direct", "--against", "b.jsonl"]
-    result = srlm(*argv, "--matches", "m.jsonl", "--out", "o.jsonl", stdin=as_lines(side("M2", ["Two?", "One?"])))
-    assert (result.code, result.out) == (0, "")
-    matches, rows = read_rows(srlm.folder / "m.jsonl"), by_name(read_rows(srlm.folder / "o.jsonl"))
-    assert [match["prompt"] for match in matches] == ["Two?", "One?"]
-    assert rows["win"]["value"] == sum(match["winner"] == "A" for match in matches) / 2
-    assert read_json(srlm.folder / "o.jsonl.meta.json")["counts"]["read"] == 2
+def test_the_scale_and_the_matched_length_can_be_set(srlm: Srlm) -> None:
+    text = as_lines([{**row, "response": "x" * 10 * (2 + row["k"])} for row in judged("One?", [10, 4])])  # 20 and 30
+    rows = by_name(srlm("eval", "reward", stdin=text).rows)
+    assert rows["5_best"]["n"] == 0 and rows["pairwise_accuracy_matched_length"]["n"] == 0
+    rows = by_name(srlm("eval", "reward", "--best", "10", "--matched-length", "0.5", stdin=text).rows)
+    assert rows["5_best"]["n"] == 1 and rows["pairwise_accuracy_matched_length"]["n"] == 1
+
+
+def test_a_human_value_that_is_no_number_is_a_bad_row(srlm: Srlm) -> None:
+    rows = [*judged("One?", [5, 1]), *judged("Two?", [5, 1], ["good", "bad"])]
+    result = srlm("eval", "reward", stdin=as_lines(rows))
+    assert result.code == 3 and "<stdin>:3: expected `human`, a number" in result.err
+    skipped = srlm("eval", "reward", "--on-error", "skip", stdin=as_lines(rows))
+    assert skipped.code == 0 and by_name(skipped.rows)["pairwise_accuracy"]["n"] == 1
+
+
+@pytest.mark.parametrize("flag", ["--in", "--ranked"])
+def test_neither_input_is_written_over(srlm: Srlm, flag: str) -> None:
+    write_rows(srlm.folder / "file.jsonl", judged("One?", [5, 1]) if flag == "--in" else RANKED)
+    before = (srlm.folder / "file.jsonl").read_bytes()
+    result = srlm("eval", "reward", flag, "file.jsonl", "--out", "file.jsonl")
+    assert result.code == 2 and "is the input" in result.err
+    assert (srlm.folder / "file.jsonl").read_bytes() == before
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data set is not here")
+def test_the_metrics_of_human_rankings_of_open_assistant(srlm: Srlm) -> None:
+    """A judge that gives people's own scores is right everywhere; the pairs are counted from the file."""
+    ranked = read_rows(SHARED / "oasst2" / "ranked_eval.jsonl")
+    rows = [
+        {"prompt": one["prompt"], "response": reply["text"], "score": reply["score"], "human": reply["score"]}
+        for one in ranked
+        for reply in one["responses"]
+    ]
+    result = srlm("eval", "reward", stdin=as_lines(rows))
+    whole = by_name(result.rows)
+    scores = [[reply["score"] for reply in one["responses"]] for one in ranked]
+    pairs = [(a, b) for group in scores for a, b in combinations(group, 2) if a != b]
+    assert whole["pairwise_accuracy"]["value"] == 1.0 and whole["pairwise_accuracy"]["n"] == len(pairs)
+    assert whole["exact_match"]["value"] == whole["spearman"]["value"] == whole["kendall_tau"]["value"] == 1.0
+    apart = [row for row in result.rows if row["metric"] == "pairwise_accuracy" and "replies" in row]
+    assert [row["replies"] for row in apart] == sorted({len(group) for group in scores if len(group) > 1})
+    assert sum(row["n"] for row in apart) == len(pairs)
+    assert 0.4 < whole["random"]["value"] < 0.6

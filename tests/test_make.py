@@ -139,6 +139,22 @@ def test_a_file_over_a_limit_is_held_back(run_folder):
     assert len(prompts.read_text().splitlines()) == 6
 
 
+def test_a_guard_stops_the_loop_before_the_next_model(run_folder):
+    """A judge that has gone bad ends `make iterate`, says why, and how to go on all the same."""
+    settings = run_folder / "srlm.toml"
+    model = run_folder / "runs" / "first" / "M2" / "model" / "provenance.json"
+    before = model.stat().st_mtime_ns
+    settings.write_text(SETTINGS + '["eval health"]\nmax-one-score = 0.01\n')
+    for _ in range(2):
+        done = make(run_folder, "iterate", "ITER=2")
+        assert done.returncode == 2 and "max-one-score" in done.stderr and "srlm.toml" in done.stderr
+    settings.write_text(SETTINGS + '["eval health"]\nmax-one-score = 1.0\n')
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
+    assert model.stat().st_mtime_ns == before, "another limit is no reason to train again"
+    settings.write_text(SETTINGS)
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
+
+
 def test_a_killed_run_goes_on(tmp_path):
     folder = tmp_path / "mine"
     subprocess.run([sys.executable, "-m", "srlm_cli", "init", folder], check=True, capture_output=True)

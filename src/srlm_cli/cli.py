@@ -31,7 +31,7 @@ COMMANDS = {
 }
 
 # The commands of a group, which srlm.toml names by both words.
-GROUPS = {"eval": ("reward", "head-to-head")}
+GROUPS = {"eval": ("reward", "head-to-head", "health", "length-control")}
 
 CONTEXT = {
     "help_option_names": ["--help", "-h"],

@@ -1,5 +1,7 @@
 """srlm eval head-to-head."""
 
+import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated
 
@@ -12,7 +14,8 @@ from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOpti
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import file_hash, read_all
+from srlm_cli.streams.console import say
+from srlm_cli.streams.reader import Reader, shown
 
 
 @grouped
@@ -21,11 +24,15 @@ def head_to_head(
     engine: EngineOptions,
     sampling: Annotated[SamplingOptions, Defaults(temperature=0.0, max_new_tokens=256)],
     against: Annotated[
-        str | None, Option("--against", metavar="FILE", help="Responses of the model to compare with.")
+        list[str] | None,
+        Option("--against", metavar="FILE", help="Responses of a model to compare with; several times: all of them."),
     ] = None,
     matches: Annotated[
         str | None, Option("--matches", metavar="FILE", help="Keep every match here, with both verdicts.")
     ] = None,
+    by: Annotated[
+        str, Option("--by", metavar="FIELD", help="Field of the rows to give the rates by as well, where they have it.")
+    ] = "category",
     direct: Annotated[
         bool,
         Option("--direct/--no-direct", help="Ask for the verdict at once: A or B by probability, without reasons."),
@@ -34,36 +41,54 @@ def head_to_head(
         str, Option("--template", help="Pairwise prompt: a built-in name or a .toml file.")
     ] = "pairwise",
 ) -> None:
-    """Compare two models' responses: win, tie and loss, a model as the judge, in both orders.
+    """Compare models' responses: win, tie and loss, a model as the judge, in both orders; ratings of several.
 
     \b
     Examples:
       srlm eval head-to-head --in M2/responses.jsonl --against M1/responses.jsonl --model M2/model
       srlm sample --in prompts.jsonl --model M2/model -n 1 | srlm eval head-to-head --against m1.jsonl --model M2/model
+      srlm eval head-to-head --in m3.jsonl --against m2.jsonl --against m1.jsonl --model judge --matches matches.jsonl
 
-    Reads response rows of one model and, with --against, of another, to the same prompts (the first
-    response to each counts). The judge sees both orders; if its verdicts disagree, it is a tie
-    (arXiv 2401.10020, section 3.2). Writes one row a metric, seen from --in: `win`, `tie`, `loss`,
-    `win_rate`, `first_position` (0.5 is no position bias), the mean lengths in characters and, with
-    --direct, `lean`: the share of prompts where the probability that --in is better, averaged over both
-    orders, is above one half. It tells something where a judge's position bias makes every match a tie.
+    Reads response rows of one model and, with each --against, of another, to the same prompts (the
+    first response to each counts; the prompts are those of --in). The judge sees both orders; if its
+    verdicts disagree, it is a tie (arXiv 2401.10020, section 3.2). Writes one row a metric for every two
+    files, seen from the one named first: `win`, `tie`, `loss`, `win_rate` (a tie is half a win), the
+    same at equal lengths (`length_controlled_win_rate`), `first_position` (0.5 is no position bias),
+    the mean lengths in characters and, with --direct, `lean`: the share of prompts where the probability
+    that the first is better, averaged over both orders, is above one half. It tells something where a
+    judge's position bias makes every match a tie. Rates by category are rows with a `category`.
+
+    With three or more files each model also has a `bradley_terry` rating: by maximum likelihood over
+    all matches, 400 points are odds of 10:1, the mean of the models is 0. One tie is added for every
+    two models, so that a model that won everything has a rating. A table of it goes to stderr. A
+    model goes by the `model` of its rows or, where two files have the same, by its file.
     """
     from srlm_cli.evaluate import head_to_head as compare
+    from srlm_cli.evaluate import standings
 
     if not against:
         raise OptionError("no --against FILE", "responses of the model to compare with")
+    files = [stream.in_, *against]
+    refuse_clashes(files, stream.out, matches)
     form = templates.load(template, fields={"prompt", "first", "second"}, reads=True)
     if direct and not (form.finish and form.choices):
         raise OptionError(f"template {template} has no `finish` and `choices`", "--direct needs them")
-    others = read_all(against, records.response_record)
+    others = [whole(path) for path in against]
+    if os.path.isfile(stream.in_):  # told before a model is loaded; of a pipe it is seen at its end
+        rows = Reader([stream.in_], records.response_record, on_error="skip", limit=stream.limit)
+        compare.check_common(prompts_of(rows), [prompts_of(rows) for rows, _ in others], files)
     reader = run.reader(stream, records.response_record, [stream.in_])
+    first = [reader.peek(), *(rows[0] if rows else None for rows, _ in others)]
+    names = compare.names_of([row.get("model") if row else None for row in first], files)
     model = LazyEngine(engine.spec())
-    options = compare.HeadToHeadOptions(form, sampling.sampling(), sampling.seed, direct)
+    options = compare.HeadToHeadOptions(form, sampling.sampling(), sampling.seed, direct, by)
     played: list[Row] = []
 
     def play(rows, done):
+        sources = [rows, *(rows for rows, _ in others)]
+        entries = [compare.Entry(*one) for one in zip(names, map(shown, files), sources, strict=True)]
         played.extend(done.rows())
-        for outcome in compare.head_to_head(rows, others, model, options, kept=played):
+        for outcome in compare.head_to_head(entries, model, options, kept=played):
             played.extend(outcome.rows)
             yield outcome
 
@@ -71,10 +96,44 @@ def head_to_head(
         "eval head-to-head",
         replace(stream, out=matches),
         reader,
-        identity(sampling, template=form.hash, direct=direct, against=file_hash(against))
+        identity(sampling, template=form.hash, direct=direct, by=by, against=[digest for _, digest in others])
         | run.model_identity(model.spec),
         play,
         engine=model,
     )
-    metrics = compare.win_rates(played, sampling.seed)
+    metrics = standings.metrics(played, names, sampling.seed)
+    if len(files) > 2 and not stream.quiet:
+        for line in standings.table(metrics, names):
+            say(line)
     run.write_rows("eval head-to-head", stream.out, metrics, reader, read=len(played), quiet=True)
+
+
+def whole(path: str) -> tuple[list[Row], str]:
+    """Return all response rows of a file, and a hash of them."""
+    reader = Reader([path], records.response_record)
+    rows = list(reader)
+    if reader.error:
+        raise reader.error
+    return rows, reader.digests[-1].hex() if rows else ""
+
+
+def prompts_of(rows: Iterable[Row]) -> set[str]:
+    """Return the ids of the prompts that rows answer."""
+    return {row["prompt_id"] for row in rows}
+
+
+def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
+    """Raise OptionError when one file would be read twice from stdin, or written twice, or read and written."""
+    if inputs.count("-") > 1:
+        raise OptionError("stdin can be only one of the files", "--in or --against has to name a file")
+    run.refuse_own_input(out, inputs)
+    if matches and same(matches, out):
+        both = "stdout" if matches == "-" else matches
+        raise OptionError(f"--matches and --out are both {both}", "give each a file of its own")
+    if matches and any(path != "-" and same(matches, path) for path in inputs):
+        raise OptionError(f"--matches {matches} is an input", "write to another file")
+
+
+def same(one: str, other: str) -> bool:
+    """Tell whether two names are of the same file, there or not yet."""
+    return one == other or ("-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other))

@@ -9,7 +9,7 @@ from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, Out, ReadOptions, Seed
-from srlm_cli.errors import DataError
+from srlm_cli.errors import BadRow
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import read_all
 
@@ -23,6 +23,10 @@ def reward(
         str | None,
         Option("--ranked", metavar="FILE", help="Ranked rows, when the judged rows do not hold the people's ranking."),
     ] = None,
+    best: Annotated[float, Option("--best", help="The perfect score of the judge's scale, for 5-best.")] = 5.0,
+    matched_length: Annotated[
+        float, Option("--matched-length", min=0.0, help="Lengths match when one is at most this share longer.")
+    ] = 0.25,
     seed: Seed = 0,
 ) -> None:
     """Measure a judge against people: the paper's reward-model metrics.
@@ -36,19 +40,22 @@ def reward(
     ranking (`human`); rows from elsewhere are matched with --ranked by prompt and text. Writes one
     row a metric: `metric`, `value`, `n`, `ci_low`, `ci_high` (95%, bootstrap over prompts with
     --seed). Pairwise accuracy counts a tie of the judge as a miss; beside it stand the rate without
-    ties, the tie rate, 5-best, exact match, Spearman, Kendall tau-b and what "the longest reply
-    wins" would reach.
+    ties and with ties as halves, the tie rate, 5-best, exact match, Spearman, Kendall tau-b, what the
+    longest, the shortest or a random reply would reach, and the accuracy among replies of about
+    equal length. Rows with `replies` hold only the prompts with so many replies. docs/metrics.md
+    defines each.
     """
     from srlm_cli.evaluate.reward import judge_metrics
 
-    reader = run.reader(read, records.judged_record, [in_])
+    run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else {}
-    judged = [with_human(row, people, reader.at) for row in reader]
+    reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_])
+    judged = list(reader)
     reader.digests.clear()
     run.check_whole(reader)
     judged.sort(key=lambda row: row["prompt_id"])
     prompts = [list(group) for _, group in groupby(judged, key=lambda row: row["prompt_id"])]
-    metrics = judge_metrics(prompts, seed)
+    metrics = judge_metrics(prompts, seed, best, matched_length)
     run.write_rows("eval reward", out, metrics, reader, read=len(judged), quiet=read.quiet)
 
 
@@ -58,11 +65,13 @@ def human_values(path: str) -> dict[tuple[str, str], float]:
     return {(records.prompt_id(row["prompt"]), row["response"].strip()): row["human"] for row in rows}
 
 
-def with_human(row: Row, people: dict[tuple[str, str], float], at: str) -> Row:
-    """Return a judged row with `human`, its own or that of the ranked rows."""
+def with_human(row: Row, people: dict[tuple[str, str], float]) -> Row:
+    """Return a judged row with `human`, its own or that of the ranked rows; raise BadRow where there is none."""
     if "human" in row and not people:
+        if not records.is_number(row["human"]):
+            raise BadRow(f"expected `human`, a number, larger is better, got {row['human']!r}")
         return row
     key = records.prompt_id(row["prompt"]), row["response"].strip()
     if key not in people:
-        raise DataError(f"{at}: no human ranking of this response", "--ranked FILE has to hold its prompt and text")
+        raise BadRow("no human ranking of this response; --ranked FILE has to hold its prompt and text")
     return {**row, "human": people[key]}

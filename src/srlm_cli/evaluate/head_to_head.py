@@ -1,13 +1,16 @@
-"""Which of two models answers better: a judge sees both replies in both orders (arXiv 2401.10020, section 3.2)."""
+"""Which of several models answers better: a judge sees two replies in both orders (arXiv 2401.10020, section 3.2)."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations, islice
+from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
-from srlm_cli.evaluate.metric import metric
+from srlm_cli.errors import DataError
 from srlm_cli.records import Row, as_messages, as_text
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
@@ -20,89 +23,166 @@ class HeadToHeadOptions:
     """A pairwise template and how the judge is sampled.
 
     `direct` asks for the verdict at once, without reasons: the more probable of the template's choices.
+    `by` is the field of the response rows that holds a prompt's category.
     """
 
     template: Template
     sampling: Sampling
     seed: int
     direct: bool = False
+    by: str = "category"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The responses of one model: what it goes by (see `names_of`), the file they come from, and the rows."""
+
+    name: str | None
+    file: str
+    rows: Iterable[Row]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One prompt: its response by each entry that has one, and the rows passed over since the round before."""
+
+    responses: dict[int, Row]
+    passed: dict[str, int]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The entries to compare, two by two, by their place."""
+        return list(combinations(self.responses, 2))
 
 
 def head_to_head(
-    rows: Iterable[Row],
-    others: Iterable[Row],
-    engine: Engine,
-    options: HeadToHeadOptions,
-    *,
-    kept: Iterable[Row] = (),
+    entries: Sequence[Entry], engine: Engine, options: HeadToHeadOptions, *, kept: Iterable[Row] = ()
 ) -> Iterator[Outcome]:
-    """Yield, for each response of A that B answered too, a match row with its `winner`: A, B or tie.
+    """Yield, for each prompt of the first entry, a match row with its `winner` for every two entries that answered it.
 
     The judge sees A first, then B first; a verdict counts only if both orders agree, everything
     else, a tie or an unreadable verdict too, is a tie. Of several responses to a prompt the first
-    counts; responses without a partner are dropped and counted. `kept` are matches of an earlier run.
+    counts; responses of the first entry that no other one answered are dropped and counted. The first
+    entry's rows are read as they come, the others' beforehand. `kept` are matches of an earlier run.
+    Two entries that answered no prompt together raise DataError at the end (see `check_common`).
     """
-    of_b: dict[str, Row] = {}
-    for row in others:
-        of_b.setdefault(row["prompt_id"], row)
-    seen = {match["id"] for match in kept}
+    others = [first_responses(entry.rows) for entry in entries[1:]]
+    done = {match["prompt_id"] for match in kept}
+    alone: set[str] = set()
     passed: Counter[str] = Counter()  # rows without a match since the last match
 
-    def matches() -> Iterator[tuple[Row, Row, bool, dict[str, int]]]:
-        for a in rows:
-            if a["prompt_id"] in seen:
+    def rounds() -> Iterator[Round]:
+        for row in entries[0].rows:
+            prompt = row["prompt_id"]
+            found = {0: row, **{at: of[prompt] for at, of in enumerate(others, 1) if prompt in of}}
+            if prompt in done:
                 passed["not the first response"] += 1
-            elif a["prompt_id"] not in of_b:
+            elif len(found) == 1:
+                alone.add(prompt)
                 passed["no response of the other model"] += 1
             else:
-                seen.add(a["prompt_id"])
+                done.add(prompt)
                 before = dict(passed)
                 passed.clear()
-                for swapped in (False, True):
-                    yield a, of_b[a["prompt_id"]], swapped, before
+                yield Round(found, before)
 
-    def ask(match: tuple[Row, Row, bool, dict[str, int]]) -> Request:
-        a, b, swapped, _ = match
-        first, second = (b, a) if swapped else (a, b)
-        text = options.template.render(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
-        seed = (derive(options.seed, "head-to-head", a["id"], b["id"], swapped),)
-        begin = {"prefix": options.template.finish, "choices": options.template.choices} if options.direct else {}
-        return Request(as_messages(text.strip()), options.sampling, seed, **begin)
+    def orders() -> Iterator[tuple[Round, int, int, bool]]:
+        for one in rounds():
+            for a, b in one.pairs:
+                yield one, a, b, False
+                yield one, a, b, True
 
-    answers = generate_for(matches(), ask, engine)
-    for (a, b, _, before), straight in answers:
-        _, swapped = next(answers)
-        yield _match(a, b, before, straight, swapped, options)
+    def ask(order: tuple[Round, int, int, bool]) -> Request:
+        one, a, b, swapped = order
+        return request(one.responses[a], one.responses[b], swapped, _place(a, b, entries), options)
+
+    asked = generate_for(orders(), ask, engine)
+    for (one, *_), first in asked:
+        completions = [first, *(completion for _, completion in islice(asked, 2 * len(one.pairs) - 1))]
+        yield _outcome(one, completions, entries, options)
+    yield Outcome(read=0, at_end=True)  # what comes now counts only if the input was whole
+    check_common(done | alone, others, [entry.file for entry in entries])
     if passed:
         yield Outcome(read=passed.total(), dropped=dict(passed))
 
 
-def _match(
-    a: Row, b: Row, before: dict[str, int], straight: Completion, swapped: Completion, options: HeadToHeadOptions
+def first_responses(rows: Iterable[Row]) -> dict[str, Row]:
+    """Return the first response to each prompt, by its id."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row["prompt_id"], row)
+    return first
+
+
+def check_common(prompts: Collection[str], others: Sequence[Collection[str]], files: Sequence[str]) -> None:
+    """Raise DataError for two files that answered none of the prompts together; no prompts are no error.
+
+    `prompts` are the ids of those in the first file, `others` of those in each other file.
+    """
+    sides = [set(prompts), *(set(prompts) & set(other) for other in others)]
+    for a, b in combinations(range(len(files)), 2):
+        if prompts and not sides[a] & sides[b]:
+            where = files[b] if a == 0 else f"both {files[a]} and {files[b]}"
+            hint = "two rows are of one prompt when their `prompt_id` or, without one, their prompt text is the same"
+            raise DataError(f"no prompt of {files[0]} is answered in {where}", hint)
+
+
+def request(a: Row, b: Row, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:
+    """Return the question to the judge about two responses to one prompt, in one order."""
+    first, second = (b, a) if swapped else (a, b)
+    text = options.template.render(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
+    seeds = (derive(options.seed, "head-to-head", a["id"], b["id"], swapped, *place),)
+    begin = {"prefix": options.template.finish, "choices": options.template.choices} if options.direct else {}
+    return Request(as_messages(text.strip()), options.sampling, seeds, **begin)
+
+
+def _place(a: int, b: int, entries: Sequence[Entry]) -> list[str]:
+    """Return what tells a pair of entries from the others, such as 0-2; nothing where it is the only one."""
+    return [f"{a}-{b}"] if len(entries) > 2 else []
+
+
+def _outcome(
+    one: Round, completions: list[Completion], entries: Sequence[Entry], options: HeadToHeadOptions
 ) -> Outcome:
+    """Return the match rows of one prompt, its pairs judged in both orders one after the other."""
+    prompt = {key: one.responses[0][key] for key in ("prompt_id", "prompt")}
+    category = _category(one, options.by)
+    prompt |= {} if category is None else {"category": category}
+    matches = []
+    for (a, b), straight, swapped in zip(one.pairs, completions[::2], completions[1::2], strict=True):
+        match = {
+            "id": "/".join([prompt["prompt_id"], *_place(a, b, entries)]),
+            **prompt,
+            **_judged(straight, swapped, options),
+            "model_a": entries[a].name,
+            "model_b": entries[b].name,
+            "response_a": one.responses[a]["response"],
+            "response_b": one.responses[b]["response"],
+        }
+        matches.append(match)
+    return Outcome(
+        rows=matches,
+        read=1 + sum(one.passed.values()),
+        dropped=one.passed,
+        counts={
+            "verdicts": len(completions),
+            "unparsed": sum(match["verdicts"].count(None) for match in matches),
+            "prompts not answered by all": int(len(one.responses) < len(entries)),
+        },
+        tokens_in=sum(completion.tokens_in for completion in completions),
+        tokens_out=sum(completion.tokens_out for completion in completions),
+    )
+
+
+def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOptions) -> Row:
+    """Return what the judge said of A and B in one order, then in the other."""
     verdicts = [_verdict(straight, options), _verdict(swapped, options)]
     winners = [verdicts[0], {"A": "B", "B": "A"}.get(verdicts[1] or "", verdicts[1])]
     agreed = winners[0] == winners[1] and winners[0] in ("A", "B")
-    row = {
-        "id": a["prompt_id"],
-        "prompt": a["prompt"],
-        "winner": winners[0] if agreed else "tie",
-        "verdicts": verdicts,
-        "model_a": a.get("model"),
-        "model_b": b.get("model"),
-        "response_a": a["response"],
-        "response_b": b["response"],
-    }
+    judged: Row = {"winner": winners[0] if agreed else "tie", "verdicts": verdicts}
     if straight.probabilities and swapped.probabilities:
-        row["probability"] = (straight.probabilities[0] + swapped.probabilities[1]) / 2
-    return Outcome(
-        rows=[row],
-        read=1 + sum(before.values()),
-        dropped=before,
-        counts={"verdicts": 2, "unparsed": verdicts.count(None)},
-        tokens_in=straight.tokens_in + swapped.tokens_in,
-        tokens_out=straight.tokens_out + swapped.tokens_out,
-    )
+        judged["probability"] = (straight.probabilities[0] + swapped.probabilities[1]) / 2
+    return judged
 
 
 def _verdict(completion: Completion, options: HeadToHeadOptions) -> str | None:
@@ -111,24 +191,35 @@ def _verdict(completion: Completion, options: HeadToHeadOptions) -> str | None:
     return verdict and {"a": "A", "b": "B"}.get(verdict.lower(), "tie")
 
 
-def win_rates(matches: list[Row], seed: int = 0) -> list[Row]:
-    """Return metric rows of judged matches, seen from A: win, tie and loss rates, order bias, mean lengths.
+def _category(one: Round, by: str) -> str | None:
+    """Return the category of a prompt as a text: that of the first of its responses that has one."""
+    values = (row[by] for row in one.responses.values() if row.get(by) not in (None, ""))
+    value = next(values, None)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
-    `lean` is the share of matches whose `probability` that A is better, the mean over both orders and
-    so free of position bias, is above one half. `first_position` is the share of readable verdicts
-    for the reply that stood first: 0.5 is a judge without position bias. Lengths are in characters.
+
+def names_of(models: Sequence[Any], files: Sequence[str]) -> list[str | None]:
+    """Return what each file goes by: the `model` of its rows, or else its file name.
+
+    Files whose rows name the same model, and among three or more those whose rows name none, go by
+    their file names without endings, with as many folders before them as tell them apart; the same
+    file twice gets a number. So no two names are the same; of two files without a model both are None.
     """
-    won = [row["winner"] for row in matches]
-    groups = {
-        "win": [[w == "A"] for w in won],
-        "tie": [[w == "tie"] for w in won],
-        "loss": [[w == "B"] for w in won],
-        "win_rate": [[{"A": 1.0, "tie": 0.5, "B": 0.0}[w]] for w in won],
-        "lean": [[row["probability"] > 0.5] for row in matches if "probability" in row],
-        "first_position": [[v == "A" for v in row["verdicts"] if v in ("A", "B")] for row in matches],
-        "length": [[len(row["response_a"])] for row in matches],
-        "baseline_length": [[len(row["response_b"])] for row in matches],
-    }
-    models = {"model": matches[0]["model_a"], "baseline": matches[0]["model_b"]} if matches else {}
-    groups = {name: values for name, values in groups.items() if values or name != "lean"}
-    return [{**metric("head_to_head", name, values, seed), **models} for name, values in groups.items()]
+    known = [model if isinstance(model, str) and model else None for model in models]
+    by_file = [len(files) > 2 if model is None else known.count(model) > 1 for model in known]
+    paths = [_parts(file) for file, wanted in zip(files, by_file, strict=True) if wanted]
+    depth = 1
+    while len({path[-depth:] for path in paths}) < len(set(paths)):
+        depth += 1
+    names: list[str | None] = []
+    for model, file, wanted in zip(known, files, by_file, strict=True):
+        name = "/".join(_parts(file)[-depth:]) if wanted else model
+        numbered = [f"{name} ({number})" for number in range(2, len(files) + 1)]
+        names.append(name if name is None else next(free for free in [name, *numbered] if free not in names))
+    return names
+
+
+def _parts(file: str) -> tuple[str, ...]:
+    """Return the folders of a path and its name without `.jsonl` and `.gz`."""
+    *folders, name = [part for part in file.split("/") if part not in ("", ".")]
+    return (*folders, "stdin" if name == "-" else name.removesuffix(".gz").removesuffix(".jsonl"))

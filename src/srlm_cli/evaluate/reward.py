@@ -3,72 +3,196 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import combinations
 
-from srlm_cli.evaluate.metric import metric
+from srlm_cli.evaluate.bootstrap import metrics
 from srlm_cli.records import Row
+from srlm_cli.seeds import derive
 
 BEST = 5.0
+MATCHED_LENGTH = 0.25
 
 
-def judge_metrics(prompts: list[list[Row]], seed: int = 0) -> list[Row]:
-    """Return the metric rows of judged rows that hold `human`, by prompt, and what length alone would reach."""
-    scored = [([row["human"] for row in group], [row["score"] for row in group]) for group in prompts]
-    lengths = [([row["human"] for row in group], [len(row["response"]) for row in group]) for group in prompts]
+@dataclass(frozen=True)
+class Replies:
+    """The replies to one prompt, one value each: of `human` and of `scores` (null: unreadable) the larger is better.
+
+    `perfect` tells which replies the judge gave the best score; `lengths` are in characters; `draws`
+    are the scores of a judge that draws at random.
+    """
+
+    human: list[float]
+    scores: list[float | None]
+    perfect: list[bool]
+    lengths: list[int]
+    draws: list[float]
+
+
+def judge_metrics(
+    prompts: Iterable[list[Row]], seed: int = 0, best: float = BEST, matched_length: float = MATCHED_LENGTH
+) -> list[Row]:
+    """Return the metric rows of judged rows that hold `human`, a list a prompt; `docs/metrics.md` defines each.
+
+    Rows by the number of replies, which have a field `replies`, come first: a reader that keeps the
+    last row of a name has the one over all prompts. A prompt with one reply has nothing to order.
+    """
+    prompts = list(prompts)
     judges = {judge_name(row) for group in prompts for row in group}
+    replies = [replies_of(group, seed, best) for group in prompts if len(group) > 1]
     name = {"model": judges.pop()} if len(judges) == 1 else {}
-    return [{**row, **name} for row in [*reward_metrics(scored, seed), longest_wins(lengths, seed)]]
+    rows = [*by_number_of_replies(replies, seed), *reward_metrics(replies, seed), *baselines(replies, seed)]
+    return [{**row, **name} for row in [*rows, *at_matched_length(replies, seed, matched_length)]]
+
+
+def replies_of(group: list[Row], seed: int, best: float) -> Replies:
+    """Return the judged rows of one prompt as numbers."""
+    return Replies(
+        human=[row["human"] for row in group],
+        scores=[row["score"] for row in group],
+        perfect=[is_perfect(row, best) for row in group],
+        lengths=[len(row["response"]) for row in group],
+        draws=[float(derive(seed, "random", row["id"])) for row in group],
+    )
+
+
+def is_perfect(row: Row, best: float) -> bool:
+    """Tell whether a judged row has the best score: all K judgements gave it.
+
+    A score that is an expectation never quite reaches it, and counts from half a point below.
+    """
+    if row["score"] is None:
+        return False
+    return best - 0.5 <= row["score"] < best + 0.5 if is_expectation(row) else row["score"] == best
+
+
+def is_expectation(row: Row) -> bool:
+    """Tell whether scores of a judged row are expectations (`srlm judge --score expected`), not written numbers."""
+    sources, scores = row.get("score_from"), row.get("scores")
+    if not isinstance(sources, list) or not isinstance(scores, list):
+        return False
+    chosen = [score for source, score in zip(sources, scores, strict=False) if source == "finish"]
+    return bool({"expected", "direct"} & set(sources)) or any(
+        isinstance(score, float) and score % 1 for score in chosen
+    )
 
 
 def judge_name(row: Row) -> str | None:
-    """Return which model judged a row."""
+    """Return which model judged a row, or None where it does not say."""
     judge = row.get("judge")
-    return judge.get("model") if isinstance(judge, dict) else judge
+    name = judge.get("model") if isinstance(judge, dict) else judge
+    return name if isinstance(name, str) else None
 
 
-def reward_metrics(prompts: Iterable[tuple[list[float], list[float | None]]], seed: int = 0) -> list[Row]:
-    """Return metric rows for prompts given as (human values, judge's scores), both larger is better.
+# --- the metrics -----------------------------------------------------------------------------
+
+
+def reward_metrics(prompts: list[Replies], seed: int = 0) -> list[Row]:
+    """Return the paper's five metrics, the ways to count ties, and the share of replies with a score.
 
     A reply whose score is null agrees with nobody: its pairs count as misses and its prompt has no
     exact match; it has no part in the correlations.
     """
-    prompts = [(human, scores) for human, scores in prompts if len(human) > 1]
-    pairs = [pair_outcomes(human, scores) for human, scores in prompts]
-    rhos, taus = zip(*(correlations(human, scores) for human, scores in prompts), strict=True) if prompts else ([], [])
+    pairs = [outcomes(ordered_pairs(one.human), one.scores) for one in prompts]
+    rhos, taus = zip(*(correlations(one.human, one.scores) for one in prompts), strict=True) if prompts else ([], [])
     values = {
-        "pairwise_accuracy": [[outcome is True for outcome in group] for group in pairs],
-        "pairwise_accuracy_without_ties": [[o for o in group if o is not None] for group in pairs],
+        "pairwise_accuracy": [ties_as_misses(group) for group in pairs],
+        "pairwise_accuracy_without_ties": [ties_left_out(group) for group in pairs],
+        "pairwise_accuracy_ties_half": [[0.5 if o is None else float(o) for o in group] for group in pairs],
         "tie_rate": [[outcome is None for outcome in group] for group in pairs],
-        "5_best": [tops_among_perfect(human, scores) for human, scores in prompts],
-        "exact_match": [[exact_match(human, scores)] for human, scores in prompts],
+        "5_best": [tops_among_perfect(one.human, one.perfect) for one in prompts],
+        "exact_match": [[exact_match(one.human, one.scores)] for one in prompts],
         "spearman": rhos,
         "kendall_tau": taus,
-        "scored": [[score is not None for score in scores] for _, scores in prompts],
+        "scored": [[score is not None for score in one.scores] for one in prompts],
     }
-    return [metric("reward", name, groups, seed) for name, groups in values.items()]
+    return metrics("reward", values, seed)
 
 
-def pair_outcomes(human: list[float], scores: list[float | None]) -> list[bool | None]:
-    """Return for each pair that people ordered: True as people did, False the other way, None a tie.
+def baselines(prompts: list[Replies], seed: int = 0) -> list[Row]:
+    """Return the pairwise accuracy of three judges that do not read: the longer, the shorter, any reply wins.
 
-    A pair with a null score is False.
+    Replies of equal length are a tie, that is a miss. `random` is one draw with the seed; its interval
+    shows how far from one half chance goes on these pairs.
     """
-    outcomes: list[bool | None] = []
-    for a, b in combinations(range(len(human)), 2):
-        if human[a] == human[b]:
-            continue
-        if scores[a] is None or scores[b] is None:
-            outcomes.append(False)
-        elif scores[a] == scores[b]:
-            outcomes.append(None)
+    values = {
+        "longest_wins": [agreement(one.human, one.lengths) for one in prompts],
+        "shortest_wins": [agreement(one.human, [-length for length in one.lengths]) for one in prompts],
+        "random": [agreement(one.human, one.draws) for one in prompts],
+    }
+    return metrics("reward", values, seed)
+
+
+def at_matched_length(prompts: list[Replies], seed: int = 0, longer: float = MATCHED_LENGTH) -> list[Row]:
+    """Return the accuracies on the pairs whose longer reply is at most a share `longer` longer than the other."""
+    pairs = [[pair for pair in ordered_pairs(one.human) if near(one.lengths, pair, longer)] for one in prompts]
+    judged = [outcomes(some, one.scores) for some, one in zip(pairs, prompts, strict=True)]
+    by_length = [outcomes(some, one.lengths) for some, one in zip(pairs, prompts, strict=True)]
+    values = {
+        "pairwise_accuracy_matched_length": [ties_as_misses(group) for group in judged],
+        "pairwise_accuracy_matched_length_without_ties": [ties_left_out(group) for group in judged],
+        "longest_wins_matched_length": [ties_as_misses(group) for group in by_length],
+    }
+    return [row | {"matched_length": longer} for row in metrics("reward", values, seed)]
+
+
+def by_number_of_replies(prompts: list[Replies], seed: int = 0) -> list[Row]:
+    """Return pairwise accuracy and exact match for the prompts with 2 replies, with 3, and so on, as `replies`."""
+    rows = []
+    for count in sorted({len(one.human) for one in prompts}):
+        some = [one for one in prompts if len(one.human) == count]
+        values = {
+            "pairwise_accuracy": [agreement(one.human, one.scores) for one in some],
+            "exact_match": [[exact_match(one.human, one.scores)] for one in some],
+        }
+        rows += [row | {"replies": count} for row in metrics("reward", values, seed)]
+    return rows
+
+
+# --- one prompt ------------------------------------------------------------------------------
+
+
+def ordered_pairs(human: list[float]) -> list[tuple[int, int]]:
+    """Return the pairs of replies that people ordered, the better one first; their ties are none."""
+    pairs = combinations(range(len(human)), 2)
+    return [(a, b) if human[a] > human[b] else (b, a) for a, b in pairs if human[a] != human[b]]
+
+
+def outcomes(pairs: list[tuple[int, int]], scores: list[float | None] | list[int]) -> list[bool | None]:
+    """Return for each pair (better, worse): True as people did, False the other way or unscored, None a tie."""
+    found: list[bool | None] = []
+    for better, worse in pairs:
+        if scores[better] is None or scores[worse] is None:
+            found.append(False)
         else:
-            outcomes.append((scores[a] > scores[b]) == (human[a] > human[b]))
-    return outcomes
+            found.append(None if scores[better] == scores[worse] else scores[better] > scores[worse])
+    return found
 
 
-def tops_among_perfect(human: list[float], scores: list[float | None]) -> list[bool]:
-    """Return for each reply with a perfect 5 whether people rank it top ("5-best")."""
-    return [value == max(human) for value, score in zip(human, scores, strict=True) if score == BEST]
+def agreement(human: list[float], scores: list[float | None] | list[int]) -> list[bool]:
+    """Return for each pair that people ordered whether the scores order it as they did; a tie does not."""
+    return ties_as_misses(outcomes(ordered_pairs(human), scores))
+
+
+def ties_as_misses(pairs: list[bool | None]) -> list[bool]:
+    """Return whether each pair is right; a tie is not, as the 26.6% of the paper's saturated judge imply."""
+    return [outcome is True for outcome in pairs]
+
+
+def ties_left_out(pairs: list[bool | None]) -> list[bool]:
+    """Return whether each pair that the judge ordered is right."""
+    return [outcome for outcome in pairs if outcome is not None]
+
+
+def near(lengths: list[int], pair: tuple[int, int], longer: float) -> bool:
+    """Tell whether the longer reply of a pair is at most a share `longer` longer than the shorter one."""
+    short, long = sorted(lengths[at] for at in pair)
+    return long - short <= longer * short + 1e-9  # 29 is not over 0.29 * 100
+
+
+def tops_among_perfect(human: list[float], perfect: list[bool]) -> list[bool]:
+    """Return for each reply with the best score whether people rank it top, alone or not ("5-best")."""
+    return [value == max(human) for value, best in zip(human, perfect, strict=True) if best]
 
 
 def exact_match(human: list[float], scores: list[float | None]) -> bool:
@@ -94,9 +218,3 @@ def correlations(human: list[float], scores: list[float | None]) -> tuple[list[f
     if len(set(s)) < 2:
         return [0.0], [0.0]
     return [float(spearmanr(h, s).statistic)], [float(kendalltau(h, s).statistic)]
-
-
-def longest_wins(prompts: Iterable[tuple[list[float], list[int]]], seed: int = 0) -> Row:
-    """Return the share of pairs that "the longer reply is better" orders as people did, to read a judge against."""
-    groups = [[o is True for o in pair_outcomes(human, [float(n) for n in lengths])] for human, lengths in prompts]
-    return metric("reward", "longest_wins", groups, seed)

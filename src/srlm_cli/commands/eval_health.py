@@ -1,0 +1,116 @@
+"""srlm eval health."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli import records
+from srlm_cli.commands import run
+from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.options import In, OnLimit, Out, ReadOptions, Seed
+from srlm_cli.errors import BadRow, DataError, OptionError
+from srlm_cli.records import Row
+from srlm_cli.streams.reader import Reader, read_all
+
+
+@grouped
+def health(
+    read: ReadOptions,
+    in_: In = "-",
+    out: Out = "-",
+    before: Annotated[
+        str | None, Option("--before", metavar="FILE", help="Judged rows of the round before: length and gap drift.")
+    ] = None,
+    reward: Annotated[
+        str | None, Option("--reward", metavar="FILE", help="What `srlm eval reward` wrote for this round's judge.")
+    ] = None,
+    reward_before: Annotated[
+        str | None, Option("--reward-before", metavar="FILE", help="The same of the round before's judge.")
+    ] = None,
+    max_one_score: Annotated[
+        float, Option("--max-one-score", min=0.0, max=1.0, help="Exit 4 when one score has a larger share.")
+    ] = 0.95,
+    min_parse_rate: Annotated[
+        float, Option("--min-parse-rate", min=0.0, max=1.0, help="Exit 4 when fewer judgements hold a score.")
+    ] = 0.5,
+    max_length_growth: Annotated[
+        float, Option("--max-length-growth", min=0.0, help="Exit 4 when responses grew by a larger factor.")
+    ] = 2.0,
+    max_accuracy_drop: Annotated[
+        float, Option("--max-accuracy-drop", min=0.0, max=1.0, help="Exit 4 when the judge's accuracy fell by more.")
+    ] = 0.1,
+    seed: Seed = 0,
+    on_limit: Annotated[
+        OnLimit,
+        Option("--on-limit", help="Over a limit (exit 4): write FILE all the same, or hold FILE.part back."),
+    ] = "write",
+) -> None:
+    """Measure how healthy a judge is, from any judged file, and stop a loop that collapses.
+
+    \b
+    Examples:
+      srlm eval health --in M1/judged.jsonl
+      srlm eval health --in M2/judged.jsonl --before M1/judged.jsonl --max-length-growth 1.5 --out health.jsonl
+      srlm eval health --in judged.jsonl --reward M2/eval-reward.jsonl --reward-before M1/eval-reward.jsonl
+
+    Reads judged rows in one pass, in any order, and keeps numbers only. Writes one row a metric: parse
+    rate, finish reasons, the share of each score, ties, the spread within K judgements, the gap
+    between best and worst, and what the judge makes of length; against the round before, length
+    growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
+    command ends with exit 4 behind its rows and says why; a limit whose input is absent is not checked.
+    """
+    from srlm_cli.evaluate import health as pure
+
+    if reward_before and not reward:
+        raise OptionError("--reward-before has nothing to be compared with", "add --reward FILE")
+    run.refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
+    accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
+    earlier = numbers_of_file(before) if before else None
+    reader = run.reader(read, records.judged_record, [in_])
+    judged = pure.numbers_of(finished(reader))
+    run.check_whole(reader)
+    rows = pure.health_metrics(judged, earlier, *accuracies, seed=seed)
+    limits = pure.Limits(max_one_score, min_parse_rate, max_length_growth, max_accuracy_drop)
+    run.write_rows(
+        "eval health",
+        out,
+        rows,
+        reader,
+        read=judged.responses,
+        quiet=read.quiet,
+        limit=pure.over_limits(rows, limits),
+        on_limit=on_limit,
+    )
+
+
+def finished(reader: Reader) -> Iterator[Row]:
+    """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
+    for row in reader:
+        reader.digests.clear()
+        yield row
+
+
+def numbers_of_file(path: str):
+    """Return the numbers of a whole judged file; a bad row raises DataError."""
+    from srlm_cli.evaluate.health import numbers_of
+
+    reader = Reader([path], records.judged_record)
+    numbers = numbers_of(finished(reader))
+    run.check_whole(reader)
+    return numbers
+
+
+def accuracy_in(path: str) -> Row:
+    """Return the pairwise accuracy over all prompts from the rows of `srlm eval reward`."""
+    rows = [row for row in read_all(path, metric_row) if row["metric"] == "pairwise_accuracy" and "replies" not in row]
+    if not rows:
+        raise DataError(f"{path}: no `pairwise_accuracy`", "expected the rows of `srlm eval reward`")
+    return rows[-1]
+
+
+def metric_row(row: Row) -> Row:
+    """Return a metric row; raise BadRow for anything else."""
+    if "metric" not in row or not (row.get("value") is None or records.is_number(row["value"])):
+        raise BadRow("expected a metric row {metric, value, n}")
+    return row

@@ -1,0 +1,52 @@
+"""srlm eval length-control."""
+
+from typing import Annotated
+
+from typer import Option
+
+from srlm_cli.commands import run
+from srlm_cli.commands.grouping import grouped
+from srlm_cli.commands.options import In, Out, ReadOptions, Seed
+from srlm_cli.evaluate import length_control as pure
+from srlm_cli.streams.console import say
+from srlm_cli.streams.reader import read_all
+
+
+@grouped
+def length_control(
+    read: ReadOptions,
+    in_: In = "-",
+    out: Out = "-",
+    reference: Annotated[
+        str | None,
+        Option("--reference", metavar="FILE", help="Comparisons of the baseline with wordier, terser variants of it."),
+    ] = None,
+    inverse_penalty: Annotated[
+        float, Option("--inverse-penalty", min=0.001, help="C: the smaller, the more coefficients shrink to zero.")
+    ] = pure.C,
+    seed: Seed = 0,
+) -> None:
+    """Tell what a win rate would be at equal lengths: the model of AlpacaEval 2.
+
+    \b
+    Examples:
+      srlm eval length-control --in matches.jsonl
+      srlm eval length-control --in preferences.jsonl --reference variants.jsonl --out metrics.jsonl
+
+    Reads what `srlm eval head-to-head --matches` writes, or rows of `model`, `index` (the prompt),
+    `len_baseline`, `len_model`, `preference` (1: the baseline is better, 2: the model is) and, where it
+    is known, `difficulty`, for one model or many. Fits how much of the preference is length
+    (arXiv 2404.04475) and writes, for each model, `win_rate`, `length_controlled_win_rate` with the
+    terms that were fitted, and the mean lengths. --reference takes rows of the same two forms, each
+    variant of the baseline a model. The interval is a bootstrap over prompts with --seed.
+    """
+    run.refuse_own_input(out, [in_, *([reference] if reference else [])])
+    variants = read_all(reference, pure.preference_record) if reference else []
+    reader = run.reader(read, pure.preference_record, [in_])
+    rows = list(reader)
+    reader.digests.clear()
+    run.check_whole(reader)
+    metrics, left_out = pure.length_control(rows, variants, inverse_penalty, seed)
+    run.write_rows("eval length-control", out, metrics, reader, read=len(rows), quiet=read.quiet)
+    if left_out and not read.quiet:
+        say(f"srlm eval length-control: {left_out}")

@@ -1,0 +1,326 @@
+"""Judge health: what the scores of any judged file tell of its judge, and the guards that stop a collapsing loop."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import ceil, floor
+from statistics import correlation, fmean, pstdev
+from typing import Any
+
+from srlm_cli.errors import LimitExceeded
+from srlm_cli.evaluate.bootstrap import Groups, interval, metrics, resampled_means
+from srlm_cli.evaluate.reward import judge_name
+from srlm_cli.records import Row, is_number
+from srlm_cli.seeds import derive
+
+READ = ("text", "expected")  # the judge wrote this score itself
+USUAL_SCORES = range(6)
+SAME = 1e-9
+
+
+@dataclass(slots=True)
+class Numbers:
+    """What is kept of the judged responses of one prompt, and no text: one value a response, or a judgement.
+
+    Of a response: `scores` (null: unreadable), `lengths` in characters, `spreads`, the standard
+    deviation of its readable K scores (where there are two). Of a judgement: `read`, `finished` and
+    `cut_off`, where the rows tell, and `singles`, its score, where there is one.
+    """
+
+    scores: list[float | None] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    spreads: list[float] = field(default_factory=list)
+    read: list[bool] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    cut_off: list[bool] = field(default_factory=list)
+    singles: list[float] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Take in one judged row; fields that other tools leave out are not counted."""
+        self.scores.append(row["score"])
+        self.lengths.append(len(row["response"]))
+        sources = [source for source in listed(row, "score_from") if source != "direct"]
+        reasons = listed(row, "judgement_finish_reasons")
+        self.read += [source in READ for source in sources]
+        self.finished += [source == "finish" for source in sources]
+        self.cut_off += [reason == "length" for reason in reasons]
+        single = [score for score in listed(row, "scores") or [row["score"]] if is_number(score)]
+        self.singles += single
+        if len(single) > 1:
+            self.spreads.append(pstdev(single))
+
+    def scored(self) -> list[tuple[float, int]]:
+        """Return (score, length) of each response that has a score."""
+        pairs = zip(self.scores, self.lengths, strict=True)
+        return [(score, length) for score, length in pairs if score is not None]
+
+
+@dataclass
+class Judged:
+    """The numbers of a judged file by prompt, in the order of the prompts' ids, and who judged."""
+
+    prompts: list[Numbers]
+    judges: set[str | None]
+
+    @property
+    def responses(self) -> int:
+        """How many rows there were."""
+        return sum(len(one.scores) for one in self.prompts)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a judge counts as ill; each is a share but `length_growth`, a ratio."""
+
+    one_score: float = 0.95
+    parse_rate: float = 0.5
+    length_growth: float = 2.0
+    accuracy_drop: float = 0.1
+
+
+def numbers_of(judged: Iterable[Row]) -> Judged:
+    """Return the numbers of judged rows; the rows of a prompt need not stand together."""
+    prompts: dict[str, Numbers] = {}
+    judges = set()
+    for row in judged:
+        prompts.setdefault(row["prompt_id"], Numbers()).add(row)
+        judges.add(judge_name(row))
+    return Judged([prompts[key] for key in sorted(prompts)], judges)
+
+
+def health_metrics(
+    judged: Judged,
+    before: Judged | None = None,
+    accuracy: Row | None = None,
+    accuracy_before: Row | None = None,
+    seed: int = 0,
+) -> list[Row]:
+    """Return the metric rows of a judged file; `docs/metrics.md` defines each.
+
+    `before` is the judged file of the round before. The accuracies are the metric rows
+    `pairwise_accuracy` of the two rounds' judges on the same ranked replies.
+    """
+    rows = [*of_judgements(judged, seed), *of_responses(judged, seed)]
+    rows += against_before(judged, before, seed) if before else []
+    rows += against_people(accuracy, accuracy_before) if accuracy else []
+    name = {"model": next(iter(judged.judges))} if len(judged.judges) == 1 else {}
+    return [{**row, **name} for row in rows]
+
+
+# --- the metrics -----------------------------------------------------------------------------
+
+
+def of_judgements(judged: Judged, seed: int) -> list[Row]:
+    """Return how the judgements were read, and the share of each score among the readable ones.
+
+    `share_of_score` comes once for each whole score, halves rounded up. `top_score_share` is the
+    largest share of one score, to a tenth: of whole scores the largest of the others, while the
+    expectations of a judge who still tells responses apart are not all one.
+    """
+    read = {
+        "parse_rate": [one.read for one in judged.prompts],
+        "finished": [one.finished for one in judged.prompts],
+        "cut_off": [one.cut_off for one in judged.prompts],
+    }
+    whole = [[floor(single + 0.5) for single in one.singles] for one in judged.prompts]
+    scores = sorted({*USUAL_SCORES, *(score for one in whole for score in one)})
+    shares = {score: [[single == score for single in one] for one in whole] for score in scores}
+    by_score = [
+        row | {"metric": "share_of_score", "score": score}
+        for score, row in zip(scores, metrics("health", shares, seed), strict=True)
+    ]
+    tenths = [[round(single, 1) for single in one.singles] for one in judged.prompts]
+    counts = Counter(single for one in tenths for single in one)
+    top = max(sorted(counts), key=lambda score: counts[score], default=None)
+    share = {"top_score_share": [[single == top for single in one] for one in tenths]}
+    return [
+        *metrics("health", read, seed),
+        *by_score,
+        *(row | {"score": top} for row in metrics("health", share, seed)),
+    ]
+
+
+def of_responses(judged: Judged, seed: int) -> list[Row]:
+    """Return how far the judge tells the responses of a prompt apart, and what it makes of their length."""
+    values = {
+        "tie_rate": ties,
+        "tied_prompts": all_tied,
+        "spread_within_k": lambda one: one.spreads,
+        "gap": gap,
+        "mean_score": lambda one: [score for score, _ in one.scored()],
+        "length": lambda one: one.lengths,
+        "longest_agreement": longer_scores_higher,
+        "score_length_spearman": lambda one: spearman(one.scored()),
+    }
+    rows = metrics("health", {name: [of(one) for one in judged.prompts] for name, of in values.items()}, seed)
+    scored = [pair for one in judged.prompts for pair in one.scored()]
+    overall = spearman(scored)
+    return [*rows, plain("score_length_spearman_overall", *overall, n=len(scored))]
+
+
+def against_before(judged: Judged, before: Judged, seed: int) -> list[Row]:
+    """Return how length and gap changed since the round before; the prompts of each are drawn on their own."""
+    import numpy as np
+
+    now, then = length_and_gap(judged), length_and_gap(before)
+    drawn, drawn_then = resampled_means(now, seed), resampled_means(then, derive(seed, "before"))
+    length, gap_, length_then, gap_then = (mean(groups) for values in (now, then) for groups in values.values())
+    growth = plain("length_growth", n=sum(map(len, now["length"])))
+    change = plain("gap_change", n=sum(map(len, now["gap"])))
+    if length is not None and length_then:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = drawn["length"] / drawn_then["length"]
+        growth |= {"value": length / length_then, **interval(ratios)}
+    if gap_ is not None and gap_then is not None:
+        change |= {"value": gap_ - gap_then, **interval(drawn["gap"] - drawn_then["gap"])}
+    return [growth, change]
+
+
+def length_and_gap(judged: Judged) -> dict[str, Groups]:
+    """Return what is compared with the round before, by prompt."""
+    return {"length": [one.lengths for one in judged.prompts], "gap": [gap(one) for one in judged.prompts]}
+
+
+def against_people(accuracy: Row, before: Row | None) -> list[Row]:
+    """Return the judge's pairwise accuracy on ranked replies, and how it changed since the round before."""
+    known = {key: accuracy.get(key) for key in ("value", "n", "ci_low", "ci_high")}
+    rows = [plain("accuracy") | known]
+    if before:
+        both = None not in (accuracy["value"], before["value"])
+        rows.append(plain("accuracy_change", *([accuracy["value"] - before["value"]] if both else []), n=known["n"]))
+    return rows
+
+
+def plain(name: str, value: float | None = None, *, n: int = 0) -> Row:
+    """Return a metric row without an interval; without a value it counts nothing."""
+    return {"task": "health", "metric": name, "value": value, "n": n, "ci_low": None, "ci_high": None}
+
+
+def mean(groups: Groups) -> float | None:
+    """Return the mean of all values, or None where there are none."""
+    values = [value for group in groups for value in group]
+    return fmean(values) if values else None
+
+
+# --- one prompt: each returns the values of one metric -----------------------------------------
+
+
+def ties(one: Numbers) -> list[bool]:
+    """Return for each pair of scored responses whether their scores are equal."""
+    return [a == b for (a, _), (b, _) in combinations(one.scored(), 2)]
+
+
+def all_tied(one: Numbers) -> list[bool]:
+    """Return whether all scores are equal, where there are at least two: no pair can be made of them."""
+    scores = [score for score, _ in one.scored()]
+    return [len(set(scores)) == 1] if len(scores) > 1 else []
+
+
+def gap(one: Numbers) -> list[float]:
+    """Return the best score minus the worst, where there are at least two."""
+    scores = [score for score, _ in one.scored()]
+    return [max(scores) - min(scores)] if len(scores) > 1 else []
+
+
+def longer_scores_higher(one: Numbers) -> list[bool]:
+    """Return for each pair that differs in score and in length whether the longer response has the higher score."""
+    pairs = combinations(one.scored(), 2)
+    return [
+        (score > other) == (length > size)
+        for (score, length), (other, size) in pairs
+        if score != other and length != size
+    ]
+
+
+def spearman(pairs: list[tuple[float, int]]) -> list[float]:
+    """Return Spearman's rho of (x, y) pairs as a list of one value, or none where x or y does not vary."""
+    x, y = (ranks(values) for values in zip(*pairs, strict=True)) if pairs else ([], [])
+    return [correlation(x, y)] if len(set(x)) > 1 and len(set(y)) > 1 else []
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
+
+
+def listed(row: Row, key: str) -> list[Any]:
+    """Return a list of a row, an empty one where another tool left it out."""
+    return row[key] if isinstance(row.get(key), list) else []
+
+
+# --- the guards ------------------------------------------------------------------------------
+
+
+def over_limits(rows: list[Row], limits: Limits) -> LimitExceeded | None:
+    """Return the error that names every limit passed, with why it matters and how to go on; None if all is well.
+
+    A guard whose metric is not among the rows, or null, is not checked.
+    """
+    found = {row["metric"]: row for row in rows if row["value"] is not None}
+    faults = [
+        fault for check in (one_score, parse_rate, length_growth, accuracy_drop) if (fault := check(found, limits))
+    ]
+    if not faults:
+        return None
+    what, why, settings = zip(*faults, strict=True)
+    overrule = f'set {" and ".join(settings)} under ["eval health"] in srlm.toml to go on all the same'
+    return LimitExceeded("; ".join(what), "; ".join([*why, overrule]))
+
+
+Fault = tuple[str, str, str]  # what is wrong, why it matters, the setting that overrules it
+
+
+def one_score(found: dict[str, Row], limits: Limits) -> Fault | None:
+    """Return the fault of a judge that gives one score only."""
+    top = found.get("top_score_share")
+    if not top or top["value"] <= limits.one_score + SAME:
+        return None
+    return (
+        f"{top['value']:.1%} of the scores are {top['score']:g}, over --max-one-score {limits.one_score}",
+        "the judge no longer tells responses apart",
+        "max-one-score = 1.0",
+    )
+
+
+def parse_rate(found: dict[str, Row], limits: Limits) -> Fault | None:
+    """Return the fault of a judge that does not write scores."""
+    rate = found.get("parse_rate")
+    if not rate or rate["value"] >= limits.parse_rate - SAME:
+        return None
+    return (
+        f"{rate['value']:.1%} of the judgements hold a score, under --min-parse-rate {limits.parse_rate}",
+        "the judge does not write scores that can be read",
+        "min-parse-rate = 0.0",
+    )
+
+
+def length_growth(found: dict[str, Row], limits: Limits) -> Fault | None:
+    """Return the fault of responses that grew too long in one round."""
+    growth = found.get("length_growth")
+    if not growth or growth["value"] <= limits.length_growth + SAME:
+        return None
+    return (
+        f"responses are {growth['value']:.2f} times as long as in the round before, "
+        f"over --max-length-growth {limits.length_growth}",
+        "the loop may be rewarding length alone",
+        f"max-length-growth = {ceil(10 * growth['value']) / 10}",
+    )
+
+
+def accuracy_drop(found: dict[str, Row], limits: Limits) -> Fault | None:
+    """Return the fault of a judge that agrees with people less than the round before."""
+    change = found.get("accuracy_change")
+    if not change or -change["value"] <= limits.accuracy_drop + SAME:
+        return None
+    return (
+        f"the judge orders {found['accuracy']['value']:.1%} of the ranked pairs as people did, "
+        f"{-100 * change['value']:.1f} points fewer than in the round before, "
+        f"over --max-accuracy-drop {limits.accuracy_drop}",
+        "the judge is getting worse",
+        "max-accuracy-drop = 1.0",
+    )
