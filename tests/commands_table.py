@@ -60,6 +60,11 @@ REWARD = Command("eval reward", HUMAN, options=(), field="score", lazy=False)
 HEAD_TO_HEAD = Command(
     "eval head-to-head", RESPONSES, options=(*ECHO, "--direct", "--against", AGAINST), field="response", lazy=False
 )
+COMPARISONS = [
+    {"model": "M2", "index": n, "len_baseline": 100 + n, "len_model": 120 - 3 * n, "preference": 1.0 + n % 3 / 2}
+    for n in range(12)
+]
+LENGTH_CONTROL = Command("eval length-control", COMPARISONS, options=(), field="preference", lazy=False)
 HEALTH = Command("eval health", JUDGED, options=(), field="score", lazy=False)
 SFT = Command(
     "sft", COMPLETIONS, options=("--model", "./nowhere", "--out", "model"), field="completion", lazy=False, trains=True
@@ -67,9 +72,10 @@ SFT = Command(
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
 STAGES = [SAMPLE, JUDGE, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
-ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH]
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "make-pairs", "dpo",
-    "eval reward", "eval head-to-head", "eval health", "report", "settings",
+    "eval reward", "eval head-to-head", "eval health", "eval length-control",
+    "report", "settings",
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from commands_table import (
     ECHO,
     GEN_PROMPTS,
     HEAD_TO_HEAD,
+    HEALTH,
     HINDSIGHT,
     JUDGE,
     MAKE_PAIRS,
@@ -85,7 +86,7 @@ def test_empty_input_makes_an_empty_complete_file(srlm: Srlm, command: Command) 
     assert (srlm.folder / "out.jsonl").read_bytes() == b""
 
 
-@each([REWARD, HEAD_TO_HEAD])
+@each([REWARD, HEAD_TO_HEAD, HEALTH])
 def test_metrics_of_empty_input_are_null_of_n_0(srlm: Srlm, command: Command) -> None:
     result = srlm(*command.argv())
     assert result.code == 0
@@ -196,7 +197,7 @@ def faults(command: Command) -> dict[str, str]:
         json.dumps([good]): "expected a JSON object",
         '"a text"': "expected a JSON object",
         json.dumps(without): f"`{command.field}`",
-        json.dumps({**good, "prompt": 3}): "`prompt`",
+        **({json.dumps({**good, "prompt": 3}): "`prompt`"} if "prompt" in good else {}),
     }
 
 

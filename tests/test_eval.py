@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import Srlm, as_lines, read_rows, write_rows
-from srlm_cli.evaluate.metric import metric
+from srlm_cli.evaluate.bootstrap import metrics
 from srlm_cli.evaluate.reward import (
     Replies,
     at_matched_length,
@@ -254,28 +254,25 @@ def test_no_metric_is_nan() -> None:
 # --- intervals -------------------------------------------------------------------------------
 
 
-def test_the_interval_is_a_bootstrap_over_prompts() -> None:
-    row = metric("t", "m", [[1.0]] * 60 + [[0.0]] * 40)
-    assert row["value"] == 0.6 and row["n"] == 100
-    assert row["ci_low"] == pytest.approx(0.6 - 1.96 * math.sqrt(0.24 / 100), abs=0.02)
-    assert row["ci_high"] == pytest.approx(0.6 + 1.96 * math.sqrt(0.24 / 100), abs=0.02)
+def metric(groups: list[list[float]], seed: int = 0) -> dict:
+    return metrics("t", {"m": groups}, seed)[0]
 
 
 def test_values_of_one_prompt_are_not_taken_for_independent() -> None:
-    one_each = metric("t", "m", [[float(n % 2)] for n in range(200)])
-    clustered = metric("t", "m", [[float(n % 2)] * 20 for n in range(10)])
+    one_each = metric([[float(n % 2)] for n in range(200)])
+    clustered = metric([[float(n % 2)] * 20 for n in range(10)])
     width = {id(row): row["ci_high"] - row["ci_low"] for row in (one_each, clustered)}
     assert clustered["n"] == 200 and width[id(clustered)] > 3 * width[id(one_each)]
 
 
 def test_the_seed_of_the_bootstrap() -> None:
-    groups = [[n / 7] for n in range(8)]
-    assert metric("t", "m", groups, 1) == metric("t", "m", groups, 1) != metric("t", "m", groups, 2)
+    groups = [[math.sin(n)] for n in range(40)]
+    assert metric(groups, 1) == metric(groups, 1) != metric(groups, 2)
 
 
 def test_nothing_to_measure_is_null() -> None:
     empty = {"task": "t", "metric": "m", "value": None, "n": 0, "ci_low": None, "ci_high": None}
-    assert metric("t", "m", []) == metric("t", "m", [[], []]) == empty
+    assert metric([]) == metric([[], []]) == empty
 
 
 # --- the commands ----------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.errors import ExitCode
 from srlm_cli.evaluate.bootstrap import metrics, resampled_means
 from srlm_cli.evaluate.health import Limits, health_metrics, numbers_of, over_limits, ranks, spearman
-from srlm_cli.evaluate.metric import metric
 from srlm_cli.records import judged_record
 
 
@@ -192,17 +191,6 @@ def test_no_text_is_kept() -> None:
 
 
 # --- intervals -------------------------------------------------------------------------------
-
-
-def test_metrics_from_one_set_of_draws_are_those_of_one_at_a_time() -> None:
-    draw = random.Random(0)
-    values = {name: [[draw.random() for _ in range(draw.randint(0, 4))] for _ in range(150)] for name in "ab"}
-    for row, (name, groups) in zip(metrics("t", values), values.items(), strict=True):
-        alone = metric("t", name, groups)
-        width = alone["ci_high"] - alone["ci_low"]
-        assert row["value"] == pytest.approx(alone["value"]) and row["n"] == alone["n"]
-        for end in ("ci_low", "ci_high"):
-            assert row[end] == pytest.approx(alone[end], abs=0.1 * width)
 
 
 def test_the_interval_of_a_share_is_the_binomial_one() -> None:

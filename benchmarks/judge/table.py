@@ -77,7 +77,8 @@ def main(out: Path, arms: list[str]) -> None:
     print()
     for name, row in baselines.items():
         print(f"{name.replace('_', ' ')}: {shown(row)} of {row['n']} pairs")
-    print(f"\n{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}; intervals: 95%, by prompt")
+    machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
+    print(f"\n{machine}; intervals: 95%, bootstrap over prompts")
 
 
 if __name__ == "__main__":

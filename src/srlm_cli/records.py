@@ -134,6 +134,14 @@ def pair_record(row: Row) -> Row:
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
 
 
+def metric_record(row: Row) -> Row:
+    """Return a metric row `{task, metric, value, n, ci_low, ci_high}`; a value that could not be had is null."""
+    numbers = [row.get(name) for name in ("value", "ci_low", "ci_high")]
+    if not isinstance(row.get("metric"), str) or not all(n is None or is_number(n) for n in numbers):
+        raise BadRow("expected a metric row {metric, value, n, ci_low, ci_high}")
+    return row
+
+
 def responses_of(ranked: Row) -> list[Row]:
     """Return a ranked row as response rows, in their order, with `k` and the human `rank` or `score`."""
     rest = {key: value for key, value in ranked.items() if key not in ("id", "responses")}

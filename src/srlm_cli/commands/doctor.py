@@ -12,7 +12,18 @@ from srlm_cli.commands.options import new_app
 
 app = new_app()
 
-LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "gguf", "scipy", "rapidfuzz")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "gguf",
+    "scipy",
+    "rapidfuzz",
+    "matplotlib",
+)
 
 
 @app.command()

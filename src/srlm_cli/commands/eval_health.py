@@ -9,7 +9,7 @@ from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, OnLimit, Out, ReadOptions, Seed
-from srlm_cli.errors import BadRow, DataError, OptionError
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import Reader, read_all
 
@@ -103,14 +103,11 @@ def numbers_of_file(path: str):
 
 def accuracy_in(path: str) -> Row:
     """Return the pairwise accuracy over all prompts from the rows of `srlm eval reward`."""
-    rows = [row for row in read_all(path, metric_row) if row["metric"] == "pairwise_accuracy" and "replies" not in row]
+    rows = [
+        row
+        for row in read_all(path, records.metric_record)
+        if row["metric"] == "pairwise_accuracy" and "replies" not in row
+    ]
     if not rows:
         raise DataError(f"{path}: no `pairwise_accuracy`", "expected the rows of `srlm eval reward`")
     return rows[-1]
-
-
-def metric_row(row: Row) -> Row:
-    """Return a metric row; raise BadRow for anything else."""
-    if "metric" not in row or not (row.get("value") is None or records.is_number(row["value"])):
-        raise BadRow("expected a metric row {metric, value, n}")
-    return row

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument
+from typer import Argument, Option
 
-from srlm_cli.commands.options import Config, new_app
+from srlm_cli.commands.options import Config, Quiet, Seed, new_app
 
 app = new_app()
 
@@ -13,25 +13,49 @@ app = new_app()
 @app.command()
 def report(
     folder: Annotated[Path, Argument(metavar="RUN", help="Folder of a run, such as runs/first.")],
+    html: Annotated[
+        str | None,
+        Option(
+            "--html",
+            metavar="FILE",
+            show_default="RUN/report.html",
+            help="Where the page goes; - prints it instead of the tables.",
+        ),
+    ] = None,  # fmt: skip
+    no_html: Annotated[bool, Option("--no-html", help="Only the tables.")] = False,
+    pairs: Annotated[int, Option("--pairs", min=0, help="Sample pairs a round on the page.")] = 5,
+    seed: Seed = 0,
+    quiet: Quiet = False,
     config: Config = None,
 ) -> None:
-    """Show what a run did, round by round.
+    """Show what a run did, round by round: tables here, and a page with plots.
 
     \b
     Examples:
       srlm report runs/first
-      srlm report runs/first > report.txt
+      srlm report runs/first --html /tmp/first.html --pairs 20
+      srlm report runs/first --no-html > report.txt
 
-    Three tables: rows in and out of each stage with its drops; the judge of each round (share of
-    scores it wrote itself, share finished for it, prompts whose scores are all equal, histogram,
-    agreement with people on held-out replies beside "the longest reply wins"); the models against
-    each other with their lengths in characters.
+    Rows in and out of each stage with its drops; the judge of each round and how far it agrees with
+    people; the models against each other; lengths; training; sample pairs with their judgements; all
+    settings. The page RUN/report.html is one file that opens from disk and loads nothing. A file that
+    is not there yet is left out, so that a run can be looked at while it goes on.
     """
     from rich.console import Console
 
+    from srlm_cli.report import page, terminal
     from srlm_cli.report.collect import collect
-    from srlm_cli.report.tables import show
+    from srlm_cli.streams.console import say
 
-    rounds = collect(folder)
+    run = collect(folder, seed)
+    if html == "-" and not no_html:
+        print(page.render(run, pairs, seed), end="")
+        return
     console = Console(markup=False, highlight=False)
-    show(rounds, console if console.is_terminal else Console(markup=False, highlight=False, width=160))
+    wide = Console(markup=False, highlight=False, width=160)
+    terminal.show(run, console if console.is_terminal else wide, pairs, seed)
+    if not no_html:
+        path = html or str(folder / "report.html")
+        page.write(page.render(run, pairs, seed), path)
+        if not quiet:
+            say(f"srlm report: {path} shows the same with plots")

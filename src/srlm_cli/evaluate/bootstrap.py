@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from math import fsum
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate.metric import RESAMPLES
 from srlm_cli.records import Row
 
 if TYPE_CHECKING:
     import numpy as np
 
 Groups = Sequence[Sequence[float]]
+RESAMPLES = 2000
 COUNTS_AT_ONCE = 1 << 22  # 32 MB of float64
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow
 from srlm_cli.evaluate import bootstrap
+from srlm_cli.evaluate.bootstrap import RESAMPLES
 from srlm_cli.evaluate.logistic import probability, solve
-from srlm_cli.evaluate.metric import RESAMPLES
 from srlm_cli.records import Row, is_number
 
 if TYPE_CHECKING:

@@ -1,101 +1,286 @@
-"""Read a run folder: the counts beside each file, the metrics, the scores."""
+"""Read a run folder: the counts beside each file, the metrics, the training steps, the settings."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from srlm_cli import records
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import read_all
-from srlm_cli.train.session import PROVENANCE
+from srlm_cli.streams.reader import Reader, read_all
+from srlm_cli.train.session import METRICS, PROVENANCE
+
+if TYPE_CHECKING:
+    from srlm_cli.evaluate.health import Judged
 
 STAGES = ("prompts", "responses", "judged", "pairs")
+PART_FIELDS = ("replies", "category")
+META = ".meta.json"
+RATING = "bradley_terry"
+
+
+@dataclass
+class Metrics:
+    """Metric rows: those over everything by name, and those over a part of it by the field that names the part."""
+
+    totals: dict[str, Row] = field(default_factory=dict)
+    parts: dict[str, list[Row]] = field(default_factory=dict)
+
+    def row(self, name: str) -> Row | None:
+        """Return a metric that has a value, or None."""
+        row = self.totals.get(name)
+        return row if row and row.get("value") is not None else None
+
+    def decided(self, name: str) -> Row | None:
+        """Return a metric that has a value and an interval, or None."""
+        row = self.row(name)
+        return row if row and row.get("ci_low") is not None else None
+
+    def value(self, name: str) -> float | None:
+        """Return the value of a metric, or None."""
+        row = self.row(name)
+        return row and row["value"]
+
+
+@dataclass
+class Game:
+    """The matches of one model against another, named as their rows name them."""
+
+    model: str | None
+    baseline: str | None
+    metrics: Metrics
 
 
 @dataclass
 class Round:
-    """What Mt did: the counts of its stages, its judging, its training and its metrics."""
+    """What Mt did: the counts of its stages, its training, its judging, its pairs and its metrics.
+
+    `training` is the provenance of Mt's own model and `steps` its logged training steps; `files` tell
+    how each file was made; `health` is of the judge, `reward` of the judge against people. The first
+    of `games` is Mt against the model before; `ratings` are the metric rows that rate each model.
+    """
 
     name: str
+    folder: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    judging: dict[str, Any] = field(default_factory=dict)
+    steps: list[Row] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Row] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    health: Metrics = field(default_factory=Metrics)
+    reward: Metrics = field(default_factory=Metrics)
+    games: list[Game] = field(default_factory=list)
+    ratings: list[Row] = field(default_factory=list)
+
+    @property
+    def matches(self) -> Metrics:
+        """The metrics of Mt against the model before, empty where it was not compared."""
+        return self.games[0].metrics if self.games else Metrics()
 
 
-def collect(run: Path) -> list[Round]:
-    """Return the rounds of a run folder in order, EFT building first; raise OptionError where there is none."""
-    folders = sorted((p for p in run.glob("M*") if p.is_dir() and p.name[1:].isdigit()), key=lambda p: int(p.name[1:]))
-    if not folders:
-        raise OptionError(f"{run} is no run: it holds no M0, M1, ...", "make iterate makes one in runs/NAME")
-    rounds = []
-    for folder in folders:
-        found = Round(folder.name)
-        if folder.name == "M0":
-            add_counts(found.stages, "eft", run / "eft.jsonl")
-        for stage in STAGES:
-            add_counts(found.stages, stage, folder / f"{stage}.jsonl")
-        found.training = read_json(folder / "model" / PROVENANCE)
-        found.judging = judging(folder / "judged.jsonl")
-        found.pairs = pairs(folder / "pairs.jsonl")
-        for metrics in ("eval-reward.jsonl", "eval-head-to-head.jsonl"):
-            found.metrics |= {row["metric"]: row for row in rows_of(folder / metrics)}
-        rounds.append(found)
-    return rounds
+@dataclass
+class Run:
+    """A run folder: its rounds in order, the settings of its commands, and what is not finished in it."""
+
+    name: str
+    rounds: list[Round]
+    settings: dict[str, dict[str, Any]]
+    unfinished: list[str]
+
+    def model(self, path: str | None) -> str:
+        """Return a model's short name: Mt for those of this run, M0 for what M1 was trained from."""
+        if not path or path == self.base:
+            return "M0" if path else "?"
+        parts = Path(path).parts
+        if len(parts) > 1 and parts[-1] == "model" and any(found.name == parts[-2] for found in self.rounds):
+            return parts[-2]
+        return Path(path).name
+
+    def reply_length(self, found: Round) -> Row | None:
+        """Return how long a model's replies to the held-out prompts are, from its own matches or those of another."""
+        played = [game for one in [found, *self.rounds] for game in one.games]
+        sides = [(game.model, "length", game) for game in played]
+        sides += [(game.baseline, "baseline_length", game) for game in played]
+        rows = [game.metrics.row(metric) for name, metric, game in sides if self.model(name) == found.name]
+        return next((row for row in rows if row), None)
+
+    @property
+    def base(self) -> str | None:
+        """The model that M1 was trained from."""
+        return next((r.training.get("from", {}).get("model") for r in self.rounds if r.training), None)
 
 
-def add_counts(stages: dict[str, dict[str, Any]], name: str, path: Path) -> None:
-    """Add the counts of a finished file."""
-    if counts := read_json(path.with_name(path.name + ".meta.json")).get("counts"):
-        stages[name] = counts
+def collect(folder: Path, seed: int = 0) -> Run:
+    """Return what a run folder holds, EFT building first; raise OptionError where it is no run, DataError on a bad row.
+
+    Every file may be missing: a run can be looked at while it goes on.
+    """
+    found = [p for p in folder.glob("M*") if p.is_dir() and p.name[1:].isdigit()]
+    if (folder / f"eft.jsonl{META}").exists() and folder / "M0" not in found:
+        found.append(folder / "M0")
+    if not found:
+        raise OptionError(f"{folder} is no run: it holds no M0, M1, ...", "make iterate makes one in runs/NAME")
+    folders = sorted(found, key=lambda path: int(path.name[1:]))
+    rounds = [round_of(path) for path in folders]
+    if rounds[0].name == "M0":
+        rounds[0].files |= files_of(folder)
+        rounds[0].stages = counts_of(rounds[0].files, ("eft",)) | rounds[0].stages
+    measure_health(rounds, seed)
+    return Run(folder.resolve().name, rounds, settings_of(folder), unfinished(folder, folders))
 
 
-def judging(path: Path) -> dict[str, Any]:
-    """Return how a judge scored: parse rate, tie rate of prompts, histogram of the rounded means, lengths."""
-    rows = rows_of(path, records.judged_record)
-    if not rows:
-        return {}
-    single = [score for row in rows for score in row["scores"]]
-    means = [row["score"] for row in rows if row["score"] is not None]
-    prompts: dict[str, list[float]] = {}
+def round_of(folder: Path) -> Round:
+    """Return what one folder Mt holds."""
+    files = files_of(folder)
+    compared = rows_of(folder / "eval-head-to-head.jsonl", records.metric_record)
+    return Round(
+        folder.name,
+        folder,
+        stages=counts_of(files, STAGES),
+        training=read_json(folder / "model" / PROVENANCE),
+        steps=steps_of(folder / "model" / METRICS),
+        pairs=pairs(folder / "pairs.jsonl"),
+        files=files,
+        health=metrics(rows_of(folder / "eval-health.jsonl", records.metric_record)),
+        reward=metrics(rows_of(folder / "eval-reward.jsonl", records.metric_record)),
+        games=games(row for row in compared if row["metric"] != RATING),
+        ratings=[row for row in compared if row["metric"] == RATING],
+    )
+
+
+def steps_of(path: Path) -> list[Row]:
+    """Return the logged steps of a training; unlike rows they may hold NaN, as a gradient norm can be."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    try:
+        steps = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    return [step for step in steps if isinstance(step, dict)]
+
+
+def metrics(rows: Iterable[Row]) -> Metrics:
+    """Return metric rows in their places: a row over a part never stands for the whole."""
+    made = Metrics()
     for row in rows:
-        if row["score"] is not None:
-            prompts.setdefault(row["prompt_id"], []).append(row["score"])
-    several = [scores for scores in prompts.values() if len(scores) > 1]
-    return {
-        "parse_rate": fmean(source == "text" for row in rows for source in row["score_from"]),
-        "readable": fmean(score is not None for score in single),
-        "tie_rate": fmean(len(set(scores)) == 1 for scores in several) if several else None,
-        "histogram": Counter(round(score) for score in single if score is not None),
-        "mean": fmean(means) if means else None,
-        "length": fmean(len(row["response"]) for row in rows),
-    }
+        if row["metric"] == "share_of_score":
+            made.parts.setdefault("score", []).append(row)
+        elif part := next((name for name in PART_FIELDS if name in row), None):
+            made.parts.setdefault(part, []).append(row)
+        else:
+            made.totals[row["metric"]] = row
+    return made
+
+
+def games(rows: Iterable[Row]) -> list[Game]:
+    """Return the metric rows of matches by who played, in the order of the file."""
+    played: dict[tuple[str | None, str | None], list[Row]] = {}
+    for row in rows:
+        played.setdefault((row.get("model"), row.get("baseline")), []).append(row)
+    return [Game(model, baseline, metrics(some)) for (model, baseline), some in played.items()]
+
+
+def measure_health(rounds: list[Round], seed: int) -> None:
+    """Measure how each judge scored its own responses, where the run has not done so."""
+    from srlm_cli.evaluate.health import health_metrics
+
+    for before, found in zip([None, *rounds], rounds, strict=False):
+        if not found.health.totals and (judged := judged_numbers(found)):
+            accuracies = [one.reward.row("pairwise_accuracy") if one else None for one in (found, before)]
+            earlier = judged_numbers(before) if before else None
+            found.health = metrics(health_metrics(judged, earlier, *accuracies, seed))
+
+
+def judged_numbers(found: Round) -> Judged | None:
+    """Return the numbers of a round's judged file, None where it has none."""
+    from srlm_cli.evaluate.health import numbers_of
+
+    rows = rows_of(found.folder / "judged.jsonl", records.judged_record)
+    return numbers_of(rows) if rows else None
 
 
 def pairs(path: Path) -> dict[str, Any]:
-    """Return the mean lengths, in characters, and the mean score gap of preference pairs."""
+    """Return the mean lengths, in characters, and the mean score gap of preference pairs, or nothing."""
     rows = rows_of(path, records.pair_record)
     if not rows:
         return {}
-    length = {side: fmean(len(row[side][-1]["content"]) for row in rows) for side in ("chosen", "rejected")}
-    return {**length, "gap": fmean(row["score_chosen"] - row["score_rejected"] for row in rows)}
+    found: dict[str, Any] = {side: fmean(len(text_of(row[side])) for row in rows) for side in ("chosen", "rejected")}
+    gaps = [row["score_chosen"] - row["score_rejected"] for row in rows if "score_chosen" in row]
+    return {**found, "count": len(rows), "gap": fmean(gaps) if gaps else None}
 
 
-def rows_of(path: Path, check: Any = dict) -> list[Row]:
+def text_of(side: records.Prompt) -> str:
+    """Return a chosen or rejected reply as text, from a text or from messages."""
+    return side if isinstance(side, str) else side[-1]["content"]
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def files_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return how each finished file of a folder was made, by its name."""
+    found = {path.name.removesuffix(META): path for path in sorted(folder.glob(f"*{META}"))}
+    return {name: read_json(path) for name, path in found.items() if not name.endswith(".part")}
+
+
+def counts_of(files: dict[str, dict[str, Any]], stages: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the counts of the files that stages made."""
+    found = {stage: files.get(f"{stage}.jsonl", {}).get("counts") for stage in stages}
+    return {stage: counts for stage, counts in found.items() if counts}
+
+
+def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the options of each command as Make compares them, where the run keeps them."""
+    found = {path.stem: read_json(path) for path in sorted((folder / ".settings").glob("*.json"))}
+    found.pop("report", None)  # looks only
+    return {values.pop("command", name): values for name, values in found.items()}
+
+
+def unfinished(run: Path, folders: list[Path]) -> list[str]:
+    """Return a line for each file and model that was begun and is not there."""
+    lines = []
+    for part in sorted(path for folder in {run, *folders} for path in folder.glob("*.part")):
+        name = part.relative_to(run).as_posix().removesuffix(".part")
+        counts = read_json(part.with_name(f"{part.name}{META}")).get("checkpoint", {})
+        rows = f", {counts['kept']} rows so far" if "kept" in counts else ""
+        if part.name == "eval-health.jsonl.part":
+            lines.append(f"{name} was held back: a guard stopped the loop here; make says which limit was passed.")
+        else:
+            held = "" if part.is_dir() else ", or held back over a limit"
+            lines.append(f"{name} is not finished{rows}: being made, or interrupted{held}.")
+    return lines
+
+
+def rows_of(path: Path, check: Callable[[Row], Row] = dict) -> list[Row]:
     """Return the rows of a file, none where it is not there yet."""
     return read_all(str(path), check) if path.exists() else []
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file, an empty one where it is not there."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def picked_rows(path: Path, ids: set[str], check: Callable[[Row], Row]) -> dict[str, Row]:
+    """Return the rows of a file with these ids, reading it line by line."""
+    if not ids or not path.exists():
         return {}
+    reader = Reader([str(path)], check)
+    found = {row["id"]: row for row in reader if row["id"] in ids}
+    if reader.error:
+        raise reader.error
+    return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON object from a file, an empty one where it is not there; raise DataError where it is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: expected a JSON object")
+    return found

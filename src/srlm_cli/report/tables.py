@@ -1,135 +1,322 @@
-"""The rounds of a run as tables for a terminal."""
+"""The tables of a report, the same for terminal and page."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from srlm_cli.records import Row
-from srlm_cli.report.collect import Round
+from srlm_cli.report.collect import Game, Metrics, Round, Run
+from srlm_cli.report.words import (
+    HEALTH,
+    LENGTH,
+    MATCHES,
+    NONE,
+    RATING,
+    REWARD,
+    SHARE,
+    Known,
+    clock,
+    interval,
+    known,
+    number,
+    share,
+    signed,
+    value,
+)
 
-BARS = " ▁▂▃▄▅▆▇█"
+LEFT = {"", "stage", "dropped, and more", "made by", "against", "command", "from"}  # columns of words
+# What a command counts beside its rows, where it says no more than the rows do.
+PLAIN_COUNTS = ("replies", "responses", "prompts", "judgements")
 
 
-def show(rounds: list[Round], console: Console) -> None:
-    """Print what each round did, how its judge scored, and how each model compares."""
-    for table in (stages(rounds), judges(rounds), models(rounds)):
-        if table.row_count:
-            console.print(table)
+@dataclass(frozen=True)
+class Cell:
+    """A text, its 95% interval and its n where it is a measured figure, and a note for who does not know it."""
+
+    text: str
+    interval: str = ""
+    n: int | None = None
+    note: str = ""
 
 
-def stages(rounds: list[Round]) -> Table:
-    """Return the table of rows in and out, one line a stage."""
-    table = _table("What each round did", "", "stage", "in>", "out>", "dropped, and more", "time>")
-    for found in rounds:
+@dataclass
+class Table:
+    """A title, a sentence on how to read it, and rows; the first column holds names, the others figures."""
+
+    title: str
+    note: str
+    columns: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+@dataclass
+class Stage:
+    """What one command did in one round, in rows; `scale` is the most that a stage of the round has, for a bar."""
+
+    round: str
+    name: str
+    read: int
+    kept: int
+    dropped: dict[str, int]
+    more: list[str]
+    seconds: float | None
+    scale: int = 0
+
+    @property
+    def lost(self) -> int:
+        """How much was dropped."""
+        return sum(self.dropped.values())
+
+    @property
+    def drops(self) -> list[str]:
+        """What was dropped, and why."""
+        return [f"{count} {reason}" for reason, count in self.dropped.items()]
+
+
+# --- what each round did ---------------------------------------------------------------------
+
+
+def stages(run: Run) -> list[Stage]:
+    """Return the commands of a run in the order of the loop: how each model was made, then what it made."""
+    made = []
+    for found in run.rounds:
         if found.training:
-            table.add_row(found.name, found.training["command"], *_training(found.training))
-        for stage, counts in found.stages.items():
-            details = [f"{n} {reason}" for reason, n in counts["dropped"].items()]
-            details += [f"{n} {name}" for name, n in counts["counts"].items() if name not in ("replies", "responses")]
-            table.add_row(
-                found.name,
-                stage,
-                str(counts["read"]),
-                str(counts["kept"]),
-                ", ".join(details),
-                _seconds(counts["seconds"]),
-            )
+            made.append(training_stage(found))
+        of_round = [stage_of(found, name, counts) for name, counts in found.stages.items()]
+        most = max((stage.kept + stage.lost for stage in of_round), default=0)
+        for stage in of_round:
+            stage.scale = most
+        made += of_round
+    return made
+
+
+def stage_of(found: Round, name: str, counts: dict[str, Any]) -> Stage:
+    """Return one stage from the counts beside its file."""
+    more = [f"{count} {what}" for what, count in counts["counts"].items() if what not in PLAIN_COUNTS]
+    return Stage(found.name, name, counts["read"], counts["kept"], counts["dropped"], more, counts["seconds"])
+
+
+def training_stage(found: Round) -> Stage:
+    """Return how a model was trained, from its provenance."""
+    made = found.training
+    data = made.get("data", {})
+    rows, left_out = data.get("rows", 0), data.get("left_out", 0)
+    more = [f"{made['steps']} steps"] if "steps" in made else []
+    if made.get("first_loss") is not None:
+        more.append(f"loss {loss_of(made)}")
+    more += [f"margin {made['margin']:.3f}"] if "margin" in made else []
+    more += [f"{data['truncated']} truncated"] if data.get("truncated") else []
+    dropped = {"too long": left_out} if left_out else {}
+    return Stage(found.name, made.get("command", "?"), rows + left_out, rows, dropped, more, made.get("seconds"))
+
+
+def loss_of(made: dict[str, Any]) -> str:
+    """Return the first and the last loss of a training."""
+    return f"{number(made['first_loss'], 3)} to {number(made['last_loss'], 3)}"
+
+
+def stage_table(run: Run) -> Table:
+    """Return the stages as a table."""
+    table = Table("What each round did", "", ["", "stage", "in", "out", "dropped, and more", "time"])
+    for stage in stages(run):
+        texts = [stage.round, stage.name, str(stage.read), str(stage.kept), ", ".join(stage.drops + stage.more)]
+        table.rows.append([Cell(text) for text in [*texts, clock(stage.seconds)]])
     return table
 
 
-def judges(rounds: list[Round]) -> Table:
-    """Return the table of the judges: on their own responses, and against people on held-out replies."""
-    table = _table(
-        "The judge of each round", "", "parse rate>", "finished>", "ties>", "scores 0..5", "mean>",
-        "agrees with people>", "longest wins>",
-    )  # fmt: skip
-    for found in rounds:
-        own = found.judging
-        table.add_row(
-            found.name,
-            _share(own.get("parse_rate")),
-            _share(own["readable"] - own["parse_rate"]) if own else "-",
-            _share(own.get("tie_rate")),
-            histogram(own["histogram"]) if own else "-",
-            _number(own.get("mean")),
-            _interval(found.metrics.get("pairwise_accuracy")),
-            _interval(found.metrics.get("longest_wins")),
+# --- metrics by round ------------------------------------------------------------------------
+
+
+def overview(run: Run) -> Table:
+    """Return a line a model: how it was made, how it judges, how it compares, how long it writes."""
+    rows = []
+    for found in run.rounds:
+        outcome = [value(found.matches.row(name), SHARE) for name in ("win", "tie", "loss")]
+        rows.append(
+            {
+                "": Cell(found.name),
+                "made by": Cell(found.training.get("command", NONE)),
+                "agrees with people": figure(found.reward, "pairwise_accuracy", SHARE),
+                "longest wins": figure(found.reward, "longest_wins", SHARE),
+                "against": Cell(run.model(found.games[0].baseline) if found.games else NONE),
+                "win / tie / loss": Cell(" / ".join(outcome) if found.games else NONE),
+                "win rate": figure(found.matches, "win_rate", SHARE),
+                "reply length": cell(run.reply_length(found), LENGTH),
+                "pairs made": Cell(str(found.pairs.get("count", NONE))),
+            }
         )
+    note = (
+        "Agreement: pairs of held-out replies that the judge orders as people did, a tie being a miss, beside what "
+        "“the longest reply wins” reaches. Win rate: a tie is half a win. In brackets: 95% intervals."
+    )
+    return of_rows("The models", note, rows)
+
+
+def health_table(run: Run) -> Table:
+    """Return how each round's judge scored."""
+    note = "Scores of each model on the responses that it wrote and judged itself."
+    table = metric_table("The judge of each round", note, HEALTH, [(found.name, found.health) for found in run.rounds])
+    if any(found.reward.totals for found in run.rounds):  # which has the accuracy, and on the rows that it is of
+        table.rows = [row for row in table.rows if row[0].text != HEALTH["accuracy"].label]
     return table
 
 
-def models(rounds: list[Round]) -> Table:
-    """Return the table of the models: the pairs they made, win rates against the model before, lengths."""
-    table = _table(
-        "The model of each round", "", "pairs made>", "gap>", "chosen>", "rejected>", "against",
-        "win>", "tie>", "loss>", "lean>", "first wins>", "length>", "theirs>",
-    )  # fmt: skip
-    for found in rounds:
-        metrics = found.metrics
-        if not found.pairs and "win" not in metrics:
-            continue
-        baseline = (metrics.get("win") or {}).get("baseline", "-")
-        table.add_row(
-            found.name,
-            str(found.stages.get("pairs", {}).get("kept", "-")),
-            _number(found.pairs.get("gap")),
-            _number(found.pairs.get("chosen"), 0),
-            _number(found.pairs.get("rejected"), 0),
-            _model_name(baseline),
-            *(_share(value_of(found, name)) for name in ("win", "tie", "loss", "lean", "first_position")),
-            *(_number(value_of(found, name), 0) for name in ("length", "baseline_length")),
+def reward_table(run: Run) -> Table:
+    """Return how far each round's judge agrees with people."""
+    note = "The same held-out replies, ranked by people, judged by each model."
+    return metric_table("The judge against people", note, REWARD, [(found.name, found.reward) for found in run.rounds])
+
+
+def match_table(run: Run) -> Table:
+    """Return how the models compare, two by two."""
+    note = "Replies to the same held-out prompts, judged in both orders; a disagreement is a tie."
+    return metric_table("Matches", note, MATCHES, played(run))
+
+
+def game_name(run: Run, found: Round, game: Game) -> str:
+    """Return who plays whom, and the judge where it is not the first of them."""
+    names = f"{run.model(game.model)} vs {run.model(game.baseline)}"
+    return names if run.model(game.model) == found.name else f"{names}, by {found.name}"
+
+
+def metric_table(title: str, note: str, names: dict[str, Known], columns: list[tuple[str, Metrics]]) -> Table:
+    """Return a line a metric, known metrics first, and a named column for each set of metrics that holds any."""
+    columns = [(name, metrics) for name, metrics in columns if metrics.totals]
+    table = Table(title, note, ["", *(name for name, _ in columns)])
+    there = dict.fromkeys(name for _, metrics in columns for name in metrics.totals)
+    for name in [*(name for name in names if name in there), *(name for name in there if name not in names)]:
+        metric = known(names, name)
+        cells = [figure(metrics, name, metric.kind) for _, metrics in columns]
+        if any(cell.text != NONE for cell in cells):
+            table.rows.append(with_n(Cell(metric.label, note=metric.note), cells))
+    return table
+
+
+def part_table(title: str, note: str, names: dict[str, Known], part: str, columns: list[tuple[str, Metrics]]) -> Table:
+    """Return metrics over parts of the rows: a line a part and metric, a column for each set of metrics."""
+    columns = [(name, metrics) for name, metrics in columns if metrics.parts.get(part)]
+    table = Table(title, note, ["", *(name for name, _ in columns)])
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for column, metrics in columns:
+        for row in metrics.parts[part]:
+            if row["metric"] in names:
+                found.setdefault((str(row[part]), row["metric"]), {})[column] = row
+    for (place, name), rows in found.items():
+        label = f"{place}: {names[name].label}" if len(names) > 1 else place
+        cells = [cell(rows.get(column), names[name].kind) for column, _ in columns]
+        table.rows.append(with_n(Cell(label), cells))
+    return table
+
+
+def reply_count_table(run: Run) -> Table:
+    """Return the judge against people by the number of ranked replies of a prompt."""
+    names = {name: REWARD[name] for name in ("pairwise_accuracy", "exact_match")}
+    columns = [(found.name, found.reward) for found in run.rounds]
+    table = part_table("By number of replies to a prompt", "", names, "replies", columns)
+    for row in table.rows:
+        row[0] = replace(row[0], text=row[0].text.replace(":", " replies:", 1))
+    return table
+
+
+def category_table(run: Run) -> Table:
+    """Return the win rates by category of prompt."""
+    names = {"win_rate": MATCHES["win_rate"]}
+    return part_table("Win rate by category", "A tie is half a win.", names, "category", played(run))
+
+
+def rating_table(run: Run) -> Table:
+    """Return one rating a model over all matches, from the last round that has ratings."""
+    table = Table("Ratings", "Bradley-Terry: 400 points are odds of 10 to 1, the mean is 0.", ["", "rating"])
+    rows = next((found.ratings for found in reversed(run.rounds) if found.ratings), [])
+    table.rows = [with_n(Cell(run.model(row.get("model"))), [cell(row, RATING)]) for row in rows]
+    return table
+
+
+def length_table(run: Run) -> Table:
+    """Return how long replies are, in characters, and how far apart the pairs are."""
+    rows = []
+    for found in run.rounds:
+        chosen, rejected = found.pairs.get("chosen"), found.pairs.get("rejected")
+        rows.append(
+            {
+                "": Cell(found.name),
+                "replies, held-out": cell(run.reply_length(found), LENGTH),
+                "own responses": figure(found.health, "length", LENGTH),
+                "chosen": Cell(number(chosen, 0)),
+                "rejected": Cell(number(rejected, 0)),
+                "chosen less rejected": Cell(NONE if chosen is None else signed(chosen - rejected)),
+                "score gap of pairs": Cell(number(found.pairs.get("gap"))),
+            }
         )
-    return table
+    note = "Means in characters. The next model learns to write what is chosen: longer chosen replies make longer ones."
+    return of_rows("Lengths and pairs", note, rows)
 
 
-def value_of(found: Round, name: str) -> float | None:
-    """Return the value of a round's metric, or None."""
-    return found.metrics[name]["value"] if name in found.metrics else None
+def training_table(run: Run) -> Table:
+    """Return how each model was trained."""
+    rows = []
+    for found in run.rounds:
+        made = found.training
+        data, settings = made.get("data", {}), made.get("settings", {})
+        rates = [settings[name] for name in ("learning_rate", "final_learning_rate") if name in settings]
+        texts = {
+            "": found.name,
+            "command": made.get("command", NONE),
+            "from": run.model(made.get("from", {}).get("model")) if made else NONE,
+            "rows": str(data.get("rows", NONE)),
+            "truncated": str(data.get("truncated", NONE)),
+            "steps": str(made.get("steps", NONE)),
+            "batch": str(settings.get("batch", NONE)),
+            "learning rate": " to ".join(f"{rate:g}" for rate in rates) or NONE,
+            "loss": NONE if made.get("first_loss") is None else loss_of(made),
+            "margin": number(made.get("margin"), 3),
+            "accuracy": share(made.get("accuracy")),
+            "tokens/s": number(made.get("tokens_per_second"), 0),
+            "time": clock(made.get("seconds")),
+        }
+        rows.append({name: Cell(text) for name, text in texts.items()})
+    note = "A DPO begins at a loss of ln 2 = 0.693, policy and reference being one; margin and accuracy are of its end."
+    return of_rows("How each model was trained", note, rows)
 
 
-def histogram(counts: dict[int, int]) -> str:
-    """Return counts of the scores 0..5 as six bars and six numbers."""
-    values = [counts.get(score, 0) for score in range(6)]
-    top = max(values) or 1
-    return "".join(BARS[round(8 * value / top)] for value in values) + "  " + " ".join(map(str, values))
+# --- pieces ----------------------------------------------------------------------------------
 
 
-def _training(made: dict[str, Any]) -> tuple[str, str, str, str]:
-    data = made["data"]
-    details = [f"{made['steps']} steps", f"loss {made['first_loss']:.3f} to {made['last_loss']:.3f}"]
-    details += [f"{data['truncated']} truncated"] if data["truncated"] else []
-    details += [f"margin {made['margin']:.3f}"] if "margin" in made else []
-    return str(data["rows"] + data["left_out"]), str(data["rows"]), ", ".join(details), _seconds(made["seconds"])
+def figure(metrics: Metrics, name: str, kind: str) -> Cell:
+    """Return a metric as a cell."""
+    return cell(metrics.row(name), kind)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
-    for column in columns:
-        table.add_column(column.rstrip(">"), justify="right" if column.endswith(">") else "left")
-    return table
+def cell(row: Row | None, kind: str) -> Cell:
+    """Return a metric row as a cell; one that is of a score tells which."""
+    text = value(row, kind)
+    if row and row.get("score") is not None:
+        text = f"{row['score']:g}: {text}"
+    return Cell(text, interval(row, kind), row.get("n") if row else None)
 
 
-def _model_name(path: str) -> str:
-    return path.removesuffix("/model").rsplit("/", 1)[-1].replace("smollm2-135m-instruct", "M0")
+def with_n(label: Cell, cells: list[Cell]) -> list[Cell]:
+    """Return a line of a table; an n that all its figures have stands with the label."""
+    counts = {cell.n for cell in cells if cell.text != NONE}
+    if len(counts) != 1 or counts == {None}:
+        return [label, *cells]
+    return [replace(label, n=counts.pop()), *(replace(cell, n=None) for cell in cells)]
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.0f}%"
+def of_rows(title: str, note: str, rows: list[dict[str, Cell]]) -> Table:
+    """Return a table of named cells, without the columns and the lines that hold nothing."""
+    rows = [{name: replace(cell, n=None) for name, cell in row.items()} for row in rows]
+    rows = [row for row in rows if any(cell.text != NONE for name, cell in row.items() if name)]
+    columns = [name for name in (rows[0] if rows else {}) if any(row[name].text != NONE for row in rows)]
+    return Table(title, note, columns, [[row[name] for name in columns] for row in rows])
 
 
-def _number(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def played(run: Run) -> list[tuple[str, Metrics]]:
+    """Return the matches of a run with the names of who played."""
+    return [(game_name(run, found, game), game.metrics) for found in run.rounds for game in found.games]
 
 
-def _interval(metric: Row | None) -> str:
-    if not metric or metric["value"] is None:
-        return "-"
-    return f"{_share(metric['value'])} [{100 * metric['ci_low']:.0f}-{100 * metric['ci_high']:.0f}]"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.0f} s"
+def score_shares(found: Round) -> dict[int, float]:
+    """Return the share of each score in all judgements of a round."""
+    return {row["score"]: row["value"] for row in found.health.parts.get("score", []) if row["value"] is not None}

@@ -8,6 +8,7 @@ import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,7 +158,8 @@ def follow(trainer: Trainer, name: str, quiet: bool, folder: Path) -> None:
             shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
             notes = [f"{label} {float(logs[key]):.3f}" for key, label in shown.items() if logs and key in logs]
             self.bar.advance(state.global_step - self.bar.done, ", ".join(notes))
-            if kept := {LOGGED[key]: float(value) for key, value in (logs or {}).items() if key in LOGGED}:
+            kept = {LOGGED[key]: float(value) for key, value in (logs or {}).items() if key in LOGGED}
+            if kept := {name: value if isfinite(value) else None for name, value in kept.items()}:
                 self.file.write(json.dumps({"step": state.global_step, **kept}) + "\n")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

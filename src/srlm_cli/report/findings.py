@@ -1,0 +1,75 @@
+"""What a run's own figures and their intervals say at once; no limit here is a matter of taste."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from srlm_cli.report.collect import Round, Run
+from srlm_cli.report.words import LENGTH, REWARD, SHARE, value, with_interval
+
+Finding = tuple[str, str]  # what was found, and of whom
+
+
+def findings(run: Run) -> list[str]:
+    """Return a sentence for each thing that a reader should not overlook, with the rounds that it is true of."""
+    checks: tuple[Callable[[Run, Round], Finding | None], ...] = (agreement, against_length, position, winner, longer)
+    found: dict[str, list[str]] = {}
+    for check in checks:
+        for one in run.rounds:
+            if finding := check(run, one):
+                found.setdefault(finding[0], []).append(finding[1])
+    return [f"{what}: {', '.join(whose)}." for what, whose in found.items()]
+
+
+def agreement(run: Run, found: Round) -> Finding | None:
+    """Return whether the judge's agreement with people can be told from chance."""
+    names = ("pairwise_accuracy_ties_half", "pairwise_accuracy_without_ties")
+    row = next((row for name in names if (row := found.reward.decided(name))), None)
+    if not row or row["ci_low"] > 0.5:
+        return None
+    order = "order pairs against people" if row["ci_high"] < 0.5 else "cannot be told from a coin"
+    what = f"Judges that {order} (accuracy, {REWARD[row['metric']].label})"
+    return what, f"{found.name} {with_interval(row, SHARE)}"
+
+
+def against_length(run: Run, found: Round) -> Finding | None:
+    """Return whether "the longest reply wins" agrees with people better than the judge."""
+    judge, longest = found.reward.row("pairwise_accuracy"), found.reward.row("longest_wins")
+    if not judge or not longest or longest["value"] <= judge["value"]:
+        return None
+    what = "“The longest reply wins” orders more pairs as people did than the judge"
+    return what, f"{found.name} {value(longest, SHARE)} against {value(judge, SHARE)}"
+
+
+def position(run: Run, found: Round) -> Finding | None:
+    """Return whether the pairwise judge prefers a position; where both orders disagree, a match is a tie."""
+    row = found.matches.decided("first_position")
+    if not row or row["ci_low"] <= 0.5 <= row["ci_high"]:
+        return None
+    place, part = ("first", row["value"]) if row["value"] > 0.5 else ("second", 1 - row["value"])
+    return f"Judges that prefer the reply shown {place}", f"{found.name} {100 * part:.0f}% of its verdicts"
+
+
+def winner(run: Run, found: Round) -> Finding | None:
+    """Return whether a model can be told from the one before."""
+    row = found.matches.decided("win_rate")
+    if not row:
+        return None
+    whose = f"{found.name} vs {run.model(row.get('baseline'))} {with_interval(row, SHARE)}"
+    if row["ci_low"] > 0.5:
+        return "Better than the model before (win rate)", whose
+    if row["ci_high"] < 0.5:
+        return "Worse than the model before (win rate)", whose
+    return "Not to be told from the model before (win rate)", whose
+
+
+def longer(run: Run, found: Round) -> Finding | None:
+    """Return whether replies to the same prompts grew or shrank beyond both intervals."""
+    mine, theirs = found.matches.decided("length"), found.matches.decided("baseline_length")
+    if not mine or not theirs or (mine["ci_low"] <= theirs["ci_high"] and theirs["ci_low"] <= mine["ci_high"]):
+        return None
+    word = "Longer" if mine["value"] > theirs["value"] else "Shorter"
+    return (
+        f"{word} replies than the model before (characters)",
+        f"{found.name} {value(mine, LENGTH)} against {value(theirs, LENGTH)}",
+    )

@@ -1,0 +1,279 @@
+"""The plots of a run, each as inline SVG; a plot without data is an empty text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, log
+from typing import TYPE_CHECKING
+
+from srlm_cli.evaluate.health import USUAL_SCORES
+from srlm_cli.records import Row
+from srlm_cli.report.collect import Round, Run
+from srlm_cli.report.svg import SERIES, colour, draw, name_lines
+from srlm_cli.report.tables import played, score_shares
+from srlm_cli.report.words import LENGTH, number, value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 400
+PANELS_A_ROW = 4
+SMOOTH_FROM = 20  # steps; a shorter curve is shown as it is
+CURVES = {  # (command, what its steps log): title, name of the axis, a height to read it against and its name
+    ("sft", "loss"): ("SFT loss", "nats a target token", None, ""),
+    ("dpo", "loss"): ("DPO loss", "nats a pair", log(2), "ln 2"),
+    ("dpo", "margin"): ("DPO reward margin", "chosen minus rejected", 0.0, "0"),
+    ("dpo", "accuracy"): ("DPO pairs with a margin above 0", "% of a batch", 50.0, "50%"),
+    ("sft", "grad_norm"): ("SFT gradient norm", "before clipping", None, ""),
+    ("dpo", "grad_norm"): ("DPO gradient norm", "before clipping", None, ""),
+}
+
+
+def judge_plot(run: Run) -> str:
+    """Return the judge's agreement with people by round, beside what length alone would reach."""
+    rounds = [found for found in run.rounds if found.reward.row("pairwise_accuracy")]
+    if not rounds:
+        return ""
+    series = {"pairwise_accuracy": ("judge", "own", "o"), "longest_wins": ("longest wins", "other", "s")}
+    rows = {metric: [found.reward.row(metric) for found in rounds] for metric in series}
+    halves = [found.reward.row("pairwise_accuracy_ties_half") for found in rounds]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.axhline(50, color=colour("muted"), linewidth=1, linestyle=(0, (4, 3)))
+        ends = [(50.0, "a coin", "muted")]
+        for shift, (metric, (name, hue, marker)) in zip((-0.05, 0.05), series.items(), strict=True):
+            if heights := dots(axes, rows[metric], hue, marker, shift, 100):
+                ends.append((heights[-1], name, hue))
+        if all(halves):
+            heights = [100 * row["value"] for row in halves]
+            places = [at - 0.05 for at in range(len(rounds))]
+            axes.plot(places, heights, "o", color=colour("own"), markerfacecolor=colour("paper"), zorder=3)
+            ends.append((heights[-1], "ties as halves", "own"))
+        by_round(axes, [found.name for found in rounds])
+        known = [row for some in rows.values() for row in some if row]
+        lowest, highest = min(map(low_of, known)), max(map(high_of, known))
+        axes.set_ylim(10 * (min(40, 100 * lowest) // 10), -10 * (-max(60, 100 * highest) // 10))
+        axes.set_ylabel("% of pairs ordered as people did")
+        name_lines(axes, ends)
+
+    return draw("judge", (WIDTH, 230), "Agreement of the judge with people by round", paint)
+
+
+def score_plot(run: Run) -> str:
+    """Return how often each round's judge gave each score, one panel a round."""
+    shares = {found.name: score_shares(found) for found in run.rounds}
+    shares = {name: share for name, share in shares.items() if share}
+    if not shares:
+        return ""
+    columns = min(len(shares), PANELS_A_ROW)
+    rows = -(-len(shares) // columns)
+    means = {found.name: found.health.value("mean_score") for found in run.rounds}
+    scores = sorted({*USUAL_SCORES, *(score for share in shares.values() for score in share)})
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (name, share) in zip(panels, shares.items(), strict=False):
+            heights = [100 * share.get(score, 0.0) for score in scores]
+            axes.bar(scores, heights, width=0.72, color=colour("own"))
+            for score, height in zip(scores, heights, strict=True):
+                label = f"{height:.0f}" if height >= 0.5 or not height else "<1"
+                axes.annotate(label, (score, height), (0, 2), textcoords="offset points", ha="center", fontsize=8)
+            axes.set_title(name if means[name] is None else f"{name}, mean {number(means[name])}")
+            axes.set_xticks(scores)
+            axes.grid(False)
+            axes.set_yticks([])
+            axes.set_ylim(0, 1.12 * max(100 * part for some in shares.values() for part in some.values()))
+        for axes in list(panels)[: rows * columns - len(shares)]:
+            axes.set_axis_off()
+        figure.supxlabel("score; % of all judgements above each bar", fontsize=8.5, color=colour("muted"))
+
+    width = max(220, 135 * columns)
+    return draw("scores", (width, 40 + 150 * rows), "Shares of the scores by round", paint)
+
+
+def match_plot(run: Run) -> str:
+    """Return wins, ties and losses of each match between models, with the lengths beside."""
+    games = [(name, metrics) for name, metrics in played(run) if metrics.row("win")]
+    if not games:
+        return ""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for at, (_, metrics) in enumerate(games):
+            left = 0.0
+            for name, hue in (("win", "own"), ("tie", "neutral"), ("loss", "other")):
+                width = 100 * (metrics.value(name) or 0.0)
+                axes.barh(at, width, left=left, height=0.62, color=colour(hue))
+                label = f"{name} {width:.0f}%" if width >= 17 else f"{width:.0f}%" if width >= 7 else ""
+                axes.text(left + width / 2, at, label, ha="center", va="center", color=colour("paper"), fontsize=8.5)
+                left += width
+            lengths = [value(metrics.row(name), LENGTH) for name in ("length", "baseline_length")]
+            beside(axes, at, " / ".join(lengths), "ink")
+        beside(axes, -0.72, "characters", "muted")
+        axes.set_yticks(range(len(games)), [name for name, _ in games], color=colour("ink"))
+        axes.set_ylim(len(games) - 0.5, -0.95)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of prompts")
+        axes.grid(False)
+        axes.spines["bottom"].set_visible(False)
+
+    return draw("matches", (1.05 * WIDTH, 62 + 34 * len(games)), "Wins, ties and losses by round", paint)
+
+
+def beside(axes: Axes, height: float, text: str, hue: str) -> None:
+    """Write a text to the right of the axes at a height of the data."""
+    place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+    axes.annotate(text, (1, height), (6, 0), va="center", color=colour(hue), **place)
+
+
+def length_plot(run: Run) -> str:
+    """Return the lengths of the replies to held-out prompts, with their intervals, by round."""
+    replies = {found.name: row for found in run.rounds if (row := run.reply_length(found))}
+    if not replies:
+        return ""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        dots(axes, list(replies.values()), "own", "o")
+        by_round(axes, list(replies))
+        axes.set_ylim(0, longest_text(run))
+        axes.set_ylabel("characters, mean")
+        axes.set_title("Replies to the held-out prompts")
+
+    return draw("lengths", (0.9 * WIDTH, 200), "Lengths of replies to held-out prompts by round", paint)
+
+
+def pair_plot(run: Run) -> str:
+    """Return the lengths of chosen and rejected replies, and of all that they were taken from, by round."""
+    rounds = [found for found in run.rounds if found.pairs]
+    if not rounds:
+        return ""
+    heights = {side: [found.pairs[side] for found in rounds] for side in ("chosen", "rejected")}
+    of_all = [found.health.value("length") for found in rounds]
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        ends = []
+        for (side, some), hue, marker, shift in zip(
+            heights.items(), ("own", "other"), "os", (-0.04, 0.04), strict=True
+        ):
+            axes.plot([at + shift for at in range(len(rounds))], some, marker=marker, color=colour(hue))
+            ends.append((some[-1], side, hue))
+        if None not in of_all:
+            axes.plot(range(len(rounds)), of_all, "_", markersize=14, color=colour("ink"))
+            ends.append((of_all[-1], "all responses", "ink"))
+        by_round(axes, [found.name for found in rounds])
+        axes.set_ylim(0, longest_text(run))
+        axes.set_ylabel("characters, mean")
+        axes.set_title("Its own preference pairs")
+        name_lines(axes, ends)
+
+    return draw("pairs", (0.9 * WIDTH, 200), "Lengths of chosen and rejected replies by round", paint)
+
+
+def longest_text(run: Run) -> float:
+    """Return where the axes of both length plots end."""
+    tops = [high_of(row) for found in run.rounds if (row := run.reply_length(found))]
+    tops += [found.pairs[side] for found in run.rounds if found.pairs for side in ("chosen", "rejected")]
+    tops += [length for found in run.rounds if found.pairs and (length := found.health.value("length"))]
+    return 1.1 * max(tops)
+
+
+def curve_plots(run: Run) -> list[str]:
+    """Return the training curves: what SFT and each DPO logged by step."""
+    trained = [found for found in run.rounds if found.training]
+    hues = {found.name: SERIES[at % len(SERIES)] for at, found in enumerate(trained)}
+    plots = []
+    for (command, key), (title, label, level, name) in CURVES.items():
+        curves = {found.name: curve(found, key) for found in trained if found.training.get("command") == command}
+        curves = {model: points for model, points in curves.items() if points}
+        if curves:
+            plots.append(curve_plot(f"{command}-{key}", title, label, curves, hues, level, name))
+    return plots
+
+
+def curve(found: Round, key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of what a training logged, where it is a number."""
+    scale = 100 if key == "accuracy" else 1
+    steps = [(row.get("step", at), row.get(key)) for at, row in enumerate(found.steps, 1)]
+    return [(step, scale * y) for step, y in steps if isinstance(y, int | float) and isfinite(y)]
+
+
+def curve_plot(
+    name: str,
+    title: str,
+    label: str,
+    curves: dict[str, list[tuple[float, float]]],
+    hues: dict[str, str],
+    level: float | None,
+    read: str,
+) -> str:
+    """Return one figure with a line a model: thin as logged, thick the mean of about a tenth of the steps."""
+    longest = max(points[-1][0] for points in curves.values())
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        ends = []
+        if level is not None:
+            axes.axhline(level, color=colour("muted"), linewidth=1, linestyle=(0, (4, 3)))
+            ends.append((level, read, "muted"))
+        for model, points in curves.items():
+            steps, values = zip(*points, strict=True)
+            smooth = running_mean(values, len(values) // 10) if len(values) >= SMOOTH_FROM else values
+            if smooth is not values:
+                axes.plot(steps, values, color=colour(hues[model]), linewidth=0.7, alpha=0.45)
+            axes.plot(steps, smooth, color=colour(hues[model]), marker="o" if len(values) < SMOOTH_FROM else "")
+            if steps[-1] > 0.9 * longest:
+                ends.append((smooth[-1], model, hues[model]))
+            else:
+                place = {"textcoords": "offset points", "va": "center", "fontsize": 8.5}
+                axes.annotate(model, (steps[-1], smooth[-1]), (6, 0), color=colour(hues[model]), **place)
+        axes.set_title(title)
+        axes.set_ylabel(label)
+        axes.set_xlabel("step")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if name.endswith("accuracy"):
+            axes.set_ylim(0, 104)
+        name_lines(axes, ends)
+
+    return draw(name, (WIDTH * 0.9, 190), title, paint)
+
+
+def running_mean(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the `window` values around each, fewer at the ends."""
+    half = max(window, 1) // 2
+    around = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
+    return [sum(some) / len(some) for some in around]
+
+
+# --- pieces ----------------------------------------------------------------------------------
+
+
+def dots(
+    axes: Axes, rows: Sequence[Row | None], hue: str, marker: str, shift: float = 0.0, scale: float = 1.0
+) -> list[float]:
+    """Draw a metric by round with its intervals; return the heights."""
+    known = {at + shift: row for at, row in enumerate(rows) if row}
+    heights = [scale * row["value"] for row in known.values()]
+    bounds = [(row["value"] - low_of(row), high_of(row) - row["value"]) for row in known.values()]
+    reach = [[scale * max(0.0, bound[side]) for bound in bounds] for side in (0, 1)]
+    axes.errorbar(list(known), heights, yerr=reach, fmt=f"{marker}-", color=colour(hue), elinewidth=1)
+    return heights
+
+
+def low_of(row: Row) -> float:
+    """Return where a metric's interval begins, its value where it has none."""
+    return row["value"] if row.get("ci_low") is None else row["ci_low"]
+
+
+def high_of(row: Row) -> float:
+    """Return where a metric's interval ends."""
+    return row["value"] if row.get("ci_high") is None else row["ci_high"]
+
+
+def by_round(axes: Axes, names: Sequence[str]) -> None:
+    """Make a round's name stand below its place."""
+    axes.set_xticks(range(len(names)), names, color=colour("ink"))
+    axes.set_xlim(-0.4, len(names) - 0.6)

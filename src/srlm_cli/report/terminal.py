@@ -1,0 +1,111 @@
+"""The report in a terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as Grid
+
+from srlm_cli.evaluate.health import USUAL_SCORES
+from srlm_cli.records import Row
+from srlm_cli.report import tables
+from srlm_cli.report.collect import Run
+from srlm_cli.report.findings import findings
+from srlm_cli.report.samples import Sample, sample_pairs
+from srlm_cli.report.tables import Cell, Table
+from srlm_cli.report.words import number, plain
+
+BARS = " ▁▂▃▄▅▆▇█"
+PAIRS = 1
+SHORT = 200
+
+
+def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
+    """Print what each round did, how its judge scored, how each model compares, some pairs, all settings."""
+    for line in run.unfinished:
+        console.print(f"! {line}", soft_wrap=True)
+    for table in (
+        tables.stage_table(run),
+        tables.training_table(run),
+        health_with_scores(run),
+        tables.reward_table(run),
+        tables.match_table(run),
+        tables.rating_table(run),
+        tables.length_table(run),
+    ):
+        if table.rows:
+            console.print(grid(table))
+    for found in run.rounds:
+        for sample in sample_pairs(found, min(pairs, PAIRS), seed):
+            print_lines(console, f"A pair of {found.name}", in_short(sample))
+    print_lines(console, "Settings", [setting_line(name, values) for name, values in run.settings.items()])
+    console.print(grid(tables.overview(run)))
+    print_lines(console, "To notice", findings(run))
+
+
+def health_with_scores(run: Run) -> Table:
+    """Return the table of the judges with a line of small bars for the scores."""
+    table = tables.health_table(run)
+    shares = [tables.score_shares(found) for found in run.rounds if found.health.totals]
+    scores = sorted({*USUAL_SCORES, *(score for share in shares for score in share)})
+    if any(shares):
+        label = Cell(f"scores {scores[0]} to {scores[-1]}", note="shares in per cent")
+        table.rows.append([label, *(Cell(histogram([share.get(score, 0.0) for score in scores])) for share in shares)])
+    return table
+
+
+def histogram(shares: list[float]) -> str:
+    """Return shares as small bars and as per cent."""
+    top = max(shares) or 1
+    return "".join(BARS[round(8 * share / top)] for share in shares) + "  " + " ".join(f"{100 * s:.0f}" for s in shares)
+
+
+def grid(table: Table) -> Grid:
+    """Return a table as rich prints it, its notes in a last column."""
+    made = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
+    noted = any(row[0].note for row in table.rows)
+    for column in table.columns:
+        made.add_column(column, justify="left" if column in tables.LEFT else "right", overflow="fold")
+    if noted:
+        made.add_column("how to read it")
+    for row in table.rows:
+        made.add_row(*(printable(written(cell)) for cell in row), *([row[0].note] if noted else []))
+    return made
+
+
+def written(cell: Cell) -> str:
+    """Return a cell as `42% [31–53]`."""
+    return f"{cell.text} [{cell.interval}]" if cell.interval else cell.text
+
+
+def in_short(sample: Sample) -> list[str]:
+    """Return a pair as one line a text."""
+    lines = [f"prompt    {one_line(sample.prompt)}"]
+    for side in sample.sides:
+        lines.append(f"{side.label:<9} {number(side.score)}  {one_line(side.text)}")
+    return lines
+
+
+def setting_line(name: str, values: Row) -> str:
+    """Return the settings of a command as one line, those that are not set left out."""
+    return f"{name}: " + ", ".join(f"{key} {plain(value)}" for key, value in values.items() if value is not None)
+
+
+def print_lines(console: Console, title: str, lines: list[str]) -> None:
+    """Print lines under a title, none without lines."""
+    if lines:
+        console.print(title, style="bold")
+        for line in lines:
+            console.print(f"  {printable(line)}", soft_wrap=True)
+        console.print()
+
+
+def one_line(text: str, most: int = SHORT) -> str:
+    """Return a text as one line, cut off at `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def printable(text: str) -> str:
+    """Return a foreign text without what could move the cursor of a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

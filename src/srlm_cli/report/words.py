@@ -1,0 +1,153 @@
+"""How the report names metrics and writes figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from srlm_cli.records import Row
+
+SHARE, NUMBER, LENGTH, SIGNED, RATIO, RATING = "share", "number", "length", "signed", "ratio", "rating"
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A metric in plain words: its name, how its value is written, and how to read it."""
+
+    label: str
+    kind: str
+    note: str = ""
+
+
+HEALTH = {
+    "parse_rate": Known("parse rate", SHARE, "judgements whose score the judge wrote itself"),
+    "finished": Known("score asked for", SHARE, "judgements without a score, for which the judge then chose one"),
+    "cut_off": Known("cut off", SHARE, "judgements that reached the token limit"),
+    "mean_score": Known("mean score", NUMBER, "of 0 to 5"),
+    "top_score_share": Known("commonest score", SHARE, "its share of all; near 100% the judge tells nothing apart"),
+    "tie_rate": Known("tie rate", SHARE, "pairs of responses to one prompt with equal scores"),
+    "tied_prompts": Known("tied prompts", SHARE, "prompts whose responses all have one score: they give no pair"),
+    "spread_within_k": Known("spread within K", NUMBER, "standard deviation of the K scores of one response"),
+    "gap": Known("score gap", NUMBER, "best minus worst response of a prompt"),
+    "gap_change": Known("change of the gap", SIGNED, "since the round before"),
+    "length": Known("response length", LENGTH, "characters, mean"),
+    "length_growth": Known("length growth", RATIO, "times the length of the round before"),
+    "score_length_spearman": Known(
+        "score with length", SIGNED, "rank correlation within a prompt; above 0: likes long"
+    ),
+    "score_length_spearman_overall": Known("score with length, all", SIGNED, "the same over all responses together"),
+    "longest_agreement": Known("longer scores higher", SHARE, "of the pairs that differ in both; 50% is no preference"),
+    "accuracy": Known("accuracy", SHARE, "pairs of ranked replies ordered as people did"),
+    "accuracy_change": Known("change of accuracy", SIGNED, "since the round before"),
+}
+
+REWARD = {
+    "pairwise_accuracy": Known("pairwise accuracy", SHARE, "pairs of replies ordered as people did; a tie is a miss"),
+    "pairwise_accuracy_without_ties": Known("without ties", SHARE, "the same over the pairs that the judge orders"),
+    "pairwise_accuracy_ties_half": Known("ties as halves", SHARE, "the same, a tie being half right"),
+    "tie_rate": Known("tie rate", SHARE, "pairs to which the judge gives equal scores"),
+    "5_best": Known("5-best", SHARE, "of the replies with a perfect score, those that people rank top"),
+    "exact_match": Known("exact match", SHARE, "prompts whose whole ranking is that of people"),
+    "spearman": Known("Spearman", SIGNED, "rank correlation with people within a prompt"),
+    "kendall_tau": Known("Kendall tau-b", SIGNED, "the same, by pairs"),
+    "scored": Known("scored", SHARE, "replies with a readable score"),
+    "longest_wins": Known("longest wins", SHARE, "what “the longer reply wins” reaches on these pairs"),
+    "shortest_wins": Known("shortest wins", SHARE, "what “the shorter reply is better” reaches"),
+    "random": Known("random", SHARE, "what scores drawn at random reach, one draw"),
+    "pairwise_accuracy_matched_length": Known("accuracy, equal length", SHARE, "over pairs of about equal length"),
+    "pairwise_accuracy_matched_length_without_ties": Known("equal length, without ties", SHARE),
+    "longest_wins_matched_length": Known("longest wins, equal length", SHARE),
+}
+
+MATCHES = {
+    "win": Known("win", SHARE, "both orders of the two replies say so"),
+    "tie": Known("tie", SHARE, "the two orders disagree, or say tie"),
+    "loss": Known("loss", SHARE),
+    "win_rate": Known("win rate", SHARE, "a tie is half a win"),
+    "length_controlled_win_rate": Known("win rate at equal length", SHARE, "by a regression on the length difference"),
+    "lean": Known("lean", SHARE, "matches whose mean probability over both orders is for this model"),
+    "first_position": Known("first wins", SHARE, "verdicts for the reply shown first; 50% is no position bias"),
+    "length": Known("reply length", LENGTH, "characters, mean"),
+    "baseline_length": Known("theirs", LENGTH, "characters, mean"),
+}
+
+STAGE_UNITS = {
+    "eft": ("ranked rows", "EFT rows"),
+    "prompts": ("tries", "prompts"),
+    "responses": ("prompts", "responses"),
+    "judged": ("responses", "judged"),
+    "pairs": ("judged", "pairs"),
+}
+
+
+def known(names: dict[str, Known], metric: str) -> Known:
+    """Return what is known of a metric; of another only its name."""
+    return names.get(metric) or Known(metric.replace("_", " "), NUMBER)
+
+
+def value(row: Row | None, kind: str) -> str:
+    """Return a metric's value as text, a dash where there is none."""
+    return NONE if not row or row.get("value") is None else _written(row["value"], kind, _fine(row))
+
+
+def interval(row: Row | None, kind: str) -> str:
+    """Return a metric's 95% interval as `31–53`, nothing where there is none."""
+    if not row or row.get("ci_low") is None or row.get("value") is None:
+        return ""
+    low, high = (_written(row[end], kind, _fine(row)).strip("×%") for end in ("ci_low", "ci_high"))
+    return f"{low} to {high}" if low[0] in "−+" else f"{low}–{high}"
+
+
+def with_interval(row: Row | None, kind: str) -> str:
+    """Return `42% [31–53]`."""
+    bounds = interval(row, kind)
+    return f"{value(row, kind)} [{bounds}]" if bounds else value(row, kind)
+
+
+def share(number: float | None) -> str:
+    """Return a share as per cent."""
+    return NONE if number is None else _written(number, SHARE)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return a number with so many digits behind the point."""
+    return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Return a whole number with its sign."""
+    return f"{value:+.0f}".replace("-", "−")
+
+
+def clock(seconds: float | None) -> str:
+    """Return seconds as people say them."""
+    if seconds is None:
+        return NONE
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plain(value: Any) -> str:
+    """Return a setting as text."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _fine(row: Row) -> bool:
+    """Tell whether an interval is so narrow that a digit more says something."""
+    return row.get("ci_low") is not None and 0 < row["ci_high"] - row["ci_low"] < 0.04
+
+
+def _written(value: float, kind: str, fine: bool = False) -> str:
+    if kind == SHARE:
+        return f"{100 * value:.{int(fine)}f}%"
+    text = {NUMBER: f"{value:.2f}", LENGTH: f"{value:.0f}", RATIO: f"×{value:.2f}", RATING: f"{value:+.0f}"}.get(kind)
+    return (text or f"{value:+.2f}").replace("-", "−")
