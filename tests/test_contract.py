@@ -241,7 +241,7 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
         JUDGE: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),
         ACCEPT: counts["counts"].get("judgements"),
-        HINDSIGHT: counts["counts"].get("replies"),
+        HINDSIGHT: counts["counts"].get("targets"),
     }
     assert counts["kept"] + sum(counts["dropped"].values()) == made[command]
 

@@ -13,7 +13,7 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages.marks import Marks
-from srlm_cli.streams.reader import Reader
+from srlm_cli.streams.reader import Reader, file_hash
 
 app = new_app()
 
@@ -96,7 +96,7 @@ def make_eft(
         raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
     is_eval = lambda row: stage.held_out(row, eval_share, sampling.seed)  # noqa: E731
     rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_])
-    split = {"eval_share": eval_share, "part": part}
+    split = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
     if part == "eval":
         run.stage(
             "make-eft", stream, rows, {**split, "seed": sampling.seed},
