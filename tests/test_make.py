@@ -143,6 +143,7 @@ def test_a_guard_stops_the_loop_before_the_next_model(run_folder):
     """A judge that has gone bad ends `make iterate`, says why, and how to go on all the same."""
     settings = run_folder / "srlm.toml"
     model = run_folder / "runs" / "first" / "M2" / "model" / "provenance.json"
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
     before = model.stat().st_mtime_ns
     settings.write_text(SETTINGS + '["eval health"]\nmax-one-score = 0.01\n')
     for _ in range(2):
