@@ -16,12 +16,11 @@ from srlm_cli.stages.make_eft import (
     accept,
     agrees,
     ending_in_score,
-    eval_part,
     hindsight,
     reason_fault,
-    train_part,
 )
 from srlm_cli.stages.marks import Marks
+from srlm_cli.stages.split import eval_part, train_part
 
 FORM = templates.load("additive", fields={"prompt", "response"})
 REASONS = templates.load("hindsight", fields={"prompt", "response", "score", "high"})

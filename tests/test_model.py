@@ -330,6 +330,42 @@ def test_an_eft_row_that_would_lose_its_score_is_refused(tmp_path):
     assert not (tmp_path / "m").exists()
 
 
+def test_an_eft_row_that_is_too_long_can_be_dropped(engine):
+    from srlm_cli.train.data import sft_rows
+
+    long = {"id": "a", "prompt": "judge " * 60, "completion": "Score: 4", "score": 4.0}
+    short = {"id": "b", "prompt": "judge", "completion": "Score: 4", "score": 4.0}
+    made, report = sft_rows([long, short], engine.tokenizer, 64, drop_long=True)
+    assert len(made) == report.rows == 1 and (report.left_out, report.truncated) == (1, 1)
+
+
+def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
+    """Rows of unlike lengths and targets in one batch, against the model's own loss on each."""
+    import torch
+
+    from srlm_cli.train.data import sft_rows
+
+    data = [
+        {"id": "a", "prompt": CHATS[0], "completion": "Because of the air, which scatters blue light most."},
+        {"id": "b", "prompt": CHATS[1] * 3, "completion": "Score: 4", "score": 4.0},
+        {"id": "c", "prompt": CHATS[3], "completion": "Four."},
+    ]
+    made, _ = sft_rows(data, engine.tokenizer, 512)
+    total = count = 0
+    for row in made:
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        targets = int((labels[:, 1:] != -100).sum())
+        with torch.inference_mode():
+            total += float(engine.net(input_ids=ids, labels=labels).loss) * targets
+        count += targets
+    argv = ["--max-steps", 1, "--train-batch-size", 3, "--device-batch-size", 3, "--out", tmp_path / "m"]
+    source = write(tmp_path / "rows.jsonl", data)
+    result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv).stdout)
+    assert result["first_loss"] == pytest.approx(total / count, rel=1e-4)
+    [step] = rows(tmp_path / "m" / "metrics.jsonl")
+    assert step["step"] == 1 and step["loss"] == result["first_loss"] and step["grad_norm"] > 0
+
+
 def test_head_to_head_of_a_model_with_itself_is_all_ties(tmp_path):
     responses = write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "Yes.", "model": MODEL} for chat in CHATS])
     done = srlm("eval", "head-to-head", "--in", responses, "--against", responses, "--model", MODEL, "--direct")

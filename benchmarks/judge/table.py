@@ -54,7 +54,7 @@ def parse_rate(folder: Path) -> str:
 def training(folder: Path) -> str:
     """Return what a model was trained on, and how long that took."""
     path = folder / "model" / "provenance.json"
-    if not path.exists() or not path.stat().st_size:
+    if not path.exists():
         return "-"
     made = json.loads(path.read_text("utf-8"))
     return f"{made['data']['rows']} rows, {made['steps']} steps, {made['seconds'] / 60:.0f} min"

@@ -43,7 +43,7 @@ def dpo(
 
     spec = options.spec()
     reader = run.reader(options, refusing(records.pair_record, held_out), in_ or ["-"])
-    rows = training.training_rows(reader)
+    rows = run.all_rows(reader)
     about = training.provenance("dpo", spec, reader)
     results = training.guarded(lambda: train(rows, spec, beta, quiet=options.quiet, provenance=about), spec.out)
     training.finish("dpo", spec, reader, results)

@@ -43,9 +43,7 @@ def length_control(
     run.refuse_own_input(out, [in_, *([reference] if reference else [])])
     variants = read_all(reference, pure.preference_record) if reference else []
     reader = run.reader(read, pure.preference_record, [in_])
-    rows = list(reader)
-    reader.digests.clear()
-    run.check_whole(reader)
+    rows = run.all_rows(reader)
     metrics, left_out = pure.length_control(rows, variants, inverse_penalty, seed)
     run.write_rows("eval length-control", out, metrics, reader, read=len(rows), quiet=read.quiet)
     if left_out and not read.quiet:

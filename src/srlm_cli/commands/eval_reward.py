@@ -50,10 +50,7 @@ def reward(
     run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else {}
     reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_])
-    judged = list(reader)
-    reader.digests.clear()
-    run.check_whole(reader)
-    judged.sort(key=lambda row: row["prompt_id"])
+    judged = sorted(run.all_rows(reader), key=lambda row: row["prompt_id"])
     prompts = [list(group) for _, group in groupby(judged, key=lambda row: row["prompt_id"])]
     metrics = judge_metrics(prompts, seed, best, matched_length)
     run.write_rows("eval reward", out, metrics, reader, read=len(judged), quiet=read.quiet)

@@ -66,9 +66,7 @@ def gen_prompts(
     to 150 words. In the paper a fixed chat model writes the prompts of all rounds.
     """
     rows = run.reader(stream, records.prompt_record, [stream.in_])
-    seeds = list(rows)
-    rows.digests.clear()
-    run.check_whole(rows)
+    seeds = run.all_rows(rows)
     if not seeds and count:
         raise OptionError("no seed prompts in the input", "--in takes rows with a `prompt`, for instance ift.jsonl")
     form = templates.load(template, fields={"tasks"})

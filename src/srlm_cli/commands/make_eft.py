@@ -12,6 +12,7 @@ from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOpti
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.stages import make_eft as stage
+from srlm_cli.stages import split
 from srlm_cli.stages.marks import Marks
 from srlm_cli.streams.reader import Reader, file_hash
 
@@ -94,13 +95,13 @@ def make_eft(
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
     if part == "eval" and not eval_share:
         raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
-    is_eval = lambda row: stage.held_out(row, eval_share, sampling.seed)  # noqa: E731
+    is_eval = lambda row: split.held_out(row, eval_share, sampling.seed)  # noqa: E731
     rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_])
-    split = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
+    parts = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
     if part == "eval":
         run.stage(
-            "make-eft", stream, rows, {**split, "seed": sampling.seed},
-            lambda rows, _: stage.eval_part(rows, eval_share, sampling.seed),
+            "make-eft", stream, rows, {**parts, "seed": sampling.seed},
+            lambda rows, _: split.eval_part(rows, eval_share, sampling.seed),
         )  # fmt: skip
         return
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
@@ -126,14 +127,14 @@ def make_eft(
     model = LazyEngine(engine.spec())
     made_by = stage.hindsight if by_rank else stage.accept
     chosen = {"method": method, "reason": reason, "samples": options.samples, "ties": ties, "max_share": max_share}
-    chosen |= {"finish_score": finish_score, "scale": scale, "score_low": score_low, "score_high": score_high, **split}
+    chosen |= {"finish_score": finish_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
     run.stage(
         "make-eft",
         stream,
         rows,
         identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
         | (run.model_identity(model.spec) if needs_model else {}),
-        lambda rows, done: stage.train_part(
+        lambda rows, done: split.train_part(
             rows, lambda ours: made_by(ours, model, options, kept=done.rows()), eval_share, sampling.seed
         ),
         engine=model if needs_model else None,

@@ -226,6 +226,14 @@ def check_whole(rows: Reader | None) -> None:
         )
 
 
+def all_rows(rows: Reader) -> list[Row]:
+    """Return all rows of an input that is read before anything is made of it; a bad row raises DataError."""
+    found = list(rows)
+    rows.digests.clear()
+    check_whole(rows)
+    return found
+
+
 def note(tally: Tally) -> str:
     """Return the figure to show beside the progress."""
     return f"{tally.tokens_out / tally.seconds:.0f} tokens/s" if tally.tokens_out and tally.seconds else ""

@@ -46,7 +46,7 @@ def sft(
 
     spec = options.spec()
     reader = run.reader(options, refusing(records.completion_record, held_out), in_ or ["-"])
-    rows = training.training_rows(reader)
+    rows = run.all_rows(reader)
     about = training.provenance("sft", spec, reader)
     results = training.guarded(
         lambda: train(rows, spec, drop_long=on_long == "drop", quiet=options.quiet, provenance=about), spec.out

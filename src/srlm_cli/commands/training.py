@@ -12,7 +12,6 @@ from typer import Option
 from srlm_cli.commands import run
 from srlm_cli.commands.options import ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.records import Row
 from srlm_cli.streams.reader import Reader
 from srlm_cli.train.session import PROVENANCE, TrainSpec
 
@@ -79,14 +78,6 @@ class TrainOptions(ReadOptions):
             seed=self.seed,
             checkpointing=self.checkpointing,
         )
-
-
-def training_rows(reader: Reader) -> list[Row]:
-    """Return all rows of a reader; a bad row raises DataError."""
-    rows = list(reader)
-    reader.digests.clear()
-    run.check_whole(reader)
-    return rows
 
 
 def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) -> None:

@@ -47,9 +47,10 @@ class HfEngine:
             prompts = [self._render(request) for request in window]
             answers: list[Completion | None] = [None] * len(window)
             free = [index for index, request in enumerate(window) if not request.choices]
+            chosen = [index for index, request in enumerate(window) if request.choices]
             with torch.inference_mode():
                 self._write_texts(window, prompts, free, answers)
-                self._choose(window, prompts, sorted(set(range(len(window))) - set(free)), answers)
+                self._choose(window, prompts, chosen, answers)
             yield from answers
 
     def _windows(self, requests: Iterable[Request]) -> Iterator[list[Request]]:

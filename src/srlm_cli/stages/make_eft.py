@@ -8,9 +8,9 @@ yet: the human rank gives the score, and the model writes the reasons for it, or
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 
 from srlm_cli.engines.base import Engine, Request, Sampling
@@ -250,45 +250,3 @@ def eft_row(response: Row, target: str, score: float, template: Template, sample
         "score": score,
         "template": template.name,
     }
-
-
-def held_out(row: Row, eval_share: float, seed: int) -> bool:
-    """Tell whether a prompt is held out for measuring the judge: by its text and the seed alone.
-
-    So it is in the same part in every file, and in every order of its rows.
-    """
-    return share(seed, "split", prompt_key(row["prompt"])) < eval_share
-
-
-def eval_part(ranked: Iterable[Row], eval_share: float, seed: int) -> Iterator[Outcome]:
-    """Yield the ranked rows that are held out, as they are."""
-    for row in ranked:
-        out = held_out(row, eval_share, seed)
-        yield Outcome(rows=[row] if out else [], dropped={} if out else {"prompts for training": 1})
-
-
-def train_part(
-    ranked: Iterable[Row], make: Callable[[Iterable[Row]], Iterator[Outcome]], eval_share: float, seed: int
-) -> Iterator[Outcome]:
-    """Yield what `make` yields for the ranked rows that are not held out; those that are count as dropped."""
-    before: deque[int] = deque()
-    passed = 0
-
-    def ours() -> Iterator[Row]:
-        nonlocal passed
-        for row in ranked:
-            if held_out(row, eval_share, seed):
-                passed += 1
-            else:
-                before.append(passed)
-                passed = 0
-                yield row
-
-    def counted(outcome: Outcome, out: int) -> Outcome:
-        dropped = {**outcome.dropped, "prompts: held out for eval": out} if out else outcome.dropped
-        return replace(outcome, read=outcome.read + out, dropped=dropped)
-
-    for outcome in make(ours()):
-        yield counted(outcome, before.popleft())
-    if passed:
-        yield counted(Outcome(read=0), passed)
