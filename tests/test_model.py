@@ -336,7 +336,7 @@ def test_an_eft_row_that_is_too_long_can_be_dropped(engine):
     long = {"id": "a", "prompt": "judge " * 60, "completion": "Score: 4", "score": 4.0}
     short = {"id": "b", "prompt": "judge", "completion": "Score: 4", "score": 4.0}
     made, report = sft_rows([long, short], engine.tokenizer, 64, drop_long=True)
-    assert len(made) == report.rows == 1 and (report.left_out, report.truncated) == (1, 1)
+    assert len(made) == report.rows == 1 and (report.left_out, report.truncated) == (1, 0)
 
 
 def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
