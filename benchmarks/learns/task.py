@@ -2,7 +2,7 @@
 
     python task.py prompts --in ift.jsonl --seed 1 > prompts.jsonl
     srlm sample --in prompts.jsonl --model M1 | python task.py score > judged.jsonl
-    python task.py score --shuffle 1 < responses.jsonl     # the control: scores dealt anew among the replies of a prompt
+    python task.py score --shuffle 1 < responses.jsonl     # the control: scores dealt anew among the replies
     python task.py mean M1.jsonl M2.jsonl                  # mean score of judged files, intervals over prompts
 
 A prompt asks a question of the seed data under two of the rules below, drawn by the seed; a reply's score is 5 x the
