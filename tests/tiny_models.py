@@ -29,7 +29,7 @@ KINDS = {
     "bloom": ("BloomConfig", {"vocab_size": 300, "hidden_size": 32, "n_layer": 2, "n_head": 4}),  # ALiBi
     "lfm2": ("Lfm2Config", {**SIZES, "layer_types": ["conv", "full_attention"]}),  # a hybrid
     "mamba": ("MambaConfig", {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}),
-    "dynamic": ("LlamaConfig", {**SIZES, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "dynamic": ("LlamaConfig", {**SIZES, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2}}),
 }  # fmt: skip
 PACKED = ("llama", "qwen2", "qwen3", "phi3", "gpt2", "gpt_neox", "opt", "mistral", "gemma3")
 PLAIN = ("gemma2", "bloom", "lfm2", "mamba", "dynamic")
