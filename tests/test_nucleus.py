@@ -6,10 +6,17 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from srlm_cli.engines.inprocess import nucleus
 from srlm_cli.engines.inprocess.nucleus import PREFILTER, draw, draw_nucleus, most_probable, uniforms
 
-VOCABULARY = 8192
-DRAWS = 40_000
+VOCABULARY = 1031
+DRAWS = 4000
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Let a small vocabulary have many blocks, as a real one has."""
+    monkeypatch.setattr(nucleus, "BLOCK", 8)
 
 
 def exact(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
@@ -29,34 +36,33 @@ def p_value(tokens: torch.Tensor, wanted: torch.Tensor) -> float:
     observed = torch.cat([counts[often], counts[~often].sum()[None]])
     expected = torch.cat([wanted[often], wanted[~often].sum()[None]]) * len(tokens)
     kept = expected > 0
-    assert kept.sum() > 2
+    assert kept.sum() > 1
     return chisquare(observed[kept], expected[kept]).pvalue
 
 
-@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 1.5])
-@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.5])
+@pytest.mark.parametrize("top_p", [0.7, 0.9, 0.95, 1.0])
 def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
     torch.manual_seed(1)
-    logits = torch.randn(VOCABULARY) * 3
-    settings = [torch.full((DRAWS // 8,), value) for value in (temperature, top_p)]
-    rows = logits.expand(DRAWS // 8, -1)
-    tokens = torch.cat([draw(rows, *settings, torch.rand(DRAWS // 8)) for _ in range(8)])
+    logits = torch.randn(VOCABULARY) * 2
+    settings = [torch.full((DRAWS,), value) for value in (temperature, top_p)]
+    tokens = draw(logits.expand(DRAWS, -1), *settings, torch.rand(DRAWS))
     assert p_value(tokens, exact(logits, temperature, top_p)) > 1e-4
 
 
 def test_both_ways_of_the_draw_are_tried_above():
     torch.manual_seed(1)
-    logits = torch.randn(VOCABULARY) * 3
-    sizes = {(t, p): int((exact(logits, t, p) > 0).sum()) for t in (0.3, 1.5) for p in (0.5, 0.95)}
-    assert sizes[0.3, 0.5] < 32 and sizes[1.5, 0.95] > PREFILTER
+    logits = torch.randn(VOCABULARY) * 2
+    sizes = {(t, p): int((exact(logits, t, p) > 0).sum()) for t in (0.5, 1.5) for p in (0.7, 0.95)}
+    assert 1 < sizes[0.5, 0.7] < 32 and sizes[1.5, 0.95] > PREFILTER
 
 
 @pytest.mark.parametrize("clustered", [False, True])
 def test_candidates_that_are_sure_are_the_largest_of_all(clustered):
     torch.manual_seed(2)
-    logits = torch.randn(6, VOCABULARY + 17)
+    logits = torch.randn(6, VOCABULARY)
     if clustered:  # all that is probable in one block, and in the rest behind the last whole block
-        logits[:, 640:700] += 10
+        logits[:, 640:648] += 10
         logits[:, -5:] += 12
     top, ids, sure = most_probable(logits)
     wanted = logits.sort(-1, descending=True)
