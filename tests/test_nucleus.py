@@ -17,6 +17,7 @@ DRAWS = 4000
 def small_blocks(monkeypatch):
     """Let a small vocabulary have many blocks, as a real one has."""
     monkeypatch.setattr(nucleus, "BLOCK", 8)
+    monkeypatch.setattr(nucleus, "BEST_BLOCKS", 32)
 
 
 def exact(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

@@ -124,7 +124,7 @@ class Step:
         self.padding = self._tensor([[False] * len(seen) + [True] * (widest - len(seen)) for seen in self.seen_by])
         last = [(span.pages[(span.count - 1) // PAGE], (span.count - 1) % PAGE) for span in own]
         self.slots = self._tensor([page * PAGE + offset for page, offset in last])
-        self._entries: dict[tuple[int, int], torch.Tensor] = {}
+        self._entries: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         """Return (1, rows, heads, size)."""
@@ -138,22 +138,19 @@ class Step:
             parts.append(_attend(asked, self.common.keys[layer][None], self.common.values[layer][None], bias, scaling))
         outputs = torch.cat([output.flatten(0, 2) for output, _ in parts]).float()
         sums = torch.cat([total.flatten() for _, total in parts])
-        entries = self._entries_of(heads, groups)
-        scores = sums[entries].masked_fill_(self._padding_of(heads * groups), float("-inf"))
+        entries, padding = self._entries_of(heads, groups)
+        scores = sums[entries].masked_fill_(padding, float("-inf"))
         joined = embedding_bag(entries, outputs, per_sample_weights=torch.softmax(scores, -1), mode="sum")
         return joined.to(query.dtype).view(1, self.rows, heads * groups, -1)
 
-    def _entries_of(self, heads: int, groups: int) -> torch.Tensor:
-        """Return, for each row and query head, the places of what it sees among all outputs."""
+    def _entries_of(self, heads: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return, for each row and query head, the places of what it sees among all outputs, and which only fill up."""
         if (heads, groups) not in self._entries:
             head = torch.arange(heads, device=self.device)[:, None, None]
             group = torch.arange(groups, device=self.device)[:, None]
             entries = (self.table[:, None, None] * groups + group) * heads + head
-            self._entries[heads, groups] = entries.flatten(0, 2)
+            self._entries[heads, groups] = entries.flatten(0, 2), self.padding.repeat_interleave(heads * groups, 0)
         return self._entries[heads, groups]
-
-    def _padding_of(self, queries: int) -> torch.Tensor:
-        return self.padding.repeat_interleave(queries, 0)
 
     def _common_bias(self, window: int | None, groups: int, dtype: torch.dtype) -> torch.Tensor | None:
         if window is None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
-BLOCK = 64
-BEST_BLOCKS = 32
+BLOCK = 16
+BEST_BLOCKS = 128
 PREFILTER = 256
 
 
@@ -38,37 +38,35 @@ def draw_nucleus(logits: torch.Tensor, top_p: torch.Tensor | float, uniform: tor
     prefilter is sure of is sorted in full, so the draw is exact.
     """
     top_p = torch.as_tensor(top_p, dtype=logits.dtype, device=logits.device).expand(len(logits))
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    top, ids, sure = most_probable(logits)
-    cumulative = torch.cumsum((top - total).exp(), dim=-1)
+    probabilities = torch.softmax(logits, dim=-1)
+    top, ids, sure = most_probable(probabilities)
+    cumulative = torch.cumsum(top, dim=-1)
     token = _draw_sorted(cumulative, ids, top_p, uniform)
-    reached = torch.where(sure, cumulative, 0.0).amax(-1) >= top_p
-    wide = (~reached).nonzero()[:, 0]
-    if len(wide) and not bool(sure.all() and ids.shape[-1] == logits.shape[-1]):
-        top, ids = torch.sort(logits[wide], dim=-1, descending=True)
-        cumulative = torch.cumsum((top - total[wide]).exp(), dim=-1)
-        token[wide] = _draw_sorted(cumulative, ids, top_p[wide], uniform[wide])
+    wide = (torch.where(sure, cumulative, 0.0).amax(-1) < top_p).nonzero()[:, 0]
+    if len(wide):
+        top, ids = torch.sort(probabilities[wide], dim=-1, descending=True)
+        token[wide] = _draw_sorted(torch.cumsum(top, dim=-1), ids, top_p[wide], uniform[wide])
     return token
 
 
-def most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the largest logits of each row in order, their ids, and which of them are surely the largest.
+def most_probable(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the largest numbers of each row in order, their ids, and which of them are surely the largest.
 
-    All three are (rows, count). The maxima of blocks say in which blocks to look: one that is not
-    looked into holds nothing larger than the smallest maximum of those that are. So every
-    candidate down to that number is in its true place, at a seventh of the time of a top-k over all.
+    numbers: (rows, vocabulary). All three are (rows, count). The maxima of blocks say in which blocks
+    to look: one that is not looked into holds nothing larger than the smallest maximum of those that
+    are. So every candidate down to that number is in its true place, without a look at all the others.
     """
-    rows, vocabulary = logits.shape
+    rows, vocabulary = numbers.shape
     whole = vocabulary // BLOCK
     if whole <= 2 * BEST_BLOCKS:
-        top, ids = torch.topk(logits, min(PREFILTER, vocabulary), dim=-1)
+        top, ids = torch.topk(numbers, min(PREFILTER, vocabulary), dim=-1)
         return top, ids, torch.ones_like(ids, dtype=torch.bool)
-    blocks = logits[:, : whole * BLOCK].view(rows, whole, BLOCK)
+    blocks = numbers[:, : whole * BLOCK].view(rows, whole, BLOCK)
     maxima, best = torch.topk(blocks.amax(-1), BEST_BLOCKS, dim=-1)
     inside = blocks.gather(1, best[..., None].expand(-1, -1, BLOCK)).flatten(1)
-    places = (best[..., None] * BLOCK + torch.arange(BLOCK, device=logits.device)).flatten(1)
-    rest = torch.arange(whole * BLOCK, vocabulary, device=logits.device).expand(rows, -1)
-    inside, places = torch.cat([inside, logits[:, whole * BLOCK :]], 1), torch.cat([places, rest], 1)
+    places = (best[..., None] * BLOCK + torch.arange(BLOCK, device=numbers.device)).flatten(1)
+    rest = torch.arange(whole * BLOCK, vocabulary, device=numbers.device).expand(rows, -1)
+    inside, places = torch.cat([inside, numbers[:, whole * BLOCK :]], 1), torch.cat([places, rest], 1)
     top, at = torch.topk(inside, PREFILTER, dim=-1)
     return top, places.gather(1, at), top >= maxima[:, -1:]
 
