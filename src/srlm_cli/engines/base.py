@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,12 +12,32 @@ from srlm_cli.records import Message
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `stop` texts end a completion and are cut off."""
+    """How tokens are drawn. `temperature` 0 is greedy; `stop` texts end a completion and are cut off.
+
+    A line that the pattern `last_line` matches whole ends a completion, too, and is its last one.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.9
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
+    last_line: str = ""
+
+
+def end_of(text: str, sampling: Sampling) -> int | None:
+    """Return where a completion is cut off: before its first stop text or behind its last line; None where nowhere.
+
+    A line counts once it is complete, that is when the next one begins.
+    """
+    ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    if sampling.last_line:
+        begin = 0
+        while (end := text.find("\n", begin)) >= 0:
+            if re.fullmatch(sampling.last_line, text[begin:end]):
+                ends.append(end)
+                break
+            begin = end + 1
+    return min(ends, default=None)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
 def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.samples))
-    return Request(judge_prompt(row["prompt"], row["response"], options.template), options.sampling, seeds)
+    sampling = replace(options.sampling, last_line=options.template.last_line)
+    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds)
 
 
 def direct_request(row: Row, options: JudgeOptions) -> Request:

@@ -32,7 +32,8 @@ class Template:
     `text` takes `$fields`. `pattern` has one group, the verdict, or two, `a` and `b`, a score for each
     of two replies; its last match counts. `choices` are all verdicts there are, and `finish` is the
     line that asks for one when an answer ended without. `low` and `high` bound a score. `direct` says
-    that the answer begins with `finish`: no reasons come before the verdict.
+    that the answer begins with `finish`: no reasons come before the verdict. `last_line` is a pattern of
+    the line that ends an answer: what would come behind it is not waited for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Template:
     direct: bool = False
     prefix: str = ""
     stop: tuple[str, ...] = ()
+    last_line: str = ""
     hash: str = field(default="", compare=False)
 
     def render(self, **values: str) -> str:
@@ -124,6 +126,7 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
     try:
         _check_kinds(content)
         template = Template(name=Path(name).stem, hash=short_hash(source), **content)
+        re.compile(template.last_line)
         _check_fields(template, fields)
         if template.pattern or reads:
             _check_groups(template, two={"first", "second"} <= fields)

@@ -1,0 +1,1 @@
+"""The parts of the `hf` engine: a model run in this process, one job a file."""

@@ -1,0 +1,117 @@
+"""How probable each of a few given texts is behind a prompt."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.inprocess import memory
+from srlm_cli.engines.inprocess.texts import Text, find_parents
+
+MAX_TOKENS = 1 << 13
+
+
+@dataclass(eq=False)
+class Choice:
+    """A request for one of its choices.
+
+    `shared` are the tokens that all choices have in common with the prompt, `ends` those that follow,
+    one list a choice. Each choice is tokenized together with the text before it, since a tokenizer
+    may merge the two.
+    """
+
+    request: Request
+    tokens_in: int
+    shared: list[int]
+    ends: list[list[int]]
+
+    @classmethod
+    def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> Choice:
+        """Return the choice between whole texts, each the prompt and what may follow it."""
+        shared = len(os.path.commonprefix(branches))
+        return cls(request, tokens_in, branches[0][:shared], [branch[shared:] for branch in branches])
+
+    def begun(self) -> list[tuple[int, ...]]:
+        """Return what has to be read behind the shared tokens: nothing, and the beginnings of longer choices."""
+        return sorted({tuple(end[:at]) for end in self.ends for at in range(max(1, len(end)))})
+
+
+class Chooser:
+    """Reads of many choices at once; what prompts begin with in common is computed once."""
+
+    def __init__(self, model) -> None:
+        self.model = model
+        self.together = MAX_TOKENS  # none is shorter than a token
+        self.last: list[Text] = []
+
+    def answer(self, choices: list[Choice]) -> list[Completion]:
+        """Return a completion each; fewer are read at a time when memory runs out."""
+        answers: list[Completion] = []
+        while len(answers) < len(choices):
+            batch = self._batch(choices[len(answers) :])
+            try:
+                answers += self._read(batch)
+            except RuntimeError as error:
+                self.together = memory.halve(len(batch), error)
+        return answers
+
+    def _batch(self, choices: list[Choice]) -> list[Choice]:
+        tokens = 0
+        for at, choice in enumerate(choices[: self.together]):
+            tokens += len(choice.shared)
+            if at and tokens > MAX_TOKENS:
+                return choices[:at]
+        return choices[: self.together]
+
+    def _read(self, choices: list[Choice]) -> list[Completion]:
+        begun = [choice.begun() for choice in choices]
+        texts = [
+            Text([*choice.shared, *behind]) for choice, parts in zip(choices, begun, strict=True) for behind in parts
+        ]
+        find_parents(texts, self.last)
+        texts[-1].kept = True
+        logits = iter(self.model.read(texts))
+        texts[-1].parent, self.last = None, texts[-1:]
+        return [
+            _completion(choice, {behind: next(logits) for behind in parts})
+            for choice, parts in zip(choices, begun, strict=True)
+        ]
+
+
+def _completion(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
+    """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
+    if all(len(end) == 1 for end in choice.ends):
+        ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
+        probabilities = torch.softmax(logits[()][ends], -1)
+    else:
+        probabilities = _of_longer(choice.ends, logits)
+    texts = [_pick(choice.request, probabilities, seed) for seed in choice.request.seeds]
+    return Completion(texts, ["stop"] * len(texts), choice.tokens_in, len(texts), probabilities.tolist())
+
+
+def _of_longer(ends: list[list[int]], logits: dict[tuple[int, ...], torch.Tensor]) -> torch.Tensor:
+    """Return the probability of each choice where some have several tokens.
+
+    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it.
+    """
+    steps = {behind: torch.log_softmax(row, -1) for behind, row in logits.items()}
+    whole = [sum(float(steps[tuple(end[:at])][token]) for at, token in enumerate(end)) for end in ends]
+    left = list(torch.tensor(whole).exp().tolist())
+    # Nearest extensions only: "10" is taken from "1", and "100" from "10".
+    for at, end in enumerate(ends):
+        begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
+        if begins:
+            left[max(begins, key=lambda other: len(ends[other]))] -= float(torch.tensor(whole[at]).exp())
+    probabilities = torch.tensor(left).clamp(min=0.0)
+    return probabilities / probabilities.sum()
+
+
+def _pick(request: Request, probabilities: torch.Tensor, seed: int) -> str:
+    if request.sampling.temperature <= 0:
+        return request.choices[int(probabilities.argmax())]
+    tempered = torch.softmax(probabilities.log() / request.sampling.temperature, -1).cpu()
+    at = torch.multinomial(tempered, 1, generator=torch.Generator().manual_seed(seed))
+    return request.choices[int(at)]

@@ -1,0 +1,81 @@
+"""Draw tokens from their nucleus, exactly, without a sort of the whole vocabulary.
+
+The nucleus is the smallest set of most probable tokens whose probability reaches top-p (Holtzman et
+al., arXiv 1904.09751).
+"""
+
+from __future__ import annotations
+
+import torch
+
+BLOCK = 16
+BEST_BLOCKS = 128
+PREFILTER = 256
+
+
+def uniforms(seed: int, count: int) -> list[float]:
+    """Return the random numbers of one completion, in [0, 1): one a token, from its own seed."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Return one token a row, each row by its own settings; the most probable one at temperature 0.
+
+    logits: (rows, vocabulary), float32. temperature, top_p, uniform: (rows,). Returns (rows,) token ids.
+    """
+    greedy = temperature <= 0
+    if bool(greedy.all()):
+        return logits.argmax(-1)
+    drawn = draw_nucleus(logits / torch.where(greedy, 1.0, temperature)[:, None], top_p, uniform)
+    return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
+
+
+def draw_nucleus(logits: torch.Tensor, top_p: torch.Tensor | float, uniform: torch.Tensor) -> torch.Tensor:
+    """Return one token a row, drawn from the nucleus.
+
+    logits: (rows, vocabulary), already divided by the temperature. top_p: (rows,) or one number.
+    uniform: (rows,) in [0, 1). Returns (rows,) token ids. A row whose nucleus is larger than what the
+    prefilter is sure of is sorted in full, so the draw is exact.
+    """
+    top_p = torch.as_tensor(top_p, dtype=logits.dtype, device=logits.device).expand(len(logits))
+    probabilities = torch.softmax(logits, dim=-1)
+    top, ids, sure = most_probable(probabilities)
+    cumulative = torch.cumsum(top, dim=-1)
+    token = _draw_sorted(cumulative, ids, top_p, uniform)
+    wide = (torch.where(sure, cumulative, 0.0).amax(-1) < top_p).nonzero()[:, 0]
+    if len(wide):
+        top, ids = torch.sort(probabilities[wide], dim=-1, descending=True)
+        token[wide] = _draw_sorted(torch.cumsum(top, dim=-1), ids, top_p[wide], uniform[wide])
+    return token
+
+
+def most_probable(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the largest numbers of each row in order, their ids, and which of them are surely the largest.
+
+    numbers: (rows, vocabulary). All three are (rows, count). The maxima of blocks say in which blocks
+    to look: one that is not looked into holds nothing larger than the smallest maximum of those that
+    are. So every candidate down to that number is in its true place, without a look at all the others.
+    """
+    rows, vocabulary = numbers.shape
+    whole = vocabulary // BLOCK
+    if whole <= 2 * BEST_BLOCKS:
+        top, ids = torch.topk(numbers, min(PREFILTER, vocabulary), dim=-1)
+        return top, ids, torch.ones_like(ids, dtype=torch.bool)
+    blocks = numbers[:, : whole * BLOCK].view(rows, whole, BLOCK)
+    maxima, best = torch.topk(blocks.amax(-1), BEST_BLOCKS, dim=-1)
+    inside = blocks.gather(1, best[..., None].expand(-1, -1, BLOCK)).flatten(1)
+    places = (best[..., None] * BLOCK + torch.arange(BLOCK, device=numbers.device)).flatten(1)
+    rest = torch.arange(whole * BLOCK, vocabulary, device=numbers.device).expand(rows, -1)
+    inside, places = torch.cat([inside, numbers[:, whole * BLOCK :]], 1), torch.cat([places, rest], 1)
+    top, at = torch.topk(inside, PREFILTER, dim=-1)
+    return top, places.gather(1, at), top >= maxima[:, -1:]
+
+
+def _draw_sorted(
+    cumulative: torch.Tensor, ids: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Invert the cumulative distribution of sorted tokens, cut where it reaches top-p."""
+    size = (cumulative < top_p[:, None]).sum(-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
+    mass = cumulative.gather(-1, size)
+    at = torch.searchsorted(cumulative, uniform[:, None] * mass, right=True).minimum(size)
+    return ids.gather(-1, at)[:, 0]

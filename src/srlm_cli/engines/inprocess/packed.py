@@ -1,0 +1,108 @@
+"""A causal LM that reads and writes many rows without padding, where its layers allow for it."""
+
+from __future__ import annotations
+
+import torch
+
+from srlm_cli.engines.inprocess.attention import Reading, Span, Step, Unsupported, passing
+from srlm_cli.engines.inprocess.pages import PAGE, Pages
+from srlm_cli.engines.inprocess.texts import Text
+
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# Rotary embeddings that change with the longest row of the batch: a row would depend on its neighbours.
+SHIFTING_ROPES = {"dynamic", "longrope"}
+
+
+class PackedModel:
+    """The forward passes of a model over packed tokens.
+
+    `layers` has the shapes of a token's key and value by attention layer, known after `fits`.
+    """
+
+    def __init__(self, net, device: str) -> None:
+        self.net, self.device = net, device
+        self.configs = list(
+            {id(part.config): part.config for part in net.modules() if hasattr(part, "config")}.values()
+        )
+        self.layers: dict[int, tuple[torch.Size, torch.Size]] = {}
+
+    def read(self, texts: list[Text], pages: Pages | None = None) -> torch.Tensor:
+        """Return the logits behind each text, (texts, vocabulary), float32; no text may be its parent's beginning.
+
+        A text's parent comes before it, or is kept from an earlier read.
+        """
+        fresh = [text.fresh for text in texts]
+        positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
+        ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
+        ids = torch.tensor([token for tokens in fresh for token in tokens])
+        logits = self._forward(Reading(texts, pages), ids, torch.cat(positions), ends.to(self.device))
+        for text in texts:
+            if not text.kept:
+                text.keys, text.values = {}, {}
+        return logits
+
+    def step(self, tokens: list[int], step: Step) -> torch.Tensor:
+        """Return the logits behind one new token a row, (rows, vocabulary), float32."""
+        return self._forward(step, torch.tensor(tokens), step.positions, 0)
+
+    def _forward(self, run: Reading | Step, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
+        ids, positions = ids.to(self.device)[None], positions.to(self.device)[None]
+        with passing(run, self.configs):
+            output = self.net(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
+        return output.logits[0].float()
+
+    def token_bytes(self) -> int:
+        """Return how many bytes the keys and values of one token take."""
+        numbers = sum(key.numel() + value.numel() for key, value in self.layers.values())
+        return numbers * self.net.dtype.itemsize
+
+    # --- does it fit? ------------------------------------------------------------------------
+
+    def fits(self) -> bool:
+        """Tell whether packed passes give what the model itself gives; it is tried out on a few tokens."""
+        config = self.net.config.get_text_config()
+        if not set(getattr(config, "layer_types", None) or ()) <= PLAIN_LAYERS or _ropes(config) & SHIFTING_ROPES:
+            return False
+        try:
+            return self._tried()
+        except (Unsupported, TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError):
+            return False  # whatever an unusual layer trips over here, `generate` can do without
+
+    def _tried(self) -> bool:
+        config = self.net.config.get_text_config()
+        draw = torch.Generator().manual_seed(0)
+        ids = torch.randint(config.vocab_size, (14,), generator=draw).tolist()
+        first = Text(ids[:9], kept=True)
+        second = Text([*ids[:5], *ids[9:13]], first, 5)
+        packed = self.read([first, second])
+        self.layers = {
+            layer: tuple(
+                torch.Size((part.shape[0], part.shape[2])) for part in (first.keys[layer], first.values[layer])
+            )
+            for layer in first.keys
+        }
+        if len(self.layers) != config.num_hidden_layers:
+            return False
+        pages = Pages(self.layers, 3, self.net.dtype, self.device)
+        page = pages.take(1, shared=True)
+        third = Text(ids[:9], slots=page[0] * PAGE + torch.arange(9, device=self.device))
+        self.read([third], pages)
+        own = Span(pages.take(1), 1, 9, [0])
+        stepped = self.step(ids[13:], Step(pages, [own], [Span(page, 9, 0, [0])], None, [], self.device))
+        wanted = [self._plain(ids[:9]), self._plain(second.tokens), self._plain([*ids[:9], *ids[13:]])]
+        return _alike(torch.cat([packed, stepped]), torch.stack(wanted), self.net.dtype)
+
+    def _plain(self, ids: list[int]) -> torch.Tensor:
+        return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+
+
+def _ropes(config) -> set[str]:
+    """Return the kinds of rotary embedding that a configuration names, of the model or by kind of layer."""
+    named = getattr(config, "rope_parameters", None) or {}
+    return {part["rope_type"] for part in (named, *named.values()) if isinstance(part, dict) and "rope_type" in part}
+
+
+def _alike(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether logits differ by rounding only."""
+    away = (ours - theirs).norm(dim=-1) / (theirs - theirs.mean(-1, keepdim=True)).norm(dim=-1)
+    return bool((away < (1e-3 if dtype in (torch.float32, torch.float64) else 0.1)).all())

@@ -1,0 +1,96 @@
+"""Keys and values of many rows in pages of one store, written in place and never copied to grow.
+
+A row's own pages are taken from the low end, those that several rows share from the high end, so
+that each kind lies together and attention reads it as one slice. A hole between pages in use is read
+for nothing: `compact` fills holes.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+
+import torch
+
+PAGE = 32
+
+
+class NoRoom(Exception):
+    """All pages are taken."""
+
+
+class Pages:
+    """A store of `count` pages of `PAGE` tokens for each attention layer.
+
+    `layers` gives the shapes of one token's key and value, (heads, size) each, by layer.
+    """
+
+    def __init__(
+        self, layers: dict[int, tuple[torch.Size, torch.Size]], count: int, dtype: torch.dtype, device: str
+    ) -> None:
+        self.count = count
+        self.keys, self.values = {}, {}
+        for layer, (key, value) in layers.items():
+            # An operating system gives memory only to what is written: a large store costs nothing yet.
+            self.keys[layer] = torch.empty(count, PAGE, *key, dtype=dtype, device=device)
+            self.values[layer] = torch.empty(count, PAGE, *value, dtype=dtype, device=device)
+        self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
+        self._low_holes: list[int] = []
+        self._high_holes: list[int] = []  # negated: the highest hole first
+
+    @property
+    def free(self) -> int:
+        """How many pages can still be taken."""
+        return self.high - self.low + min(len(self._low_holes), len(self._high_holes))
+
+    def take(self, count: int, shared: bool = False) -> list[int]:
+        """Return `count` pages; raise NoRoom, having taken none, when there are not so many."""
+        holes = self._high_holes if shared else self._low_holes
+        if count > len(holes) + self.high - self.low:
+            raise NoRoom
+        reused = [heappop(holes) for _ in range(min(count, len(holes)))]
+        return [-hole if shared else hole for hole in reused] + self._extend(count - len(reused), shared)
+
+    def _extend(self, count: int, shared: bool) -> list[int]:
+        """Take pages at the edge, with zeros in them: a masked key has no weight, but must not be NaN."""
+        if shared:
+            self.high -= count
+        else:
+            self.low += count
+        fresh = range(self.high, self.high + count) if shared else range(self.low - count, self.low)
+        for store in (*self.keys.values(), *self.values.values()) if count else ():
+            store[fresh.start : fresh.stop].zero_()
+        return list(fresh)
+
+    def give_back(self, pages: list[int], shared: bool = False) -> None:
+        """Make pages free again."""
+        for page in pages:
+            heappush(self._high_holes if shared else self._low_holes, -page if shared else page)
+
+    def compact(self) -> dict[int, int]:
+        """Move pages into holes where holes are many; return the new place of each moved page."""
+        moved = {**self._fill(shared=False), **self._fill(shared=True)}
+        if moved:
+            old, new = (torch.tensor(list(part)) for part in (moved.keys(), moved.values()))
+            for store in (*self.keys.values(), *self.values.values()):
+                store[new.to(store.device)] = store[old.to(store.device)]
+        return moved
+
+    def _fill(self, shared: bool) -> dict[int, int]:
+        holes = [-hole for hole in self._high_holes] if shared else self._low_holes
+        used = (self.count - self.high if shared else self.low) - len(holes)
+        if len(holes) * 8 <= used:
+            return {}
+        edge = self.count - used if shared else used  # where the pages in use will end
+        inside = [hole for hole in holes if (hole >= edge) == shared]
+        empty = set(holes)
+        outside = range(self.high, edge) if shared else range(edge, self.low)
+        if shared:
+            self.high, self._high_holes = edge, []
+        else:
+            self.low, self._low_holes = edge, []
+        return dict(zip((page for page in outside if page not in empty), sorted(inside), strict=True))
+
+    def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store keys and values, (tokens, heads, size), at `slots`: page times `PAGE` plus offset."""
+        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
+        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)

@@ -1,0 +1,251 @@
+"""Write many completions at a time: a row that ends makes room for the next one at once."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import torch
+
+from srlm_cli.engines.inprocess import memory
+from srlm_cli.engines.inprocess.attention import Span, Step
+from srlm_cli.engines.inprocess.nucleus import draw, uniforms
+from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages
+from srlm_cli.engines.inprocess.stops import Stops
+from srlm_cli.engines.inprocess.tasks import Task
+from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
+from srlm_cli.errors import EngineError
+
+# A beginning that all prompts share has keys of its own, if it is long enough to pay for one more attention call.
+MIN_COMMON = 64
+MAX_READ_TOKENS = 1 << 13
+ROOM_TO_READ = 8  # prompts are read when one in so many rows is free
+
+
+@dataclass(eq=False)
+class Read:
+    """What is left of reading a task's prompt: the pages of its keys and values, and the logits behind it.
+
+    The first `common` tokens are the common text's and not in the pages.
+    """
+
+    task: Task
+    common: int
+    pages: list[int]
+    logits: torch.Tensor | None = None
+    rows: int = 0
+
+
+@dataclass(eq=False)
+class Row:
+    """One completion that is being written."""
+
+    read: Read
+    place: int
+    uniforms: list[float]
+    tokens: list[int] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+
+
+class Writer:
+    """Completions of many tasks, begun in order, at most `limit` at a time, less where memory is short."""
+
+    def __init__(self, model: PackedModel, stops: Stops, limit: int, context: int) -> None:
+        self.model, self.stops, self.limit, self.context = model, stops, limit, context
+        self.waiting: deque[Task] = deque()
+        self.reads: dict[Task, Read] = {}
+        self.rows: list[Row] = []
+        self.pages: Pages | None = None
+        self.common: Text | None = None
+        self.last: Text | None = None
+
+    def add(self, task: Task) -> None:
+        """Let a task wait for its turn."""
+        task.left = deque(range(len(task.request.seeds)))
+        self.waiting.append(task)
+
+    @property
+    def backlog(self) -> int:
+        """How many completions wait to be begun."""
+        return sum(len(task.left) for task in self.waiting)
+
+    def advance(self) -> None:
+        """Begin completions where there is room, and write one token of each; halve the rows when memory runs out."""
+        try:
+            self._begin()
+            if self.rows:
+                self._step()
+        except NoRoom:
+            self._keep_rows(len(self.rows) - 1)
+        except RuntimeError as error:
+            self.limit = memory.halve(min(self.limit, len(self.rows) or self.limit), error)
+            self._keep_rows(self.limit)
+
+    # --- beginning ---------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Read the prompts that there is room for, and draw the first token of their completions."""
+        room = self.limit - len(self.rows)
+        if not self.waiting or (self.rows and room * ROOM_TO_READ < self.limit):
+            return
+        chosen = self._choose(room)
+        self._read([task for task in chosen if task not in self.reads])
+        begun = []
+        for task in chosen:
+            while task.left and len(begun) < room:
+                seed = task.request.seeds[task.left[0]]
+                begun.append(Row(self.reads[task], task.left.popleft(), uniforms(seed, task.budget)))
+                self.reads[task].rows += 1
+        self.waiting = deque(task for task in self.waiting if task.left)
+        self.rows += begun
+        if begun:
+            self._append(begun, torch.stack([row.read.logits for row in begun]))
+
+    def _choose(self, room: int) -> list[Task]:
+        """Return the waiting tasks that are next, as many as rows, pages and one reading have room for."""
+        self._open_pages()
+        chosen, seeds, tokens, pages = [], 0, 0, self.pages.free - len(self.rows)
+        for task in self.waiting:
+            read = task in self.reads
+            tokens += 0 if read else len(task.prompt)
+            pages -= (0 if read else _pages_for(len(task.prompt))) + min(len(task.left), room - seeds)
+            if seeds >= room or (chosen and tokens > MAX_READ_TOKENS) or pages < 0:
+                break
+            chosen.append(task)
+            seeds += len(task.left)
+        if not chosen and not self.rows:
+            raise EngineError(
+                f"a prompt of {len(self.waiting[0].prompt)} tokens does not fit into memory",
+                "a smaller model or prompt",
+            )
+        return chosen
+
+    def _open_pages(self) -> None:
+        """Make the store when it is first needed: of all memory that may be used, no more than ever can be."""
+        if self.pages is None:
+            most = (self.limit + 1) * 2 * _pages_for(self.context)
+            count = memory.for_cache(self.model.device) // (self.model.token_bytes() * PAGE)
+            self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.net.dtype, self.model.device)
+
+    def _read(self, tasks: list[Task]) -> None:
+        if not tasks:
+            return
+        if self.last is None and len(tasks) > 1:
+            self._find_common(tasks)
+        texts = [Text(task.prompt) for task in tasks]
+        find_parents(texts, [known for known in (self.common, self.last) if known])
+        texts[-1].kept = True
+        reads = []
+        try:
+            for task, text in zip(tasks, texts, strict=True):
+                reads.append(Read(task, self._common_with(task), []))
+                text.first_slot = reads[-1].common
+                count = len(task.prompt) - text.first_slot
+                reads[-1].pages = self.pages.take(_pages_for(count), shared=True)
+                text.slots = _slots(reads[-1].pages, count).to(self.model.device)
+            logits = self.model.read(texts, self.pages)
+        except (NoRoom, RuntimeError):
+            for read in reads:
+                self.pages.give_back(read.pages, shared=True)
+            raise
+        self.last = texts[-1]
+        self.last.parent = None
+        for read, behind in zip(reads, logits, strict=True):
+            read.logits = behind
+            self.reads[read.task] = read
+
+    def _find_common(self, tasks: list[Task]) -> None:
+        """Read what the first prompts begin with, if it is long: the rubric of a judge, the frame of a question."""
+        first = tasks[0].prompt
+        length = min(min(alike(first, task.prompt), len(task.prompt) - 1) for task in tasks)
+        if length >= MIN_COMMON:
+            common = Text(first[:length], kept=True)
+            self.model.read([common])
+            self.common = common
+
+    def _common_with(self, task: Task) -> int:
+        """Return the length of the common text if a prompt goes on from it, else 0."""
+        if self.common is None or len(task.prompt) <= len(self.common.tokens):
+            return 0
+        length = len(self.common.tokens)
+        return length if task.prompt[:length] == self.common.tokens else 0
+
+    # --- going on ----------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """Write one more token of every row."""
+        self._move(self.pages.compact())
+        seen_by: dict[Read, list[int]] = {}
+        own = []
+        for at, row in enumerate(self.rows):
+            if len(row.tokens) > len(row.pages) * PAGE:
+                row.pages += self.pages.take(1)
+            seen_by.setdefault(row.read, []).append(at)
+            own.append(Span(row.pages, len(row.tokens), len(row.read.task.prompt), [at]))
+        shared = [
+            Span(read.pages, len(read.task.prompt) - read.common, read.common, rows) for read, rows in seen_by.items()
+        ]
+        members = [at for at, row in enumerate(self.rows) if row.read.common]
+        step = Step(self.pages, own, shared, self.common, members, self.model.device)
+        logits = self.model.step([row.tokens[-1] for row in self.rows], step)
+        self._append(self.rows, logits)
+
+    def _append(self, rows: list[Row], logits: torch.Tensor) -> None:
+        """Draw the next token of rows, and let those that it ends go."""
+        samplings = [row.read.task.request.sampling for row in rows]
+        settings = [
+            (sampling.temperature, sampling.top_p, row.uniforms[len(row.tokens)])
+            for sampling, row in zip(samplings, rows, strict=True)
+        ]
+        drawn = draw(logits, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
+        ended = []
+        for row, sampling, token in zip(rows, samplings, drawn, strict=True):
+            row.tokens.append(token)
+            if self.stops.ended(row.tokens, sampling) or len(row.tokens) == row.read.task.budget:
+                row.read.task.finish(row.place, *self.stops.finished(row.tokens, sampling))
+                ended.append(row)
+        self._let_go(ended)
+
+    def _let_go(self, ended: list[Row]) -> None:
+        gone = set(ended)
+        self.rows = [row for row in self.rows if row not in gone]
+        for row in ended:
+            self.pages.give_back(row.pages)
+            row.read.rows -= 1
+            if not row.read.rows and not row.read.task.left:
+                self._forget(row.read)
+
+    def _forget(self, read: Read) -> None:
+        self.pages.give_back(read.pages, shared=True)
+        del self.reads[read.task]
+
+    def _move(self, moved: dict[int, int]) -> None:
+        if moved:
+            for holder in (*self.rows, *self.reads.values()):
+                holder.pages = [moved.get(page, page) for page in holder.pages]
+
+    def _keep_rows(self, count: int) -> None:
+        """Take the youngest completions back until `count` are left; they begin anew later, with the same seeds."""
+        idle = [read for read in self.reads.values() if not read.rows]
+        if count < 1 and self.rows and not idle:
+            raise EngineError("one completion does not fit into memory", "--max-new-tokens, or a smaller model")
+        back, self.rows = self.rows[count:], self.rows[:count]
+        for row in back:
+            self.pages.give_back(row.pages)
+            row.read.rows -= 1
+            row.read.task.left.append(row.place)
+            row.read.task.left = deque(sorted(row.read.task.left))
+        for read in [read for read in self.reads.values() if not read.rows]:
+            self._forget(read)
+        again = [task for task in dict.fromkeys(row.read.task for row in back) if task not in self.waiting]
+        self.waiting.extendleft(reversed(again))
+
+
+def _pages_for(tokens: int) -> int:
+    return -(-tokens // PAGE)
+
+
+def _slots(pages: list[int], count: int) -> torch.Tensor:
+    """Return where the first `count` tokens of pages lie in the store."""
+    return (torch.tensor(pages)[:, None] * PAGE + torch.arange(PAGE)).flatten()[:count]

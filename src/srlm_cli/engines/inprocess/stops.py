@@ -1,0 +1,54 @@
+"""Where a completion ends: at a token, at a stop text, at its last line, or at its full length."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from srlm_cli.engines.base import Sampling, end_of
+
+UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character yet
+
+
+class Stops:
+    """Tell whether tokens end a completion, and turn them into its text."""
+
+    def __init__(self, net, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.ids = _stop_ids(net, tokenizer)
+        self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+        self._piece = lru_cache(maxsize=None)(self._spelled)
+
+    def ended(self, tokens: list[int], sampling: Sampling) -> bool:
+        """Tell whether the last of these tokens ends the completion before its full length.
+
+        The text is looked at only when the last token holds the last sign of a stop text, or ends a line.
+        """
+        if tokens[-1] in self.ids:
+            return True
+        if not sampling.stop and not sampling.last_line:
+            return False
+        piece = self._piece(tokens[-1])
+        signs = [stop[-1] for stop in sampling.stop if stop] + ["\n"] * bool(sampling.last_line) + [UNFINISHED]
+        if not any(sign in piece for sign in signs):
+            return False
+        return end_of(self.tokenizer.decode(tokens, skip_special_tokens=True), sampling) is not None
+
+    def finished(self, tokens: list[int], sampling: Sampling) -> tuple[str, str, int]:
+        """Return the text, the finish reason and the count of the tokens that a completion took."""
+        end = next((at for at, token in enumerate(tokens) if token in self.ids), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        cut = end_of(text, sampling)
+        reason = "length" if end is None and cut is None else "stop"
+        return text[:cut], reason, len(tokens) if end is None else end + 1
+
+    def _spelled(self, token: int) -> str:
+        """Return a token as it is written within a text: alone, some tokenizers leave its space away."""
+        before = self.tokenizer.decode(self._anchor)
+        return self.tokenizer.decode([*self._anchor, token])[len(before) :]
+
+
+def _stop_ids(net, tokenizer) -> set[int]:
+    """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
+    configured = net.generation_config.eos_token_id
+    ids = configured if isinstance(configured, list) else [configured]
+    return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}

@@ -1,0 +1,53 @@
+"""Texts to read that begin alike: what two have in common is computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+LOOK_BACK = 8
+
+
+@dataclass(eq=False)
+class Text:
+    """Tokens to read. The first `shared` of them are those of `parent`, which is read earlier.
+
+    `keys` and `values`, (heads, tokens, size) by layer, are there while the text is being read, and
+    afterwards when it is `kept` for later ones that begin alike. Those from token `first_slot` on go
+    to the `slots` of a store, where there are any.
+    """
+
+    tokens: list[int]
+    parent: Text | None = None
+    shared: int = 0
+    kept: bool = False
+    slots: torch.Tensor | None = None
+    first_slot: int = 0
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
+    values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def fresh(self) -> list[int]:
+        """The tokens that are not the parent's."""
+        return self.tokens[self.shared :]
+
+
+def find_parents(texts: list[Text], known: list[Text]) -> None:
+    """Give each text the parent with which it shares the longest beginning: a known text, or one shortly before it.
+
+    At least one token is left to read, since the logits behind the text are wanted.
+    """
+    for at, text in enumerate(texts):
+        for other in [*known, *texts[max(0, at - LOOK_BACK) : at]]:
+            shared = min(alike(text.tokens, other.tokens), len(text.tokens) - 1)
+            if shared > text.shared:
+                text.parent, text.shared = other, shared
+
+
+def alike(one: list[int], other: list[int]) -> int:
+    """Return how many tokens two texts have in common at their beginning."""
+    length = min(len(one), len(other))
+    if one[:length] == other[:length]:
+        return length
+    return next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)

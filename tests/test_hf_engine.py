@@ -1,0 +1,366 @@
+"""The in-process engine on tiny random models: exact against `generate`, whatever is packed, shared or moved."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import tiny_models
+from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.engines.base import Request, Sampling, end_of
+from srlm_cli.engines.inprocess import choices, memory, pages, refill
+from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.pages import NoRoom, Pages
+from srlm_cli.engines.inprocess.plain import PlainModel
+from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.errors import EngineError
+
+GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=40)
+# Prompts of very unlike lengths, some of which begin alike, some twice.
+PROMPTS = [
+    "a",
+    "tell me " * 20 + "more",
+    "tell me " * 20 + "less",
+    "?" * 90,
+    "b b b",
+    "tell me " * 9,
+    "a",
+    "",
+    "z" * 33,
+]
+RUBRIC = "Judge this by these rules, one point for each of them that holds. " * 2
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """Open a tiny model of a kind, once a module."""
+    made = {}
+
+    def open_one(kind: str = "llama", batch_size: int = 6):
+        if kind not in made:
+            made[kind] = open_engine(
+                EngineSpec(model=str(tiny_models.save(tmp_path_factory.mktemp(kind), kind)), dtype="float32")
+            )
+        made[kind].batch_size = batch_size
+        return made[kind]
+
+    return open_one
+
+
+def ask(text: str, sampling: Sampling = GREEDY, seeds: tuple[int, ...] = (0,), **more) -> Request:
+    return Request([{"role": "user", "content": text}], sampling, seeds, **more)
+
+
+def by_generate(engine, request: Request) -> list[int]:
+    """Return what `generate` itself writes, one prompt at a time, without padding."""
+    ids = torch.tensor([engine._render(request)])
+    with torch.inference_mode():
+        whole = engine.net.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=request.sampling.max_new_tokens, do_sample=False,
+            eos_token_id=sorted(engine.stops.ids), pad_token_id=engine.tokenizer.pad_token_id,
+        )  # fmt: skip
+    return whole[0, ids.shape[1] :].tolist()
+
+
+def expect_generate(engine, requests: list[Request]) -> None:
+    completions = list(engine.generate(iter(requests)))
+    assert len(completions) == len(requests)
+    for request, completion in zip(requests, completions, strict=True):
+        tokens = by_generate(engine, request)
+        text, reason, count = engine.stops.finished(tokens, request.sampling)
+        assert completion.texts == [text] * len(request.seeds)
+        assert completion.finish_reasons == [reason] * len(request.seeds)
+        assert completion.tokens_out == count * len(request.seeds)
+        assert completion.tokens_in == len(engine._render(request))
+
+
+# --- the same as generate --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", tiny_models.PACKED + tiny_models.PLAIN)
+def test_greedy_is_generate_token_for_token(opened, kind):
+    engine = opened(kind)
+    assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else PlainModel)
+    expect_generate(
+        engine,
+        [
+            ask(text, Sampling(0.0, 1.0, 8 + 9 * (at % 5)), (0, 1, 2)[: 1 + at % 3], prefix="So" * (at % 2))
+            for at, text in enumerate(PROMPTS)
+        ],
+    )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+def test_greedy_is_generate_at_any_batch_size(opened, kind, batch_size):
+    expect_generate(opened(kind, batch_size), [ask(text, seeds=(0, 1)) for text in PROMPTS])
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gpt2"])
+def test_a_rubric_that_prompts_share_is_read_once_and_shared(opened, kind, monkeypatch):
+    """Also by prompts that come later, and beside prompts that do not begin with it."""
+    engine = opened(kind)
+    read = []
+    reading = PackedModel.read
+    monkeypatch.setattr(PackedModel, "read", lambda *a: read.extend(len(t.fresh) for t in a[1]) or reading(*a))
+    requests = [ask(RUBRIC + text, seeds=(0, 1, 2)) for text in PROMPTS] + [ask("none"), ask(RUBRIC + "late")]
+    expect_generate(engine, requests)
+    whole = [len(engine._render(request)) for request in requests]
+    assert sum(read) < sum(whole) - 8 * len(RUBRIC)
+
+
+def test_greedy_is_generate_with_a_merged_adapter(opened, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = tiny_models.save(tmp_path / "base")
+    net = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, weight in net.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(0, 0.1)
+    net.save_pretrained(tmp_path / "adapter")
+    opened().tokenizer.save_pretrained(tmp_path / "adapter")
+    engine = open_engine(EngineSpec(model=str(tmp_path / "adapter"), dtype="float32", batch_size=4))
+    assert isinstance(engine.reader, PackedModel)
+    requests = [ask(text, seeds=(0, 1)) for text in PROMPTS]
+    expect_generate(engine, requests)
+    plain = [completion.texts for completion in opened().generate(requests)]
+    assert plain != [completion.texts for completion in engine.generate(requests)]
+
+
+def test_moving_pages_together_changes_nothing(opened, monkeypatch):
+    """With holes filled at once; rows of very unlike lengths leave many."""
+    moved = []
+    compact = Pages.compact
+    monkeypatch.setattr(Pages, "compact", lambda self: moved.append(compact(self)) or moved[-1])
+    expect_generate(
+        opened(batch_size=8),
+        [ask(text, Sampling(0.0, 1.0, (3, 90, 5, 120)[at % 4])) for at, text in enumerate(PROMPTS * 2)],
+    )
+    assert any(moved)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def test_few_pages_hold_rows_back_and_change_nothing(opened, monkeypatch):
+    engine = opened(batch_size=8)
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 16)
+    taken_back = []
+    keep = refill.Writer._keep_rows
+    monkeypatch.setattr(refill.Writer, "_keep_rows", lambda *a: taken_back.append(a[1]) or keep(*a))
+    expect_generate(engine, [ask(text, Sampling(0.0, 1.0, 100), (0, 1)) for text in PROMPTS])
+    assert taken_back
+
+
+def test_a_prompt_that_fits_into_no_memory_is_an_error(opened, monkeypatch):
+    engine = opened()
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 2)
+    with pytest.raises(EngineError, match="does not fit into memory"):
+        list(engine.generate([ask("word " * 60)]))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("llama", 4), ("mamba", 2)])
+def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind, most):
+    engine = opened(kind, batch_size=16)
+    requests = [ask(text, Sampling(0.0, 1.0, 12), (0, 1)) for text in PROMPTS]
+    wanted = [completion.texts for completion in engine.generate(requests)]
+    sizes = []
+
+    packed = kind == "llama"
+    real = engine.net.forward if packed else engine.net.generate
+
+    def small(*args, **kwargs):
+        decoding = not packed or isinstance(kwargs["logits_to_keep"], int)
+        rows = kwargs["input_ids"].shape[1 if packed else 0]
+        sizes.append(rows if decoding else 0)
+        if sizes[-1] > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(engine.net, "forward" if packed else "generate", small)
+    assert [completion.texts for completion in engine.generate(requests)] == wanted
+    assert max(sizes) > most
+
+
+def test_out_of_memory_with_one_row_is_told(opened, monkeypatch):
+    def never(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = opened()
+    monkeypatch.setattr(engine.net, "forward", never)
+    for request in (ask("a", seeds=(0, 1)), ask("a", choices=("1", "2"))):
+        with pytest.raises(EngineError, match="out of memory"):
+            list(engine.generate([request]))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(opened, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("shapes do not match")
+
+    engine = opened()
+    monkeypatch.setattr(engine.net, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(engine.generate([ask("a")]))
+
+
+def test_pages_are_taken_from_both_ends_and_filled_up():
+    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, "cpu")
+    assert store.take(3) == [0, 1, 2] and sorted(store.take(2, shared=True)) == [6, 7]
+    with pytest.raises(NoRoom):
+        store.take(4)
+    store.keys[0][2] = 5.0
+    store.keys[0][6] = 7.0
+    store.give_back([0])
+    store.give_back([7], shared=True)
+    assert store.compact() == {2: 0, 6: 7}
+    assert (store.low, store.high) == (2, 7)
+    assert (store.keys[0][0] == 5).all() and (store.keys[0][7] == 7).all()
+    assert store.take(4) == [2, 3, 4, 5] and not store.keys[0][2:6].any()
+
+
+# --- seeds and order -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "mamba"])
+def test_a_seed_gives_its_row_whatever_stands_beside_it(opened, kind):
+    engine = opened(kind)
+    sampling = Sampling(0.9, 0.95, 24)
+    together = list(engine.generate([ask(text, sampling, (5, 6, 7)) for text in PROMPTS]))
+    for text, completion in zip(PROMPTS, together, strict=True):
+        alone = [next(engine.generate([ask(text, sampling, (seed,))])).texts[0] for seed in (5, 6, 7)]
+        assert completion.texts == alone
+    assert len({text for completion in together for text in completion.texts}) > 16 or kind != "llama"
+
+
+def test_requests_of_every_kind_in_one_stream_keep_their_order(opened):
+    engine = opened(batch_size=4)
+    requests = [
+        ask("a", Sampling(0.8, 0.9, 30), (1, 2, 3, 4, 5, 6, 7)),
+        ask("b", GREEDY),
+        ask("c", choices=("1", "2")),
+        ask("word " * 200),
+        ask("d", Sampling(1.2, 0.5, 3), (1,)),
+        ask("e", Sampling(0.0, 1.0, 1), (1, 2)),
+    ]
+    alone = [next(engine.generate([request])) for request in requests]
+    together = list(engine.generate(requests))
+    assert [c.texts for c in together] == [c.texts for c in alone]
+    assert [c.finish_reasons[0] for c in together][3] == "prompt-too-long"
+    assert [len(c.texts) for c in together] == [7, 1, 1, 1, 1, 2]
+
+
+def test_few_requests_are_read_ahead_of_the_oldest_one(opened):
+    engine, taken = opened(batch_size=4), []
+
+    def requests():
+        for at in range(100):
+            taken.append(at)
+            yield ask(f"number {at}", Sampling(0.0, 1.0, 4))
+
+    stream = engine.generate(requests())
+    for number in range(10):
+        next(stream)
+        assert len(taken) <= number + 1 + 4 * 4
+    stream.close()
+
+
+def test_a_call_within_a_call_is_answered(opened):
+    engine = opened(batch_size=4)
+    outer = engine.generate([ask(text, seeds=(0, 1)) for text in PROMPTS])
+    first = next(outer)
+    assert next(engine.generate([ask(PROMPTS[1])])).texts[0] == list(outer)[0].texts[0]
+    assert first.texts[0] == next(engine.generate([ask(PROMPTS[0])])).texts[0]
+
+
+def test_completions_end_where_the_context_does(opened):
+    engine = opened()
+    room = engine.context - len(engine._render(ask("")))
+    fits, over = engine.generate([ask("x" * (room - 5)), ask("x" * room)])
+    assert fits.finish_reasons == ["length"] and fits.tokens_out == 5
+    assert over.finish_reasons == ["prompt-too-long"] and over.texts == [""]
+
+
+# --- stops -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_a_stop_text_over_several_tokens_ends_a_row(opened, kind):
+    engine = opened(kind)
+    whole = next(engine.generate([ask("a")])).texts[0]
+    middle = whole[8:12]
+    assert "\ufffd" not in middle and len(middle) == 4
+    (completion,) = engine.generate([ask("a", Sampling(0.0, 1.0, 40, stop=("never there", middle)))])
+    assert completion.texts[0] == whole[: whole.index(middle)]
+    assert completion.finish_reasons == ["stop"] and completion.tokens_out < 40
+
+
+def test_where_a_completion_is_cut_off():
+    closing = Sampling(stop=("END",), last_line=r"(?i)score: \d")
+    assert end_of("no score yet", closing) is None
+    assert end_of("reasons\nScore: 4", closing) is None, "the line is not complete: 4 may become 45"
+    assert end_of("reasons\nScore: 4\nmore\nScore: 2\n", closing) == len("reasons\nScore: 4")
+    assert end_of("I say Score: 4\nthen", closing) is None
+    assert end_of("a END b\nScore: 4\n", closing) == 2
+    assert end_of("Score: 4\n END", closing) == 8
+    assert end_of("a END", Sampling()) is None
+
+
+def test_a_last_line_ends_a_row(opened, monkeypatch):
+    engine = opened()
+    whole = next(engine.generate([ask("a")])).texts[0]
+    monkeypatch.setattr(engine.stops, "_piece", lambda token: "\n")
+    sign = whole[20]
+    spelled = whole.replace(sign, "\n")
+    decode = engine.tokenizer.decode
+    monkeypatch.setattr(type(engine.tokenizer), "decode", lambda self, *a, **k: decode(*a, **k).replace(sign, "\n"))
+    (completion,) = engine.generate([ask("a", Sampling(0.0, 1.0, 40, last_line=".*"))])
+    assert completion.texts == [spelled[: spelled.index("\n")]] and completion.finish_reasons == ["stop"]
+    assert completion.tokens_out < 40
+
+
+# --- choices ---------------------------------------------------------------------------------
+
+
+def whole_probability(engine, request: Request, choice: str) -> float:
+    """Return the probability of a text behind the prompt, from one plain pass over all."""
+    before, whole = engine._tokens(engine._chat(request)), engine._tokens(engine._chat(request) + choice)
+    with torch.inference_mode():
+        steps = torch.log_softmax(engine.net(torch.tensor([whole])).logits[0].double(), -1)
+    return math.exp(sum(float(steps[at - 1, whole[at]]) for at in range(len(before), len(whole))))
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "mamba"])
+@pytest.mark.parametrize("texts", [("0", "1", "2"), ("yes", "no", "perhaps")])
+def test_choices_have_their_whole_probability(opened, kind, texts):
+    engine = opened(kind)
+    requests = [ask(RUBRIC + text, GREEDY, prefix="Score: ", choices=texts) for text in PROMPTS]
+    for request, completion in zip(requests, engine.generate(requests), strict=True):
+        whole = [whole_probability(engine, request, choice) for choice in texts]
+        assert completion.probabilities == pytest.approx([p / sum(whole) for p in whole], abs=1e-5)
+        assert completion.texts == [texts[whole.index(max(whole))]]
+
+
+def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(opened, monkeypatch):
+    engine = opened()
+    read = []
+    reading = PackedModel.read
+    monkeypatch.setattr(PackedModel, "read", lambda *a: read.extend(len(t.fresh) for t in a[1]) or reading(*a))
+    monkeypatch.setattr(choices, "MAX_TOKENS", 400)
+    requests = [ask(RUBRIC + text, GREEDY, choices=("0", "1")) for text in PROMPTS]
+    together = [completion.probabilities for completion in engine.generate(requests)]
+    whole = sum(len(engine._render(request)) for request in requests)
+    assert len(read) == len(PROMPTS) and sum(read) < whole - (len(PROMPTS) - 1) * len(RUBRIC)
+    for request, probabilities in zip(requests, together, strict=True):
+        assert next(engine.generate([request])).probabilities == pytest.approx(probabilities, abs=1e-5)
+
+
+def test_a_text_finds_the_longest_beginning_it_shares():
+    known = Text([1, 2, 3])
+    texts = [Text([1, 2, 9, 9]), Text([1, 2, 9, 8]), Text([1, 2, 9, 8]), Text([7])]
+    find_parents(texts, [known])
+    assert [text.shared for text in texts] == [2, 3, 3, 0]
+    assert [text.parent for text in texts] == [known, texts[0], texts[0], None]

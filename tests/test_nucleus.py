@@ -1,0 +1,103 @@
+"""The draw of a token: the exact nucleus, whatever of it the prefilter sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from srlm_cli.engines.inprocess import nucleus
+from srlm_cli.engines.inprocess.nucleus import PREFILTER, draw, draw_nucleus, most_probable, uniforms
+
+VOCABULARY = 1031
+DRAWS = 4000
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Let a small vocabulary have many blocks, as a real one has."""
+    monkeypatch.setattr(nucleus, "BLOCK", 8)
+    monkeypatch.setattr(nucleus, "BEST_BLOCKS", 32)
+
+
+def exact(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """Return the probabilities of the nucleus in double precision, by a sort of all tokens."""
+    ordered, ids = torch.softmax(logits.double() / temperature, -1).sort(descending=True)
+    size = min(int((ordered.cumsum(0) < top_p).sum()) + 1, len(logits))
+    wanted = torch.zeros(len(logits), dtype=torch.float64)
+    wanted[ids[:size]] = ordered[:size] / ordered[:size].sum()
+    return wanted
+
+
+def p_value(tokens: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Return the chi-square p-value of drawn tokens; rare ones are counted together, impossible ones fail."""
+    counts = torch.bincount(tokens, minlength=len(wanted)).double()
+    assert counts[wanted == 0].sum() == 0
+    often = wanted * len(tokens) >= 5
+    observed = torch.cat([counts[often], counts[~often].sum()[None]])
+    expected = torch.cat([wanted[often], wanted[~often].sum()[None]]) * len(tokens)
+    kept = expected > 0
+    assert kept.sum() > 1
+    return chisquare(observed[kept], expected[kept]).pvalue
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.5])
+@pytest.mark.parametrize("top_p", [0.7, 0.9, 0.95, 1.0])
+def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
+    torch.manual_seed(1)
+    logits = torch.randn(VOCABULARY) * 2
+    settings = [torch.full((DRAWS,), value) for value in (temperature, top_p)]
+    tokens = draw(logits.expand(DRAWS, -1), *settings, torch.rand(DRAWS))
+    assert p_value(tokens, exact(logits, temperature, top_p)) > 1e-4
+
+
+def test_both_ways_of_the_draw_are_tried_above():
+    torch.manual_seed(1)
+    logits = torch.randn(VOCABULARY) * 2
+    sizes = {(t, p): int((exact(logits, t, p) > 0).sum()) for t in (0.5, 1.5) for p in (0.7, 0.95)}
+    assert 1 < sizes[0.5, 0.7] < 32 and sizes[1.5, 0.95] > PREFILTER
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_candidates_that_are_sure_are_the_largest_of_all(clustered):
+    torch.manual_seed(2)
+    logits = torch.randn(6, VOCABULARY)
+    if clustered:  # all that is probable in one block, and in the rest behind the last whole block
+        logits[:, 640:648] += 10
+        logits[:, -5:] += 12
+    top, ids, sure = most_probable(logits)
+    wanted = logits.sort(-1, descending=True)
+    for row in range(len(logits)):
+        count = int(sure[row].sum())
+        assert count >= 32 and sure[row, :count].all()
+        assert torch.equal(top[row, :count], wanted.values[row, :count])
+        assert torch.equal(logits[row, ids[row]], top[row])
+
+
+def test_the_prefilter_changes_no_draw():
+    torch.manual_seed(3)
+    logits = torch.randn(200, VOCABULARY) * torch.linspace(0.2, 6, 200)[:, None]
+    uniform = torch.rand(200)
+    for top_p in (0.3, 0.9, 1.0):
+        ordered, ids = logits.sort(-1, descending=True)
+        cumulative = torch.softmax(ordered.double(), -1).cumsum(-1)
+        size = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+        at = (cumulative <= uniform[:, None] * cumulative.gather(-1, size)).sum(-1, keepdim=True).minimum(size)
+        same = draw_nucleus(logits, top_p, uniform) == ids.gather(-1, at)[:, 0]
+        assert same.sum() >= 199  # a draw at the very edge of a token may round to its neighbour
+
+
+def test_each_row_is_drawn_by_its_own_settings():
+    torch.manual_seed(4)
+    logits = torch.randn(300, VOCABULARY) * 2
+    logits[200:] = logits[0]
+    temperature = torch.cat([torch.zeros(100), torch.full((100,), 0.7), torch.full((100,), 2.0)])
+    top_p = torch.cat([torch.ones(100), torch.full((100,), 1e-6), torch.ones(100)])
+    tokens = draw(logits, temperature, top_p, torch.rand(300))
+    assert torch.equal(tokens[:200], logits[:200].argmax(-1))
+    assert len(set(tokens[200:].tolist())) > 50
+
+
+def test_random_numbers_belong_to_a_seed_and_do_not_change_with_their_count():
+    assert uniforms(7, 100)[:20] == uniforms(7, 20) != uniforms(8, 20)
+    assert all(0 <= number < 1 for number in uniforms(7, 1000))
