@@ -291,15 +291,16 @@ def test_completions_before_a_failure_come_out_first() -> None:
 
 
 def test_a_wrong_model_is_told_which_there_are() -> None:
-    with Stub(lambda asked: error(404, "no such model"), models=("one", "two")) as stub:
-        with pytest.raises(EngineError, match=r"does not take the model x: 404 no such model \(it offers one, two\)"):
-            answers(stub, numbered(1), model="x")
+    said = r"does not take the model x: 404 no such model \(it offers one, two\)"
+    wrong = Stub(lambda asked: error(404, "no such model"), models=("one", "two"))
+    with wrong as stub, pytest.raises(EngineError, match=said):
+        answers(stub, numbered(1), model="x")
 
 
 def test_a_url_without_its_v1_is_told() -> None:
-    with Stub(lambda asked: error(404, "Not Found")) as stub:
-        with pytest.raises(EngineError, match="nothing to ask at .*usually ends in /v1"):
-            answers(stub, numbered(1), base_url=stub.url.removesuffix("/v1") + "/v2")
+    wrong = Stub(lambda asked: error(404, "Not Found"))
+    with wrong as stub, pytest.raises(EngineError, match="nothing to ask at .*usually ends in /v1"):
+        answers(stub, numbered(1), base_url=stub.url.removesuffix("/v1") + "/v2")
 
 
 def test_nobody_listens() -> None:
@@ -324,9 +325,8 @@ def test_the_only_model_is_taken_and_of_several_one_is_asked_for() -> None:
         engine = LazyEngine(EngineSpec("openai", base_url=stub.url))
         list(engine.generate(numbered(1)))
         assert engine.model == "alone" == stub.posts()[0].body["model"]
-    with Stub(models=("one", "two")) as stub:
-        with pytest.raises(OptionError, match="no model given, .*--model one, two"):
-            answers(stub, numbered(1), model=None)
+    with Stub(models=("one", "two")) as stub, pytest.raises(OptionError, match="no model given, .*--model one, two"):
+        answers(stub, numbered(1), model=None)
 
 
 # --- the beginning of a turn -----------------------------------------------------------------
@@ -454,9 +454,9 @@ def test_without_log_probabilities_an_expected_score_is_an_error_and_a_missing_o
         return refuse(asked, "top_logprobs", "logprobs")
 
     for template in ("additive", "score_only"):
-        with Stub(behave, write=lambda *_: "Score: 4") as stub:
-            with pytest.raises(EngineError, match="no log-probabilities.*--score text"):
-                judged(stub, template, score="expected")
+        written = Stub(behave, write=lambda *_: "Score: 4")
+        with written as stub, pytest.raises(EngineError, match="no log-probabilities.*--score text"):
+            judged(stub, template, score="expected")
     with Stub(behave, write=lambda *_: "3 of 5") as stub:
         row = judged(stub, "additive", finish_score=True)
     assert row["scores"] == [3, 3] and row["score_from"] == ["finish"] * 2
