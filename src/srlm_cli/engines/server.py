@@ -136,7 +136,12 @@ class Server:
 def only_model(spec: EngineSpec) -> str:
     """Return the one model that a server offers; raise OptionError where there is a choice, EngineError without any."""
     server = Server(spec)
-    offered = asyncio.run(server.models())
+
+    async def ask() -> list[str] | None:
+        async with server.client:
+            return await server.models()
+
+    offered = asyncio.run(ask())
     if not offered:
         raise EngineError(f"{server.url} does not tell which models it has", "is it up? --model MODEL, --base-url URL")
     if len(offered) > 1:
