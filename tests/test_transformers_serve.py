@@ -18,7 +18,7 @@ for library in ("openai", "fastapi", "uvicorn"):
     pytest.importorskip(library)
 
 CHATS = ["Why is the sky blue?", "Name three rivers in Europe.", "Write a haiku about tea.", "What is 2+2?"]
-GREEDY = Sampling(temperature=0.0, max_new_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_new_tokens=16)
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,7 @@ def requests(**more) -> list[Request]:
     return [Request([{"role": "user", "content": chat}], GREEDY, (0,), **more) for chat in CHATS]
 
 
-@pytest.mark.parametrize(
-    ("route", "prefix"), [("auto", ""), ("completion", ""), ("auto", "To begin with,"), ("completion", "Well, ")]
-)
+@pytest.mark.parametrize(("route", "prefix"), [("auto", ""), ("completion", ""), ("auto", "To begin with,")])
 def test_greedy_texts_are_those_of_the_hf_engine(url: str, folder: str, in_process, route: str, prefix: str) -> None:
     """The server has no `continue_final_message`: a prefix goes by the completions route, rendered here."""
     engine = open_engine(EngineSpec("openai", folder, base_url=url, route=route, concurrency=2))
@@ -62,13 +60,13 @@ def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) 
     remote = ["--engine", "openai", "--base-url", url, "--concurrency", "2"]
     sampled = srlm(
         "sample", "-n", "2", "--max-new-tokens", "12", "--model", folder, *remote, "--out", "r.jsonl",
-        stdin=as_lines({"prompt": chat} for chat in CHATS[:2]),
+        stdin=as_lines({"prompt": chat} for chat in CHATS[3:]),
     )  # fmt: skip
     assert sampled.code == 0, sampled.err
     judge = ["judge", "--in", "r.jsonl", "-k", "1", "--max-new-tokens", "6", "--template", "score_only", *remote]
     judged = srlm(*judge, "--finish-score")
     assert judged.code == 0, judged.err
-    assert [row["judge"]["model"] for row in judged.rows] == [folder] * 4  # the writer of the rows
+    assert [row["judge"]["model"] for row in judged.rows] == [folder] * 2  # the writer of the rows
     assert all(row["scores"][0] is None or 0 <= row["scores"][0] <= 5 for row in judged.rows)
     assert read_json(srlm.folder / "r.jsonl.meta.json")["counts"]["tokens_out"] > 0
     expected = srlm(*judge, "--score", "expected")

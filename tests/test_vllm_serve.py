@@ -50,7 +50,7 @@ def test_the_model_is_found(engine) -> None:
     assert engine.model == NAME
 
 
-@pytest.mark.parametrize("prefix", ["", "To begin with,", "Well, "])
+@pytest.mark.parametrize("prefix", ["", "To begin with,", "Well,"])
 def test_greedy_texts_are_those_of_the_hf_engine(engine, in_process, prefix: str) -> None:
     asked = requests(Sampling(temperature=0.0, max_new_tokens=24), prefix=prefix)
     expected = list(in_process.generate(asked))

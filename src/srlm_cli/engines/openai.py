@@ -118,13 +118,8 @@ class OpenAIEngine:
         first = await self._ask(request, seeds)
         missing = seeds[len(first.replies) :]
         answers = [first, *await asyncio.gather(*(self._ask(request, (seed,)) for seed in missing))]
-        replies = [reply for answer in answers for reply in answer.replies] * (size if len(seeds) < size else 1)
-        texts = [behind_prefix(stopped(reply.text, request.sampling.stop), request.prefix) for reply in replies]
-        reasons = [
-            "stop" if stopped(reply.text, request.sampling.stop) != reply.text else reply.finish_reason
-            for reply in replies
-        ]
-        texts = ["" if reason == "content_filter" else text for text, reason in zip(texts, reasons, strict=True)]
+        ended = [ended_as_asked(reply, request) for answer in answers for reply in answer.replies]
+        texts, reasons = map(list, zip(*(ended * size)[:size], strict=True))
         return Completion(texts, reasons, first.tokens_in, sum(answer.tokens_out for answer in answers))
 
     async def _ask(self, request: Request, seeds: tuple[int, ...], **more: object) -> Answer:
@@ -296,9 +291,13 @@ def behind_prefix(text: str, prefix: str) -> str:
     return text.lstrip() if prefix != prefix.rstrip() else text
 
 
-def stopped(text: str, stops: tuple[str, ...]) -> str:
-    """Return a text up to the first of the stop texts, for servers that take none."""
-    return text[: min([at for stop in stops if (at := text.find(stop)) >= 0], default=len(text))]
+def ended_as_asked(reply: Reply, request: Request) -> tuple[str, str]:
+    """Return text and finish reason of a reply, cut at a stop text that the server has not heeded."""
+    if reply.finish_reason == "content_filter":
+        return "", reply.finish_reason
+    text = behind_prefix(reply.text, request.prefix)
+    stops = [at for stop in request.sampling.stop if (at := text.find(stop)) >= 0]
+    return (text[: min(stops)], "stop") if stops else (text, reply.finish_reason)
 
 
 def tokens_told(error: openai.APIStatusError) -> int:
