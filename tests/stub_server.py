@@ -116,6 +116,9 @@ class _Http(ThreadingHTTPServer):
     request_queue_size = 256
     allow_reuse_address = True
 
+    def handle_error(self, *_: object) -> None:
+        pass  # a client that has gone in the middle of its request
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"

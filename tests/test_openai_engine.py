@@ -357,11 +357,13 @@ def test_a_server_without_the_extension_gets_the_turn_alone_and_its_repetition_i
 
 def test_masses_by_hand() -> None:
     digits = [Step(" ", 0.8, {" ": 0.8, "5": 0.1, " 4": 0.05}), Step("3", 0.5, {"3": 0.5, "4": 0.25, "x": 0.2})]
-    found = masses(digits, SCORES)
-    assert found == pytest.approx({"0": 0, "1": 0, "2": 0, "3": 0.4, "4": 0.05 + 0.2, "5": 0.1})
-    assert shared(found) == pytest.approx([0, 0, 0, 0.4 / 0.75, 0.25 / 0.75, 0.1 / 0.75])
+    found = masses(digits, SCORES, " ")  # "5" without the space is another text
+    assert found == pytest.approx({"0": 0, "1": 0, "2": 0, "3": 0.8 * 0.5, "4": 0.05 + 0.8 * 0.25, "5": 0})
+    assert shared(found) == pytest.approx([0, 0, 0, 0.4 / 0.65, 0.25 / 0.65, 0])
     letters = [Step(" A", 0.6, {" A": 0.6, "ĠB": 0.2, " C": 0.1}), Step("B", 0.9, {"B": 0.9})]
-    assert masses(letters, ("A", "B")) == pytest.approx({"A": 0.6, "B": 0.2})  # the second step is another word
+    assert masses(letters, ("A", "B"), " ") == pytest.approx({"A": 0.6, "B": 0.2})  # the second step is another word
+    bare = [Step("A", 0.7, {"A": 0.7, "B": 0.3})]  # a server that leaves the spaces of tokens out
+    assert masses(bare, ("A", "B"), " ") == pytest.approx({"A": 0.7, "B": 0.3})
     assert shared(masses(letters, ("X", "Y"))) is None
 
 

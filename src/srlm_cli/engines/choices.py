@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from random import Random
@@ -19,20 +19,31 @@ class Step:
     top: dict[str, float]
 
 
-def masses(steps: Sequence[Step], choices: Sequence[str]) -> dict[str, float]:
+def masses(steps: Sequence[Step], choices: Sequence[str], gap: str = "") -> dict[str, float]:
     """Return the probability of each choice as the next word, 0 for one that is not among the top tokens.
 
-    A tokenizer may write the space before a choice as part of it (" A") or as a token of its own
-    (" ", "4"): tokens count without their spaces, and behind a token of nothing but spaces the next
-    step counts too.
+    `gap` are the spaces that stand before a choice. A tokenizer may write them as part of it (" A")
+    or as a token of their own (" ", "4"): behind a token of nothing but spaces the next step counts
+    too. Some servers leave the space of a token out: spaces count only where they tell anything.
     """
+    exact = _masses(steps, choices, {gap + choice: choice for choice in choices}, str)
+    return (
+        exact if any(exact.values()) else _masses(steps, choices, dict(zip(choices, choices, strict=True)), str.strip)
+    )
+
+
+def _masses(
+    steps: Sequence[Step], choices: Sequence[str], texts: dict[str, str], read: Callable[[str], str]
+) -> dict[str, float]:
+    """Add up the probabilities of what reads as one of the texts, by the choice that each stands for."""
     found = dict.fromkeys(choices, 0.0)
-    before = 1.0
+    written, before = "", 1.0
     for step in steps:
         for token, probability in step.top.items():
-            if (text := _plain(token)) in found:
-                found[text] += before * probability
-        if _plain(step.token):
+            if choice := texts.get(read(written + token.translate(SPACES))):
+                found[choice] += before * probability
+        written += step.token.translate(SPACES)
+        if written.strip():
             break
         before *= step.probability
     return found
@@ -65,7 +76,3 @@ def named_in(text: str, choices: Sequence[str]) -> str:
         if text.startswith(choice) and not text[len(choice) : len(choice) + 1].isalnum():
             return choice
     return ""
-
-
-def _plain(token: str) -> str:
-    return token.translate(SPACES).strip()

@@ -192,7 +192,7 @@ class OpenAIEngine:
         steps = answer.replies[0].steps
         if not steps:
             return await self._choose_by_text(request)
-        found = choices.masses(steps, request.choices)
+        found = choices.masses(steps, request.choices, request.prefix[len(request.prefix.rstrip()) :])
         spent = [answer]
         for short in request.choices:
             spent += await self._divide(request, short, found)
