@@ -348,6 +348,7 @@ def test_meta_tells_how_a_file_was_made(srlm: Srlm, command: Command) -> None:
 NOT_IN_A_FINGERPRINT = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "on-error", "rejects", "limit", "help",
     "batch-size", "device", "model", "prompt-model", "dtype",  # these count with a real model
+    "base-url", "concurrency", "retries", "timeout", "route", "tokenizer",  # of a server
     "count", "max-tries", "max-unparsed", "matches",
 }  # fmt: skip
 

@@ -23,6 +23,7 @@ LIBRARIES = (
     "scipy",
     "rapidfuzz",
     "matplotlib",
+    "openai",
 )
 
 
@@ -45,6 +46,7 @@ def doctor() -> None:
         print(line)
     libraries = find_spec("torch") and find_spec("transformers")
     print(f"engine hf    {'ready' if libraries else 'missing: pip install srlm-cli'}")
+    print(f"engine openai {openai_server()}")
     print("engine echo  ready (no model: for tests and dry runs)")
     print(f"model        {embedded_model()}")
     print(f"make         {shutil.which('make') or 'missing: install GNU make with your system packages'}")
@@ -58,6 +60,15 @@ def library(name: str) -> str:
         return version(name)
     except PackageNotFoundError:
         return f"missing: pip install {name}"
+
+
+def openai_server() -> str:
+    """Return whether a server can be asked: its URL and key in the environment, the key itself never shown."""
+    if not find_spec("openai"):
+        return "missing: pip install openai"
+    url = os.environ.get("SRLM_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
+    key = "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "OPENAI_API_KEY is not set"
+    return f"ready, {f'OPENAI_BASE_URL {url}' if url else 'no OPENAI_BASE_URL: --base-url URL'}, {key}"
 
 
 def devices() -> list[str]:

@@ -81,7 +81,7 @@ def judge(
         needs = "--score expected" if score == "expected" else "--finish-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     rows = run.reader(stream, judgeable, [stream.in_])
-    self_judged = engine.model is None and engine.engine == "hf"
+    self_judged = engine.model is None and (engine.engine == "hf" or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)
@@ -116,6 +116,12 @@ def judgeable(row: Row) -> Row | list[Row]:
     if "responses" in row and "response" not in row:
         return records.responses_of(records.ranked_record(row))
     return records.response_record(row)
+
+
+def has_writer(rows: Reader) -> bool:
+    """Tell whether the first row names the model that wrote it; if none does, a server's only model may judge."""
+    first = rows.peek()
+    return bool(first and first.get("model"))
 
 
 def writer_of(rows: Reader) -> str | None:

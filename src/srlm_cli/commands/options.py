@@ -15,7 +15,8 @@ from srlm_cli.engines.base import Sampling
 OnError = Literal["stop", "skip"]
 OnStale = Literal["stop", "restart"]
 OnLimit = Literal["write", "hold"]
-EngineName = Literal["hf", "echo"]
+EngineName = Literal["hf", "openai", "echo"]
+Route = Literal["auto", "chat", "completion"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
@@ -90,17 +91,38 @@ class EngineOptions:
         Option(
             "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
             help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded); "
-            "with --engine echo: random, longest, shortest or constant:N.",
+            "with --engine openai a name that the server knows; with --engine echo: random, longest, shortest "
+            "or constant:N.",
         ),
     ] = None  # fmt: skip
     engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = "hf"
     batch_size: Annotated[int, Option("--batch-size", min=1, help="Completions written at the same time.")] = 64
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
+    base_url: Annotated[
+        str | None,
+        Option(
+            "--base-url", metavar="URL", envvar=["SRLM_BASE_URL", "OPENAI_BASE_URL"], show_default="OpenAI's own",
+            help="Server of --engine openai, for instance http://localhost:8000/v1; OPENAI_API_KEY is its key.",
+        ),
+    ] = None  # fmt: skip
+    route: Annotated[
+        Route, Option("--route", help="Of the server: chat, or completion with the chat template rendered here.")
+    ] = "auto"
+    tokenizer: Annotated[
+        str | None,
+        Option("--tokenizer", metavar="MODEL", show_default="--model", help="Whose chat template is rendered here."),
+    ] = None
+    concurrency: Annotated[int, Option("--concurrency", min=1, help="Requests to a server at the same time.")] = 64
+    retries: Annotated[
+        int, Option("--retries", min=0, help="Tries again after 408, 429, 5xx, a lost connection or the timeout.")
+    ] = 8
+    timeout: Annotated[float, Option("--timeout", min=0.001, help="Seconds to wait for an answer of a server.")] = 600.0
 
     def spec(self, model: str | None = None) -> EngineSpec:
         """Return what to open: these options, with another model where one is given."""
-        return EngineSpec(self.engine, model or self.model, self.device, self.dtype, self.batch_size)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return EngineSpec(**{**own, "model": model or self.model})
 
 
 @dataclass(frozen=True)
@@ -129,7 +151,10 @@ def option_names(*groups: type) -> set[str]:
 SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config", "in", "out"}
 
 # Options that decide how a command works, but not what rows it makes.
-OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device"}
+OPERATIONAL = {
+    "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
+    "base-url", "concurrency", "retries", "timeout",
+}  # fmt: skip
 
 
 def identity(*groups: Any, **values: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from srlm_cli import __version__
 from srlm_cli.commands.options import ReadOptions, StreamOptions
-from srlm_cli.engines import EngineSpec, LazyEngine
+from srlm_cli.engines import EngineSpec, LazyEngine, with_model
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.stages import Outcome
@@ -354,13 +354,14 @@ def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None
         "versions": versions(),
         "counts": tally.as_dict(),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
+        **({"base_url": engine.spec.base_url} if engine and engine.name == "openai" else {}),
     }
 
 
 def versions() -> dict[str, str]:
     """Return the versions of srlm, Python and those libraries that this process has used."""
-    libraries = {"torch": "torch", "transformers": "transformers", "trl": "trl", "peft": "peft", "datasets": "datasets"}
-    used = {name: version(package) for name, package in libraries.items() if name in sys.modules}
+    libraries = ("torch", "transformers", "trl", "peft", "datasets", "openai")
+    used = {name: version(name) for name in libraries if name in sys.modules}
     return {"srlm": __version__, "python": ".".join(map(str, sys.version_info[:3])), **used}
 
 
@@ -370,6 +371,13 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
         from srlm_cli.engines.echo import echo_name
 
         return {"engine": "echo", "model": echo_name(spec.model)}
+    if spec.engine == "openai":  # not its URL: a server may move, or be many
+        return {
+            "engine": "openai",
+            "model": with_model(spec).model,
+            "route": spec.route,
+            "tokenizer": spec.tokenizer,
+        }
     from srlm_cli.models import fingerprint
 
     if not spec.model:

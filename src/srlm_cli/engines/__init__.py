@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import chain
 
 from srlm_cli import models
@@ -11,18 +12,24 @@ from srlm_cli.engines.base import Completion, Engine, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import OptionError
 
-NAMES = ("hf", "echo")
+NAMES = ("hf", "openai", "echo")
 
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Which engine to open, with which model and on what."""
+    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server."""
 
     engine: str = "hf"
     model: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 64
+    base_url: str | None = None
+    route: str = "auto"
+    tokenizer: str | None = None
+    concurrency: int = 64
+    retries: int = 8
+    timeout: float = 600.0
 
 
 def open_engine(spec: EngineSpec) -> Engine:
@@ -36,7 +43,21 @@ def open_engine(spec: EngineSpec) -> Engine:
         from srlm_cli.engines.hf import HfEngine
 
         return HfEngine(spec)
+    if spec.engine == "openai":
+        from srlm_cli.engines.openai import OpenAIEngine
+
+        return OpenAIEngine(with_model(spec))
     raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+
+
+@cache
+def with_model(spec: EngineSpec) -> EngineSpec:
+    """Return a spec that names its model: a server's only one where none is given; the server is asked once."""
+    if spec.model or spec.engine != "openai":
+        return spec
+    from srlm_cli.engines.server import only_model
+
+    return replace(spec, model=only_model(spec))
 
 
 class LazyEngine:
@@ -55,5 +76,6 @@ class LazyEngine:
         for first in pending:
             if self._engine is None:
                 self._engine = open_engine(self.spec)
+                self.model = self._engine.model
                 self.loads += 1
             yield from self._engine.generate(chain([first], pending))

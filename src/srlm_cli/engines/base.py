@@ -60,9 +60,11 @@ class Request:
 class Completion:
     """The answer to one request: a text and a finish reason for each of its seeds.
 
-    `finish_reasons` are `stop` (the model ended, or a stop text came) or `length` (cut at
-    `max_new_tokens`). `probabilities` has one number a choice, summing to 1, where choices were
-    asked for. Token counts are of the prompt (once) and of all texts.
+    `finish_reasons` are `stop` (the model ended, or a stop text came), `length` (cut at
+    `max_new_tokens`), `prompt-too-long` (no text), `no-choice` (none of the choices can be told), or
+    what else a server says, such as `content_filter`. `probabilities` has one number a choice, summing
+    to 1, where choices were asked for and the engine can tell. Token counts are of the prompt (once)
+    and of all texts.
     """
 
     texts: list[str]

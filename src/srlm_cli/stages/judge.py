@@ -8,6 +8,7 @@ from itertools import islice
 from statistics import fmean
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.errors import EngineError
 from srlm_cli.records import Row, as_messages, as_text
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
@@ -160,13 +161,10 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
     for (at, k), completion in generate_for(places, ask, engine):
         one = judged[at]
         one.tokens_in, one.tokens_out = one.tokens_in + completion.tokens_in, one.tokens_out + completion.tokens_out
-        if choice := completion.texts[0]:
-            old = one.judgements[k]
-            one.judgements[k] = replace(
-                old,
-                score=expectation(completion, template) if expected else float(choice),
-                score_from="finish" if old.score is None else "expected",
-            )
+        choice, old = completion.texts[0], one.judgements[k]
+        score = expectation(completion, template) if expected else float(choice) if choice else None
+        if score is not None:
+            one.judgements[k] = replace(old, score=score, score_from="finish" if old.score is None else "expected")
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
@@ -177,8 +175,15 @@ def before_score(judgement: Judgement, template: Template) -> str:
 
 
 def expectation(completion: Completion, template: Template) -> float | None:
-    """Return the mean of the template's choices by their probability, or None without probabilities."""
+    """Return the mean of the template's choices by their probability, or None where no choice was possible.
+
+    An engine that chose and knows no probabilities raises EngineError: nothing can be expected of it.
+    """
     if not completion.probabilities:
+        if completion.finish_reasons[0] in ("stop", "length"):
+            raise EngineError(
+                "the engine gives no log-probabilities, which an expected score is made of", "--score text"
+            )
         return None
     return sum(p * float(choice) for p, choice in zip(completion.probabilities, template.choices, strict=True))
 

@@ -1,0 +1,78 @@
+"""One of several texts by its probability: read from the most probable tokens that a server tells of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import exp, log
+from random import Random
+
+SPACES = str.maketrans("Ġ▁", "  ")  # how byte-level and SentencePiece vocabularies write a leading space
+
+
+@dataclass(frozen=True)
+class Step:
+    """One written token, its probability, and those of the most probable tokens at its place."""
+
+    token: str
+    probability: float
+    top: dict[str, float]
+
+
+def masses(steps: Sequence[Step], choices: Sequence[str], gap: str = "") -> dict[str, float]:
+    """Return the probability of each choice as the next word, 0 for one that is not among the top tokens.
+
+    `gap` are the spaces that stand before a choice. A tokenizer may write them as part of it (" A")
+    or as a token of their own (" ", "4"): behind a token of nothing but spaces the next step counts
+    too. Some servers leave the space of a token out: spaces count only where they tell anything.
+    """
+    exact = _masses(steps, choices, {gap + choice: choice for choice in choices}, str)
+    return (
+        exact if any(exact.values()) else _masses(steps, choices, dict(zip(choices, choices, strict=True)), str.strip)
+    )
+
+
+def _masses(
+    steps: Sequence[Step], choices: Sequence[str], texts: dict[str, str], read: Callable[[str], str]
+) -> dict[str, float]:
+    """Add up the probabilities of what reads as one of the texts, by the choice that each stands for."""
+    found = dict.fromkeys(choices, 0.0)
+    written, before = "", 1.0
+    for step in steps:
+        for token, probability in step.top.items():
+            if choice := texts.get(read(written + token.translate(SPACES))):
+                found[choice] += before * probability
+        written += step.token.translate(SPACES)
+        if written.strip():
+            break
+        before *= step.probability
+    return found
+
+
+def shared(found: dict[str, float]) -> list[float] | None:
+    """Return masses as probabilities that sum to 1, or None where there is no mass to share."""
+    total = sum(found.values())
+    return [mass / total for mass in found.values()] if total > 0 else None
+
+
+def pick(choices: Sequence[str], probabilities: Sequence[float], temperature: float, seed: int) -> str:
+    """Return a choice drawn by its probability at a temperature; at 0 the most probable one."""
+    best = max(probabilities)
+    if temperature <= 0:
+        return choices[probabilities.index(best)]
+    weights = [exp((log(p) - log(best)) / temperature) if p > 0 else 0.0 for p in probabilities]
+    return Random(seed).choices(choices, weights)[0]
+
+
+def longer(choice: str, choices: Sequence[str]) -> list[str]:
+    """Return the choices that go on where another one ends: "10" for "1"."""
+    return [other for other in choices if other != choice and other.startswith(choice)]
+
+
+def named_in(text: str, choices: Sequence[str]) -> str:
+    """Return the choice that a text begins with, or an empty string; the longest one, as a word of its own."""
+    text = text.lstrip(" \n*_`\"'([")
+    for choice in sorted(choices, key=len, reverse=True):
+        if text.startswith(choice) and not text[len(choice) : len(choice) + 1].isalnum():
+            return choice
+    return ""
