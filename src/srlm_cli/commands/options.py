@@ -15,7 +15,7 @@ from srlm_cli.engines.base import Sampling
 OnError = Literal["stop", "skip"]
 OnStale = Literal["stop", "restart"]
 OnLimit = Literal["write", "hold"]
-EngineName = Literal["hf", "echo"]
+EngineName = Literal["hf", "vllm", "echo"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
@@ -97,10 +97,18 @@ class EngineOptions:
     batch_size: Annotated[int, Option("--batch-size", min=1, help="Completions written at the same time.")] = 64
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
+    tensor_parallel_size: Annotated[
+        int,
+        Option("--tensor-parallel-size", min=1, help="GPUs that share the layers of one model, with --engine vllm."),
+    ] = 1
+    data_parallel_size: Annotated[
+        int, Option("--data-parallel-size", min=1, help="Copies of the model, with --engine vllm.")
+    ] = 1
 
     def spec(self, model: str | None = None) -> EngineSpec:
         """Return what to open: these options, with another model where one is given."""
-        return EngineSpec(self.engine, model or self.model, self.device, self.dtype, self.batch_size)
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return EngineSpec(**{**own, "model": model or self.model})
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,10 @@ def option_names(*groups: type) -> set[str]:
 SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config", "in", "out"}
 
 # Options that decide how a command works, but not what rows it makes.
-OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device"}
+OPERATIONAL = {
+    "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
+    "tensor-parallel-size", "data-parallel-size",
+}  # fmt: skip
 
 
 def identity(*groups: Any, **values: Any) -> dict[str, Any]:

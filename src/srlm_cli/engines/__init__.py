@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 
 from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import EngineError, OptionError
 
-NAMES = ("hf", "echo")
+NAMES = ("hf", "vllm", "echo")
+LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,30 @@ class EngineSpec:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 64
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
 
 
 def open_engine(spec: EngineSpec) -> Engine:
     """Return an engine, its model loaded; raise EngineError where it cannot be."""
+    if spec.engine not in NAMES:
+        raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+    if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
+        raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
     if spec.engine == "echo":
         return EchoEngine(spec.model)
+    if not spec.model:
+        raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
+    models.locate(spec.model)  # a wrong path is told before torch is loaded
     if spec.engine == "hf":
-        if not spec.model:
-            raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
-        models.locate(spec.model)  # a wrong path is told before torch is loaded
         from srlm_cli.engines.hf import HfEngine
 
         return HfEngine(spec)
-    raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+    if not find_spec("vllm"):
+        raise EngineError("vllm is not installed", "pip install 'srlm-cli[vllm]'; without a GPU see docs/engines.md")
+    from srlm_cli.engines.vllm import VllmEngine
+
+    return VllmEngine(spec)
 
 
 class LazyEngine:
