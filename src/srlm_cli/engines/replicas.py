@@ -59,9 +59,11 @@ class Replicas:
             yield window
 
     def close(self) -> None:
-        """End the processes, whatever they are doing."""
+        """End the processes: those that wait for a window by themselves, those at work at once."""
         for replica in self.replicas:
-            replica.process.terminate()
+            replica.pipe.close()
+            if replica.busy:
+                replica.process.terminate()
         for replica in self.replicas:
             replica.process.join()
 
