@@ -2,4 +2,5 @@
 
 from srlm_cli.cli import main
 
-main()
+if __name__ == "__main__":  # a worker process of an engine imports this file too
+    main()

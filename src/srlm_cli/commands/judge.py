@@ -9,7 +9,7 @@ from srlm_cli import records, templates
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
-from srlm_cli.engines import LazyEngine
+from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.records import Row
 from srlm_cli.stages import judge as stage
@@ -81,7 +81,8 @@ def judge(
         needs = "--score expected" if score == "expected" else "--finish-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     rows = run.reader(stream, judgeable, [stream.in_])
-    self_judged = engine.model is None and (engine.engine == "hf" or (engine.engine == "openai" and has_writer(rows)))
+    local = engine.engine in LOCAL
+    self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)

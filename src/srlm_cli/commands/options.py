@@ -15,7 +15,7 @@ from srlm_cli.engines.base import Sampling
 OnError = Literal["stop", "skip"]
 OnStale = Literal["stop", "restart"]
 OnLimit = Literal["write", "hold"]
-EngineName = Literal["hf", "openai", "echo"]
+EngineName = Literal["hf", "vllm", "openai", "echo"]
 Route = Literal["auto", "chat", "completion"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -99,6 +99,13 @@ class EngineOptions:
     batch_size: Annotated[int, Option("--batch-size", min=1, help="Completions written at the same time.")] = 64
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
+    tensor_parallel_size: Annotated[
+        int,
+        Option("--tensor-parallel-size", min=1, help="GPUs that share the layers of one model, with --engine vllm."),
+    ] = 1
+    data_parallel_size: Annotated[
+        int, Option("--data-parallel-size", min=1, help="Copies of the model, with --engine vllm.")
+    ] = 1
     base_url: Annotated[
         str | None,
         Option(
@@ -154,6 +161,7 @@ SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config"
 OPERATIONAL = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
     "base-url", "concurrency", "retries", "timeout",
+    "tensor-parallel-size", "data-parallel-size",
 }  # fmt: skip
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from itertools import chain
 
 from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import EngineError, OptionError
 
-NAMES = ("hf", "openai", "echo")
+NAMES = ("hf", "vllm", "openai", "echo")
+LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class EngineSpec:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int = 64
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
     base_url: str | None = None
     route: str = "auto"
     tokenizer: str | None = None
@@ -34,20 +38,32 @@ class EngineSpec:
 
 def open_engine(spec: EngineSpec) -> Engine:
     """Return an engine, its model loaded; raise EngineError where it cannot be."""
+    if spec.engine not in NAMES:
+        raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+    if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
+        raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
     if spec.engine == "echo":
         return EchoEngine(spec.model)
-    if spec.engine == "hf":
-        if not spec.model:
-            raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
-        models.locate(spec.model)  # a wrong path is told before torch is loaded
-        from srlm_cli.engines.hf import HfEngine
-
-        return HfEngine(spec)
     if spec.engine == "openai":
         from srlm_cli.engines.openai import OpenAIEngine
 
         return OpenAIEngine(with_model(spec))
-    raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+    if not spec.model:
+        raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
+    models.locate(spec.model)  # a wrong path is told before torch is loaded
+    if spec.engine == "hf":
+        from srlm_cli.engines.hf import HfEngine
+
+        return HfEngine(spec)
+    if not find_spec("vllm"):
+        raise EngineError("vllm is not installed", "pip install 'srlm-cli[vllm]'; without a GPU see docs/engines.md")
+    if spec.data_parallel_size > 1:
+        from srlm_cli.engines.replicas import Replicas
+
+        return Replicas(spec)
+    from srlm_cli.engines.vllm import VllmEngine
+
+    return VllmEngine(spec)
 
 
 @cache

@@ -1,0 +1,207 @@
+"""Run the same requests through several engines in turn, each warm and in a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from work import requests_of
+
+from srlm_cli import models
+
+HERE = Path(__file__).parent
+CONTENDERS = {
+    "srlm": "srlm_engine.py",
+    "transformers": "transformers_generate.py",
+    "vllm": "vllm_generate.py",
+}
+
+
+@dataclass
+class Contender:
+    """A process that runs a job whenever it is asked; the model stays loaded."""
+
+    name: str
+    rows: int
+    process: subprocess.Popen
+    versions: dict[str, str] = field(default_factory=dict)
+    runs: list[dict] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, name: str, python: str, job: dict) -> Contender:
+        """Start a contender and wait until it has loaded and warmed up."""
+        process = subprocess.Popen(
+            [python, str(HERE / "contenders" / CONTENDERS[name])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        contender = cls(name, job["rows"], process)
+        contender.versions = contender.tell(json.dumps(job))["ready"]
+        return contender
+
+    def tell(self, line: str) -> dict:
+        """Send a line and return the answer to it."""
+        try:
+            self.process.stdin.write(line + "\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"{self.name} ended with exit code {self.process.wait()}")
+        return json.loads(answer)
+
+    def run(self, requests: int) -> dict:
+        """Return `tokens`, `rows` and `seconds` of the first so many requests."""
+        return self.tell(str(requests))
+
+    def stop(self) -> None:
+        """End the process, which frees its memory."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentParser:
+    """Return the options that all races have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--dtype", default="auto", help="of all contenders; auto as srlm picks it for this processor")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each contender, in turn")
+    parser.add_argument("--rows", default="32,64,128", help="completions at once: each size is tried, the best is run")
+    parser.add_argument("--probe", type=int, default=defaults["probe"], help=f"{unit} in the trial of a size")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, by name")
+    parser.add_argument("--vllm-python", default=".venv-vllm/bin/python", help="Python that has vllm (make test-vllm)")
+    parser.add_argument("--write", metavar="FILE", help="put the table into a Markdown file")
+    return parser
+
+
+def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, unit: str) -> None:
+    """Run all contenders in turn and print their rates: `counted` (tokens or rows) a second."""
+    folder = models.locate(given.model)
+    tokenizer = models.load_tokenizer(given.model)
+    asked = requests_of(**work)
+    sampling = {name: work["sampling"][name] for name in ("temperature", "top_p")}
+    job = {
+        "model": folder,
+        "dtype": models.pick_dtype(given.dtype, "cpu"),
+        "sampling": {**sampling, "max_tokens": given.max_new_tokens},
+        "stops": stops,
+        "stop_ids": stop_ids(folder, tokenizer),
+        "work": work,
+        "requests": [
+            {"at": at, "tokens": tokens(tokenizer, request), "seeds": list(request.seeds)}
+            for at, request in enumerate(asked)
+        ],
+    }
+    command = "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+    print(f"{command}\n{hardware()}\n{len(asked)} requests x {work['each']}, {job['dtype']}", flush=True)
+    contenders = [best_size(name, given, job, counted) for name in given.only.split(",")]
+    for repeat in range(given.repeats):
+        for contender in contenders:
+            contender.runs.append(contender.run(len(asked)))
+            print(f"  {repeat + 1}. {contender.name}: {told(contender.runs[-1], counted, unit)}", flush=True)
+    for contender in contenders:
+        contender.stop()
+    table = as_table(contenders, counted, unit)
+    print(table)
+    if given.write:
+        about = f"{hardware()}. {len(asked)} requests x {work['each']}, up to {given.max_new_tokens} new tokens, "
+        write_section(Path(given.write), work["task"], f"{about}{job['dtype']}. Made by `{command}`.\n\n{table}")
+
+
+def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> Contender:
+    """Return a contender with the batch size that was the fastest on a part of the work."""
+    python = given.vllm_python if name == "vllm" else sys.executable
+    best = None
+    for rows in map(int, given.rows.split(",")):
+        contender = Contender.start(name, python, {**job, "rows": rows})
+        if "," not in given.rows:
+            return contender
+        trial = contender.run(given.probe)
+        print(f"  {name}, {rows} at once, {given.probe} requests: {rate(trial, counted):.1f}/s", flush=True)
+        if best is None or rate(trial, counted) > best[0]:
+            if best:
+                best[1].stop()
+            best = rate(trial, counted), contender
+        else:
+            contender.stop()
+    return best[1]
+
+
+def tokens(tokenizer, request) -> list[int]:
+    """Return the prompt of a request as the contenders get it."""
+    text = tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def stop_ids(folder: str, tokenizer) -> list[int]:
+    """Return the tokens that end a completion."""
+    from transformers import GenerationConfig
+
+    configured = GenerationConfig.from_pretrained(folder).eos_token_id
+    return sorted({tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])} - {None})
+
+
+def rate(run: dict, counted: str) -> float:
+    """Return what a run counted, a second."""
+    return run[counted] / run["seconds"]
+
+
+def told(run: dict, counted: str, unit: str) -> str:
+    """Return a run in words."""
+    return f"{rate(run, counted):.1f} {unit}/s, {run['rows']} rows of {run['tokens'] / run['rows']:.0f} tokens"
+
+
+def as_table(contenders: list[Contender], counted: str, unit: str) -> str:
+    """Return the rates as a Markdown table, with the first contender's ratio to each, repeat by repeat."""
+    lines = [
+        f"| contender | rows at once | {unit}/s (lowest to highest) | tokens a row | srlm's ratio to it | versions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in contenders:
+        rates = [rate(run, counted) for run in one.runs]
+        ratios = [rate(a, counted) / rate(b, counted) for a, b in zip(contenders[0].runs, one.runs, strict=True)]
+        length = statistics.fmean(run["tokens"] / run["rows"] for run in one.runs)
+        versions = ", ".join(f"{name} {number}" for name, number in one.versions.items())
+        lines.append(
+            f"| {one.name} | {one.rows} | {spread(rates, 1)} | {length:.0f} | {spread(ratios, 2)} | {versions} |"
+        )
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Return the median and, of several values, the ends."""
+    middle = f"{statistics.median(values):.{digits}f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def hardware() -> str:
+    """Return the processor, its cores and the memory."""
+    about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"model name\s*: (.+)", about)
+    amx = ", AMX" if "amx_bf16" in about else ", AVX512-BF16" if "avx512_bf16" in about else ""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    name = found[1] if found else platform.processor() or platform.machine()
+    return f"{name}{amx}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of a section, or add it at the end."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    section = f"{begin}\n{text}\n{end}"
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks\n"
+    if begin in old and end in old:
+        new = old[: old.index(begin)] + section + old[old.index(end) + len(end) :]
+    else:
+        new = f"{old.rstrip()}\n\n{section}\n"
+    path.write_text(new, encoding="utf-8")

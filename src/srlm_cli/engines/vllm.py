@@ -1,0 +1,315 @@
+"""Run a causal LM in this process with vLLM: the rows of the hf engine, at the rate of a GPU server.
+
+One vLLM request is one seed: `n` of vLLM's SamplingParams would give the completions of a prompt
+the seeds s, s+1, ... instead of their own. It costs nothing, since vLLM takes `n` apart into single
+requests too (`LLMEngine.add_request`), and the prefix cache reads the common prompt once.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Settings of vLLM that its modules read as they are imported; what the user has set stays.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of worker processes
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: nothing is left behind
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from os.path import commonprefix
+from pathlib import Path
+
+import torch
+import vllm
+from vllm import SamplingParams
+from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+
+from srlm_cli import models
+from srlm_cli.engines import EngineSpec
+from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.errors import EngineError, OptionError
+
+BATCHES_AHEAD = 4
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+CPU_CACHE_BYTES = 4 << 30
+
+
+class VllmEngine:
+    """A model and its tokenizer in vLLM, loaded once; an adapter stays beside its base."""
+
+    name = "vllm"
+
+    def __init__(self, spec: EngineSpec) -> None:
+        models.quiet_libraries()
+        self.model = spec.model
+        self.rows_ahead = spec.batch_size * BATCHES_AHEAD
+        self.tokenizer = models.load_tokenizer(spec.model)
+        self.lora = _lora(spec.model)
+        self.llm = _load(spec, self.lora)
+        self.context = self.llm.model_config.max_model_len
+        self.stop_ids = _stop_ids(self.llm, self.tokenizer)
+        self._names = map(str, count())
+        self._finished: dict[str, vllm.RequestOutput] = {}
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield completions in order.
+
+        Requests are read ahead up to `rows_ahead` rows, which is what a killed run has to do again;
+        as rows finish others take their place. Another `generate` may run while this one waits.
+        """
+        waiting: deque[_Asked] = deque()
+        rows = 0
+        try:
+            for request in requests:
+                waiting.append(self._ask(request))
+                rows += len(waiting[-1].names) or 1
+                while rows >= self.rows_ahead:
+                    rows -= len(waiting[0].names) or 1
+                    yield self._answer(waiting.popleft())
+            while waiting:
+                yield self._answer(waiting.popleft())
+        finally:
+            self._abort(name for asked in waiting for name in asked.names)
+
+    def close(self) -> None:
+        """End the worker processes of tensor parallelism and free the memory."""
+        self.llm.engine_core.shutdown()
+
+    def _ask(self, request: Request) -> _Asked:
+        """Hand one request to the scheduler."""
+        chat = self._chat(request)
+        prompt = self._tokens(chat)
+        if request.choices:
+            return self._ask_choices(request, prompt, [self._tokens(chat + choice) for choice in request.choices])
+        room = self.context - len(prompt)
+        asked = _Asked(request, len(prompt), fits=room > 0)
+        if asked.fits:
+            asked.names = [self._add(prompt, self._params(request.sampling, seed, room)) for seed in request.seeds]
+        return asked
+
+    def _answer(self, asked: _Asked) -> Completion:
+        """Step until all of a request has finished and return its completion."""
+        outputs = [self._wait(name) for name in asked.names]
+        if not asked.fits:
+            size = len(asked.request.seeds)
+            return Completion([""] * size, ["prompt-too-long"] * size, asked.tokens_in, 0)
+        if asked.request.choices:
+            return self._chosen(asked, outputs)
+        drawn = [self._text(output.outputs[0], asked.request.sampling) for output in outputs]
+        texts, reasons, counts = map(list, zip(*drawn, strict=True))
+        return Completion(texts, reasons, asked.tokens_in, sum(counts))
+
+    # --- the scheduler ---------------------------------------------------------------------------
+
+    def _add(self, prompt: list[int], params: SamplingParams) -> str:
+        name = next(self._names)
+        try:
+            self.llm.add_request(name, tokens_input(prompt), params, lora_request=self.lora)
+        except ValueError as error:
+            raise EngineError(f"vllm refused a request: {_first_line(error)}") from error
+        return name
+
+    def _wait(self, name: str) -> vllm.RequestOutput:
+        """Step until one request has finished; what else finishes is kept for who asked."""
+        while name not in self._finished:
+            try:
+                outputs = self.llm.step()
+            except (RuntimeError, ValueError, OSError) as error:
+                raise EngineError(f"vllm failed: {_first_line(error)}", "VLLM_LOGGING_LEVEL=INFO shows more") from error
+            self._finished.update((output.request_id, output) for output in outputs if output.finished)
+        return self._finished.pop(name)
+
+    def _abort(self, names: Iterable[str]) -> None:
+        """Forget requests that nobody waits for any more."""
+        left = [name for name in names if not self._finished.pop(name, None)]
+        if left:
+            self.llm.abort_request(left)
+
+    # --- tokens and texts ------------------------------------------------------------------------
+
+    def _chat(self, request: Request) -> str:
+        """Return a chat as text, ready for the assistant's turn: as the hf engine renders it."""
+        try:
+            text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template is a program of the model's makers: anything can be raised
+            raise EngineError(f"the chat template of {self.model} refused a prompt: {error}") from error
+        return text + request.prefix
+
+    def _tokens(self, text: str) -> list[int]:
+        text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to a tokenizer
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _params(self, sampling: Sampling, seed: int, room: int) -> SamplingParams:
+        """Return the sampling of one completion; vLLM knows no top-p of 0, which is greedy."""
+        greedy = sampling.temperature <= 0 or sampling.top_p <= 0
+        try:
+            return SamplingParams(
+                temperature=0.0 if greedy else sampling.temperature,
+                top_p=1.0 if greedy else sampling.top_p,
+                seed=seed,
+                max_tokens=min(sampling.max_new_tokens, room),
+                stop=list(sampling.stop),
+                stop_token_ids=self.stop_ids,
+                detokenize=bool(sampling.stop),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except ValueError as error:
+            raise EngineError(f"vllm refused the sampling: {_first_line(error)}") from error
+
+    def _text(self, output: vllm.CompletionOutput, sampling: Sampling) -> tuple[str, str, int]:
+        """Return (text, finish reason, tokens) of what was written, cut at its end and at stop texts."""
+        tokens = list(output.token_ids)
+        end = next((at for at, token in enumerate(tokens) if token in self.stop_ids), None)
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
+        stops = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+        reason = "stop" if stops or end is not None else "length"
+        return text[: min(stops)] if stops else text, reason, len(tokens)
+
+    # --- choices ---------------------------------------------------------------------------------
+
+    def _ask_choices(self, request: Request, prompt: list[int], branches: list[list[int]]) -> _Asked:
+        """Ask for the next token's probability wherever the choices part.
+
+        Each choice is tokenized together with the text before it, since a tokenizer may merge the
+        two. The texts behind which something of a choice comes next are the inner nodes of a tree;
+        each is a request of one token, and the prefix cache has what they have in common.
+        """
+        shared = len(commonprefix(branches))
+        ends = [tuple(branch[shared:]) for branch in branches]
+        asked = _Asked(request, len(prompt), fits=max(map(len, branches)) <= self.context, ends=ends)
+        asked.nodes = sorted({end[:size] for end in ends for size in range(len(end))}) if asked.fits else []
+        for node in asked.nodes:
+            longer = [end for end in ends if len(end) > len(node) and end[: len(node)] == node]
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprob_token_ids=sorted({end[len(node)] for end in longer}),
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            asked.names.append(self._add([*branches[0][:shared], *node], params))
+        return asked
+
+    def _chosen(self, asked: _Asked, outputs: list[vllm.RequestOutput]) -> Completion:
+        """Multiply the probabilities along each choice, and draw."""
+        behind = {node: output.outputs[0].logprobs[0] for node, output in zip(asked.nodes, outputs, strict=True)}
+        whole = [math.exp(sum(behind[end[:at]][token].logprob for at, token in enumerate(end))) for end in asked.ends]
+        probabilities = _shares(whole, asked.ends)
+        request = asked.request
+        texts = [_pick(request, probabilities, seed) for seed in request.seeds]
+        return Completion(texts, ["stop"] * len(texts), asked.tokens_in, len(texts), probabilities.tolist())
+
+
+@dataclass
+class _Asked:
+    """A request and the names of its vLLM requests: one a seed, or one a node where choices part.
+
+    `ends` are the tokens of each choice behind what all have in common. Without `fits` nothing was
+    asked: the prompt is too long.
+    """
+
+    request: Request
+    tokens_in: int
+    fits: bool
+    names: list[str] = field(default_factory=list)
+    ends: list[tuple[int, ...]] = field(default_factory=list)
+    nodes: list[tuple[int, ...]] = field(default_factory=list)
+
+
+def _shares(whole: list[float], ends: list[tuple[int, ...]]) -> torch.Tensor:
+    """Return probabilities that sum to 1 from those of the choices' texts.
+
+    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it.
+    """
+    left = list(whole)
+    for at, end in enumerate(ends):
+        begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
+        if begins:  # the nearest one only: "100" is taken from "10", and "10" from "1"
+            left[max(begins, key=lambda other: len(ends[other]))] -= whole[at]
+    probabilities = torch.tensor(left).clamp(min=0.0)
+    return probabilities / probabilities.sum()
+
+
+def _pick(request: Request, probabilities: torch.Tensor, seed: int) -> str:
+    """Return the choice that a seed draws: the one that it draws in the hf engine."""
+    if request.sampling.temperature <= 0:
+        return request.choices[int(probabilities.argmax())]
+    tempered = torch.softmax(probabilities.log() / request.sampling.temperature, -1)
+    at = torch.multinomial(tempered, 1, generator=torch.Generator().manual_seed(seed))
+    return request.choices[int(at)]
+
+
+# --- loading -------------------------------------------------------------------------------------
+
+
+def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
+    """Return vLLM with the model loaded; raise EngineError where it cannot be."""
+    kind = current_platform.device_type
+    if spec.device not in ("auto", kind):
+        raise OptionError(
+            f"vllm runs on {kind} here, not on {spec.device}",
+            "leave --device out; CUDA_VISIBLE_DEVICES says which GPUs are used",
+        )
+    options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora.lora_path)} if lora else {}
+    if kind == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # else it takes nearly all of the memory
+        options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    folder = models.locate(spec.model)
+    try:
+        return vllm.LLMEngine.from_engine_args(
+            vllm.EngineArgs(
+                model=models.locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
+                tokenizer=folder,
+                dtype=models.pick_dtype(spec.dtype, kind),
+                tensor_parallel_size=spec.tensor_parallel_size,
+                max_model_len=-1,  # the model's own, or what the memory holds
+                max_num_seqs=spec.batch_size,
+                enable_prefix_caching=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, AssertionError) as error:
+        raise EngineError(
+            f"vllm cannot load the model {spec.model}: {_first_line(error)}", "VLLM_LOGGING_LEVEL=INFO shows more"
+        ) from error
+
+
+def _lora(model: str) -> LoRARequest | None:
+    """Return the request for an adapter folder, or None for a whole model."""
+    folder = models.locate(model)
+    return LoRARequest("adapter", 1, folder) if models.is_adapter(folder) else None
+
+
+def _adapter(folder: str) -> dict:
+    return json.loads((Path(folder) / "adapter_config.json").read_text())
+
+
+def _rank(folder: str) -> int:
+    """Return the smallest rank known to vLLM that an adapter fits in."""
+    own = _adapter(folder)
+    needed = max([own["r"], *(own.get("rank_pattern") or {}).values()])
+    return next((rank for rank in LORA_RANKS if rank >= needed), needed)
+
+
+def _stop_ids(llm: vllm.LLMEngine, tokenizer) -> list[int]:
+    """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
+    configured = llm.model_config.try_get_generation_config().get("eos_token_id")
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
+
+
+def _first_line(error: Exception) -> str:
+    """Return what vLLM says of an error, without the frame that pydantic puts around it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[1].partition(" [type=")[0] if "validation error" in lines[0] and lines[1:] else lines[0]
