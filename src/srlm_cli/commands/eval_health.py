@@ -87,7 +87,7 @@ def health(
 def finished(reader: Reader) -> Iterator[Row]:
     """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
     for row in reader:
-        reader.digests.clear()
+        reader.finish(1)
         yield row
 
 

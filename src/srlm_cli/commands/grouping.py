@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 FIRST = ("in_", "out")
 LAST = (
     "engine", "batch_size", "device", "dtype", "seed",
-    "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
+    "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
 )  # fmt: skip
 
 
