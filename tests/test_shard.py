@@ -159,7 +159,7 @@ def test_parts_that_are_thinned_when_joined_are_one_run(srlm: Srlm) -> None:
 # --- the lines of a part ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lines", range(0, 30))
+@pytest.mark.parametrize("lines", range(30))
 @pytest.mark.parametrize("of", [1, 2, 3, 7, 29])
 def test_parts_follow_each_other_and_leave_nothing_out(lines: int, of: int) -> None:
     spans = [Shard(number, of).span(lines) for number in range(1, of + 1)]

@@ -99,7 +99,8 @@ def make_eft(
     """
     if thin:
         run.stage(
-            "make-eft", stream, run.reader(stream, records.eft_record, [stream.in_]), {"thin": True, "max_share": max_share},
+            "make-eft", stream, run.reader(stream, records.eft_record, [stream.in_]),
+            {"thin": True, "max_share": max_share},
             lambda rows, done: stage.thinned(rows, max_share, kept=done.rows()),
         )  # fmt: skip
         return

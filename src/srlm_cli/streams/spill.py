@@ -5,12 +5,17 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
+from typing import Generic, TypeVar
 
 from srlm_cli.errors import SrlmError
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import parsed
 from srlm_cli.streams.writer import encode
 
+T = TypeVar("T")
 CACHE_KIB = 32 << 10
 
 
@@ -37,6 +42,34 @@ class Seen(Spill):
         """Take in a key; return whether it is new."""
         with full_disk():
             return self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+
+
+class ByKey(Spill, Generic[T]):
+    """Dataclasses of lists by a text, on disk, read in the order of the texts as often as one likes.
+
+    What is added to one key at different times becomes one: its lists joined.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.names = [field.name for field in fields(kind)]
+        self.database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key BLOB, line BLOB)")
+
+    def add(self, key: str, value: T) -> None:
+        """Append to the lists of a key."""
+        line = encode([{name: getattr(value, name) for name in self.names}])
+        with full_disk():
+            blob = key.encode("utf-8", "surrogatepass")  # bytes stand in the order of the texts
+            self.database.execute("INSERT INTO part (key, line) VALUES (?, ?)", (blob, line))
+
+    def __iter__(self) -> Iterator[T]:
+        with full_disk():
+            self.database.execute("CREATE INDEX IF NOT EXISTS by_key ON part (key)")
+            found = self.database.execute("SELECT key, line FROM part ORDER BY key, at")
+            for _, lines in groupby(found, key=itemgetter(0)):
+                parts = [parsed(line) for _, line in lines]
+                yield self.kind(**{name: [value for part in parts for value in part[name]] for name in self.names})
 
 
 def gathered(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:

@@ -112,7 +112,7 @@ class FileWriter:
                 yield json.loads(line)
 
     def write(self, rows: list[Row]) -> None:
-        """Append rows; a plain file is flushed at the next mark, a `.gz` when its mark is saved."""
+        """Append rows; a plain file is flushed at the next mark or save, a `.gz` when its mark is saved."""
         data = encode(rows)
         with self.lock:
             if self.zipped:  # a save closes the open member, which must hold marked rows only
@@ -123,11 +123,11 @@ class FileWriter:
     def mark(self, state: dict[str, Any]) -> None:
         """Note that all rows written so far are those of `state`."""
         with self.lock:
-            self.state, self.unsaved = state, True
             if not self.zipped:
-                self.file.flush()
+                self.file.flush()  # first: what the disk does not take is not part of the state
                 self.bytes = self.file.tell()
-            elif self.unmarked:
+            self.state, self.unsaved = state, True
+            if self.unmarked:
                 self.member = self.member or gzip.GzipFile(fileobj=self.file, mode="ab", filename="", mtime=0)
                 self.member.write(self.unmarked)
                 self.unmarked = b""
@@ -158,6 +158,7 @@ class FileWriter:
             with self.lock:
                 if not self.closed.is_set():
                     try:
+                        self.file.flush()
                         self._save()
                     except OSError:  # a full disk: the main thread meets it too, and says so
                         return
