@@ -2,8 +2,9 @@
 
 python benchmarks/judged_rows.py ROWS FILE [--seed SEED] [--apart]
 
-Four responses a prompt, as `srlm sample | srlm judge --score expected` writes them: one prompt in eight has equal scores
-only, elsewhere none are equal, and one response in 50 has none. 2,000,000 rows are 6.7 GB. With --apart the four responses of a prompt stand a quarter of the file from each other, as after `cat`.
+Four responses a prompt, as `srlm sample | srlm judge --score expected` writes them: one prompt in eight has equal
+scores only, elsewhere none are equal, and one response in 50 has none. 2,000,000 rows are 6.8 GB. With --apart the
+four responses of a prompt stand a quarter of the file from each other, as after `cat`.
 """
 
 from __future__ import annotations

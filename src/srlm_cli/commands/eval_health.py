@@ -54,9 +54,9 @@ def health(
       srlm eval health --in judged.jsonl --reward M2/eval-reward.jsonl --reward-before M1/eval-reward.jsonl
 
     Reads judged rows in one pass, in any order, and keeps numbers only, most of them on disk. Writes
-    one row a metric: parse rate, finish reasons, the share of each score, ties, the spread within K judgements, the gap
-    between best and worst, and what the judge makes of length; against the round before, length
-    growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
+    one row a metric: parse rate, finish reasons, the share of each score, ties, the spread within K
+    judgements, the gap between best and worst, and what the judge makes of length; against the round
+    before, length growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
     command ends with exit 4 behind its rows and says why; a limit whose input is absent is not checked.
     """
     from srlm_cli.evaluate import health as pure
