@@ -16,18 +16,23 @@ from srlm_cli.evaluate.reward import (
     at_matched_length,
     baselines,
     by_number_of_replies,
-    correlations,
     exact_match,
     is_perfect,
     judge_metrics,
+    kendall_tau,
     ordered_pairs,
     outcomes,
     reward_metrics,
+    spearman,
     tops_among_perfect,
 )
 from srlm_cli.records import judged_record
 
 SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
+
+
+def correlations(human: list, scores: list) -> tuple[list[float], list[float]]:
+    return spearman(human, scores), kendall_tau(human, scores)
 
 
 def replies(human: list, scores: list, lengths: list | None = None) -> Replies:

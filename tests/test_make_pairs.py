@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from random import Random
+
 import pytest
 
 from helpers import Srlm, as_lines
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, SrlmError
 from srlm_cli.records import judged_record
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
+from srlm_cli.streams import spill
 
 
 def rows_of(prompt: str, scores: list[float | None]) -> list[dict]:
@@ -209,3 +213,50 @@ def test_datasets_and_trl_take_the_rows_as_they_are(srlm: Srlm) -> None:
     assert len(loaded) == 5 and {"prompt", "chosen", "rejected"} <= set(loaded.column_names)
     assert loaded[0]["chosen"] == [{"role": "assistant", "content": "r2"}]
     assert loaded[0]["prompt"] == [{"role": "user", "content": "Question 0?"}]
+
+
+# --- files larger than memory ----------------------------------------------------------------
+
+
+def peak(srlm: Srlm, *args: str) -> int:
+    """Return the most memory, in MiB, that a run of the program held, as the system counts it."""
+    process = srlm.start(*args)
+    process.stdin.close()
+    _, status, used = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, process.stderr.read()
+    return used.ru_maxrss // 1024
+
+
+@pytest.mark.parametrize(("unsorted", "most"), [((), 10), (("--unsorted",), 60)], ids=["sorted", "unsorted"])
+def test_memory_does_not_grow_with_the_input(srlm: Srlm, unsorted: tuple[str, ...], most: int) -> None:
+    with open(srlm.folder / "judged.jsonl", "w") as file:  # 100 MB
+        for prompt in range(10_000):
+            file.write(as_lines(rows_of(f"Question {prompt}? " + "why " * 1200, [1, 5])))
+    argv = ["make-pairs", "--quiet", "--out", "pairs.jsonl", *unsorted, "--in"]
+    assert peak(srlm, *argv, "judged.jsonl") - peak(srlm, *argv, "/dev/null") < most
+
+
+def test_gathering_on_disk_is_gathering_in_memory() -> None:
+    rows = [row for n in range(50) for row in rows_of(f"Question {n}?", [1, n % 3, None, 4])]
+    rows += [{**row, "t": "\ud83d", "n": 10**30, "x": 1e-7} for row in rows_of("Odd?", [2, 3])]
+    Random(0).shuffle(rows)
+    options = PairOptions(unsorted=True)
+    assert list(make_pairs(rows, options)) == list(make_pairs(rows, options, gather=spill.gathered))
+
+
+def test_a_full_disk_for_temporary_files_says_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Small(spill.Spill):
+        def __init__(self) -> None:
+            super().__init__()
+            self.database.execute("PRAGMA max_page_count = 9")
+
+    monkeypatch.setattr(spill, "Spill", Small)
+    parts = [(n, rows_of(f"Question {n}? " + "why " * 999, [1])) for n in range(99)]
+    with pytest.raises(SrlmError, match="database or disk is full.*TMPDIR"):
+        list(spill.gathered(parts))
+
+
+def test_numbers_seen_before_are_known() -> None:
+    seen = spill.Seen()
+    numbers = [0, -1, 2**63 - 1, -(2**63), 0, -1, 5]
+    assert [seen.add(number) for number in numbers] == [True, True, True, True, False, False, True]

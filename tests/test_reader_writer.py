@@ -70,7 +70,7 @@ def test_an_input_read_again_rejects_its_rows_once(tmp_path: Path) -> None:
     )  # fmt: skip
     rows.skip(2)
     rows.rewind()
-    assert list(rows) == ROWS and rows.skipped == 1 and len(rows.digests) == len(ROWS)
+    assert list(rows) == ROWS and rows.skipped == 1 and rows.unfinished == len(ROWS)
     assert len(read_rows(tmp_path / "bad")) == 1
 
 
@@ -98,7 +98,7 @@ def test_a_look_ahead_leaves_the_row(tmp_path: Path) -> None:
 
 def test_a_row_can_become_several(tmp_path: Path) -> None:
     rows = Reader([str(write_rows(tmp_path / "in", ROWS[:2]))], lambda row: [row, row], limit=1)
-    assert list(rows) == [ROWS[0]] * 2 and len(rows.digests) == 2
+    assert list(rows) == [ROWS[0]] * 2 and rows.unfinished == 2
 
 
 def digest_of(path: Path, count: int) -> str:

@@ -83,6 +83,14 @@ def completion_record(row: Row) -> Row:
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, completion=completion)
 
 
+def eft_record(row: Row) -> Row:
+    """Return a row of `srlm make-eft` as it is; it has a `score` beside its prompt and completion."""
+    completion_record(row)
+    if not is_number(row.get("score")):
+        raise BadRow(f"expected `score`, a number, got {row.get('score', 'none')!r}")
+    return row
+
+
 def ranked_record(row: Row) -> Row:
     """Return a ranked row `{id, prompt, responses: [{text, rank | score}]}`.
 
@@ -112,8 +120,8 @@ def response_record(row: Row) -> Row:
     prompt = _prompt(row)
     response = _text(row.get("response"), "response")
     group = str(row.get("prompt_id") or prompt_id(prompt))
-    own = f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
-    return _with(row, id=_id(row) or own, prompt_id=group, prompt=prompt)
+    own = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
+    return _with(row, id=own, prompt_id=group, prompt=prompt)
 
 
 def judged_record(row: Row) -> Row:
@@ -171,7 +179,7 @@ def human_values(ranked: Row) -> list[float]:
 
 def _with(row: Row, **fields: Any) -> Row:
     """Return the row with these fields first and the rest of it behind them, as it was."""
-    return {**fields, **{key: value for key, value in row.items() if key not in fields}}
+    return {**fields, **row, **fields}
 
 
 def _id(row: Row) -> str | None:

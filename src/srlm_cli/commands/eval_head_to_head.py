@@ -111,10 +111,8 @@ def head_to_head(
 def whole(path: str) -> tuple[list[Row], str]:
     """Return all response rows of a file, and a hash of them."""
     reader = Reader([path], records.response_record)
-    rows = list(reader)
-    if reader.error:
-        raise reader.error
-    return rows, reader.digests[-1].hex() if rows else ""
+    rows = run.all_rows(reader)
+    return rows, reader.digest.hex()
 
 
 def prompts_of(rows: Iterable[Row]) -> set[str]:

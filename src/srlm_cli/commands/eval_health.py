@@ -1,6 +1,5 @@
 """srlm eval health."""
 
-from collections.abc import Iterator
 from typing import Annotated
 
 from typer import Option
@@ -54,21 +53,22 @@ def health(
       srlm eval health --in M2/judged.jsonl --before M1/judged.jsonl --max-length-growth 1.5 --out health.jsonl
       srlm eval health --in judged.jsonl --reward M2/eval-reward.jsonl --reward-before M1/eval-reward.jsonl
 
-    Reads judged rows in one pass, in any order, and keeps numbers only. Writes one row a metric: parse
-    rate, finish reasons, the share of each score, ties, the spread within K judgements, the gap
-    between best and worst, and what the judge makes of length; against the round before, length
-    growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
+    Reads judged rows in one pass, in any order, and keeps numbers only, most of them on disk. Writes
+    one row a metric: parse rate, finish reasons, the share of each score, ties, the spread within K
+    judgements, the gap between best and worst, and what the judge makes of length; against the round
+    before, length growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
     command ends with exit 4 behind its rows and says why; a limit whose input is absent is not checked.
     """
     from srlm_cli.evaluate import health as pure
+    from srlm_cli.streams.spill import ByKey
 
     if reward_before and not reward:
         raise OptionError("--reward-before has nothing to be compared with", "add --reward FILE")
     run.refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
     accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
     earlier = numbers_of_file(before) if before else None
-    reader = run.reader(read, records.judged_record, [in_])
-    judged = pure.numbers_of(finished(reader))
+    reader = run.reader(read, records.judged_record, [in_], traced=False)
+    judged = pure.numbers_of(run.finished(reader), ByKey(pure.Numbers))
     run.check_whole(reader)
     rows = pure.health_metrics(judged, earlier, *accuracies, seed=seed)
     limits = pure.Limits(max_one_score, min_parse_rate, max_length_growth, max_accuracy_drop)
@@ -84,19 +84,13 @@ def health(
     )
 
 
-def finished(reader: Reader) -> Iterator[Row]:
-    """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
-    for row in reader:
-        reader.digests.clear()
-        yield row
-
-
 def numbers_of_file(path: str):
     """Return the numbers of a whole judged file; a bad row raises DataError."""
-    from srlm_cli.evaluate.health import numbers_of
+    from srlm_cli.evaluate.health import Numbers, numbers_of
+    from srlm_cli.streams.spill import ByKey
 
-    reader = Reader([path], records.judged_record)
-    numbers = numbers_of(finished(reader))
+    reader = Reader([path], records.judged_record, traced=False)
+    numbers = numbers_of(run.finished(reader), ByKey(Numbers))
     run.check_whole(reader)
     return numbers
 

@@ -1,6 +1,7 @@
 """srlm eval reward."""
 
 from itertools import groupby
+from operator import itemgetter
 from typing import Annotated
 
 from typer import Option
@@ -45,15 +46,21 @@ def reward(
     equal length. Rows with `replies` hold only the prompts with so many replies. docs/metrics.md
     defines each.
     """
-    from srlm_cli.evaluate.reward import judge_metrics
+    from srlm_cli.evaluate import reward as pure
+    from srlm_cli.streams.spill import ByKey
 
     run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else {}
-    reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_])
-    judged = sorted(run.all_rows(reader), key=lambda row: row["prompt_id"])
-    prompts = [list(group) for _, group in groupby(judged, key=lambda row: row["prompt_id"])]
-    metrics = judge_metrics(prompts, seed, best, matched_length)
-    run.write_rows("eval reward", out, metrics, reader, read=len(judged), quiet=read.quiet)
+    reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_], traced=False)
+    prompts, judges, count = ByKey(pure.Replies), set(), 0
+    for prompt, rows in groupby(run.finished(reader), key=itemgetter("prompt_id")):
+        group = list(rows)
+        prompts.add(prompt, pure.replies_of(group, seed, best))
+        judges |= {pure.judge_name(row) for row in group}
+        count += len(group)
+    run.check_whole(reader)
+    metrics = pure.metric_rows(prompts, judges, seed, matched_length)
+    run.write_rows("eval reward", out, metrics, reader, read=count, quiet=read.quiet)
 
 
 def human_values(path: str) -> dict[tuple[str, str], float]:

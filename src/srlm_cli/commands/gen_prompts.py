@@ -50,6 +50,10 @@ def gen_prompts(
     template: Annotated[
         str, Option("--template", help="The few-shot prompt: a built-in name or a .toml file.")
     ] = "new_prompt",
+    shard: Annotated[
+        str | None,
+        Option("--shard", metavar="K/N", help="Refused: each new prompt is compared with all those before it."),
+    ] = None,
 ) -> None:
     """Let a model write new prompts, 8-shot, filtered as in Self-Instruct.
 
@@ -65,6 +69,11 @@ def gen_prompts(
     from the seeds and 2 from the new prompts, temperature 0.6, top-p 0.9, ROUGE-L at most 0.7, 4
     to 150 words. In the paper a fixed chat model writes the prompts of all rounds.
     """
+    if shard:
+        raise OptionError(
+            "--shard cannot divide gen-prompts: each new prompt is compared with all those before it",
+            "one process keeps a server of many GPUs busy with a larger --together",
+        )
     rows = run.reader(stream, records.prompt_record, [stream.in_])
     seeds = run.all_rows(rows)
     if not seeds and count:
@@ -80,7 +89,7 @@ def gen_prompts(
         "gen-prompts",
         stream,
         None,
-        identity(sampling, **shots, template=form.hash, seeds=hash_of_ids(seeds), avoid=hash_of_ids(old))
+        identity(sampling, **shots, template=form.hash, seeds=hash_of_ids(seeds), avoid=hash_of_ids(old), shard=shard)
         | run.model_identity(model.spec),
         lambda _, done: stage.gen_prompts(seeds, model, options, avoid=old, kept=done.rows(), tried=done.read),
         total=count,

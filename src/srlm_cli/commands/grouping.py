@@ -13,7 +13,7 @@ FIRST = ("in_", "out")
 LAST = (
     "engine", "batch_size", "device", "dtype", "tensor_parallel_size", "data_parallel_size",
     "base_url", "route", "tokenizer", "concurrency", "retries", "timeout", "seed",
-    "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
+    "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
 )  # fmt: skip
 
 

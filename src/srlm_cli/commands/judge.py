@@ -8,7 +8,7 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.records import Row
@@ -48,6 +48,7 @@ def judge(
     max_unparsed: Annotated[
         float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
     ] = 1.0,
+    shard: Part = None,
 ) -> None:
     """Score responses with a model as the judge, K judgements each.
 
@@ -68,11 +69,12 @@ def judge(
     """
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     if reparse:
+        stored = run.reader(stream, stage_reparse.stored_record, [stream.in_], shard=shard)
         run.stage(
             "judge",
             stream,
-            run.reader(stream, stage_reparse.stored_record, [stream.in_]),
-            {"reparse": True, "template": form.hash},
+            stored,
+            {"reparse": True, "template": form.hash, "shard": stored.part},
             lambda rows, _: stage_reparse.reparse(rows, form),
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
@@ -80,13 +82,14 @@ def judge(
     if (finish_score or score == "expected") and not (form.choices and form.finish):
         needs = "--score expected" if score == "expected" else "--finish-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
-    rows = run.reader(stream, judgeable, [stream.in_])
+    rows = run.reader(stream, judgeable, [stream.in_], shard=shard)
     local = engine.engine in LOCAL
     self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)
     own = {"samples": samples, "template": form.hash, "finish_score": finish_score, "score": score, "reparse": False}
+    own["shard"] = rows.part
     decides = identity(sampling, **own)
     tally = run.stage(
         "judge",

@@ -8,7 +8,7 @@ from srlm_cli import records, templates
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.held_out import HeldOut, refusing
-from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.stages import make_eft as stage
@@ -21,7 +21,7 @@ app = new_app()
 Method = Literal["accept", "hindsight"]
 Reason = Literal["model", "none"]
 Scale = Literal["balanced", "linear"]
-Part = Literal["train", "eval"]
+Half = Literal["train", "eval"]
 
 
 @app.command()
@@ -68,12 +68,16 @@ def make_eft(
         float, Option("--eval-share", min=0.0, max=1.0, help="Hold out this share of the prompts, by --seed.")
     ] = 0.0,
     part: Annotated[
-        Part, Option("--part", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
+        Half, Option("--part", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
     ] = "train",
     held_out: HeldOut = None,
     template: Annotated[
         str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
     ] = "additive",
+    thin: Annotated[
+        bool, Option("--thin", help="Only thin the EFT rows of --in out to --max-share, without a model.")
+    ] = False,
+    shard: Part = None,
 ) -> None:
     """Turn ranked replies into fine-tuning rows for the judge (EFT).
 
@@ -83,21 +87,36 @@ def make_eft(
       srlm make-eft --in ranked.jsonl --method hindsight --reason none --template score_only --out eft.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --part eval --out ranked_eval.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --samples 8 --ties --out eft.jsonl
+      cat eft-*.jsonl | srlm make-eft --thin --max-share 0.4 > eft.jsonl
 
     Reads ranked rows: `prompt`, `responses: [{text, rank or score}]`. Writes `prompt` (the judge's
     prompt), `completion` (reasons, then the score), `prompt_id` and `score`. `accept` is the paper's
     way; a small model that cannot judge yet needs `hindsight`: people's ranking gives the score, and
     a lot decides between neighbouring scores. With `--reason none` the target is the score alone,
     the cheapest way to a judge that works, at the cost of judgements that give no reasons. A prompt
-    is in the eval part by its text and --seed alone; --held-out refuses prompts of a file.
+    is in the eval part by its text and --seed alone; --held-out refuses prompts of a file. A --shard needs
+    --max-share 1, since thinning looks at all rows before; --thin does it for the joined rows.
     """
+    if thin:
+        run.stage(
+            "make-eft", stream, run.reader(stream, records.eft_record, [stream.in_]),
+            {"thin": True, "max_share": max_share},
+            lambda rows, done: stage.thinned(rows, max_share, kept=done.rows()),
+        )  # fmt: skip
+        return
+    if shard and max_share < 1 and part == "train":
+        raise OptionError(
+            "--shard cannot thin scores out: that depends on all rows before",
+            "--max-share 1 with every shard, then `srlm make-eft --thin --max-share ...` on the joined rows",
+        )
     if score_low >= score_high:
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
     if part == "eval" and not eval_share:
         raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
     is_eval = lambda row: split.held_out(row, eval_share, sampling.seed)  # noqa: E731
-    rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_])
+    rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_], shard=shard)
     parts = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
+    parts |= {"thin": False, "shard": rows.part}
     if part == "eval":
         run.stage(
             "make-eft", stream, rows, {**parts, "seed": sampling.seed},

@@ -19,7 +19,7 @@ def make_pairs(
     seed: Seed = 0,
     min_gap: Annotated[float, Option("--min-gap", min=0.0, help="Least difference of the two scores.")] = 0.0,
     unsorted: Annotated[
-        bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows in memory.")
+        bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows on disk.")
     ] = False,
 ) -> None:
     """Pair the best with the worst response of each prompt.
@@ -36,12 +36,19 @@ def make_pairs(
     of equal score the seed decides. A response without a score is never ranked. Of ranked rows
     (`responses`) the scores are people's, or minus the ranks, and the pair says `score_from: human`. The
     rows are what TRL's DPOTrainer and datasets.load_dataset("json") take.
+
+    Memory stays the same however long the input is. A prompt whose responses do not stand together, as
+    after `cat` of files that share prompts, is a bad row (exit 3), unless --unsorted gathers them first: on
+    disk, in the folder for temporary files (TMPDIR), which needs room for the rows without their judgements.
     """
+    from srlm_cli.streams import spill
+
+    options = stage.PairOptions(min_gap, unsorted, seed)
     run.stage(
         "make-pairs",
         stream,
-        run.reader(stream, stage.scored_record, [stream.in_]),
+        run.reader(stream, stage.scored_record, [stream.in_], traced=False),
         identity(seed=seed, min_gap=min_gap, unsorted=unsorted),
-        lambda rows, _: stage.make_pairs(rows, stage.PairOptions(min_gap, unsorted, seed)),
+        lambda rows, _: stage.make_pairs(rows, options, is_new=spill.Seen().add, gather=spill.gathered),
         from_the_start=True,
     )

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Context, Option, Typer
+from typer import BadParameter, Context, Option, Typer
 
 from srlm_cli import settings
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Sampling
+from srlm_cli.streams.reader import Shard
 
 OnError = Literal["stop", "skip"]
 OnStale = Literal["stop", "restart"]
@@ -23,6 +24,23 @@ Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary on stderr.", envvar="SRLM_QUIET")]
 In = Annotated[str, Option("--in", "-i", help="JSONL to read, plain or .gz; - is stdin.", metavar="FILE")]
 Out = Annotated[str, Option("--out", "-o", help="JSONL to write, plain or .gz; - is stdout.", metavar="FILE")]
+
+
+def shard_of(text: str) -> Shard:
+    """Return the part that `K/N` names."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise BadParameter(f"expected K/N, part K of N, from 1/N to N/N, got {text!r}")
+    return Shard(int(number), int(of))
+
+
+Part = Annotated[
+    Shard | None,
+    Option(
+        "--shard", metavar="K/N", parser=shard_of,
+        help="Part K of N of the input file; what the parts make, joined in their order, is the whole.",
+    ),
+]  # fmt: skip
 
 
 def use_settings(ctx: Context, path: str | None) -> str:

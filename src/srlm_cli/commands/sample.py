@@ -7,7 +7,7 @@ from typer import Option
 from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.stages import sample as stage
 
@@ -21,6 +21,7 @@ def sample(
     engine: EngineOptions,
     sampling: SamplingOptions,
     n: Annotated[int, Option("--n", "-n", min=1, help="Responses a prompt (the paper: 4).")] = 4,
+    shard: Part = None,
 ) -> None:
     """Draw N candidate responses for each prompt.
 
@@ -35,11 +36,12 @@ def sample(
     (arXiv 2401.10020): N=4 at temperature 0.7, top-p 0.9.
     """
     model = LazyEngine(engine.spec())
+    rows = run.reader(stream, records.prompt_record, [stream.in_], shard=shard)
     run.stage(
         "sample",
         stream,
-        run.reader(stream, records.prompt_record, [stream.in_]),
-        identity(sampling, n=n) | run.model_identity(model.spec),
+        rows,
+        identity(sampling, n=n, shard=rows.part) | run.model_identity(model.spec),
         lambda rows, _: stage.sample(rows, model, stage.SampleOptions(n, sampling.sampling(), sampling.seed)),
         engine=model,
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import fsum
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypeVar
 
 from srlm_cli.records import Row
 
 if TYPE_CHECKING:
     import numpy as np
 
+T = TypeVar("T")
+Values = Callable[[T], Sequence[float]]
 Groups = Sequence[Sequence[float]]
 RESAMPLES = 2000
 COUNTS_AT_ONCE = 1 << 22  # 32 MB of float64
@@ -23,13 +27,49 @@ def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Row]
     The interval (2.5 to 97.5 per cent) is a bootstrap over prompts with `seed`. `n` counts the values;
     without any, `value` and the interval are null.
     """
-    drawn = resampled_means(values, seed)
+    return measured(task, zip(*values.values(), strict=True), parts_of(values), seed)
+
+
+def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], seed: int = 0) -> list[Row]:
+    """Return the rows that `metrics` returns, each name's values being a function of a prompt.
+
+    Of each prompt a sum and a count are kept for each name, 16 bytes, and not the values.
+    """
+    columns = columns_of(prompts, values)
+    sums, sizes = columns[:, : len(values)], columns[:, len(values) :]
+    drawn = means(resampled_sums(columns, seed))
     rows = []
-    for name, groups in values.items():
-        n = sum(map(len, groups))
-        value = fsum(map(fsum, groups)) / n if n else None
-        rows.append({"task": task, "metric": name, "value": value, "n": n, **interval(drawn[name])})
+    for at, name in enumerate(values):
+        n = int(sizes[:, at].sum())
+        value = fsum(sums[:, at]) / n if n else None
+        rows.append({"task": task, "metric": name, "value": value, "n": n, **interval(drawn[:, at])})
     return rows
+
+
+def columns_of(prompts: Iterable[T], values: Mapping[str, Values[T]]) -> np.ndarray:
+    """Return for each prompt the sums of its values by name and then how many there are: (prompts, 2 names)."""
+    import numpy as np
+
+    columns = array("d")
+    for one in prompts:
+        groups = [of(one) for of in values.values()]
+        columns.extend(map(fsum, groups))
+        columns.extend(map(len, groups))
+    return np.frombuffer(columns).reshape(-1, 2 * len(values))
+
+
+def means(totals: np.ndarray) -> np.ndarray:
+    """Return sums over counts, (..., 2 names) to (..., names); NaN where there is nothing to count."""
+    import numpy as np
+
+    names = totals.shape[-1] // 2
+    with np.errstate(invalid="ignore"):
+        return totals[..., :names] / totals[..., names:]
+
+
+def parts_of(names: Iterable[str]) -> dict[str, Values]:
+    """Return for each name the function that takes its part of a tuple with a part for each of them."""
+    return {name: itemgetter(at) for at, name in enumerate(names)}
 
 
 def interval(drawn: np.ndarray) -> Row:
@@ -43,15 +83,8 @@ def interval(drawn: np.ndarray) -> Row:
 
 def resampled_means(values: Mapping[str, Groups], seed: int = 0) -> dict[str, np.ndarray]:
     """Return for each name its mean in every resample of the prompts, (RESAMPLES,); NaN where a resample has none."""
-    import numpy as np
-
-    sums = [[fsum(group) for group in groups] for groups in values.values()]
-    sizes = [[float(len(group)) for group in groups] for groups in values.values()]
-    columns = np.ascontiguousarray(np.array([*sums, *sizes]).reshape(2 * len(values), -1).T)
-    totals = resampled_sums(columns, seed)
-    with np.errstate(invalid="ignore"):
-        means = totals[:, : len(values)] / totals[:, len(values) :]
-    return dict(zip(values, means.T, strict=True))
+    columns = columns_of(zip(*values.values(), strict=True), parts_of(values))
+    return dict(zip(values, means(resampled_sums(columns, seed)).T, strict=True))
 
 
 def resampled_sums(columns: np.ndarray, seed: int) -> np.ndarray:
@@ -63,7 +96,8 @@ def resampled_sums(columns: np.ndarray, seed: int) -> np.ndarray:
     totals = np.zeros((RESAMPLES, columns.shape[1]))
     block = max(1, COUNTS_AT_ONCE // max(size, 1))
     for at in range(0, RESAMPLES if size else 0, block):
-        draws = [random.integers(size, size=size) for _ in range(min(block, RESAMPLES - at))]
-        counts = np.stack([np.bincount(drawn, minlength=size) for drawn in draws]).astype(float)
+        counts = np.empty((min(block, RESAMPLES - at), size))
+        for one in counts:
+            one[:] = np.bincount(random.integers(size, size=size), minlength=size)
         totals[at : at + block] = counts @ columns
     return totals

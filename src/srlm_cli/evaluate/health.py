@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
-from math import ceil, floor
-from statistics import correlation, fmean, pstdev
+from itertools import combinations, groupby
+from math import ceil, floor, isnan
+from operator import attrgetter, itemgetter
+from statistics import correlation, pstdev
 from typing import Any
 
 from srlm_cli.errors import LimitExceeded
-from srlm_cli.evaluate.bootstrap import Groups, interval, metrics, resampled_means
-from srlm_cli.evaluate.reward import judge_name
+from srlm_cli.evaluate.bootstrap import columns_of, interval, means, measured, resampled_sums
+from srlm_cli.evaluate.reward import judge_name, ranks
 from srlm_cli.records import Row, is_number
 from srlm_cli.seeds import derive
 
@@ -53,23 +54,40 @@ class Numbers:
         if len(single) > 1:
             self.spreads.append(pstdev(single))
 
+    def join(self, other: Numbers) -> None:
+        """Take in the numbers of further responses."""
+        for name in self.__slots__:
+            getattr(self, name).extend(getattr(other, name))
+
     def scored(self) -> list[tuple[float, int]]:
         """Return (score, length) of each response that has a score."""
         pairs = zip(self.scores, self.lengths, strict=True)
         return [(score, length) for score, length in pairs if score is not None]
 
 
+class ByPrompt:
+    """Numbers of prompts, in memory, in the order of the prompts' ids; they can be read again and again."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[str, Numbers] = {}
+
+    def add(self, prompt: str, numbers: Numbers) -> None:
+        """Take in numbers of a prompt, some of which may be there already."""
+        self.prompts.setdefault(prompt, Numbers()).join(numbers)
+
+    def __iter__(self) -> Iterator[Numbers]:
+        return (self.prompts[key] for key in sorted(self.prompts))
+
+
 @dataclass
 class Judged:
-    """The numbers of a judged file by prompt, in the order of the prompts' ids, and who judged."""
+    """The numbers of a judged file by prompt, who judged, and (score, length) of each scored response."""
 
-    prompts: list[Numbers]
-    judges: set[str | None]
-
-    @property
-    def responses(self) -> int:
-        """How many rows there were."""
-        return sum(len(one.scores) for one in self.prompts)
+    prompts: Iterable[Numbers]
+    judges: set[str | None] = field(default_factory=set)
+    responses: int = 0
+    scores: array = field(default_factory=lambda: array("d"))
+    lengths: array = field(default_factory=lambda: array("q"))
 
 
 @dataclass(frozen=True)
@@ -82,14 +100,23 @@ class Limits:
     accuracy_drop: float = 0.1
 
 
-def numbers_of(judged: Iterable[Row]) -> Judged:
-    """Return the numbers of judged rows; the rows of a prompt need not stand together."""
-    prompts: dict[str, Numbers] = {}
-    judges = set()
-    for row in judged:
-        prompts.setdefault(row["prompt_id"], Numbers()).add(row)
-        judges.add(judge_name(row))
-    return Judged([prompts[key] for key in sorted(prompts)], judges)
+def numbers_of(judged: Iterable[Row], prompts: ByPrompt | None = None) -> Judged:
+    """Return the numbers of judged rows; the rows of a prompt need not stand together.
+
+    `prompts` is where they are kept, in memory if none is given.
+    """
+    found = Judged(ByPrompt() if prompts is None else prompts)
+    for prompt, rows in groupby(judged, key=itemgetter("prompt_id")):
+        numbers = Numbers()
+        for row in rows:
+            numbers.add(row)
+            found.judges.add(judge_name(row))
+        found.prompts.add(prompt, numbers)
+        found.responses += len(numbers.scores)
+        for score, length in numbers.scored():
+            found.scores.append(score)
+            found.lengths.append(length)
+    return found
 
 
 def health_metrics(
@@ -121,27 +148,29 @@ def of_judgements(judged: Judged, seed: int) -> list[Row]:
     largest share of one score, to a tenth: of whole scores the largest of the others, while the
     expectations of a judge who still tells responses apart are not all one.
     """
-    read = {
-        "parse_rate": [one.read for one in judged.prompts],
-        "finished": [one.finished for one in judged.prompts],
-        "cut_off": [one.cut_off for one in judged.prompts],
-    }
-    whole = [[floor(single + 0.5) for single in one.singles] for one in judged.prompts]
-    scores = sorted({*USUAL_SCORES, *(score for one in whole for score in one)})
-    shares = {score: [[single == score for single in one] for one in whole] for score in scores}
+    read = {"parse_rate": attrgetter("read"), "finished": attrgetter("finished"), "cut_off": attrgetter("cut_off")}
+    counts = Counter(single for one in judged.prompts for single in one.singles)
+    scores = sorted({*USUAL_SCORES, *map(whole, counts)})
+    tenths: Counter[float] = Counter()
+    for single, count in counts.items():
+        tenths[round(single, 1)] += count
+    top = max(sorted(tenths), key=lambda score: tenths[score], default=None)
+    shares = {score: lambda one, score=score: [whole(single) == score for single in one.singles] for score in scores}
+    share = {"top_score_share": lambda one: [round(single, 1) == top for single in one.singles]}
     by_score = [
         row | {"metric": "share_of_score", "score": score}
-        for score, row in zip(scores, metrics("health", shares, seed), strict=True)
+        for score, row in zip(scores, measured("health", judged.prompts, shares, seed), strict=True)
     ]
-    tenths = [[round(single, 1) for single in one.singles] for one in judged.prompts]
-    counts = Counter(single for one in tenths for single in one)
-    top = max(sorted(counts), key=lambda score: counts[score], default=None)
-    share = {"top_score_share": [[single == top for single in one] for one in tenths]}
     return [
-        *metrics("health", read, seed),
+        *measured("health", judged.prompts, read, seed),
         *by_score,
-        *(row | {"score": top} for row in metrics("health", share, seed)),
+        *(row | {"score": top} for row in measured("health", judged.prompts, share, seed)),
     ]
+
+
+def whole(score: float) -> int:
+    """Return the nearest whole score, halves rounded up."""
+    return floor(score + 0.5)
 
 
 def of_responses(judged: Judged, seed: int) -> list[Row]:
@@ -156,33 +185,40 @@ def of_responses(judged: Judged, seed: int) -> list[Row]:
         "longest_agreement": longer_scores_higher,
         "score_length_spearman": lambda one: spearman(one.scored()),
     }
-    rows = metrics("health", {name: [of(one) for one in judged.prompts] for name, of in values.items()}, seed)
-    scored = [pair for one in judged.prompts for pair in one.scored()]
-    overall = spearman(scored)
-    return [*rows, plain("score_length_spearman_overall", *overall, n=len(scored))]
+    rows = measured("health", judged.prompts, values, seed)
+    return [*rows, plain("score_length_spearman_overall", *overall(judged), n=len(judged.scores))]
+
+
+def overall(judged: Judged) -> list[float]:
+    """Return Spearman's rho of score and length over all scored responses, or none where one does not vary."""
+    import numpy as np
+
+    ranked = []
+    for values in (judged.scores, judged.lengths):
+        _, place, count = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+        if len(count) < 2:
+            return []
+        mean_ranks = np.cumsum(count) - (count - 1) / 2
+        ranked.append(mean_ranks[place])
+    return [float(np.corrcoef(*ranked)[0, 1])]
 
 
 def against_before(judged: Judged, before: Judged, seed: int) -> list[Row]:
     """Return how length and gap changed since the round before; the prompts of each are drawn on their own."""
     import numpy as np
 
-    now, then = length_and_gap(judged), length_and_gap(before)
-    drawn, drawn_then = resampled_means(now, seed), resampled_means(then, derive(seed, "before"))
-    length, gap_, length_then, gap_then = (mean(groups) for values in (now, then) for groups in values.values())
-    growth = plain("length_growth", n=sum(map(len, now["length"])))
-    change = plain("gap_change", n=sum(map(len, now["gap"])))
-    if length is not None and length_then:
+    compared = {"length": attrgetter("lengths"), "gap": gap}
+    now, then = columns_of(judged.prompts, compared), columns_of(before.prompts, compared)
+    drawn, drawn_then = means(resampled_sums(now, seed)), means(resampled_sums(then, derive(seed, "before")))
+    (length, gap_), (length_then, gap_then) = means(now.sum(axis=0)).tolist(), means(then.sum(axis=0)).tolist()
+    growth, change = (plain(name, n=int(now[:, at].sum())) for name, at in (("length_growth", 2), ("gap_change", 3)))
+    if length_then > 0 and not isnan(length):
         with np.errstate(divide="ignore", invalid="ignore"):
-            ratios = drawn["length"] / drawn_then["length"]
+            ratios = drawn[:, 0] / drawn_then[:, 0]
         growth |= {"value": length / length_then, **interval(ratios)}
-    if gap_ is not None and gap_then is not None:
-        change |= {"value": gap_ - gap_then, **interval(drawn["gap"] - drawn_then["gap"])}
+    if not (isnan(gap_) or isnan(gap_then)):
+        change |= {"value": gap_ - gap_then, **interval(drawn[:, 1] - drawn_then[:, 1])}
     return [growth, change]
-
-
-def length_and_gap(judged: Judged) -> dict[str, Groups]:
-    """Return what is compared with the round before, by prompt."""
-    return {"length": [one.lengths for one in judged.prompts], "gap": [gap(one) for one in judged.prompts]}
 
 
 def against_people(accuracy: Row, before: Row | None) -> list[Row]:
@@ -198,12 +234,6 @@ def against_people(accuracy: Row, before: Row | None) -> list[Row]:
 def plain(name: str, value: float | None = None, *, n: int = 0) -> Row:
     """Return a metric row without an interval; without a value it counts nothing."""
     return {"task": "health", "metric": name, "value": value, "n": n, "ci_low": None, "ci_high": None}
-
-
-def mean(groups: Groups) -> float | None:
-    """Return the mean of all values, or None where there are none."""
-    values = [value for group in groups for value in group]
-    return fmean(values) if values else None
 
 
 # --- one prompt: each returns the values of one metric -----------------------------------------
@@ -240,12 +270,6 @@ def spearman(pairs: list[tuple[float, int]]) -> list[float]:
     """Return Spearman's rho of (x, y) pairs as a list of one value, or none where x or y does not vary."""
     x, y = (ranks(values) for values in zip(*pairs, strict=True)) if pairs else ([], [])
     return [correlation(x, y)] if len(set(x)) > 1 and len(set(y)) > 1 else []
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
-    ordered = sorted(values)
-    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
 
 
 def listed(row: Row, key: str) -> list[Any]:

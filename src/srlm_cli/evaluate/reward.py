@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import sqrt
+from statistics import correlation
 
-from srlm_cli.evaluate.bootstrap import metrics
+from srlm_cli.evaluate.bootstrap import measured
 from srlm_cli.records import Row
 from srlm_cli.seeds import derive
 
@@ -39,10 +42,28 @@ def judge_metrics(
     """
     prompts = list(prompts)
     judges = {judge_name(row) for group in prompts for row in group}
-    replies = [replies_of(group, seed, best) for group in prompts if len(group) > 1]
-    name = {"model": judges.pop()} if len(judges) == 1 else {}
-    rows = [*by_number_of_replies(replies, seed), *reward_metrics(replies, seed), *baselines(replies, seed)]
-    return [{**row, **name} for row in [*rows, *at_matched_length(replies, seed, matched_length)]]
+    return metric_rows([replies_of(group, seed, best) for group in prompts], judges, seed, matched_length)
+
+
+def metric_rows(
+    prompts: Iterable[Replies], judges: set[str | None], seed: int = 0, matched_length: float = MATCHED_LENGTH
+) -> list[Row]:
+    """Return what `judge_metrics` returns, from the numbers alone; `prompts` are gone through several times."""
+    several = Where(prompts, lambda one: len(one.human) > 1)
+    name = {"model": next(iter(judges))} if len(judges) == 1 else {}
+    rows = [*by_number_of_replies(several, seed), *reward_metrics(several, seed), *baselines(several, seed)]
+    return [{**row, **name} for row in [*rows, *at_matched_length(several, seed, matched_length)]]
+
+
+@dataclass(frozen=True)
+class Where:
+    """The prompts that fit, each time anew."""
+
+    prompts: Iterable[Replies]
+    fits: Callable[[Replies], bool]
+
+    def __iter__(self) -> Iterator[Replies]:
+        return filter(self.fits, self.prompts)
 
 
 def replies_of(group: list[Row], seed: int, best: float) -> Replies:
@@ -87,65 +108,62 @@ def judge_name(row: Row) -> str | None:
 # --- the metrics -----------------------------------------------------------------------------
 
 
-def reward_metrics(prompts: list[Replies], seed: int = 0) -> list[Row]:
+def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
     """Return the paper's five metrics, the ways to count ties, and the share of replies with a score.
 
     A reply whose score is null agrees with nobody: its pairs count as misses and its prompt has no
     exact match; it has no part in the correlations.
     """
-    pairs = [outcomes(ordered_pairs(one.human), one.scores) for one in prompts]
-    rhos, taus = zip(*(correlations(one.human, one.scores) for one in prompts), strict=True) if prompts else ([], [])
+    ends = lambda one: outcomes(ordered_pairs(one.human), one.scores)  # noqa: E731
     values = {
-        "pairwise_accuracy": [ties_as_misses(group) for group in pairs],
-        "pairwise_accuracy_without_ties": [ties_left_out(group) for group in pairs],
-        "pairwise_accuracy_ties_half": [[0.5 if o is None else float(o) for o in group] for group in pairs],
-        "tie_rate": [[outcome is None for outcome in group] for group in pairs],
-        "5_best": [tops_among_perfect(one.human, one.perfect) for one in prompts],
-        "exact_match": [[exact_match(one.human, one.scores)] for one in prompts],
-        "spearman": rhos,
-        "kendall_tau": taus,
-        "scored": [[score is not None for score in one.scores] for one in prompts],
+        "pairwise_accuracy": lambda one: ties_as_misses(ends(one)),
+        "pairwise_accuracy_without_ties": lambda one: ties_left_out(ends(one)),
+        "pairwise_accuracy_ties_half": lambda one: [0.5 if o is None else float(o) for o in ends(one)],
+        "tie_rate": lambda one: [outcome is None for outcome in ends(one)],
+        "5_best": lambda one: tops_among_perfect(one.human, one.perfect),
+        "exact_match": lambda one: [exact_match(one.human, one.scores)],
+        "spearman": lambda one: spearman(one.human, one.scores),
+        "kendall_tau": lambda one: kendall_tau(one.human, one.scores),
+        "scored": lambda one: [score is not None for score in one.scores],
     }
-    return metrics("reward", values, seed)
+    return measured("reward", prompts, values, seed)
 
 
-def baselines(prompts: list[Replies], seed: int = 0) -> list[Row]:
+def baselines(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
     """Return the pairwise accuracy of three judges that do not read: the longer, the shorter, any reply wins.
 
     Replies of equal length are a tie, that is a miss. `random` is one draw with the seed; its interval
     shows how far from one half chance goes on these pairs.
     """
     values = {
-        "longest_wins": [agreement(one.human, one.lengths) for one in prompts],
-        "shortest_wins": [agreement(one.human, [-length for length in one.lengths]) for one in prompts],
-        "random": [agreement(one.human, one.draws) for one in prompts],
+        "longest_wins": lambda one: agreement(one.human, one.lengths),
+        "shortest_wins": lambda one: agreement(one.human, [-length for length in one.lengths]),
+        "random": lambda one: agreement(one.human, one.draws),
     }
-    return metrics("reward", values, seed)
+    return measured("reward", prompts, values, seed)
 
 
-def at_matched_length(prompts: list[Replies], seed: int = 0, longer: float = MATCHED_LENGTH) -> list[Row]:
+def at_matched_length(prompts: Iterable[Replies], seed: int = 0, longer: float = MATCHED_LENGTH) -> list[Row]:
     """Return the accuracies on the pairs whose longer reply is at most a share `longer` longer than the other."""
-    pairs = [[pair for pair in ordered_pairs(one.human) if near(one.lengths, pair, longer)] for one in prompts]
-    judged = [outcomes(some, one.scores) for some, one in zip(pairs, prompts, strict=True)]
-    by_length = [outcomes(some, one.lengths) for some, one in zip(pairs, prompts, strict=True)]
+    pairs = lambda one: [pair for pair in ordered_pairs(one.human) if near(one.lengths, pair, longer)]  # noqa: E731
     values = {
-        "pairwise_accuracy_matched_length": [ties_as_misses(group) for group in judged],
-        "pairwise_accuracy_matched_length_without_ties": [ties_left_out(group) for group in judged],
-        "longest_wins_matched_length": [ties_as_misses(group) for group in by_length],
+        "pairwise_accuracy_matched_length": lambda one: ties_as_misses(outcomes(pairs(one), one.scores)),
+        "pairwise_accuracy_matched_length_without_ties": lambda one: ties_left_out(outcomes(pairs(one), one.scores)),
+        "longest_wins_matched_length": lambda one: ties_as_misses(outcomes(pairs(one), one.lengths)),
     }
-    return [row | {"matched_length": longer} for row in metrics("reward", values, seed)]
+    return [row | {"matched_length": longer} for row in measured("reward", prompts, values, seed)]
 
 
-def by_number_of_replies(prompts: list[Replies], seed: int = 0) -> list[Row]:
+def by_number_of_replies(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
     """Return pairwise accuracy and exact match for the prompts with 2 replies, with 3, and so on, as `replies`."""
     rows = []
+    values = {
+        "pairwise_accuracy": lambda one: agreement(one.human, one.scores),
+        "exact_match": lambda one: [exact_match(one.human, one.scores)],
+    }
     for count in sorted({len(one.human) for one in prompts}):
-        some = [one for one in prompts if len(one.human) == count]
-        values = {
-            "pairwise_accuracy": [agreement(one.human, one.scores) for one in some],
-            "exact_match": [[exact_match(one.human, one.scores)] for one in some],
-        }
-        rows += [row | {"replies": count} for row in metrics("reward", values, seed)]
+        some = Where(prompts, lambda one, count=count: len(one.human) == count)
+        rows += [row | {"replies": count} for row in measured("reward", some, values, seed)]
     return rows
 
 
@@ -199,22 +217,47 @@ def exact_match(human: list[float], scores: list[float | None]) -> bool:
     """Tell whether the whole ranking is that of people: every pair in their order, their ties ties."""
     if any(score is None for score in scores):
         return False
-    sign = lambda x: (x > 0) - (x < 0)  # noqa: E731
     return all(sign(human[a] - human[b]) == sign(scores[a] - scores[b]) for a, b in combinations(range(len(human)), 2))
 
 
-def correlations(human: list[float], scores: list[float | None]) -> tuple[list[float], list[float]]:
-    """Return Spearman's rho and Kendall's tau-b of one prompt, each as a list of at most one value.
+def spearman(human: list[float], scores: list[float | None]) -> list[float]:
+    """Return Spearman's rho of one prompt as a list of at most one value; see `can_correlate`."""
+    known, varies = can_correlate(human, scores)
+    return [correlation(*map(ranks, known))] if varies else [0.0] if known else []
 
-    Scores that are all one tie count as 0. A prompt whose human ranking is all one tie, or with
-    fewer than two scores, has none.
+
+def kendall_tau(human: list[float], scores: list[float | None]) -> list[float]:
+    """Return Kendall's tau-b of one prompt as a list of at most one value; see `can_correlate`.
+
+    Pairs ordered alike minus pairs ordered the other way, over the geometric mean of the pairs that people
+    and that the scores order (Kendall, 1945).
     """
-    from scipy.stats import kendalltau, spearmanr
+    known, varies = can_correlate(human, scores)
+    if not varies:
+        return [0.0] if known else []
+    by_people, by_scores = ([sign(a - b) for a, b in combinations(values, 2)] for values in known)
+    agreed = sum(a * b for a, b in zip(by_people, by_scores, strict=True))
+    return [agreed / sqrt(sum(map(abs, by_people)) * sum(map(abs, by_scores)))]
 
+
+def can_correlate(human: list[float], scores: list[float | None]) -> tuple[list[list[float]], bool]:
+    """Return (the human values and the scores of the replies that have one, do the scores vary).
+
+    Scores that are all one tie count as a correlation of 0. A prompt whose human ranking is all one
+    tie, or with fewer than two scores, has none, and the first list is empty.
+    """
     known = [(h, s) for h, s in zip(human, scores, strict=True) if s is not None]
     if len({h for h, _ in known}) < 2:
-        return [], []
-    h, s = zip(*known, strict=True)
-    if len(set(s)) < 2:
-        return [0.0], [0.0]
-    return [float(spearmanr(h, s).statistic)], [float(kendalltau(h, s).statistic)]
+        return [], False
+    return [list(values) for values in zip(*known, strict=True)], len({s for _, s in known}) > 1
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Return the rank of each value, from 1; equal values share the mean of their ranks."""
+    ordered = sorted(values)
+    return [(bisect_left(ordered, value) + bisect_right(ordered, value) + 1) / 2 for value in values]
+
+
+def sign(x: float) -> int:
+    """Return 1, 0 or -1."""
+    return (x > 0) - (x < 0)

@@ -62,6 +62,17 @@ class Thinning:
         return keep, len(rows) - len(keep)
 
 
+def thinned(rows: Iterable[Row], max_share: float, *, kept: Iterable[Row] = ()) -> Iterator[Outcome]:
+    """Yield EFT rows as they are, but those of a score that has more than its share already.
+
+    What was made with a `max_share` of 1, in parts too, becomes what one run with this one makes.
+    """
+    thinning = Thinning(max_share, kept)
+    for row in rows:
+        keep, dropped = thinning.split([row])
+        yield Outcome(rows=keep, dropped={"targets: score too common": dropped} if dropped else {})
+
+
 def accept(
     ranked: Iterable[Row], engine: Engine, options: EftOptions, *, kept: Iterable[Row] = ()
 ) -> Iterator[Outcome]:

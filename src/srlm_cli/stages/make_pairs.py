@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,6 +12,7 @@ from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 
 PEOPLE = "human"
+Parts = Iterable[tuple[Hashable, Iterable[Row]]]
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,25 @@ def scored_record(row: Row) -> Row | list[Row]:
     return judged_record(row)
 
 
-def make_pairs(judged: Iterable[Row], options: PairOptions) -> Iterator[Outcome]:
+def make_pairs(
+    judged: Iterable[Row],
+    options: PairOptions,
+    *,
+    is_new: Callable[[int], bool] | None = None,
+    gather: Callable[[Parts], Iterable[list[Row]]] | None = None,
+) -> Iterator[Outcome]:
     """Yield, for each prompt, its pair row or the reason why there is none: prompts = pairs + drops.
 
-    The responses of a prompt have to stand together; `unsorted` gathers them first, in memory. Scores
-    of people and of a judge are on scales of their own, so each have a pair of theirs.
+    The responses of a prompt have to stand together, in any order of the prompts; `is_new` remembers the
+    prompts before. With `unsorted` they may stand anywhere: `gather` brings the parts of each prompt
+    together. Both keep to memory unless they are given. Scores of people and of a judge are on scales of
+    their own, so each have a pair of theirs.
     """
-    groups = gathered(judged) if options.unsorted else consecutive(judged)
+    if options.unsorted:
+        parts = ((key, map(without_judgements, rows)) for key, rows in groupby(judged, key=group_of))
+        groups = ((responses, True) for responses in (gather or in_memory)(parts))
+    else:
+        groups = consecutive(judged, is_new or never_seen())
     for responses, at_end in groups:
         pair, reason = pair_of(responses, options)
         yield Outcome(
@@ -63,9 +76,9 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
     scored = [row for row in responses if row["score"] is not None]
     if len(scored) < 2:
         return None, "fewer than two scored responses"
-    lot = {row["id"]: derive(options.seed, "pair", row["id"]) for row in scored}
-    chosen = max(scored, key=lambda row: (row["score"], lot[row["id"]]))
-    rejected = min(scored, key=lambda row: (row["score"], lot[row["id"]]))
+    scores = [row["score"] for row in scored]
+    chosen = drawn(scored, max(scores), max, options.seed)
+    rejected = drawn(scored, min(scores), min, options.seed)
     if chosen["score"] == rejected["score"]:
         return None, "tie"
     if chosen["score"] - rejected["score"] < options.min_gap:
@@ -73,6 +86,12 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
     if chosen["response"] == rejected["response"]:
         return None, "same text"
     return pair_row(chosen, rejected), ""
+
+
+def drawn(scored: list[Row], score: float, end: Callable, seed: int) -> Row:
+    """Return the response of this score; of several the one whose lot is at that end."""
+    equal = [row for row in scored if row["score"] == score]
+    return equal[0] if len(equal) == 1 else end(equal, key=lambda row: derive(seed, "pair", row["id"]))
 
 
 def pair_row(chosen: Row, rejected: Row) -> Row:
@@ -110,28 +129,39 @@ def group_of(row: Row) -> tuple[str, bool]:
     return row["prompt_id"], by_people(row)
 
 
-def consecutive(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
+def consecutive(judged: Iterable[Row], is_new: Callable[[int], bool]) -> Iterator[tuple[list[Row], bool]]:
     """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
-    seen: set[int] = set()
     group: list[Row] = []
     for key, responses in groupby(judged, key=group_of):
         if group:
             yield group, False
-        if hash(key) in seen:
+        if not is_new(hash(key)):
             raise BadRow(
                 f"the responses of prompt {key[0]} do not stand together: "
-                "sort the rows by prompt_id, or --unsorted gathers them in memory"
+                "sort the rows by prompt_id, or --unsorted gathers them on disk"
             )
-        seen.add(hash(key))
         group = list(responses)
     if group:
         yield group, True
 
 
-def gathered(judged: Iterable[Row]) -> Iterator[tuple[list[Row], bool]]:
-    """Yield the responses of each prompt, wherever they stand, in the order of the prompts."""
-    groups: dict[tuple[str, bool], list[Row]] = {}
-    for row in judged:
-        groups.setdefault(group_of(row), []).append(row)
-    for responses in groups.values():
-        yield responses, True
+def without_judgements(row: Row) -> Row:
+    """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
+    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
+
+
+# --- in memory -------------------------------------------------------------------------------
+
+
+def never_seen() -> Callable[[int], bool]:
+    """Return a function that tells whether it is called with a number for the first time."""
+    seen: set[int] = set()
+    return lambda key: len(seen) < (seen.add(key) or len(seen))
+
+
+def in_memory(parts: Parts) -> Iterator[list[Row]]:
+    """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
+    groups: dict[Hashable, list[Row]] = {}
+    for key, rows in parts:
+        groups.setdefault(key, []).extend(rows)
+    yield from groups.values()

@@ -8,16 +8,34 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b, file_digest
+from itertools import islice
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
 import jsonlines
+import msgspec
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import Rejects
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `of` parts of an input, from 1; they are contiguous and differ by one line at most."""
+
+    number: int
+    of: int
+
+    def span(self, lines: int) -> tuple[int, int]:
+        """Return how many of so many lines stand before this part, and how many up to its end."""
+        return (self.number - 1) * lines // self.of, self.number * lines // self.of
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
 
 
 class Reader:
@@ -26,8 +44,10 @@ class Reader:
     `check` turns a raw row into a record, or into a list of them, or raises `BadRow`. With
     `on_error="stop"` the first bad row ends the iteration and waits in `error`, so that what was read
     before it can still be finished; with `"skip"` it goes to `rejects` and is counted in `skipped`.
-    `expands` says that a row became several records. `digests` has a running hash for each record,
-    from which a resumed run sees a changed input.
+    `expands` says that a row became several records. `unfinished` counts the records that were given out
+    and not yet reported with `finish`. Unless `traced` is False there is a running hash behind each
+    record, `digest` behind the last finished one, from which a resumed run sees a changed input.
+    With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
     """
 
     def __init__(
@@ -38,12 +58,17 @@ class Reader:
         on_error: str = "stop",
         limit: int | None = None,
         rejects: Rejects | None = None,
+        traced: bool = True,
+        shard: Shard | None = None,
     ) -> None:
         self.paths = paths
         self.check = check
         self.on_error = on_error
         self.limit = limit
         self.rejects = rejects
+        self.traced = traced
+        self.shard = shard
+        self.span = shard.span(self._lines()) if shard else (0, None)
         self.rewind()
 
     def rewind(self) -> None:
@@ -51,12 +76,28 @@ class Reader:
         self.skipped = 0
         self.expands = False
         self.error: DataError | None = None
-        self.at = ""
-        self.digests: deque[bytes] = deque()
+        self._place = ("", 0)
+        self.unfinished = 0
+        self.digest = b""
+        self._digests: deque[bytes] = deque()
         if self.rejects:
             self.rejects.clear()
         self._records = self._read()
         self._first: list[Row] = []
+
+    @property
+    def part(self) -> str | None:
+        """Which lines of the input a shard is, in words; None where there is no shard."""
+        if not self.shard:
+            return None
+        before, end = self.span
+        return f"{self.shard}, lines {before + 1} to {end}" if before < end else f"{self.shard}, no lines"
+
+    @property
+    def at(self) -> str:
+        """Where the last row was read: file:line."""
+        path, number = self._place
+        return f"{shown(path)}:{number}" if number else ""
 
     def __iter__(self) -> Iterator[Row]:
         while (row := self.take()) is not None:
@@ -72,24 +113,29 @@ class Reader:
             self._first.append(row)
         return self._first[0] if self._first else None
 
+    def finish(self, count: int) -> None:
+        """Take note that the stage is done with the next `count` records."""
+        self.unfinished -= count
+        for _ in range(count if self.traced else 0):
+            self.digest = self._digests.popleft()
+
     def skip(self, count: int) -> str:
         """Read past `count` records, those that are done already; return the digest of what was read."""
-        digest = b""
         for _ in range(count):
             if self.take() is None:
                 return ""
-            digest = self.digests.popleft()
-        return digest.hex()
+            self.finish(1)
+        return self.digest.hex()
 
     def _read(self) -> Iterator[Row]:
         running = blake2b(digest_size=16)
-        lines_left = self.limit
+        lines_left = None if self.shard else self.limit
         for path in self.paths:
             with open_lines(path) as lines:
                 for number, line, raw in self._rows(path, lines):
                     if lines_left == 0:
                         return
-                    self.at = f"{shown(path)}:{number}"
+                    self._place = path, number
                     try:
                         checked = self._record(raw)
                     except BadRow as reason:
@@ -99,31 +145,40 @@ class Reader:
                         continue
                     lines_left = lines_left if lines_left is None else lines_left - 1
                     self.expands = isinstance(checked, list)
-                    for record in checked if isinstance(checked, list) else [checked]:
-                        running.update(line)
-                        self.digests.append(running.digest())
+                    for record in checked if self.expands else (checked,):
+                        self.unfinished += 1
+                        if self.traced:
+                            running.update(line)
+                            self._digests.append(running.digest())
                         yield record
 
     def _rows(self, path: str, lines: IO[bytes]) -> Iterator[tuple[int, bytes, Any]]:
         """Yield (line number, text, row or the JSONLinesError) for each line that is not blank."""
-        here = {"number": 0, "line": b""}
+        before, end = self.span
+        number = before
+        try:
+            for number, line in enumerate(islice(lines, before, end), before + 1):
+                row = parsed(line)
+                if row is not BLANK:
+                    yield number, line, row
+        except (OSError, EOFError) as error:
+            raise DataError(f"{shown(path)}:{number + 1}: cannot be read on: {error}") from None
 
-        def counted() -> Iterator[bytes]:
-            try:
-                for here["number"], here["line"] in enumerate(lines, 1):  # noqa: B020 - kept for the caller to see
-                    yield here["line"]
-            except (OSError, EOFError) as error:
-                raise DataError(f"{shown(path)}:{here['number'] + 1}: cannot be read on: {error}") from None
-
-        with jsonlines.Reader(counted(), loads=strict_loads) as reader:
-            while True:
-                try:
-                    row = reader.read(skip_empty=True)
-                except EOFError:
-                    return
-                except jsonlines.InvalidLineError as error:
-                    row = error
-                yield here["number"], here["line"], row
+    def _lines(self) -> int:
+        """Return how many lines a file has, or its first `limit` rows take; stdin can be read only once."""
+        [path] = self.paths
+        if path == "-" or (Path(path).exists() and not Path(path).is_file()):
+            raise OptionError(
+                f"--shard cannot divide {shown(path)}: its rows are not known beforehand",
+                "write them to a file, and give it as --in FILE",
+            )
+        if self.limit is None:
+            with open_lines(path) as lines:
+                return sum(1 for _ in lines)
+        wanted = Reader(self.paths, self.check, on_error=self.on_error, limit=self.limit, traced=False)
+        for _ in wanted:
+            pass
+        return wanted._place[1]
 
     def _record(self, row: Any) -> Row | list[Row]:
         if isinstance(row, jsonlines.InvalidLineError):
@@ -151,7 +206,7 @@ def open_lines(path: str) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+        opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb", buffering=1 << 20)
     except OSError as error:
         raise OptionError(f"cannot open {path}: {error.strerror or error}", _unfinished(path)) from None
     with opened:
@@ -182,6 +237,30 @@ def file_hash(path: str) -> str:
     """Return the first 16 hex digits of a file's SHA-256."""
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest()[:16]
+
+
+BLANK = object()
+fast_loads = msgspec.json.Decoder().decode
+
+
+def parsed(line: bytes) -> Any:
+    """Return the JSON value of a line, `BLANK` where it has none, or the JSONLinesError.
+
+    msgspec is the faster parser. What it does not take, such as a lone surrogate or a byte order mark,
+    jsonlines decides, and words the error; what both take they read alike (`tests/test_parsing.py`).
+    """
+    try:
+        row = fast_loads(line)
+        if row is not None:
+            return row
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return jsonlines.Reader([line], loads=strict_loads).read(skip_empty=True)
+    except EOFError:
+        return BLANK
+    except jsonlines.InvalidLineError as error:
+        return error
 
 
 def strict_loads(text: str) -> Any:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
+
+import msgspec
 
 from srlm_cli.errors import ClosedPipe, OptionError
 from srlm_cli.records import Row
@@ -110,21 +112,22 @@ class FileWriter:
                 yield json.loads(line)
 
     def write(self, rows: list[Row]) -> None:
-        """Append rows; a plain file is flushed at once, a `.gz` when its mark is saved."""
+        """Append rows; a plain file is flushed at the next mark or save, a `.gz` when its mark is saved."""
+        data = encode(rows)
         with self.lock:
             if self.zipped:  # a save closes the open member, which must hold marked rows only
-                self.unmarked += encode(rows)
+                self.unmarked += data
             else:
-                self.file.write(encode(rows))
-                self.file.flush()
+                self.file.write(data)
 
     def mark(self, state: dict[str, Any]) -> None:
         """Note that all rows written so far are those of `state`."""
         with self.lock:
-            self.state, self.unsaved = state, True
             if not self.zipped:
+                self.file.flush()  # first: what the disk does not take is not part of the state
                 self.bytes = self.file.tell()
-            elif self.unmarked:
+            self.state, self.unsaved = state, True
+            if self.unmarked:
                 self.member = self.member or gzip.GzipFile(fileobj=self.file, mode="ab", filename="", mtime=0)
                 self.member.write(self.unmarked)
                 self.unmarked = b""
@@ -155,6 +158,7 @@ class FileWriter:
             with self.lock:
                 if not self.closed.is_set():
                     try:
+                        self.file.flush()
                         self._save()
                     except OSError:  # a full disk: the main thread meets it too, and says so
                         return
@@ -196,15 +200,45 @@ class Rejects:
         self.file.truncate()
 
 
-def encode(rows: list[Row]) -> bytes:
+def encode(rows: Iterable[Row]) -> bytes:
     """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
-    lines = []
-    for row in rows:
+    return b"".join(map(encode_row, rows))
+
+
+def encode_row(row: Row) -> bytes:
+    """Return one row as a line: what `dumps` writes, by msgspec where both are sure to write the same."""
+    if is_plain((row,)):
         try:
-            lines.append((dumps(row) + "\n").encode())
-        except UnicodeEncodeError:
-            lines.append((json.dumps(row, allow_nan=False) + "\n").encode())
-    return b"".join(lines)
+            return msgspec.json.format(fast_dumps(row), indent=0) + b"\n"
+        except (UnicodeEncodeError, OverflowError, TypeError):  # a lone surrogate, an int over 64 bits, an odd key
+            pass
+    try:
+        return (dumps(row) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(row, allow_nan=False) + "\n").encode()
+
+
+fast_dumps = msgspec.json.Encoder().encode
+
+
+def is_plain(values: Iterable[Any]) -> bool:
+    """Tell whether msgspec and json write these values alike.
+
+    They do but for floats that json writes with an exponent, and NaN and Infinity, which msgspec makes null.
+    """
+    for value in values:
+        kind = type(value)
+        if kind is str or kind is int or kind is bool or value is None:
+            continue
+        if kind is float:
+            if not (value == 0 or 1e-3 <= value < 1e15 or -1e15 < value <= -1e-3):
+                return False
+        elif kind is dict:
+            if not (all(type(key) is str for key in value) and is_plain(value.values())):
+                return False
+        elif kind is not list or not is_plain(value):
+            return False
+    return True
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -1,0 +1,96 @@
+"""What does not fit in memory: a table on disk that is gone with the process, in bounded memory."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from itertools import groupby
+from operator import itemgetter
+from typing import Generic, TypeVar
+
+from srlm_cli.errors import SrlmError
+from srlm_cli.records import Row
+from srlm_cli.streams.reader import parsed
+from srlm_cli.streams.writer import encode
+
+T = TypeVar("T")
+CACHE_KIB = 32 << 10
+
+
+class Spill:
+    """A private SQLite database, kept in 32 MiB of memory and beyond that in the folder for temporary files.
+
+    The file has no name, so that nothing is left of it however the process ends.
+    """
+
+    def __init__(self) -> None:
+        self.database = sqlite3.connect("", isolation_level=None)
+        for setting in (f"cache_size = -{CACHE_KIB}", "temp_store = file", "journal_mode = off", "synchronous = off"):
+            self.database.execute(f"PRAGMA {setting}")
+
+
+class Seen(Spill):
+    """A set of integers of 64 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.database.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY)")
+
+    def add(self, key: int) -> bool:
+        """Take in a key; return whether it is new."""
+        with full_disk():
+            return self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+
+
+class ByKey(Spill, Generic[T]):
+    """Dataclasses of lists by a text, on disk, read in the order of the texts as often as one likes.
+
+    What is added to one key at different times becomes one: its lists joined.
+    """
+
+    def __init__(self, kind: type[T]) -> None:
+        super().__init__()
+        self.kind = kind
+        self.names = [field.name for field in fields(kind)]
+        self.database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key BLOB, line BLOB)")
+
+    def add(self, key: str, value: T) -> None:
+        """Append to the lists of a key."""
+        line = encode([{name: getattr(value, name) for name in self.names}])
+        with full_disk():
+            blob = key.encode("utf-8", "surrogatepass")  # bytes stand in the order of the texts
+            self.database.execute("INSERT INTO part (key, line) VALUES (?, ?)", (blob, line))
+
+    def __iter__(self) -> Iterator[T]:
+        with full_disk():
+            self.database.execute("CREATE INDEX IF NOT EXISTS by_key ON part (key)")
+            found = self.database.execute("SELECT key, line FROM part ORDER BY key, at")
+            for _, lines in groupby(found, key=itemgetter(0)):
+                parts = [parsed(line) for _, line in lines]
+                yield self.kind(**{name: [value for part in parts for value in part[name]] for name in self.names})
+
+
+def gathered(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:
+    """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
+    database = Spill().database
+    database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key TEXT, lines BLOB)")
+    with full_disk():
+        for key, rows in parts:
+            database.execute("INSERT INTO part (key, lines) VALUES (?, ?)", (ascii(key), encode(rows)))
+        database.execute("CREATE INDEX by_key ON part (key)")
+        for (key,) in database.execute("SELECT key FROM part GROUP BY key ORDER BY min(at)"):
+            found = database.execute("SELECT lines FROM part WHERE key = ? ORDER BY at", (key,))
+            yield [parsed(line) for (lines,) in found for line in lines.split(b"\n") if line]
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Raise SrlmError with a way out where the disk for temporary files cannot hold the table."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise SrlmError(
+            f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
+        ) from None
