@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from helpers import clean_env, read_rows, write_rows
 
 ROOT = Path(__file__).parents[1]
