@@ -46,14 +46,16 @@ def choose(
     Both are scored replies to one prompt, at least one each: the same ones, or the rejected ones are
     others. Where all scores are equal there is no preference, whatever the lengths are.
     """
-    if len({row["score"] for row in (*chosen_from, *rejected_from)}) == 1:
+    upper = [choice.value(row) for row in chosen_from]
+    lower = upper if rejected_from is chosen_from else [choice.value(row) for row in rejected_from]
+    best, worst = max(upper), min(lower)
+    if best == worst or (choice.alpha and len({row["score"] for row in (*chosen_from, *rejected_from)}) == 1):
         return None, "tie"
-    best, worst = max(map(choice.value, chosen_from)), min(map(choice.value, rejected_from))
     if best < worst:
         return None, "none better than the earlier model's"
     slack = choice.rho * (best - worst) * (1 + ROUNDING)
-    chosen = shortest([row for row in chosen_from if choice.value(row) >= best - slack], choice)
-    rejected = longest([row for row in rejected_from if choice.value(row) <= worst + slack], choice)
+    chosen = shortest([row for row, value in zip(chosen_from, upper, strict=True) if value >= best - slack], choice)
+    rejected = longest([row for row, value in zip(rejected_from, lower, strict=True) if value <= worst + slack], choice)
     gap = choice.value(chosen) - choice.value(rejected)
     if gap <= 0:
         return None, "tie"
