@@ -90,8 +90,8 @@ def make_pairs(
     files = {"rejected_from": rejected_from, "agree_with": agree_with}
     decides = identity(choice, of=of, unsorted=unsorted, length_alpha=length_alpha, agreement=agreement, **files)
     if of == "judgements":
-        if unsorted or any(files.values()):
-            raise OptionError("--of judgements pairs what stands in one row", "without other files and --unsorted")
+        if any(files.values()):
+            raise OptionError("--of judgements pairs what stands in one row", "without other files")
         pair_judgements(stream, choice, length_alpha, decides)
         return
     run.refuse_own_input(stream.out, [path for path in files.values() if path])
