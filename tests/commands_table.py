@@ -15,6 +15,16 @@ QUESTIONS = [
 PROMPTS = [{"prompt": text} for text in QUESTIONS]
 RESPONSES = [{"prompt": text, "response": f"Answer {k} to it.", "k": k} for text in QUESTIONS for k in range(2)]
 JUDGED = [{**row, "score": float(at % 5)} for at, row in enumerate(RESPONSES)]
+ADDITIVE = {"judge": {"model": "M1", "template": "additive"}}
+META_JUDGED = [
+    {
+        **row,
+        **ADDITIVE,
+        "scores": [at % 4 + k for k in range(3)],
+        "judgements": [f"So. Score: {at % 4 + k}" for k in range(3)],
+    }
+    for at, row in enumerate(JUDGED)
+]
 HUMAN = [{**row, "human": float(-row["k"])} for row in JUDGED]
 RANKED = [
     {"prompt": text, "responses": [{"text": "A good reply.", "rank": 0}, {"text": "A bad one.", "rank": 1}]}
@@ -46,12 +56,13 @@ class Command:
         return [*self.name.split(), *self.options, *more]
 
     def __str__(self) -> str:
-        method = self.options[self.options.index("--method") + 1] if "--method" in self.options else ""
-        return "-".join([*self.name.split(), *([method] if method else [])])
+        words = [word for word in self.options if word in ("accept", "hindsight", "--meta", "judgements")]
+        return "-".join([*self.name.split(), *(word.strip("-") for word in words)])
 
 
 SAMPLE = Command("sample", PROMPTS)
 JUDGE = Command("judge", RESPONSES, field="response")
+META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 GEN_PROMPTS = Command("gen-prompts", PROMPTS, options=(*ECHO, "--count", "5"), lazy=False)
 ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--samples", "8"), field="responses")
@@ -71,7 +82,7 @@ SFT = Command(
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
-STAGES = [SAMPLE, JUDGE, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
+STAGES = [SAMPLE, JUDGE, META, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [

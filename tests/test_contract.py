@@ -26,6 +26,7 @@ from commands_table import (
     HINDSIGHT,
     JUDGE,
     MAKE_PAIRS,
+    META,
     PAGES,
     PROMPTS,
     RESPONSES,
@@ -239,6 +240,7 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
     made = {
         SAMPLE: 4 * counts["read"],
         JUDGE: counts["read"],
+        META: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),
         ACCEPT: counts["counts"].get("judgements"),
         HINDSIGHT: counts["counts"].get("targets"),
@@ -298,7 +300,7 @@ def test_rejects_without_skip_is_refused(srlm: Srlm) -> None:
 # --- rows ------------------------------------------------------------------------------------
 
 
-@each([SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
+@each([SAMPLE, JUDGE, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
 def test_the_seed_decides_the_rows(srlm: Srlm, command: Command) -> None:
     text = as_lines(command.rows)
     assert srlm(*command.argv("--seed", "0"), stdin=text).out == whole(srlm, command)
@@ -386,7 +388,7 @@ def many(command: Command, count: int = 12) -> Command:
     return Command(command.name, rows, options, command.field, command.lazy)
 
 
-MANY = [many(command) for command in (SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS)]
+MANY = [many(command) for command in (SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS, META)]
 
 
 @pytest.mark.parametrize("command", MANY, ids=str)

@@ -411,6 +411,16 @@ def test_a_run_with_eft_only_is_shown(srlm: Srlm, tmp_path: Path) -> None:
     assert re.search(r"M0 +eft +9 +21 +2 tie", printed(run, srlm))
 
 
+def test_the_judgements_that_were_compared_are_a_stage(srlm: Srlm, run_folder: Path) -> None:
+    write_meta(
+        write_rows_in(run_folder / "M1" / "meta.jsonl", []), "judge", counts(24, 6, {"another reply varies more": 18})
+    )
+    write_meta(write_rows_in(run_folder / "M1" / "judge-pairs.jsonl", []), "make-pairs", counts(6, 4, {"tie": 2}))
+    text = printed(run_folder, srlm)
+    assert re.search(r"M1 +meta +24 +6 +18 another reply varies more", text)
+    assert re.search(r"M1 +judge-pairs +6 +4 +2 tie", text)
+
+
 def test_what_is_not_finished_is_named(srlm: Srlm, run_folder: Path) -> None:
     (run_folder / "M2" / "model.part").mkdir()
     part = write_rows(run_folder / "M2" / "responses.jsonl.part", [{"id": "torn"}])
@@ -479,6 +489,13 @@ def test_a_pair_has_the_judgements_of_both_replies(run_folder: Path) -> None:
         ("rejected", 2.0, [3, 1]),
     ]
     assert sample.sides[0].judgements[1]["text"] == "I say.\nScore: 5"
+
+
+def test_a_reply_of_an_earlier_model_has_no_judgements_of_its_namesake(run_folder: Path) -> None:
+    other = [{"role": "assistant", "content": "What an earlier model said."}]
+    write_rows(run_folder / "M1" / "pairs.jsonl", [{**PAIR, "rejected": other}])
+    (sample,) = sample_pairs(collect(run_folder).rounds[1], 5, 0)
+    assert [len(side.judgements) for side in sample.sides] == [2, 0] and sample.sides[1].score == 2.0
 
 
 def test_pairs_of_texts_without_scores_are_shown(run_folder: Path) -> None:

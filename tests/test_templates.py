@@ -20,6 +20,7 @@ ADDITIVE = templates.load("additive", fields=POINTWISE)
 SCORE_ONLY = templates.load("score_only", fields=POINTWISE)
 RATING = templates.load("rating", fields=POINTWISE)
 VERDICT = templates.load("pairwise", fields=PAIRWISE)
+META = templates.load("meta", fields={"task", "first", "second"})
 TWO_SCORES = templates.load("compare_scores", fields=PAIRWISE)
 READERS = [ADDITIVE, SCORE_ONLY, RATING, VERDICT, TWO_SCORES]
 
@@ -388,5 +389,5 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     assert strict.score("Fine. Score: 4/5") == 4 and strict.choices == ADDITIVE.choices
     assert grade.score("Fine.\nGrade: 6") == 6 and grade.score("Grade: 7") is None
     listed = re.findall(r"^\| `(\w+)` \| `(?:judge|eval)", page, re.MULTILINE)
-    assert listed == [t.name for t in (ADDITIVE, SCORE_ONLY, RATING, VERDICT, TWO_SCORES)]
+    assert listed == [t.name for t in (ADDITIVE, SCORE_ONLY, RATING, VERDICT, META, TWO_SCORES)]
     assert set(listed) | {"hindsight", "new_prompt"} == set(templates.names())

@@ -132,6 +132,23 @@ def judged_record(row: Row) -> Row:
     return row
 
 
+def meta_record(row: Row) -> Row:
+    """Return a row of `srlm judge --meta`: a response row with `judge_prompt`, `targets` and `battles`."""
+    row = response_record(row)
+    targets, battles = row.get("targets"), row.get("battles")
+    if not isinstance(battles, list):
+        raise BadRow(f"expected `battles`, as `srlm judge --meta` writes them, got {_keys(row)}")
+    if not isinstance(targets, list) or not all(target is None or isinstance(target, str) for target in targets):
+        raise BadRow("expected `targets`, a text or null for each judgement")
+    for battle in battles:
+        sides = [battle.get("a"), battle.get("b")] if isinstance(battle, dict) else []
+        known = [type(side) is int and 0 <= side < len(targets) and targets[side] is not None for side in sides]
+        verdicts = battle.get("verdicts") if all(known) and sides else None
+        if not isinstance(verdicts, list) or len(verdicts) != 2:
+            raise BadRow("expected every one of `battles` to be {a, b, verdicts}, with the places of two targets")
+    return _with(row, judge_prompt=_messages(row.get("judge_prompt"), "judge_prompt"))
+
+
 def pair_record(row: Row) -> Row:
     """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists."""
     prompt = _prompt(row)

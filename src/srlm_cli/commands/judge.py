@@ -1,6 +1,7 @@
 """srlm judge."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 from typer import Option
@@ -12,7 +13,9 @@ from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, Stre
 from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.records import Row
+from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
+from srlm_cli.stages import meta_judge as stage_meta
 from srlm_cli.stages import reparse as stage_reparse
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
@@ -45,6 +48,18 @@ def judge(
     reparse: Annotated[
         bool, Option("--reparse", help="Read the stored `judgements` again with --template, without a model.")
     ] = False,
+    meta: Annotated[
+        bool, Option("--meta", help="Compare the stored `judgements` of a reply, in both orders (Meta-Rewarding).")
+    ] = False,
+    meta_template: Annotated[
+        str, Option("--meta-template", help="With --meta, its prompt: a built-in name or a .toml file.")
+    ] = "meta",
+    meta_replies: Annotated[
+        int, Option("--meta-replies", min=1, help="With --meta: so many replies a prompt, whose scores vary most.")
+    ] = 1,
+    direct: Annotated[
+        bool, Option("--direct/--no-direct", help="With --meta: the verdict at once, by probability, without reasons.")
+    ] = False,
     max_unparsed: Annotated[
         float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
     ] = 1.0,
@@ -58,6 +73,7 @@ def judge(
       srlm judge --in responses.jsonl --model M2/model --template score_only --finish-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
       srlm judge --in judged.jsonl --reparse --template own.toml --out read-again.jsonl
+      srlm judge --in judged.jsonl --meta --out meta.jsonl
 
     Without --model the judge is the model that wrote the responses, named in their `model` field:
     self-rewarding. Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
@@ -66,7 +82,14 @@ def judge(
     `--score expected` it becomes the expectation over the scores at its place, so that ties become
     rare; a template that asks for the score at once is then read without writing a token. The
     defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+
+    With --meta it reads judged rows and, of each prompt, compares the judgements of the reply whose
+    scores vary most, two by two, in both orders (arXiv 2407.19594; there K is 11). --template is the
+    one they were made with. Adds `battles`, `targets` and `judge_prompt`, which `srlm make-pairs --of
+    judgements` rates and pairs; --max-unparsed is of the verdicts then. docs/pairs.md has the formulas.
     """
+    if meta and reparse:
+        raise OptionError("--meta and --reparse are two things to do", "one after the other")
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     if reparse:
         stored = run.reader(stream, stage_reparse.stored_record, [stream.in_], shard=shard)
@@ -79,10 +102,12 @@ def judge(
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
         return
-    if (finish_score or score == "expected") and not (form.choices and form.finish):
+    if not meta and (finish_score or score == "expected") and not (form.choices and form.finish):
         needs = "--score expected" if score == "expected" else "--finish-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
-    rows = run.reader(stream, judgeable, [stream.in_], shard=shard)
+    metas = meta_options(form, meta_template, sampling, meta_replies, direct) if meta else None
+    check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
+    rows = run.reader(stream, check, [stream.in_], shard=shard)
     local = engine.engine in LOCAL
     self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
@@ -90,29 +115,47 @@ def judge(
     options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)
     own = {"samples": samples, "template": form.hash, "finish_score": finish_score, "score": score, "reparse": False}
     own["shard"] = rows.part
-    decides = identity(sampling, **own)
+    own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
+    own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
+
+    def make(rows: Iterable[Row], _: run.Resumed) -> Iterator[Outcome]:
+        rows = of_one_writer(rows, spec.model) if self_judged else rows
+        return stage_meta.meta_judge(rows, model, metas) if metas else stage.judge(rows, model, options)
+
+    asked = "verdicts" if metas else "judgements"
     tally = run.stage(
         "judge",
         stream,
         rows,
-        decides | run.model_identity(spec) if rows.peek() else {},
-        lambda rows, _: stage.judge(of_one_writer(rows, spec.model) if self_judged else rows, model, options),
+        identity(sampling, **own) | run.model_identity(spec) if rows.peek() else {},
+        make,
         engine=model,
-        limit=lambda tally: too_many_unparsed(tally, max_unparsed),
+        limit=lambda tally: too_many_unparsed(tally, max_unparsed, asked),
     )
-    if too_many_unparsed(tally, 0.5) and not stream.quiet:
-        say("srlm judge: most judgements have no readable score; see --finish-score, and --template score_only")
+    if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
+        better = "--direct" if metas else "--finish-score, and --template score_only"
+        say(f"srlm judge: most {asked} cannot be read; see {better}")
 
 
-def too_many_unparsed(tally: run.Tally, limit: float) -> LimitExceeded | None:
-    """Return the error when more than a share of the judgements have no score."""
-    rate = tally.counts["unparsed"] / max(tally.counts["judgements"], 1)
+def meta_options(
+    judge_form: templates.Template, name: str, sampling: SamplingOptions, replies: int, direct: bool
+) -> stage_meta.MetaOptions:
+    """Return how judgements are compared, by a template of this name."""
+    form = templates.load(name, fields={"task", "first", "second"}, reads=True)
+    if direct and not (form.finish and form.choices):
+        raise OptionError(f"template {name} has no `finish` and `choices`", "--direct needs them")
+    return stage_meta.MetaOptions(judge_form, form, sampling.sampling(), sampling.seed, replies, direct)
+
+
+def too_many_unparsed(tally: run.Tally, limit: float, asked: str = "judgements") -> LimitExceeded | None:
+    """Return the error when more than a share of the judgements have no score, or of the verdicts no winner."""
+    rate = tally.counts["unparsed"] / max(tally.counts[asked], 1)
     if rate <= limit:
         return None
-    return LimitExceeded(
-        f"{rate:.1%} of the judgements have no readable score, over --max-unparsed {limit}",
-        "--finish-score lets the model choose a missing score",
-    )
+    what, hint = "score", "--finish-score lets the model choose a missing score"
+    if asked == "verdicts":
+        what, hint = "winner", "--direct takes the more probable one"
+    return LimitExceeded(f"{rate:.1%} of the {asked} have no readable {what}, over --max-unparsed {limit}", hint)
 
 
 def judgeable(row: Row) -> Row | list[Row]:

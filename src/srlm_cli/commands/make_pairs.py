@@ -1,15 +1,27 @@
 """srlm make-pairs."""
 
-from typing import Annotated
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
+from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import Seed, StreamOptions, identity, new_app
+from srlm_cli.commands.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_pools
+from srlm_cli.errors import OptionError
+from srlm_cli.stages import judge_pairs
 from srlm_cli.stages import make_pairs as stage
+from srlm_cli.stages.pair_choice import Choice
+from srlm_cli.streams.lookup import Lookup
+from srlm_cli.streams.reader import file_hash
 
 app = new_app()
+
+Of = Literal["responses", "judgements"]
+Agreement = Literal["mean", "prompt"]
 
 
 @app.command()
@@ -17,7 +29,38 @@ app = new_app()
 def make_pairs(
     stream: StreamOptions,
     seed: Seed = 0,
+    of: Annotated[
+        Of,
+        Option("--of", help="What to pair: the responses to a prompt, or the judgements that judge --meta compared."),
+    ] = "responses",
     min_gap: Annotated[float, Option("--min-gap", min=0.0, help="Least difference of the two scores.")] = 0.0,
+    rho: Annotated[
+        float,
+        Option("--rho", min=0.0, max=0.5, help="Shortest of the best against longest of the worst, within this share."),
+    ] = 0.0,
+    length_alpha: Annotated[
+        str,
+        Option(
+            "--length-alpha", metavar="NUMBER|auto", help="Rank by score - alpha * characters; auto: mean gap zero."
+        ),
+    ] = "0",
+    rejected_of: Annotated[
+        int | None, Option("--rejected-of", min=1, help="Reject the worst of so many drawn at random, not of all.")
+    ] = None,
+    max_chosen_length: Annotated[
+        int | None, Option("--max-chosen-length", min=1, help="Leave out a pair whose chosen has more characters.")
+    ] = None,
+    rejected_from: Annotated[
+        str | None,
+        Option("--rejected-from", metavar="FILE", help="Reject a reply of this file: judged rows of an earlier model."),
+    ] = None,
+    agree_with: Annotated[
+        str | None,
+        Option("--agree-with", metavar="FILE", help="The same responses judged by the model before: weigh the pairs."),
+    ] = None,
+    agreement: Annotated[
+        Agreement, Option("--agreement", help="With --agree-with: the mean over all prompts, or that of each prompt.")
+    ] = "mean",
     unsorted: Annotated[
         bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows on disk.")
     ] = False,
@@ -30,6 +73,8 @@ def make_pairs(
       srlm judge --in responses.jsonl | srlm make-pairs > pairs.jsonl
       cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
       srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
+      srlm make-pairs --in M2/judged.jsonl --rejected-from M1/judged.jsonl --rho 0.2 --out pairs.jsonl
+      srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
     The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
     have fewer than two scored responses are dropped and counted (the paper's rule). Among responses
@@ -40,15 +85,54 @@ def make_pairs(
     Memory stays the same however long the input is. A prompt whose responses do not stand together, as
     after `cat` of files that share prompts, is a bad row (exit 3), unless --unsorted gathers them first: on
     disk, in the folder for temporary files (TMPDIR), which needs room for the rows without their judgements.
+
+    docs/pairs.md has the formula and the source of each variant. `--length-alpha auto`, `--agreement
+    mean` and `--of judgements` read --in twice, which stdin cannot. With --agree-with a row has
+    `agreement` and `label_smoothing`, which `srlm dpo` goes by.
     """
     from srlm_cli.streams import spill
 
-    options = stage.PairOptions(min_gap, unsorted, seed)
+    choice = Choice(min_gap, rho, given_alpha(length_alpha, rho), rejected_of, max_chosen_length, seed)
+    files = {"rejected_from": rejected_from, "agree_with": agree_with}
+    decides = identity(choice, of=of, unsorted=unsorted, length_alpha=length_alpha, agreement=agreement, **files)
+    if of == "judgements":
+        if any(files.values()):
+            raise OptionError("--of judgements pairs what stands in one row", "without other files")
+        pair_judgements(stream, choice, length_alpha, decides)
+        return
+    run.refuse_own_input(stream.out, [path for path in files.values() if path])
+    found = {name: Lookup(path, stage.scored_record, stage.group_of) for name, path in files.items() if path}
+    options = stage.PairOptions(
+        **vars(choice), unsorted=unsorted, earlier=found.get("rejected_from"), before=found.get("agree_with")
+    )
+    if length_alpha == AUTO:
+        options = replace(options, alpha=balanced(stream, stage.scored_record, reply_pools(options)))
+    if options.before and agreement == "mean":
+        options = replace(options, mean_agreement=agreed(stream, options))
     run.stage(
         "make-pairs",
         stream,
         run.reader(stream, stage.scored_record, [stream.in_], traced=False),
-        identity(seed=seed, min_gap=min_gap, unsorted=unsorted),
+        decides | {name: file_hash(path) for name, path in files.items() if path},
         lambda rows, _: stage.make_pairs(rows, options, is_new=spill.Seen().add, gather=spill.gathered),
+        from_the_start=True,
+    )
+
+
+def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, decides: dict[str, Any]) -> None:
+    """Rate the judgements of each reply and pair the best with the worst."""
+    from srlm_cli.evaluate.meta_rating import meta_scores, position_weights
+
+    weights = look_through(stream, records.meta_record, position_weights, "--of judgements")
+    rate = partial(meta_scores, weights=weights)
+    if length_alpha == AUTO:
+        pools = partial(judge_pairs.all_pools, rate=rate, choice=choice)
+        choice = replace(choice, alpha=balanced(stream, records.meta_record, pools))
+    run.stage(
+        "make-pairs",
+        stream,
+        run.reader(stream, records.meta_record, [stream.in_]),
+        decides,
+        lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice),
         from_the_start=True,
     )

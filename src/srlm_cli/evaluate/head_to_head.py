@@ -15,6 +15,7 @@ from srlm_cli.records import Row, as_messages, as_text
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
+from srlm_cli.stages.verdicts import verdict_of
 from srlm_cli.templates import Template
 
 
@@ -176,19 +177,13 @@ def _outcome(
 
 def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOptions) -> Row:
     """Return what the judge said of A and B in one order, then in the other."""
-    verdicts = [_verdict(straight, options), _verdict(swapped, options)]
+    verdicts = [verdict_of(said, options.template, options.direct) for said in (straight, swapped)]
     winners = [verdicts[0], {"A": "B", "B": "A"}.get(verdicts[1] or "", verdicts[1])]
     agreed = winners[0] == winners[1] and winners[0] in ("A", "B")
     judged: Row = {"winner": winners[0] if agreed else "tie", "verdicts": verdicts}
     if straight.probabilities and swapped.probabilities:
         judged["probability"] = (straight.probabilities[0] + swapped.probabilities[1]) / 2
     return judged
-
-
-def _verdict(completion: Completion, options: HeadToHeadOptions) -> str | None:
-    text = completion.texts[0]
-    verdict = text if options.direct and text else options.template.verdict(text)
-    return verdict and {"a": "A", "b": "B"}.get(verdict.lower(), "tie")
 
 
 def _category(one: Round, by: str) -> str | None:

@@ -18,7 +18,7 @@ from srlm_cli.train.session import METRICS, PROVENANCE
 if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged
 
-STAGES = ("prompts", "responses", "judged", "pairs")
+STAGES = ("prompts", "responses", "judged", "pairs", "meta", "judge-pairs")
 PART_FIELDS = ("replies", "category")
 META = ".meta.json"
 RATING = "bradley_terry"

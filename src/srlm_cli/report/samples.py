@@ -47,6 +47,8 @@ def pair_sample(pair: Row, judged: dict[str, Row]) -> Sample:
     sides = []
     for label in ("chosen", "rejected"):
         row = judged.get(pair.get(f"{label}_id"), {})
+        if row.get("response", "") != text_of(pair[label]):  # of an earlier model, whose ids are the same
+            row = {}
         sides.append(
             Side(
                 label,

@@ -8,24 +8,32 @@ from itertools import groupby
 
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Row, as_messages, judged_record, ranked_record, responses_of
-from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
+from srlm_cli.stages.agreement import agreement
+from srlm_cli.stages.pair_choice import Choice, choose, drawn
 
 PEOPLE = "human"
+Group = tuple[str, bool]  # a prompt's id, and whether people scored it
+Find = Callable[[Group], list[Row]]
 Parts = Iterable[tuple[Hashable, Iterable[Row]]]
+IsNew = Callable[[int], bool]
+Gather = Callable[[Parts], Iterable[list[Row]]]
 
 
 @dataclass(frozen=True)
-class PairOptions:
-    """`min_gap` is the least difference of scores that makes a pair; equal scores never do.
+class PairOptions(Choice):
+    """How a pair is picked (see `Choice`), and what stands beside the rows.
 
-    `seed` decides among responses of equal score, where the paper names no rule: by their place
-    would favour whichever came first.
+    `unsorted` gathers the responses of a prompt. `earlier` finds a prompt's replies by an earlier
+    model, which the rejected one is picked from (arXiv 2508.06026). `before` finds the same responses as
+    another judge scored them; the row then has their `agreement`, that of the prompt, or
+    `mean_agreement` where it is given, and `label_smoothing`, 1 minus it (arXiv 2410.12735).
     """
 
-    min_gap: float = 0.0
     unsorted: bool = False
-    seed: int = 0
+    earlier: Find | None = None
+    before: Find | None = None
+    mean_agreement: float | None = None
 
 
 def scored_record(row: Row) -> Row | list[Row]:
@@ -42,8 +50,8 @@ def make_pairs(
     judged: Iterable[Row],
     options: PairOptions,
     *,
-    is_new: Callable[[int], bool] | None = None,
-    gather: Callable[[Parts], Iterable[list[Row]]] | None = None,
+    is_new: IsNew | None = None,
+    gather: Gather | None = None,
 ) -> Iterator[Outcome]:
     """Yield, for each prompt, its pair row or the reason why there is none: prompts = pairs + drops.
 
@@ -52,12 +60,7 @@ def make_pairs(
     together. Both keep to memory unless they are given. Scores of people and of a judge are on scales of
     their own, so each have a pair of theirs.
     """
-    if options.unsorted:
-        parts = ((key, map(without_judgements, rows)) for key, rows in groupby(judged, key=group_of))
-        groups = ((responses, True) for responses in (gather or in_memory)(parts))
-    else:
-        groups = consecutive(judged, is_new or never_seen())
-    for responses, at_end in groups:
+    for responses, at_end in groups(judged, options.unsorted, is_new, gather):
         pair, reason = pair_of(responses, options)
         yield Outcome(
             rows=[pair] if pair else [],
@@ -73,25 +76,48 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
 
     A response whose score is null (the judge could not be read) is never ranked.
     """
-    scored = [row for row in responses if row["score"] is not None]
-    if len(scored) < 2:
-        return None, "fewer than two scored responses"
-    scores = [row["score"] for row in scored]
-    chosen = drawn(scored, max(scores), max, options.seed)
-    rejected = drawn(scored, min(scores), min, options.seed)
-    if chosen["score"] == rejected["score"]:
-        return None, "tie"
-    if chosen["score"] - rejected["score"] < options.min_gap:
-        return None, "gap too small"
-    if chosen["response"] == rejected["response"]:
-        return None, "same text"
-    return pair_row(chosen, rejected), ""
+    chosen_from, rejected_from = pools(responses, options)
+    if options.earlier and not rejected_from:
+        return None, "no scored response of the earlier model"
+    if len(chosen_from) < (1 if options.earlier else 2):
+        return None, "fewer than two scored responses" if not options.earlier else "no scored response"
+    picked, reason = choose(chosen_from, rejected_from, options)
+    if not picked:
+        return None, reason
+    weight = weight_of(responses, options)
+    if weight is None:
+        return None, "not ranked by both judges"
+    return {**pair_row(*picked), **of_choice(*picked, options), **weight}, ""
 
 
-def drawn(scored: list[Row], score: float, end: Callable, seed: int) -> Row:
-    """Return the response of this score; of several the one whose lot is at that end."""
-    equal = [row for row in scored if row["score"] == score]
-    return equal[0] if len(equal) == 1 else end(equal, key=lambda row: derive(seed, "pair", row["id"]))
+def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:
+    """Return the scored replies that chosen is picked from, and those that rejected is picked from."""
+    chosen_from = scored(responses)
+    rejected_from = scored(options.earlier(group_of(responses[0]))) if options.earlier else chosen_from
+    if options.rejected_of:
+        rejected_from = drawn(rejected_from, options.rejected_of, options.seed)
+    return chosen_from, rejected_from
+
+
+def scored(responses: list[Row]) -> list[Row]:
+    """Return the responses that have a score."""
+    return [row for row in responses if row["score"] is not None]
+
+
+def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
+    """Return `agreement` and `label_smoothing` of a pair, nothing where none is asked for, None where unknown."""
+    if not options.before:
+        return {}
+    found = options.mean_agreement
+    if found is None:
+        found = agreement(responses, options.before(group_of(responses[0])))
+    return None if found is None else {"agreement": found, "label_smoothing": 1 - found}
+
+
+def of_choice(chosen: Row, rejected: Row, options: PairOptions) -> Row:
+    """Return what a pair owes to a variant: the price of a character, the two models."""
+    models = {"model_chosen": chosen.get("model"), "model_rejected": rejected.get("model")}
+    return {**({"length_alpha": options.alpha} if options.alpha else {}), **(models if options.earlier else {})}
 
 
 def pair_row(chosen: Row, rejected: Row) -> Row:
@@ -124,12 +150,22 @@ def by_people(row: Row) -> bool:
     return row.get("score_from") == PEOPLE
 
 
-def group_of(row: Row) -> tuple[str, bool]:
+def group_of(row: Row) -> Group:
     """Return what responses have in common that can be compared: their prompt and who scored them."""
     return row["prompt_id"], by_people(row)
 
 
-def consecutive(judged: Iterable[Row], is_new: Callable[[int], bool]) -> Iterator[tuple[list[Row], bool]]:
+def groups(
+    judged: Iterable[Row], unsorted: bool, is_new: IsNew | None = None, gather: Gather | None = None
+) -> Iterator[tuple[list[Row], bool]]:
+    """Yield (the responses of a prompt, is it final only at the end of the input)."""
+    if not unsorted:
+        return consecutive(judged, is_new or never_seen())
+    parts = ((key, map(without_judgements, rows)) for key, rows in groupby(judged, key=group_of))
+    return ((responses, True) for responses in (gather or in_memory)(parts))
+
+
+def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row], bool]]:
     """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
     group: list[Row] = []
     for key, responses in groupby(judged, key=group_of):

@@ -1,0 +1,91 @@
+"""What `make-pairs` has to know of all its rows before it makes the first pair: its input is read twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import isfinite
+from typing import TypeVar
+
+from srlm_cli.commands.options import StreamOptions
+from srlm_cli.errors import BadRow, DataError, OptionError
+from srlm_cli.records import Row
+from srlm_cli.stages import make_pairs as stage
+from srlm_cli.stages.agreement import mean_agreement
+from srlm_cli.streams.console import say
+from srlm_cli.streams.reader import Reader, shown
+
+AUTO = "auto"
+T = TypeVar("T")
+Check = Callable[[Row], Row | list[Row]]
+Pools = Iterator[tuple[Sequence[Row], Sequence[Row]]]
+
+
+def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[Row]], T], option: str) -> T:
+    """Return what all good rows of the input tell together; raise OptionError where it can be read but once.
+
+    Bad rows are passed over: the second reading stops at them, or counts them.
+    """
+    if stream.in_ == "-" or (os.path.exists(stream.in_) and not os.path.isfile(stream.in_)):
+        raise OptionError(f"{option} reads its input twice, which {shown(stream.in_)} cannot", "--in FILE")
+    rows = Reader([stream.in_], check, on_error="skip", limit=stream.limit)
+    try:
+        return look(rows)
+    except BadRow as error:
+        raise DataError(f"{rows.at}: {error}") from None
+
+
+def given_alpha(text: str, rho: float) -> float:
+    """Return a price of a character as given, 0 for `auto`; raise OptionError for another word."""
+    if text == AUTO and rho:
+        raise OptionError("--length-alpha auto and --rho both control the length", "one of them")
+    try:
+        alpha = 0.0 if text == AUTO else float(text)
+    except ValueError:
+        alpha = -1.0
+    if not isfinite(alpha) or alpha < 0:
+        raise OptionError(f"--length-alpha {text} is no price of a character", "a number from 0 up, or auto")
+    return alpha
+
+
+def balanced(stream: StreamOptions, check: Check, pools: Callable[[Iterable[Row]], Pools]) -> float:
+    """Return the alpha at which chosen and rejected are of one length on average, and say so."""
+    from srlm_cli.evaluate.length_balance import balanced_alpha
+
+    found = look_through(stream, check, lambda rows: balanced_alpha(pools(rows)), "--length-alpha auto")
+    if found.gap is not None and not stream.quiet:
+        say(f"srlm make-pairs: alpha {found.alpha:.6g}: the mean gap in length is {found.gap:+.1f} characters")
+    return found.alpha
+
+
+def groups(rows: Iterable[Row], options: stage.PairOptions) -> Iterator[tuple[list[Row], bool]]:
+    """Return the groups of a first reading, gathered as in the second one."""
+    from srlm_cli.streams import spill
+
+    return stage.groups(rows, options.unsorted, spill.Seen().add, spill.gathered)
+
+
+def reply_pools(options: stage.PairOptions) -> Callable[[Iterable[Row]], Pools]:
+    """Return what gives the replies that each pair of judged rows is picked from."""
+
+    def pools(rows: Iterable[Row]) -> Pools:
+        for group, _ in groups(rows, options):
+            chosen_from, rejected_from = stage.pools(group, options)
+            if chosen_from and rejected_from:
+                yield chosen_from, rejected_from
+
+    return pools
+
+
+def agreed(stream: StreamOptions, options: stage.PairOptions) -> float:
+    """Return the mean agreement of two judges over all prompts; raise DataError where they share none."""
+
+    def look(rows: Iterable[Row]) -> float | None:
+        found = groups(rows, options)
+        return mean_agreement((group, options.before(stage.group_of(group[0]))) for group, _ in found)
+
+    found = look_through(stream, stage.scored_record, look, "--agreement mean")
+    if found is None:
+        hint = "a response is found by its `id`"
+        raise DataError(f"no prompt of {stream.in_} has two responses that the --agree-with file scores too", hint)
+    return found

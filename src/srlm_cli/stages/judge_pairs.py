@@ -1,0 +1,70 @@
+"""Preference pairs for the judge: the best against the worst judgement of a reply (arXiv 2407.19594, section 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from srlm_cli.records import Row
+from srlm_cli.stages import Outcome
+from srlm_cli.stages.pair_choice import Choice, choose, drawn
+
+Rate = Callable[[Row], list[float | None]]
+
+
+def judge_pairs(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[Outcome]:
+    """Yield, for each reply, the pair of its judgements or the reason why there is none: replies = pairs + drops.
+
+    `rate` gives each judgement its rating, None where it has none; they are picked by their ratings as
+    replies are by their scores. The prompt of a pair is the judge's, as in EFT rows.
+    """
+    for row in rows:
+        pair, reason = judge_pair(row, rate, choice)
+        yield Outcome(rows=[pair] if pair else [], dropped={reason: 1} if reason else {}, counts={"replies": 1})
+
+
+def judge_pair(row: Row, rate: Rate, choice: Choice) -> tuple[Row | None, str]:
+    """Return the pair of one reply's judgements, or None and the reason."""
+    rated = candidates(row, rate)
+    if len(rated) < 2:
+        return None, "fewer than two readable judgements"
+    picked, reason = choose(*pools(rated, choice), choice)
+    return (judge_pair_row(row, *picked, choice), "") if picked else (None, reason)
+
+
+def candidates(row: Row, rate: Rate) -> list[Row]:
+    """Return the judgements of a reply as what `choose` takes: `score` is the rating, `response` the text."""
+    return [
+        {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target}
+        for k, (rating, target) in enumerate(zip(rate(row), row["targets"], strict=True))
+        if rating is not None and target is not None
+    ]
+
+
+def pools(rated: list[Row], choice: Choice) -> tuple[list[Row], list[Row]]:
+    """Return the judgements that chosen is picked from, and those that rejected is picked from."""
+    return rated, drawn(rated, choice.rejected_of, choice.seed) if choice.rejected_of else rated
+
+
+def all_pools(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield the `pools` of each reply that has two judgements to pair."""
+    for row in rows:
+        if len(rated := candidates(row, rate)) > 1:
+            yield pools(rated, choice)
+
+
+def judge_pair_row(row: Row, chosen: Row, rejected: Row, choice: Choice) -> Row:
+    """Return a pair row as `make_pairs` writes it, of two judgements."""
+    about = {key: row[key] for key in ("prompt_key", "judge", "meta_judge") if key in row}
+    return {
+        **about,
+        **({"length_alpha": choice.alpha} if choice.alpha else {}),
+        "id": row["id"],
+        "prompt": row["judge_prompt"],
+        "chosen": [{"role": "assistant", "content": chosen["response"]}],
+        "rejected": [{"role": "assistant", "content": rejected["response"]}],
+        "prompt_id": row["prompt_id"],
+        "score_chosen": chosen["score"],
+        "score_rejected": rejected["score"],
+        "chosen_id": chosen["id"],
+        "rejected_id": rejected["id"],
+    }

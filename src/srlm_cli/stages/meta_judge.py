@@ -1,0 +1,202 @@
+"""LLM-as-a-meta-judge: judgements of one reply compared two by two (arXiv 2407.19594, section 2.2)."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import combinations, groupby
+from statistics import pvariance
+
+from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.errors import BadRow
+from srlm_cli.records import Row, as_messages, as_text, is_number, judged_record, prompt_key
+from srlm_cli.seeds import derive
+from srlm_cli.stages import Outcome
+from srlm_cli.stages.judge import judge_prompt
+from srlm_cli.stages.lookahead import generate_for
+from srlm_cli.stages.reparse import stored_record
+from srlm_cli.stages.verdicts import verdict_of
+from srlm_cli.templates import Template
+
+
+@dataclass(frozen=True)
+class MetaOptions:
+    """The template of the judgements, that of the meta-judge, how it is sampled, and of how many replies.
+
+    Of each prompt the `replies` are taken whose K scores vary most (the paper: one), where the judge
+    is least sure. `direct` asks for the verdict at once, by the probability of the template's choices.
+    """
+
+    template: Template
+    meta_template: Template
+    sampling: Sampling
+    seed: int
+    replies: int = 1
+    direct: bool = False
+
+
+@dataclass
+class Contest:
+    """A reply with the K texts that its judgements can teach, None where there is no score to read."""
+
+    row: Row
+    targets: list[str | None]
+    task: list[dict[str, str]]
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The judgements to compare, two by two, by their place."""
+        return list(combinations((k for k, target in enumerate(self.targets) if target is not None), 2))
+
+
+@dataclass
+class Session:
+    """One prompt: the contests over its replies, how many rows it has and what of them was left out."""
+
+    read: int
+    at_end: bool
+    contests: list[Contest]
+    dropped: dict[str, int]
+    completions: list[Completion] = field(default_factory=list)
+
+    @property
+    def asked(self) -> int:
+        """How many questions the meta-judge answers: two for each pair of judgements."""
+        return 2 * sum(len(contest.pairs) for contest in self.contests)
+
+
+def meta_judge(rows: Iterable[Row], engine: Engine, options: MetaOptions) -> Iterator[Outcome]:
+    """Yield, for each prompt, its replies whose judgements were compared, with the `battles` between these.
+
+    The meta-judge sees each pair of judgements in both orders. A battle holds the places `a` and `b`
+    and two `verdicts`, with a shown first and with b shown first: A is the one shown first. `targets`
+    are the texts compared, `judge_prompt` is what they answer. Judgements without a readable score, and
+    repetitions of another one, take no part (null). The other replies are dropped and counted.
+    """
+    sessions: deque[Session] = deque()
+
+    def questions() -> Iterator[tuple[Session, Contest, int, int, bool]]:
+        for session in sessions_of(rows, options):
+            sessions.append(session)
+            for contest in session.contests:
+                for a, b in contest.pairs:
+                    yield session, contest, a, b, False
+                    yield session, contest, a, b, True
+
+    def ask(question: tuple[Session, Contest, int, int, bool]) -> Request:
+        return request(*question[1:], options)
+
+    for (session, *_), completion in generate_for(questions(), ask, engine):
+        while sessions[0] is not session:  # nothing to compare in these
+            yield outcome(sessions.popleft(), engine.model, options)
+        session.completions.append(completion)
+        if len(session.completions) == session.asked:
+            yield outcome(sessions.popleft(), engine.model, options)
+    while sessions:
+        yield outcome(sessions.popleft(), engine.model, options)
+
+
+def sessions_of(rows: Iterable[Row], options: MetaOptions) -> Iterator[Session]:
+    """Yield each prompt whose replies stand together, in order; the last one is final only at the end of the input."""
+    waiting: list[Row] = []
+    for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
+        if waiting:
+            yield session_of(waiting, False, options)
+        waiting = list(group)
+    if waiting:
+        yield session_of(waiting, True, options)
+
+
+def session_of(rows: list[Row], at_end: bool, options: MetaOptions) -> Session:
+    """Return the contests of a prompt: its replies that the judge was least sure of."""
+    dropped: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        contest = Contest(row, targets_of(row, options.template), task_of(row, options.template))
+        if contest.pairs:
+            found.append(contest)
+        else:
+            dropped["fewer than two readable judgements"] += 1
+    least_sure = sorted(found, key=lambda one: (-variance(one.row), derive(options.seed, "meta-reply", one.row["id"])))
+    dropped["another reply varies more"] += len(least_sure[options.replies :])
+    ids = {contest.row["id"] for contest in least_sure[: options.replies]}
+    return Session(len(rows), at_end, [one for one in found if one.row["id"] in ids], dict(+dropped))
+
+
+def task_of(row: Row, template: Template) -> list[dict[str, str]]:
+    """Return the prompt that the judgements of a row answer."""
+    return judge_prompt(row["prompt"], row["response"], template)
+
+
+def targets_of(row: Row, template: Template) -> list[str | None]:
+    """Return each judgement up to its score, as it is compared and learned; None without one, or said before."""
+    targets: list[str | None] = []
+    for text in row["judgements"]:
+        readable = template.score(text) is not None
+        target = text[: template.last_match(text).end(1)] if readable else None
+        targets.append(None if target in targets else target)
+    return targets
+
+
+def variance(row: Row) -> float:
+    """Return the variance of the readable scores of a reply."""
+    return pvariance([score for score in row["scores"] if score is not None] or [0.0])
+
+
+def request(contest: Contest, a: int, b: int, swapped: bool, options: MetaOptions) -> Request:
+    """Return the question to the meta-judge about two judgements, in one order."""
+    first, second = (b, a) if swapped else (a, b)
+    template = options.meta_template
+    text = template.render(
+        task=as_text(contest.task), first=contest.targets[first] or "", second=contest.targets[second] or ""
+    )
+    seeds = (derive(options.seed, "meta", contest.row["id"], a, b, swapped),)
+    begin = {"prefix": template.finish, "choices": template.choices} if options.direct else {}
+    return Request(as_messages(text.strip()), options.sampling, seeds, **begin)
+
+
+def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:
+    """Return the rows of a prompt, their battles decided by the answers in the order in which they were asked."""
+    verdicts = [verdict_of(answer, options.meta_template, options.direct) for answer in session.completions]
+    said = iter(verdicts)
+    template = options.meta_template
+    made = [
+        {
+            **contest.row,
+            "prompt_key": prompt_key(contest.row["prompt"]),
+            "judge_prompt": contest.task,
+            "targets": contest.targets,
+            "battles": [{"a": a, "b": b, "verdicts": [next(said), next(said)]} for a, b in contest.pairs],
+            "meta_judge": {"model": model, "template": template.name, "template_hash": template.hash},
+        }
+        for contest in session.contests
+    ]
+    return Outcome(
+        rows=made,
+        read=session.read,
+        dropped=session.dropped,
+        counts={"verdicts": len(verdicts), "unparsed": verdicts.count(None)},
+        tokens_in=sum(answer.tokens_in for answer in session.completions),
+        tokens_out=sum(answer.tokens_out for answer in session.completions),
+        at_end=session.at_end,
+    )
+
+
+def meta_judgeable(row: Row, template: Template) -> Row:
+    """Return a judged row that holds its judgements and a score, or null, for each; raise BadRow for another.
+
+    A row that names another template of its judge is refused: its judgements answer another prompt.
+    """
+    row = stored_record(judged_record(row))
+    scores = row.get("scores")
+    right = isinstance(scores, list) and all(score is None or is_number(score) for score in scores)
+    if not right or len(scores) != len(row["judgements"]):
+        raise BadRow("expected `scores`, a number or null for each of the `judgements`")
+    judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
+    if judge.get("template_hash", template.hash) != template.hash:
+        name = judge.get("template")
+        raise BadRow(
+            f"judged with the template {name}, not with {template.name} as it is: --template names the judge's"
+        )
+    return row

@@ -1,0 +1,89 @@
+"""Which two replies to a prompt become a pair: the paper's best and worst, and the variants of docs/pairs.md.
+
+Everywhere `value` is the score that decides: the judge's, or that minus `alpha` times the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from srlm_cli.records import Row
+from srlm_cli.seeds import derive
+
+ROUNDING = 1e-9  # scores are means of K: a third of five has to be within a tier that ends there
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How chosen and rejected are picked; as it stands, the highest against the lowest score.
+
+    `min_gap` is the least difference of their values; equal scores never make a pair. `rho` widens best
+    and worst to tiers (arXiv 2407.19594, section 2.1): chosen is the shortest of the upper tier, rejected
+    the longest of the lower one. `alpha` is what a character costs (arXiv 2406.09760). `rejected_of` is
+    how many replies, drawn by `seed`, the rejected one is the worst of (arXiv 2502.16825). A pair whose
+    chosen reply has more than `max_chosen_length` characters is left out. `seed` decides among replies
+    that are equal by all this, where the papers name no rule: by their place would favour the first.
+    """
+
+    min_gap: float = 0.0
+    rho: float = 0.0
+    alpha: float = 0.0
+    rejected_of: int | None = None
+    max_chosen_length: int | None = None
+    seed: int = 0
+
+    def value(self, row: Row) -> float:
+        """Return the score that decides."""
+        return row["score"] - self.alpha * len(row["response"]) if self.alpha else row["score"]
+
+
+def choose(
+    chosen_from: Sequence[Row], rejected_from: Sequence[Row], choice: Choice
+) -> tuple[tuple[Row, Row] | None, str]:
+    """Return (chosen, rejected), or None and the reason why there is no pair.
+
+    Both are scored replies to one prompt, at least one each: the same ones, or the rejected ones are
+    others. Where all scores are equal there is no preference, whatever the lengths are.
+    """
+    upper = [choice.value(row) for row in chosen_from]
+    lower = upper if rejected_from is chosen_from else [choice.value(row) for row in rejected_from]
+    best, worst = max(upper), min(lower)
+    if best == worst or (choice.alpha and len({row["score"] for row in (*chosen_from, *rejected_from)}) == 1):
+        return None, "tie"
+    if best < worst:
+        return None, "none better than the earlier model's"
+    slack = choice.rho * (best - worst) * (1 + ROUNDING)
+    chosen = shortest([row for row, value in zip(chosen_from, upper, strict=True) if value >= best - slack], choice)
+    rejected = longest([row for row, value in zip(rejected_from, lower, strict=True) if value <= worst + slack], choice)
+    gap = choice.value(chosen) - choice.value(rejected)
+    if gap <= 0:
+        return None, "tie"
+    if gap < choice.min_gap:
+        return None, "gap too small"
+    if chosen["response"] == rejected["response"]:
+        return None, "same text"
+    if choice.max_chosen_length is not None and len(chosen["response"]) > choice.max_chosen_length:
+        return None, "chosen too long"
+    return (chosen, rejected), ""
+
+
+def shortest(tier: list[Row], choice: Choice) -> Row:
+    """Return the reply to choose from the upper tier: the shortest, of these the best, of these by lot."""
+    return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice))
+
+
+def longest(tier: list[Row], choice: Choice) -> Row:
+    """Return the reply to reject from the lower tier: the longest, of these the worst, of these by lot."""
+    return tier[0] if len(tier) == 1 else max(tier, key=lambda row: _order(row, choice))
+
+
+def _order(row: Row, choice: Choice) -> tuple[int, float, int]:
+    """Return what sorts a tier; without `rho` all in it have one value, and the lot alone decides."""
+    length = len(row["response"]) if choice.rho else 0
+    return length, -choice.value(row), -derive(choice.seed, "pair", row["id"])
+
+
+def drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    """Return `count` of the replies to a prompt, drawn by seed, prompt and reply; all where there are no more."""
+    return sorted(rows, key=lambda row: derive(seed, "rejected-of", row["prompt_id"], row["id"]))[:count]
