@@ -125,12 +125,18 @@ def judged_record(row: Row) -> Row:
 
 
 def pair_record(row: Row) -> Row:
-    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists."""
+    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists.
+
+    A row may have a `label_smoothing`: the probability, 0 to 1, that its sides are the wrong way round.
+    """
     prompt = _prompt(row)
     chosen = _text_or_messages(row.get("chosen"), "chosen")
     rejected = _text_or_messages(row.get("rejected"), "rejected")
     if not chosen or not rejected:
         raise BadRow("expected `chosen` and `rejected` to hold text, got an empty one")
+    smoothing = row.get("label_smoothing", 0.0)
+    if not is_number(smoothing) or not 0 <= smoothing <= 1:
+        raise BadRow(f"expected `label_smoothing` to be a number from 0 to 1, got {smoothing!r}")
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
 
 

@@ -129,7 +129,23 @@ def option_names(*groups: type) -> set[str]:
 SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config", "in", "out"}
 
 # Options that decide how a command works, but not what rows it makes.
-OPERATIONAL = {"in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device"}
+OPERATIONAL = {
+    "in",
+    "out",
+    "config",
+    "quiet",
+    "restart",
+    "on-stale",
+    "on-limit",
+    "rejects",
+    "batch-size",
+    "device",
+    "device-batch-size",
+    "save-steps",
+    "report-to",
+    "dry-run",
+    "checkpointing",
+}
 
 
 def identity(*groups: Any, **values: Any) -> dict[str, Any]:

@@ -40,7 +40,8 @@ def sft(
     model folder: weights, tokenizer, chat template and, last, provenance.json. Loss is on target
     tokens only. Prints one JSON line of results. The defaults are the paper's: batch 16, learning
     rate 5.5e-6 falling to 1.1e-6 by a cosine. Number of epochs is not stated there; ours is 1. An
-    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`.
+    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`. A
+    training that was killed goes on from its last checkpoint when the same command is run again.
     """
     from srlm_cli.train.sft import sft as train
 
@@ -49,6 +50,6 @@ def sft(
     rows = run.all_rows(reader)
     about = training.provenance("sft", spec, reader)
     results = training.guarded(
-        lambda: train(rows, spec, drop_long=on_long == "drop", quiet=options.quiet, provenance=about), spec.out
+        lambda: train(rows, spec, drop_long=on_long == "drop", run=options.run(), provenance=about), spec.out
     )
     training.finish("sft", spec, reader, results)
