@@ -6,6 +6,9 @@ from pathlib import Path
 
 from helpers import Row
 
+# One thread: models this small lose time with more, much of it where other tests run beside them.
+ALONE = {"OMP_NUM_THREADS": "1"}
+
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
