@@ -12,7 +12,7 @@ from srlm_cli.streams.console import say
 from srlm_cli.train import estimate, reference, session
 from srlm_cli.train.data import dataset, dpo_rows
 from srlm_cli.train.follow import LOGGED
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import SMOOTHED, Preference
 from srlm_cli.train.part import Part, place
 from srlm_cli.train.session import RunOptions, TrainSpec
 
@@ -39,6 +39,9 @@ def dpo(
     )
     if not made:
         raise DataError(f"none of {len(rows)} pairs fits into --max-length {spec.max_length}")
+    unsmoothed = about.loss not in SMOOTHED or about.ld_alpha is not None
+    if unsmoothed and any("label_smoothing" in row for row in rows):
+        raise DataError("these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha")
     if not run.quiet:
         say(f"srlm dpo: {report.line('pairs')}")
     named = reference.resolve(ref, spec.model)

@@ -50,8 +50,8 @@ def show(
         say(marked(trainer.processing_class, ids, start))
     say(f"srlm {name}: {steps} steps of {spec.batch} rows, {at_a_time} at a time")
     say(
-        f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured over a "
-        f"forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
+        f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
+        f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
     )
     reference = ", a third of a step a row for the reference" if name == "dpo" else ""
     say(
