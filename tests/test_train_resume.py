@@ -297,3 +297,37 @@ def test_an_older_model_is_replaced_when_the_new_one_is_whole(base: Path, tmp_pa
     train("sft", replace(spec, seed=3))
     assert any(not torch.equal(value, before[name]) for name, value in weights(spec.out).items())
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m"]
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
+    kind, base: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """On held-out rows that say the contrary, whose loss rises; also after a kill, and behind the last step."""
+    swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pairs(6)]
+    rows, held = (
+        (pairs(18), swapped) if kind == "dpo" else (completions(18), [{"prompt": "?", "completion": "@#%&" * 9}])
+    )
+    spec = spec_of(base, tmp_path / "m", learning_rate=0.05, final_learning_rate=0.05, epochs=4, max_steps=17)
+
+    def run(out: str) -> Row:
+        if kind == "sft":
+            return sft(rows, replace(spec, out=tmp_path / out), eval_rows=held, run=EVERY_2)
+        return dpo(rows, replace(spec, out=tmp_path / out), Preference(), eval_rows=held, run=EVERY_2)
+
+    whole = run("whole")
+    assert [row["step"] for row in whole["evals"]] == [2, 4, 6, 8, 10, 12, 14, 16, 17] and whole["steps"] == 17
+    assert whole["chosen_step"] == min(whole["evals"], key=lambda row: row["loss"])["step"] < 17
+    assert ("accuracy" in whole["evals"][0]) == (kind == "dpo")
+    with monkeypatch.context() as patched:
+        die_in_micro_batch(patched, 45)
+        with pytest.raises(Killed):
+            run("killed")
+    assert run("killed")["evals"] == whole["evals"]
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+    with monkeypatch.context() as patched:
+        patched.setattr("srlm_cli.train.session.save", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            run("late")
+    assert run("late")["steps"] == 17
+    assert_same(tmp_path / "whole", tmp_path / "late")

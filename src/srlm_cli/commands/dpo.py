@@ -9,6 +9,7 @@ from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import Defaults, grouped
 from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
+from srlm_cli.streams.reader import read_all
 from srlm_cli.train.losses import Loss, Preference
 
 app = new_app()
@@ -22,6 +23,7 @@ def dpo(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    eval_in: training.EvalIn = None,
     held_out: HeldOut = None,
     beta: Annotated[
         float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
@@ -69,10 +71,13 @@ def dpo(
 
     spec = options.spec()
     preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
-    reader = run.reader(options, refusing(records.pair_record, held_out), in_ or ["-"])
+    reader = run.reader(
+        options, refusing(records.pair_record, [*(held_out or []), *([eval_in] if eval_in else [])]), in_ or ["-"]
+    )
     rows = run.all_rows(reader)
+    held = read_all(eval_in, records.pair_record) if eval_in else None
     about = training.provenance("dpo", spec, reader)
     results = training.guarded(
-        lambda: train(rows, spec, preference, ref=ref, run=options.run(), provenance=about), spec.out
+        lambda: train(rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about), spec.out
     )
     training.finish("dpo", spec, reader, results)

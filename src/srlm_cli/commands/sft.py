@@ -9,6 +9,7 @@ from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
+from srlm_cli.streams.reader import read_all
 
 app = new_app()
 
@@ -23,6 +24,7 @@ def sft(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    eval_in: training.EvalIn = None,
     held_out: HeldOut = None,
     on_long: Annotated[
         OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
@@ -46,10 +48,14 @@ def sft(
     from srlm_cli.train.sft import sft as train
 
     spec = options.spec()
-    reader = run.reader(options, refusing(records.completion_record, held_out), in_ or ["-"])
+    reader = run.reader(
+        options, refusing(records.completion_record, [*(held_out or []), *([eval_in] if eval_in else [])]), in_ or ["-"]
+    )
     rows = run.all_rows(reader)
+    held = read_all(eval_in, records.completion_record) if eval_in else None
     about = training.provenance("sft", spec, reader)
     results = training.guarded(
-        lambda: train(rows, spec, drop_long=on_long == "drop", run=options.run(), provenance=about), spec.out
+        lambda: train(rows, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about),
+        spec.out,
     )
     training.finish("sft", spec, reader, results)

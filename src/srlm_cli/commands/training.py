@@ -16,6 +16,12 @@ from srlm_cli.streams.reader import Reader
 from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
 
 OnDuplicate = Literal["drop", "keep"]
+EvalIn = Annotated[
+    str | None,
+    Option(
+        "--eval-in", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,13 @@ def dpo(
     about: Preference,
     *,
     ref: str = reference.PREVIOUS,
+    eval_rows: list[Row] | None = None,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on pairs; return the results.
+
+    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one.
 
     The reference's log-probabilities are computed before the first step, so that one model is in
     memory while it trains. What `ref` says of policy and reference is checked before the first step.
@@ -42,20 +45,21 @@ def dpo(
     unsmoothed = about.loss not in SMOOTHED or about.ld_alpha is not None
     if unsmoothed and any("label_smoothing" in row for row in rows):
         raise DataError("these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha")
+    held = dpo_rows(eval_rows or [], tokenizer, spec.max_length, smoothing=about.label_smoothing)[0]
     if not run.quiet:
         say(f"srlm dpo: {report.line('pairs')}")
     named = reference.resolve(ref, spec.model)
     if named != spec.model:
         reference.check_tokens(named, tokenizer)
     origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
-    identity = session.fingerprint("dpo", spec, made, reference=origin, loss=asdict(about))
+    identity = session.fingerprint("dpo", spec, made + held, reference=origin, loss=asdict(about))
     with place(spec.out, run.dry_run) as part:
         part.take(identity, run.restart, run.on_stale)
         if run.dry_run:
             few = estimate.sample(made, pair_length, session.together(spec))
-            trainer = make_trainer(few, spec, about, named, run, tokenizer, part)
+            trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
             return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
-        trainer = make_trainer(made, spec, about, named, run, tokenizer, part)
+        trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
         results = {"data": report.as_dict(), "reference": origin, "start": reference.check_start(trainer, about, ref)}
         results |= session.run_training(trainer, part, "dpo", run)
         results |= rewards(trainer.state.log_history)
@@ -69,7 +73,14 @@ def pair_length(row: Row) -> int:
 
 
 def make_trainer(
-    made: list[Row], spec: TrainSpec, about: Preference, named: str, run: RunOptions, tokenizer: Any, part: Part
+    made: list[Row],
+    held: list[Row],
+    spec: TrainSpec,
+    about: Preference,
+    named: str,
+    run: RunOptions,
+    tokenizer: Any,
+    part: Part,
 ) -> Any:
     """Return the trainer of rendered pairs; `named` is the reference."""
     from trl import DPOConfig
@@ -91,6 +102,7 @@ def make_trainer(
         ref_model=other,
         args=config,
         train_dataset=dataset(made),
+        eval_dataset=dataset(held) if held else None,
         processing_class=tokenizer,
         about=about,
         quiet=run.quiet,

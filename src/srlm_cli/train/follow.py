@@ -35,8 +35,12 @@ LOGGED = {
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
-def follower(part: Part, name: str, run: RunOptions) -> TrainerCallback:
-    """Return the callback of a trainer that shows, keeps and guards its steps."""
+def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCallback:
+    """Return the callback of a trainer that shows, keeps and guards its steps.
+
+    One that `chooses` measures each checkpoint on held-out rows, also the last, and keeps the best:
+    that of the lowest loss.
+    """
     from transformers import TrainerCallback
 
     class Follower(TrainerCallback):
@@ -49,13 +53,18 @@ def follower(part: Part, name: str, run: RunOptions) -> TrainerCallback:
             self.tokens_before = self.tokens = state.num_input_tokens_seen
 
         def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            # The step count and the clock decide, the last step does not: its model is written anyway.
             due = (
                 state.global_step % run.save_steps == 0
                 if run.save_steps
                 else time.monotonic() - self.saved >= SECONDS_BETWEEN_CHECKPOINTS
             )
-            control.should_save = due and state.global_step < state.max_steps
+            last = state.global_step >= state.max_steps  # its model is written anyway, unless another may be better
+            control.should_save = chooses if last else due
+            control.should_evaluate = chooses and control.should_save
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **rest: Any) -> None:
+            if part.best_value is None or metrics["eval_loss"] < part.best_value:
+                part.note_best(state.global_step, metrics["eval_loss"])
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.saved = time.monotonic()

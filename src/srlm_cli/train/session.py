@@ -63,8 +63,7 @@ class TrainSpec:
 class RunOptions:
     """How a training is run, which does not change what it makes.
 
-    `save_steps` 0 saves every ten minutes. `eval_rows` are held-out rows: the model is measured on
-    them at each save, and the best one is kept.
+    `save_steps` 0 saves every ten minutes.
     """
 
     quiet: bool = False
@@ -186,6 +185,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "logging_nan_inf_filter": False,  # it would show a NaN loss as the mean of those before
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "no",
+        "prediction_loss_only": True,
         "report_to": "none" if run.report_to == "none" else run.report_to.split(","),
         "disable_tqdm": True,
         "dataloader_pin_memory": device.startswith("cuda"),
@@ -212,28 +212,52 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
     from transformers import PrinterCallback
 
     steps = part.logged()
+    chooses = trainer.eval_dataset is not None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(follow := follower(part, name, run))
+    trainer.add_callback(follow := follower(part, name, run, chooses))
     if part.checkpoint and not run.quiet:
         say(f"srlm {name}: going on from step {part.checkpoint}, saved in {part.folder}")
     started = time.monotonic()
-    try:
-        trainer.train(resume_from_checkpoint=str(part.step(part.checkpoint)) if part.checkpoint else None)
-    finally:
-        follow.close()
-    seconds = time.monotonic() - started
+    before = state_of(part)
+    if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
+        trainer.state = before
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=str(part.step(part.checkpoint)) if before else None)
+        finally:
+            follow.close()
     state = trainer.state
-    tokens = state.num_input_tokens_seen - trainer._initial_num_input_tokens_seen
+    if chooses:
+        trainer._load_from_checkpoint(str(part.step(part.best)))
+    seconds = time.monotonic() - started
+    tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
         "steps": state.global_step,
         **({"resumed_from": steps[-1]["step"]} if steps else {}),
+        **({"chosen_step": part.best, "evals": evals(state.log_history)} if chooses else {}),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "train_loss": sum(losses) / len(losses) if losses else None,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
+
+
+def state_of(part: Part) -> Any:
+    """Return transformers' state of the last checkpoint, or None before the first."""
+    from transformers import TrainerState
+
+    return (
+        TrainerState.load_from_json(str(part.step(part.checkpoint) / "trainer_state.json")) if part.checkpoint else None
+    )
+
+
+def evals(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the figures on held-out rows by step: loss and, of pairs, accuracy."""
+    kept = {"step": "step", "eval_loss": "loss", "eval_rewards/accuracies": "accuracy"}
+    found = [entry for entry in history if "eval_loss" in entry]
+    return [{name: entry[key] for key, name in kept.items() if key in entry} for entry in found]
 
 
 # --- the folder ------------------------------------------------------------------------------

@@ -17,11 +17,14 @@ def sft(
     rows: list[Row],
     spec: TrainSpec,
     *,
+    eval_rows: list[Row] | None = None,
     drop_long: bool = False,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on rows of `prompt` and `completion`, loss on target tokens only; return the results.
+
+    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one.
 
     Raises DataError when no row is left, or when an EFT row would lose its score and not `drop_long`.
     """
@@ -33,14 +36,15 @@ def sft(
         raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
     if not run.quiet:
         say(f"srlm sft: {report.line('rows')}")
+    held = sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0]
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
     with place(spec.out, run.dry_run) as part:
-        part.take(session.fingerprint("sft", spec, made), run.restart, run.on_stale)
+        part.take(session.fingerprint("sft", spec, made + held), run.restart, run.on_stale)
         if run.dry_run:
             few = estimate.sample(made, row_length, session.together(spec))
-            trainer = make_trainer(few, spec, run, tokenizer, part)
+            trainer = make_trainer(few, [], spec, run, tokenizer, part)
             return estimate.show(trainer, "sft", estimate.of_sft(made[0]), report, spec)
-        trainer = make_trainer(made, spec, run, tokenizer, part)
+        trainer = make_trainer(made, held, spec, run, tokenizer, part)
         results = {"data": report.as_dict(), **session.run_training(trainer, part, "sft", run)}
         session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **results})
     return results
@@ -51,7 +55,7 @@ def row_length(row: Row) -> int:
     return len(row["input_ids"])
 
 
-def make_trainer(made: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part) -> Any:
+def make_trainer(made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part) -> Any:
     """Return the trainer of rendered rows."""
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig
@@ -62,6 +66,7 @@ def make_trainer(made: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: A
         model=session.load_policy(spec),
         args=SFTConfig(**session.trainer_settings(spec, run, part.folder)),
         train_dataset=dataset(made),
+        eval_dataset=dataset(held) if held else None,
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         part=part,
