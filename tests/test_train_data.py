@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from helpers import Srlm, as_lines
+from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
 from srlm_cli.train.data import dpo_rows, render, sft_rows
 from srlm_cli.train.session import RunOptions, TrainSpec
@@ -140,3 +140,27 @@ def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:
     argv = ["dpo", "--model", str(base), "--out", "m", "--held-out", "eval.jsonl"]
     result = srlm(*argv, stdin=as_lines(pairs(3)))
     assert result.code == 3 and "<stdin>:2: its prompt is held out in eval.jsonl" in result.err
+
+
+def test_an_input_has_a_weight(srlm: Srlm, base: Path) -> None:
+    write_rows(srlm.folder / "ift.jsonl", completions(40))
+    write_rows(srlm.folder / "eft.jsonl", [{**row, "prompt": "judge " + row["prompt"]} for row in completions(40)])
+    files = ["--in", "ift.jsonl", "--in", "eft.jsonl"]
+    argv = ["sft", "--model", str(base), "--out", "m", "--dry-run", *files]
+    result = srlm(*argv, "--in-weight", "2", "--in-weight", "0.5", env=ALONE)
+    assert result.code == 0, result.err
+    halves = result.rows[0]["data"]["rows"] - 80
+    assert 10 <= halves <= 30  # 20 expected, drawn row by row: 3 standard deviations are 9.5
+    again = srlm(*argv, "--in-weight", "2", "--in-weight", "0.5", env=ALONE)
+    assert again.rows[0]["data"] == result.rows[0]["data"]
+    wrong = srlm(*argv, "--in-weight", "2")
+    assert wrong.code == 2 and "1 --in-weight for 2 --in" in wrong.err
+
+
+def test_positive_only_trains_on_full_scores(srlm: Srlm, base: Path) -> None:
+    rows = [
+        {"prompt": f"Ask {n}", "response": f"Reply {n}", "score": score} for n, score in enumerate([5, 4.67, None, 5.0])
+    ]
+    result = srlm("sft", "--positive-only", "--model", str(base), "--out", "m", stdin=as_lines(rows), env=ALONE)
+    assert result.code == 0 and "2 of 4 responses have the full score of 5" in result.err, result.err
+    assert result.rows[0]["data"]["rows"] == 2

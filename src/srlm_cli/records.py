@@ -17,6 +17,8 @@ Row = dict[str, Any]
 Message = dict[str, str]
 Prompt = str | list[Message]
 
+FULL_SCORE = 5  # of the additive judge prompt
+
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -138,6 +140,13 @@ def pair_record(row: Row) -> Row:
     if not is_number(smoothing) or not 0 <= smoothing <= 1:
         raise BadRow(f"expected `label_smoothing` to be a number from 0 to 1, got {smoothing!r}")
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def judged_completion_record(row: Row) -> Row:
+    """Return a judged row as an IFT row of prompt and response; its score stands in `full_score`, true or false."""
+    judged = judged_record(row)
+    kept = {key: value for key, value in judged.items() if key not in ("response", "score")}
+    return _with(kept, completion=judged["response"], full_score=judged["score"] == FULL_SCORE)
 
 
 def metric_record(row: Row) -> Row:

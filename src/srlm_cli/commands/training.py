@@ -127,6 +127,13 @@ class TrainOptions(ReadOptions):
         )
 
 
+def by_input(paths: list[str], weights: list[float] | None) -> dict[str, float]:
+    """Return the weight of each input by its path, 1 where none is given."""
+    if weights and len(weights) != len(paths):
+        raise OptionError(f"{len(weights)} --in-weight for {len(paths)} --in", "give one for each, in their order")
+    return dict(zip(paths, weights or [1.0] * len(paths), strict=True))
+
+
 def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) -> None:
     """Print the one JSON line of results."""
     skipped = {"skipped": reader.skipped} if reader.skipped else {}

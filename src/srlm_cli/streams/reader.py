@@ -27,7 +27,7 @@ class Reader:
     `on_error="stop"` the first bad row ends the iteration and waits in `error`, so that what was read
     before it can still be finished; with `"skip"` it goes to `rejects` and is counted in `skipped`.
     `expands` says that a row became several records. `digests` has a running hash for each record,
-    from which a resumed run sees a changed input.
+    from which a resumed run sees a changed input. `source` is the path that is being read.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Reader:
         self.skipped = 0
         self.expands = False
         self.error: DataError | None = None
-        self.at = ""
+        self.at = self.source = ""
         self.digests: deque[bytes] = deque()
         if self.rejects:
             self.rejects.clear()
@@ -85,6 +85,7 @@ class Reader:
         running = blake2b(digest_size=16)
         lines_left = self.limit
         for path in self.paths:
+            self.source = path
             with open_lines(path) as lines:
                 for number, line, raw in self._rows(path, lines):
                     if lines_left == 0:

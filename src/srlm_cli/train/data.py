@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import DataError
 from srlm_cli.records import Message, Prompt, Row, as_messages, short_hash
+from srlm_cli.seeds import share
 from srlm_cli.streams.writer import dumps
 
 if TYPE_CHECKING:
@@ -93,13 +94,15 @@ def sft_rows(
     *,
     drop_long: bool = False,
     keep_duplicates: bool = False,
+    seed: int = 0,
 ) -> tuple[list[Row], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
 
     A row with prompt and completion of an earlier one is dropped, unless `keep_duplicates`. A row
     longer than `max_length` loses its end, counted; a row whose prompt fills it is left out. An EFT
     row (one with a `score`) must not lose its end, which is the score: DataError, or left out too
-    with `drop_long`.
+    with `drop_long`. A row whose `in_weight` is 2.5 stands there twice, or with a chance of a half,
+    drawn by `seed`, three times.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", "completion"), report, keep_duplicates):
@@ -118,8 +121,10 @@ def sft_rows(
             report.left_out += 1
             continue
         ids = ids[:max_length]
-        made.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
-        report.add(len(ids), len(ids) - start)
+        weight = row.get("in_weight", 1.0)
+        for _ in range(int(weight + share(seed, "in-weight", row.get("id"), short_hash(dumps(row["completion"]))))):
+            made.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
+            report.add(len(ids), len(ids) - start)
     report.rows = len(made)
     return made, report
 

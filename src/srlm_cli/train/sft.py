@@ -31,7 +31,9 @@ def sft(
     if not rows:
         raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
     tokenizer = session.load_tokenizer(spec)
-    made, report = sft_rows(rows, tokenizer, spec.max_length, drop_long=drop_long, keep_duplicates=run.keep_duplicates)
+    made, report = sft_rows(
+        rows, tokenizer, spec.max_length, drop_long=drop_long, keep_duplicates=run.keep_duplicates, seed=spec.seed
+    )
     if not made:
         raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
     if not run.quiet:
