@@ -135,7 +135,10 @@ def load_model(model: str, dtype: str, device: str = "cpu", *, merge: bool = Tru
         json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"] if adapter else folder
     )
     where = locate(source) if adapter else folder
-    loaded = _loaded(source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)))
+    if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
+        loaded = load_model(source, dtype, device)
+    else:
+        loaded = _loaded(source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)))
     if adapter:
         from peft import PeftModel
 
@@ -177,12 +180,17 @@ def has_bfloat16(device: str) -> bool:
 
 
 def quiet_libraries() -> None:
-    """Leave the screen to our own progress: no load bars, no advice, no warnings for the makers of libraries."""
+    """Leave the screen to our own progress: no load bars, no advice, no warnings for the makers of libraries.
+
+    Nor does a library report home: TRL would send a line on each trainer that is made.
+    """
     import warnings
 
+    from huggingface_hub import constants
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True
     hub_logging.set_verbosity_error()
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's bar over the reference model asks only for this
     warnings.filterwarnings("ignore", category=FutureWarning)

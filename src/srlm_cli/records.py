@@ -17,6 +17,8 @@ Row = dict[str, Any]
 Message = dict[str, str]
 Prompt = str | list[Message]
 
+FULL_SCORE = 5  # of the additive judge prompt
+
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -150,13 +152,26 @@ def meta_record(row: Row) -> Row:
 
 
 def pair_record(row: Row) -> Row:
-    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists."""
+    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists.
+
+    A row may have a `label_smoothing`: the probability, 0 to 1, that its sides are the wrong way round.
+    """
     prompt = _prompt(row)
     chosen = _text_or_messages(row.get("chosen"), "chosen")
     rejected = _text_or_messages(row.get("rejected"), "rejected")
     if not chosen or not rejected:
         raise BadRow("expected `chosen` and `rejected` to hold text, got an empty one")
+    smoothing = row.get("label_smoothing", 0.0)
+    if not is_number(smoothing) or not 0 <= smoothing <= 1:
+        raise BadRow(f"expected `label_smoothing` to be a number from 0 to 1, got {smoothing!r}")
     return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
+
+
+def judged_completion_record(row: Row) -> Row:
+    """Return a judged row as an IFT row of prompt and response; its score stands in `full_score`, true or false."""
+    judged = judged_record(row)
+    kept = {key: value for key, value in judged.items() if key not in ("response", "score")}
+    return _with(kept, completion=judged["response"], full_score=judged["score"] == FULL_SCORE)
 
 
 def metric_record(row: Row) -> Row:

@@ -9,6 +9,8 @@ from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import Defaults, grouped
 from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
+from srlm_cli.streams.reader import read_all
+from srlm_cli.train.losses import Loss, Preference
 
 app = new_app()
 
@@ -21,10 +23,33 @@ def dpo(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    eval_in: training.EvalIn = None,
     held_out: HeldOut = None,
     beta: Annotated[
         float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
+    ref: Annotated[
+        str,
+        Option(
+            "--ref", metavar="MODEL", help="The reference: previous (the model itself), base (M0), or another model."
+        ),
+    ] = "previous",
+    loss: Annotated[Loss, Option("--loss", help="The loss of a pair; docs/training.md has the formulas.")] = "sigmoid",
+    label_smoothing: Annotated[
+        float,
+        Option("--label-smoothing", min=0.0, max=0.5, help="Share of pairs thought to be the wrong way round."),
+    ] = 0.0,
+    nll_alpha: Annotated[
+        float, Option("--nll-alpha", min=0.0, help="Weight of the chosen reply's own loss, a token.")
+    ] = 0.0,
+    ld_alpha: Annotated[
+        float | None, Option("--ld-alpha", min=0.0, max=1.0, help="LD-DPO: weight of what one reply is longer.")
+    ] = None,
+    length_alpha: Annotated[float, Option("--length-alpha", min=0.0, help="r-dpo: price of a token.")] = 0.01,
+    gamma: Annotated[float, Option("--gamma", min=0.0, help="simpo: the margin that is aimed at.")] = 1.0,
+    positive_lambda: Annotated[
+        float, Option("--positive-lambda", min=0.0, help="dpo-positive: price of a chosen reply that falls.")
+    ] = 50.0,
 ) -> None:
     """Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).
 
@@ -33,17 +58,26 @@ def dpo(
       srlm dpo --in M1/pairs.jsonl --model M1/model --out M2/model
       srlm make-pairs --in judged.jsonl | srlm dpo --model M1/model --out M2/model
       srlm dpo --in pairs.jsonl --model M1/model --lora-r 16 --learning-rate 1e-5 --out M2/adapter
+      srlm dpo --in pairs.jsonl --model M1/model --out M2/model --dry-run
 
     Reads rows of `prompt`, `chosen` and `rejected`, writes a model folder: weights, tokenizer, chat
-    template and, last, provenance.json. The reference is always the model that training starts
-    from, which the first loss (ln 2) proves. Prints one JSON line of results. The defaults are the
-    paper's: beta 0.1, sigmoid loss, batch 16, learning rate 1e-6 falling to 1e-7 by a cosine.
+    template and, last, provenance.json. The reference is the model that training starts from, which
+    is proven before the first step (log-ratios 0, loss ln 2), or the one that --ref names. Prints one
+    JSON line of results. The defaults are the paper's: beta 0.1, sigmoid loss, batch 16, learning rate
+    1e-6 falling to 1e-7 by a cosine. A training that was killed goes on from its last checkpoint when
+    the same command is run again.
     """
     from srlm_cli.train.dpo import dpo as train
 
     spec = options.spec()
-    reader = run.reader(options, refusing(records.pair_record, held_out), in_ or ["-"])
+    preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
+    reader = run.reader(
+        options, refusing(records.pair_record, [*(held_out or []), *([eval_in] if eval_in else [])]), in_ or ["-"]
+    )
     rows = run.all_rows(reader)
+    held = read_all(eval_in, records.pair_record) if eval_in else None
     about = training.provenance("dpo", spec, reader)
-    results = training.guarded(lambda: train(rows, spec, beta, quiet=options.quiet, provenance=about), spec.out)
+    results = training.guarded(
+        lambda: train(rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about), spec.out
+    )
     training.finish("dpo", spec, reader, results)

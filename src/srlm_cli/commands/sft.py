@@ -9,6 +9,8 @@ from srlm_cli.commands import run, training
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.held_out import HeldOut, refusing
 from srlm_cli.commands.options import new_app
+from srlm_cli.streams.console import say
+from srlm_cli.streams.reader import read_all
 
 app = new_app()
 
@@ -23,6 +25,14 @@ def sft(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
+    in_weight: Annotated[
+        list[float] | None,
+        Option("--in-weight", min=0.0, help="How often the rows of each --in stand in an epoch, in their order."),
+    ] = None,
+    positive_only: Annotated[
+        bool, Option("--positive-only", help="Read judged rows; train on the responses with the full score of 5.")
+    ] = False,
+    eval_in: training.EvalIn = None,
     held_out: HeldOut = None,
     on_long: Annotated[
         OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
@@ -34,21 +44,32 @@ def sft(
     Examples:
       srlm sft --in ift.jsonl --in eft.jsonl --model smollm2-135m-instruct --out M1/model
       cat ift.jsonl eft.jsonl | srlm sft --model meta-llama/Llama-2-70b-hf --out M1/model
+      srlm sft --in ift.jsonl --in eft.jsonl --in-weight 1 --in-weight 0.5 --model M0 --out M1/model
       srlm sft --in ift.jsonl --model smollm2-135m-instruct --lora-r 16 --learning-rate 2e-4 --out adapter
 
     Reads rows of `prompt` and `completion` (also alpaca, sharegpt and `messages` rows), writes a
     model folder: weights, tokenizer, chat template and, last, provenance.json. Loss is on target
     tokens only. Prints one JSON line of results. The defaults are the paper's: batch 16, learning
     rate 5.5e-6 falling to 1.1e-6 by a cosine. Number of epochs is not stated there; ours is 1. An
-    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`.
+    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`. A
+    training that was killed goes on from its last checkpoint when the same command is run again.
     """
     from srlm_cli.train.sft import sft as train
 
     spec = options.spec()
-    reader = run.reader(options, refusing(records.completion_record, held_out), in_ or ["-"])
+    paths = in_ or ["-"]
+    weights = training.by_input(paths, in_weight)
+    check = records.judged_completion_record if positive_only else records.completion_record
+    check = refusing(check, [*(held_out or []), *([eval_in] if eval_in else [])])
+    reader = run.reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths)
     rows = run.all_rows(reader)
+    kept = [row for row in rows if not positive_only or row["full_score"]]
+    if positive_only and not options.quiet:
+        say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")
+    held = read_all(eval_in, records.completion_record) if eval_in else None
     about = training.provenance("sft", spec, reader)
     results = training.guarded(
-        lambda: train(rows, spec, drop_long=on_long == "drop", quiet=options.quiet, provenance=about), spec.out
+        lambda: train(kept, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about),
+        spec.out,
     )
     training.finish("sft", spec, reader, results)

@@ -5,15 +5,23 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
 from srlm_cli.commands import run
-from srlm_cli.commands.options import ReadOptions, Seed
+from srlm_cli.commands.options import OnStale, ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.session import PROVENANCE, TrainSpec
+from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
+
+OnDuplicate = Literal["drop", "keep"]
+EvalIn = Annotated[
+    str | None,
+    Option(
+        "--eval-in", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -38,19 +46,55 @@ class TrainOptions(ReadOptions):
         int, Option("--train-batch-size", min=1, help="Rows an optimizer step (the paper: 16).")
     ] = 16
     device_batch_size: Annotated[
-        int, Option("--device-batch-size", min=1, help="Of these at a time on the device.")
-    ] = 4
+        int | None,
+        Option("--device-batch-size", min=1, show_default="1 on a CPU, else 4", help="Of these at a time on it."),
+    ] = None
     epochs: Annotated[float, Option("--epochs", min=0.0, help="Passes over the rows.")] = 1.0
     max_steps: Annotated[int, Option("--max-steps", help="Stop after so many steps; -1 is all.")] = -1
     warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Steps in which the learning rate rises.")] = 0
+    weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
+    dropout: Annotated[
+        float, Option("--dropout", min=0.0, max=0.9, help="Where the model or adapter has it (the paper: 0.1).")
+    ] = 0.0
     max_length: Annotated[int, Option("--max-length", min=8, help="Tokens a row at most.")] = 2048
     lora_r: Annotated[int, Option("--lora-r", min=0, help="Train an adapter of this rank; 0 trains all weights.")] = 0
     lora_alpha: Annotated[int, Option("--lora-alpha", min=0, show_default="2 x r", help="Scale of the adapter.")] = 0
+    merge: Annotated[
+        bool, Option("--merge", help="Write the adapter into the weights: the folder is a plain model.")
+    ] = False
     checkpointing: Annotated[
         bool, Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time.")
     ] = False
+    save_steps: Annotated[
+        int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Checkpoint each N steps.")
+    ] = 0
+    on_duplicate: Annotated[
+        OnDuplicate, Option("--on-duplicate", help="A row that stood before: drop it and count it, or keep it.")
+    ] = "drop"
+    report_to: Annotated[
+        str, Option("--report-to", metavar="NAMES", help="Trackers, as transformers knows them: wandb,tensorboard.")
+    ] = "none"
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Show data, a row with its loss mask, steps, memory and time; write nothing.")
+    ] = False
+    restart: Annotated[bool, Option("--restart", help="Throw FOLDER.part of an unfinished run away.")] = False
+    on_stale: Annotated[
+        OnStale, Option("--on-stale", help="A FOLDER.part left by other settings: stop with exit 2, or restart.")
+    ] = "stop"
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     seed: Seed = 0
+
+    def run(self) -> RunOptions:
+        """Return how the training is run, which does not change what it makes."""
+        return RunOptions(
+            quiet=self.quiet,
+            restart=self.restart,
+            on_stale=self.on_stale,
+            dry_run=self.dry_run,
+            save_steps=self.save_steps,
+            report_to=self.report_to,
+            keep_duplicates=self.on_duplicate == "keep",
+        )
 
     def spec(self) -> TrainSpec:
         """Return these options as the trainers take them."""
@@ -67,11 +111,14 @@ class TrainOptions(ReadOptions):
             learning_rate=self.learning_rate,
             final_learning_rate=min(self.final_learning_rate, self.learning_rate),
             batch=self.train_batch_size,
-            together=min(self.device_batch_size, self.train_batch_size),
+            together=min(self.device_batch_size or 0, self.train_batch_size),
             epochs=self.epochs,
             max_steps=self.max_steps,
             max_length=self.max_length,
             warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            merge=self.merge,
             lora_r=self.lora_r,
             lora_alpha=self.lora_alpha,
             device=self.device,
@@ -80,10 +127,19 @@ class TrainOptions(ReadOptions):
         )
 
 
+def by_input(paths: list[str], weights: list[float] | None) -> dict[str, float]:
+    """Return the weight of each input by its path, 1 where none is given."""
+    if weights and len(weights) != len(paths):
+        raise OptionError(f"{len(weights)} --in-weight for {len(paths)} --in", "give one for each, in their order")
+    return dict(zip(paths, weights or [1.0] * len(paths), strict=True))
+
+
 def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) -> None:
     """Print the one JSON line of results."""
     skipped = {"skipped": reader.skipped} if reader.skipped else {}
-    run.print_result({"command": name, "model": str(spec.out), "from": spec.model, **skipped, **results})
+    if not results.get("dry_run"):
+        results = {"model": str(spec.out), **results}
+    run.print_result({"command": name, "from": spec.model, **skipped, **results})
 
 
 def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
@@ -106,7 +162,8 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
     try:
         return work()
     except KeyboardInterrupt:
-        raise run.Interrupted("interrupted", f"no model is written; {out}.part can be removed") from None
+        left = f"what is finished is in {out}.part; the same command goes on from its last checkpoint"
+        raise run.Interrupted("interrupted", left) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:

@@ -48,6 +48,7 @@ class Reader:
     and not yet reported with `finish`. Unless `traced` is False there is a running hash behind each
     record, `digest` behind the last finished one, from which a resumed run sees a changed input.
     With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
+    `source` is the path that is being read.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Reader:
         self.skipped = 0
         self.expands = False
         self.error: DataError | None = None
+        self.source = ""
         self._place = ("", 0)
         self.unfinished = 0
         self.digest = b""
@@ -131,6 +133,7 @@ class Reader:
         running = blake2b(digest_size=16)
         lines_left = None if self.shard else self.limit
         for path in self.paths:
+            self.source = path
             with open_lines(path) as lines:
                 for number, line, raw in self._rows(path, lines):
                     if lines_left == 0:

@@ -81,12 +81,7 @@ class FileWriter:
             saved = json.loads(self.part_meta.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        old, new = saved["fingerprint"], json.loads(json.dumps(self.fingerprint))
-        if differing := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
-            changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
-            raise OptionError(
-                f"{self.part} was left by a run with other settings: {changes}", "--restart throws it away"
-            )
+        refuse_other(self.part, saved["fingerprint"], json.loads(json.dumps(self.fingerprint)))
         return saved["checkpoint"]
 
     def start(self, resume: dict[str, Any] | None) -> None:
@@ -198,6 +193,13 @@ class Rejects:
         """Forget what was kept: the input is read again."""
         self.file.seek(0)
         self.file.truncate()
+
+
+def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Raise OptionError unless a part was left by a run of the same fingerprint."""
+    if differing := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
+        raise OptionError(f"{part} was left by a run with other settings: {changes}", "--restart throws it away")
 
 
 def encode(rows: Iterable[Row]) -> bytes:

@@ -2,71 +2,116 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import asdict
 from typing import Any
 
-from srlm_cli.errors import DataError, SrlmError
+from srlm_cli import models
+from srlm_cli.errors import DataError
 from srlm_cli.records import Row
-from srlm_cli.train import session
+from srlm_cli.streams.console import say
+from srlm_cli.train import estimate, reference, session
 from srlm_cli.train.data import dataset, dpo_rows
-from srlm_cli.train.session import TrainSpec
-
-LN2 = math.log(2)
-STEP_0_TOLERANCE = 0.02
+from srlm_cli.train.follow import LOGGED
+from srlm_cli.train.losses import SMOOTHED, Preference
+from srlm_cli.train.part import Part, place
+from srlm_cli.train.session import RunOptions, TrainSpec
 
 
 def dpo(
-    rows: list[Row], spec: TrainSpec, beta: float, *, quiet: bool = False, provenance: dict[str, Any] | None = None
+    rows: list[Row],
+    spec: TrainSpec,
+    about: Preference,
+    *,
+    ref: str = reference.PREVIOUS,
+    eval_rows: list[Row] | None = None,
+    run: RunOptions,
+    provenance: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train on pairs; return the results.
 
-    The reference is the model as it is when training starts: a full fine-tune's reference
-    log-probabilities are computed before the first step, so one model is in memory; a new adapter's
-    reference is the base without it; an adapter that goes on is compared with a frozen copy of
-    itself. That policy and reference are equal at the start (loss ln 2) is checked.
+    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one.
+
+    The reference's log-probabilities are computed before the first step, so that one model is in
+    memory while it trains. What `ref` says of policy and reference is checked before the first step.
     """
     if not rows:
         raise DataError("no pairs to train on", "--in takes rows with `prompt`, `chosen` and `rejected`")
     tokenizer = session.load_tokenizer(spec)
-    made, report = dpo_rows(rows, tokenizer, spec.max_length)
+    made, report = dpo_rows(
+        rows, tokenizer, spec.max_length, smoothing=about.label_smoothing, keep_duplicates=run.keep_duplicates
+    )
     if not made:
         raise DataError(f"none of {len(rows)} pairs fits into --max-length {spec.max_length}")
-    from trl import DPOConfig, DPOTrainer
-
-    model = session.load_policy(spec)
-    with session.folder_when_whole(spec.out) as folder:
-        config = DPOConfig(
-            **session.trainer_settings(spec) | {"train_sampling_strategy": "random"},
-            beta=beta,
-            precompute_ref_log_probs=not hasattr(model, "peft_config"),
-            precompute_ref_batch_size=spec.together,
-        )
-        trainer = DPOTrainer(model=model, args=config, train_dataset=dataset(made), processing_class=tokenizer)
-        session.follow(trainer, "dpo", quiet, folder)
-        results = {"data": report.as_dict(), **session.run_training(trainer, report.tokens)}
-        check_reference(results["first_loss"])
+    unsmoothed = about.loss not in SMOOTHED or about.ld_alpha is not None
+    if unsmoothed and any("label_smoothing" in row for row in rows):
+        raise DataError("these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha")
+    held = dpo_rows(eval_rows or [], tokenizer, spec.max_length, smoothing=about.label_smoothing)[0]
+    if not run.quiet:
+        say(f"srlm dpo: {report.line('pairs')}")
+    named = reference.resolve(ref, spec.model)
+    if named != spec.model:
+        reference.check_tokens(named, tokenizer)
+    origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
+    identity = session.fingerprint("dpo", spec, made + held, reference=origin, loss=asdict(about))
+    with place(spec.out, run.dry_run) as part:
+        part.take(identity, run.restart, run.on_stale)
+        if run.dry_run:
+            few = estimate.sample(made, pair_length, session.together(spec))
+            trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
+            return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
+        trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
+        results = {"data": report.as_dict(), "reference": origin, "start": reference.check_start(trainer, about, ref)}
+        results |= session.run_training(trainer, part, "dpo", run)
         results |= rewards(trainer.state.log_history)
-        session.save(
-            trainer,
-            tokenizer,
-            folder,
-            {**(provenance or {}), "beta": beta, "settings": session.settings_of(spec), **results},
-        )
+        session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **asdict(about), **results})
     return results
 
 
-def check_reference(first_loss: float | None) -> None:
-    """Raise unless the policy began as the reference: then the DPO loss of the first step is ln 2."""
-    if first_loss is not None and abs(first_loss - LN2) > STEP_0_TOLERANCE:
-        raise SrlmError(
-            f"the first DPO loss is {first_loss:.4f}, not ln 2 = {LN2:.4f}: policy and reference differ at the start",
-            "no model is written; this is a fault of srlm, please report it",
-        )
+def pair_length(row: Row) -> int:
+    """Return the tokens of the longer side of a rendered pair."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+
+
+def make_trainer(
+    made: list[Row],
+    held: list[Row],
+    spec: TrainSpec,
+    about: Preference,
+    named: str,
+    run: RunOptions,
+    tokenizer: Any,
+    part: Part,
+) -> Any:
+    """Return the trainer of rendered pairs; `named` is the reference."""
+    from trl import DPOConfig
+
+    from srlm_cli.train.trainers import PairTrainer, StepSampler
+
+    model = session.load_policy(spec)
+    other = None
+    if named != spec.model and about.has_reference:
+        other = models.load_model(named, "float32", models.pick_device(spec.device))
+    config = DPOConfig(
+        **session.trainer_settings(spec, run, part.folder),
+        **about.trl(),
+        disable_dropout=not spec.dropout,
+        precompute_ref_log_probs=True,
+    )
+    return PairTrainer(
+        model=model,
+        ref_model=other,
+        args=config,
+        train_dataset=dataset(made),
+        eval_dataset=dataset(held) if held else None,
+        processing_class=tokenizer,
+        about=about,
+        quiet=run.quiet,
+        part=part,
+        sampler=StepSampler(list(map(pair_length, made)), spec.batch, spec.seed),
+    )
 
 
 def rewards(history: list[dict[str, float]]) -> dict[str, float]:
     """Return the rewards of the last logged step: accuracy, margin, chosen and rejected."""
     last = next((entry for entry in reversed(history) if "rewards/margins" in entry), {})
-    return {
-        name: float(last[key]) for key, name in session.LOGGED.items() if key.startswith("rewards/") and key in last
-    }
+    return {name: float(last[key]) for key, name in LOGGED.items() if key.startswith("rewards/") and key in last}

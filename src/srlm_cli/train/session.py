@@ -1,4 +1,4 @@
-"""What SFT and DPO share: settings, the model to train, progress, and a folder that appears when whole."""
+"""What SFT and DPO share: settings, the model to train, a training that can go on, and the folder it makes."""
 
 from __future__ import annotations
 
@@ -6,59 +6,73 @@ import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import isfinite
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli import models
-from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.streams.console import Progress
+from srlm_cli.errors import OptionError
+from srlm_cli.records import Row
+from srlm_cli.streams.console import say
+from srlm_cli.streams.writer import dumps
+from srlm_cli.train.follow import follower
+from srlm_cli.train.part import METRICS, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 PROVENANCE = "provenance.json"
-METRICS = "metrics.jsonl"
 
-# What is kept of each logged step, by our names: rewards are beta x log-ratios, as TRL gives them.
-LOGGED = {
-    "loss": "loss",
-    "learning_rate": "learning_rate",
-    "grad_norm": "grad_norm",
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "margin",
-    "rewards/chosen": "reward_chosen",
-    "rewards/rejected": "reward_rejected",
-    "logps/chosen": "logp_chosen",
-    "logps/rejected": "logp_rejected",
-}
+# Settings that decide how a training runs, but not what it makes: an unfinished one goes on under others.
+OPERATIONAL = {"out", "together", "device", "checkpointing"}
+DROPOUTS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout")
 
 
 @dataclass(frozen=True)
 class TrainSpec:
     """How to train: `batch` sequences (or pairs) a step, `together` of them at a time on the device.
 
-    The learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is
-    full fine-tuning; an adapter folder as the model goes on being trained as that adapter.
+    `together` 0 is 1 on a CPU, where padding costs more than a batch saves, and 4 elsewhere. The
+    learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
+    fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
+    the adapter into the weights at the end.
     """
 
     model: str
     out: Path
     learning_rate: float
     final_learning_rate: float
-    batch: int
-    together: int
-    epochs: float
-    max_steps: int
-    max_length: int
-    warmup_steps: int
-    lora_r: int
-    lora_alpha: int
-    device: str
-    seed: int
+    batch: int = 16
+    together: int = 0
+    epochs: float = 1.0
+    max_steps: int = -1
+    max_length: int = 2048
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    lora_r: int = 0
+    lora_alpha: int = 0
+    merge: bool = False
+    device: str = "auto"
+    seed: int = 0
     checkpointing: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a training is run, which does not change what it makes.
+
+    `save_steps` 0 saves every ten minutes.
+    """
+
+    quiet: bool = False
+    restart: bool = False
+    on_stale: str = "stop"
+    dry_run: bool = False
+    save_steps: int = 0
+    report_to: str = "none"
+    keep_duplicates: bool = False
 
 
 def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
@@ -79,14 +93,25 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
     a step run in bfloat16 where the device is fast in it.
     """
+    from transformers import set_seed
+
     keep_freed_memory()
+    set_seed(spec.seed)  # a new adapter begins with random numbers
     device = models.pick_device(spec.device)
     model = models.load_model(spec.model, "float32", device, merge=False)
+    for name in DROPOUTS:
+        if hasattr(model.config, name):
+            setattr(model.config, name, spec.dropout)
     if spec.lora_r and not hasattr(model, "peft_config"):
         from peft import LoraConfig, get_peft_model
 
-        alpha = spec.lora_alpha or 2 * spec.lora_r
-        config = LoraConfig(r=spec.lora_r, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
+        config = LoraConfig(
+            r=spec.lora_r,
+            lora_alpha=spec.lora_alpha or 2 * spec.lora_r,
+            lora_dropout=spec.dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
         model = get_peft_model(model, config)
         # peft notes where the base was loaded from; its name finds it again on another machine too.
         model.peft_config["default"].base_model_name_or_path = spec.model
@@ -95,8 +120,20 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
             "leave --lora-r out: the adapter itself goes on being trained",
         )
+    set_dropout(model, spec.dropout)
     model.config.use_cache = False
     return model
+
+
+def set_dropout(model: PreTrainedModel, share: float) -> None:
+    """Give every dropout of a model one share, also those that its layers read from the configuration when built."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = share
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = share
 
 
 def keep_freed_memory() -> None:
@@ -112,21 +149,31 @@ def keep_freed_memory() -> None:
         pass
 
 
-def trainer_settings(spec: TrainSpec) -> dict[str, Any]:
-    """Return the settings of a spec as `transformers.TrainingArguments` takes them."""
-    device = models.pick_device(spec.device)
-    if spec.batch % spec.together:
-        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {spec.together}")
+def together(spec: TrainSpec) -> int:
+    """Return how many sequences (or pairs) are on the device at a time."""
+    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, spec.batch))
+
+
+def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:
+    """Return the settings of a spec as `transformers.TrainingArguments` takes them.
+
+    What is saved, and when, is the follower's business: see `follow`.
+    """
+    device, at_a_time = models.pick_device(spec.device), together(spec)
+    if spec.batch % at_a_time:
+        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}")
     return {
-        "output_dir": str(part_of(spec.out) / "trainer"),
+        "output_dir": str(folder),
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
         "lr_scheduler_kwargs": {"min_lr": spec.final_learning_rate},
-        "per_device_train_batch_size": spec.together,
-        "gradient_accumulation_steps": spec.batch // spec.together,
+        "per_device_train_batch_size": at_a_time,
+        "per_device_eval_batch_size": at_a_time,
+        "gradient_accumulation_steps": spec.batch // at_a_time,
         "num_train_epochs": spec.epochs,
         "max_steps": spec.max_steps,
         "warmup_steps": spec.warmup_steps,
+        "weight_decay": spec.weight_decay,
         "activation_checkpointing": spec.checkpointing,
         "max_length": spec.max_length,
         "use_cpu": device == "cpu",
@@ -135,102 +182,111 @@ def trainer_settings(spec: TrainSpec) -> dict[str, Any]:
         "data_seed": spec.seed,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would show a NaN loss as the mean of those before
+        "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "no",
-        "report_to": "none",
+        "prediction_loss_only": True,
+        "report_to": "none" if run.report_to == "none" else run.report_to.split(","),
         "disable_tqdm": True,
         "dataloader_pin_memory": device.startswith("cuda"),
-        "train_sampling_strategy": "group_by_length",
     }
 
 
-def follow(trainer: Trainer, name: str, quiet: bool, folder: Path) -> None:
-    """Show the progress of a trainer in our own way, on stderr, and keep each step in `metrics.jsonl`."""
-    from transformers import PrinterCallback, TrainerCallback
+# --- a training that can go on ---------------------------------------------------------------
 
-    class Follow(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self.bar = Progress(name, state.max_steps, 0, quiet, unit="steps")
-            self.file = open(folder / METRICS, "w", encoding="utf-8", buffering=1)
 
-        def on_log(
-            self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any
-        ) -> None:
-            shown = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
-            notes = [f"{label} {float(logs[key]):.3f}" for key, label in shown.items() if logs and key in logs]
-            self.bar.advance(state.global_step - self.bar.done, ", ".join(notes))
-            kept = {LOGGED[key]: float(value) for key, value in (logs or {}).items() if key in LOGGED}
-            if kept := {name: value if isfinite(value) else None for name, value in kept.items()}:
-                self.file.write(json.dumps({"step": state.global_step, **kept}) + "\n")
+def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> dict[str, Any]:
+    """Return all that decides what a training makes: an unfinished one goes on only under the same."""
+    from srlm_cli import __version__
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            self.bar.close()
-            self.file.close()
+    digest = blake2b(digest_size=16)
+    for row in rows:
+        digest.update(dumps(row).encode("utf-8", "surrogatepass") + b"\n")
+    settings = {key: value for key, value in asdict(spec).items() if key not in OPERATIONAL}
+    about = {"command": command, "srlm": __version__, "rows": digest.hexdigest()}
+    return {**about, "model_fingerprint": models.fingerprint(spec.model), **settings, **more}
 
+
+def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint where there is one; return the figures of the whole training."""
+    from transformers import PrinterCallback
+
+    steps = part.logged()
+    chooses = trainer.eval_dataset is not None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Follow())
-
-
-def run_training(trainer: Trainer, tokens: int) -> dict[str, Any]:
-    """Train and return steps, seconds, the tokens a second of the data, and the first and last loss."""
+    trainer.add_callback(follow := follower(part, name, run, chooses))
+    if part.checkpoint and not run.quiet:
+        say(f"srlm {name}: going on from step {part.checkpoint}, saved in {part.folder}")
     started = time.monotonic()
-    state = trainer.train()
+    before = state_of(part)
+    if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
+        trainer.state = before
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=str(part.step(part.checkpoint)) if before else None)
+        finally:
+            follow.close()
+    state = trainer.state
+    if chooses:
+        trainer._load_from_checkpoint(str(part.step(part.best)))
     seconds = time.monotonic() - started
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if any(loss != loss for loss in losses):
-        raise SrlmError("the loss became NaN; no model is written", "lower --learning-rate")
-    epochs = trainer.state.epoch or 0.0
+    tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
         "steps": state.global_step,
+        **({"resumed_from": steps[-1]["step"]} if steps else {}),
+        **({"chosen_step": part.best, "evals": evals(state.log_history)} if chooses else {}),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "train_loss": state.training_loss,
+        "train_loss": sum(losses) / len(losses) if losses else None,
         "seconds": round(seconds, 1),
-        "tokens_per_second": round(tokens * epochs / seconds, 1) if seconds else None,
+        "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
+
+
+def state_of(part: Part) -> Any:
+    """Return transformers' state of the last checkpoint, or None before the first."""
+    from transformers import TrainerState
+
+    return (
+        TrainerState.load_from_json(str(part.step(part.checkpoint) / "trainer_state.json")) if part.checkpoint else None
+    )
+
+
+def evals(history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the figures on held-out rows by step: loss and, of pairs, accuracy."""
+    kept = {"step": "step", "eval_loss": "loss", "eval_rewards/accuracies": "accuracy"}
+    found = [entry for entry in history if "eval_loss" in entry]
+    return [{name: entry[key] for key, name in kept.items() if key in entry} for entry in found]
 
 
 # --- the folder ------------------------------------------------------------------------------
 
 
-def part_of(out: Path) -> Path:
-    """Return the folder in which a model is made before it gets its name."""
-    return out.with_name(out.name + ".part")
-
-
-@contextmanager
-def folder_when_whole(out: Path):
-    """Give an empty OUT.part; when the block ends well it becomes OUT, in the place of an older one."""
-    part = part_of(out)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    yield part
-    shutil.rmtree(part / "trainer", ignore_errors=True)
-    if out.exists():
-        old = out.with_name(out.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(out, old)
-        os.replace(part, out)
-        shutil.rmtree(old)
-    else:
-        os.replace(part, out)
-
-
-def save(trainer: Trainer, tokenizer: PreTrainedTokenizerBase, folder: Path, provenance: dict[str, Any]) -> None:
-    """Write model, tokenizer and chat template into a folder, and the provenance file last."""
+def save(
+    trainer: Trainer,
+    tokenizer: PreTrainedTokenizerBase,
+    part: Part,
+    spec: TrainSpec,
+    provenance: dict[str, Any],
+) -> None:
+    """Write model, tokenizer and chat template, the provenance file last; then let the folder appear as OUT."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     tokenizer.padding_side = "left"
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
-    else:
-        model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    with open(folder / PROVENANCE, "w", encoding="utf-8") as file:
-        json.dump(provenance, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def settings_of(spec: TrainSpec) -> dict[str, Any]:
-    """Return a spec as the provenance file keeps it."""
-    return {**asdict(spec), "out": str(spec.out)}
+    with part.writing("the model"):
+        shutil.rmtree(part.model, ignore_errors=True)
+        if not hasattr(model, "peft_config"):
+            model.save_pretrained(part.model)
+        elif spec.merge:
+            model.merge_and_unload().save_pretrained(part.model)
+        else:
+            model.save_pretrained(part.model, selected_adapters=["default"], save_embedding_layers=False)
+        tokenizer.save_pretrained(part.model)
+        shutil.copyfile(part.metrics, part.model / METRICS)
+        settings = {**asdict(spec), "out": str(spec.out)}
+        with open(part.model / PROVENANCE, "w", encoding="utf-8") as file:
+            json.dump({**provenance, "settings": settings}, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        part.publish()

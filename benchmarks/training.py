@@ -1,0 +1,156 @@
+"""How fast srlm trains, and in how much memory, against TRL as it comes and TRL tuned by hand.
+
+    python benchmarks/training.py [--rows 8] [--batch 8] [--only dpo] [--data FOLDER]
+
+All contenders get the same model (SmolLM2-135M-Instruct), the same real rows of Open Assistant, the
+same batch and learning rate, each in a process of its own. Timed is the work from the loaded model to
+the last step: rendering, the reference's log-probabilities, the steps. Tokens are those of the rows,
+without padding, each once. Memory is the peak of the process (ru_maxrss).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2-135m-instruct"
+DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "oasst2"
+LENGTH = 1024
+CONTENDERS = {
+    "dpo": ("trl", "trl-tuned", "srlm", "srlm-lora", "trl-lora"),
+    "sft": ("trl", "trl-tuned", "srlm"),
+}
+
+
+def pairs(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return best against worst reply of the first ranked prompts."""
+    made = []
+    for line in (folder / "ranked_train.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        ordered = sorted(row["responses"], key=lambda response: -response["score"])
+        if len(ordered) > 1:
+            made.append({"prompt": row["prompt"], "chosen": ordered[0]["text"], "rejected": ordered[-1]["text"]})
+    return made[:count]
+
+
+def completions(folder: Path, count: int) -> list[dict[str, Any]]:
+    """Return the first IFT rows."""
+    rows = [json.loads(line) for line in (folder / "ift.jsonl").read_text().splitlines()[:count]]
+    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+
+
+def run_srlm(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Path) -> tuple[float, float]:
+    """Train with srlm; return the seconds from the loaded model to the last step, and the first loss."""
+    from srlm_cli.train import session
+    from srlm_cli.train.losses import Preference
+    from srlm_cli.train.session import RunOptions, TrainSpec
+
+    clock = {}
+    load, save = session.load_policy, session.save
+    session.load_policy = lambda spec: [load(spec), clock.update(start=time.monotonic())][0]
+    session.save = lambda *args: clock.update(end=time.monotonic())
+    spec = TrainSpec(MODEL, out, 1e-6, 1e-7, batch=batch, max_length=LENGTH, lora_r=16 if "lora" in who else 0)
+    if task == "dpo":
+        from srlm_cli.train.dpo import dpo
+
+        results = dpo(rows, spec, Preference(), run=RunOptions(quiet=True))
+    else:
+        from srlm_cli.train.sft import sft
+
+        results = sft(rows, spec, run=RunOptions(quiet=True))
+    session.load_policy, session.save = load, save
+    return clock["end"] - clock["start"], results["first_loss"]
+
+
+def run_trl(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Path) -> tuple[float, float]:
+    """Train with TRL: its defaults, or what is fastest with it on a CPU by its own settings."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from srlm_cli import models
+
+    models.quiet_libraries()
+    tokenizer, model = models.load_tokenizer(MODEL), models.load_model(MODEL, "float32")
+    started = time.monotonic()
+    settings: dict[str, Any] = {"per_device_train_batch_size": min(8, batch)}
+    if who == "trl-tuned":
+        settings = {"per_device_train_batch_size": 1, "gradient_checkpointing": False, "bf16": False}
+        settings |= {"precompute_ref_log_probs": True} if task == "dpo" else {}
+    settings |= {"gradient_accumulation_steps": batch // settings["per_device_train_batch_size"]}
+    settings |= {"output_dir": str(out), "learning_rate": 1e-6, "num_train_epochs": 1, "max_length": LENGTH}
+    settings |= {"report_to": "none", "save_strategy": "no", "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}
+
+    def messages(text: str, role: str) -> list[dict[str, str]]:
+        return [{"role": role, "content": text}]
+
+    data = Dataset.from_list(
+        [{key: messages(text, "user" if key == "prompt" else "assistant") for key, text in row.items()} for row in rows]
+    )
+    kind, config = (DPOTrainer, DPOConfig) if task == "dpo" else (SFTTrainer, SFTConfig)
+    more = {}
+    if "lora" in who:
+        from peft import LoraConfig
+
+        more = {"peft_config": LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")}
+    trainer = kind(model=model, args=config(**settings), train_dataset=data, processing_class=tokenizer, **more)
+    trainer.train()
+    first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    return time.monotonic() - started, first
+
+
+def contend(task: str, who: str, rows: int, batch: int, data: Path) -> dict[str, Any]:
+    """Return the figures of one contender, run in this process."""
+    from srlm_cli import models
+    from srlm_cli.train.data import dpo_rows, sft_rows
+
+    made = pairs(data, rows) if task == "dpo" else completions(data, rows)
+    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, models.load_tokenizer(MODEL), LENGTH)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = run_srlm if who.startswith("srlm") else run_trl
+        seconds, loss = run(task, who, made, batch, Path(scratch) / "m")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"tokens": report.tokens, "seconds": seconds, "peak_gb": peak, "first_loss": loss}
+
+
+def main() -> None:
+    """Run the contenders one after the other and print a table for each task."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--only", choices=sorted(CONTENDERS))
+    parser.add_argument("--without", action="append", default=[], help="a contender to leave out")
+    parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        print(json.dumps(contend(*options.contender, options.rows, options.batch, options.data)))
+        return
+    if not options.data.is_dir():
+        sys.exit(f"{options.data} is not there: --data takes a folder with ranked_train.jsonl and ift.jsonl")
+    print(f"{' '.join(sys.argv)}: {options.rows} rows, steps of {options.batch}, max length {LENGTH}, {MODEL}")
+    for task in [options.only] if options.only else CONTENDERS:
+        found = {}
+        for who in [name for name in CONTENDERS[task] if name not in options.without]:
+            argv = [sys.executable, __file__, "--contender", task, who, "--data", str(options.data)]
+            argv += ["--rows", str(options.rows), "--batch", str(options.batch)]
+            done = subprocess.run(argv, stdout=subprocess.PIPE, env={**os.environ, "TQDM_DISABLE": "1"}, check=True)
+            found[who] = json.loads(done.stdout.splitlines()[-1])
+            own, first = found[who], next(iter(found.values()))
+            print(
+                f"{task} {who:10} {own['tokens'] / own['seconds']:6.0f} tokens/s ({own['tokens']} tokens, "
+                f"{own['seconds']:.0f} s, {first['seconds'] / own['seconds']:.2f} times {next(iter(found))}), "
+                f"peak {own['peak_gb']:.2f} GB, first loss {own['first_loss']:.4f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A training that does not happen: its data, one row with its loss mask, its steps, memory and time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from srlm_cli.records import Row
+from srlm_cli.streams.console import clock, say
+from srlm_cli.train.data import IGNORED, DataReport
+from srlm_cli.train.session import TrainSpec, together
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
+
+GIGABYTE = 1e9
+MOMENTS = 8  # bytes AdamW keeps of each trained weight: two float32 moments
+FORWARD = 1 / 3  # of the time of a step; the backward pass takes two
+
+
+def sample(rows: list[Row], length: Callable[[Row], int], count: int) -> list[Row]:
+    """Return the longest rows, which decide the memory, and behind them as many of middle length."""
+    ordered = sorted(rows, key=length, reverse=True)
+    middle = max(0, len(ordered) // 2 - count // 2)
+    return ordered[:count] + ordered[middle : middle + count]
+
+
+def show(
+    trainer: Trainer, name: str, examples: dict[str, tuple[list[int], int]], report: DataReport, spec: TrainSpec
+) -> dict[str, Any]:
+    """Print on stderr what a training would be, from one real step of the rows of `sample`; return the figures.
+
+    `examples` are sequences of one row by name: token ids, and where the trained ones begin.
+    """
+    at_a_time = together(spec)
+    steps = spec.max_steps if spec.max_steps > 0 else math.ceil(report.rows / spec.batch * spec.epochs)
+    epochs = steps * spec.batch / report.rows
+    rows = [trainer.train_dataset[row] for row in range(len(trainer.train_dataset))]
+    timed(trainer, rows[:at_a_time])
+    measured = peak_bytes(trainer.model)
+    moments = MOMENTS * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    seconds, tokens = timed(trainer, rows[-at_a_time:])
+    rate = tokens / seconds
+    wanted = report.tokens * (epochs + FORWARD * (name == "dpo"))
+    say(f"srlm {name}: one row as the model sees it; it is trained on the lines behind `>`")
+    for label, (ids, start) in examples.items():
+        say(f"--- {label}")
+        say(marked(trainer.processing_class, ids, start))
+    say(f"srlm {name}: {steps} steps of {spec.batch} rows, {at_a_time} at a time")
+    say(
+        f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
+        f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
+    )
+    reference = ", a third of a step a row for the reference" if name == "dpo" else ""
+    say(
+        f"srlm {name}: time about {clock(wanted / rate)}: {rate:.0f} tokens/s measured over rows of middle length, "
+        f"{report.tokens} tokens, {epochs:.2f} epochs{reference}; checkpoints not counted"
+    )
+    return {
+        "dry_run": True,
+        "data": report.as_dict(),
+        "steps": steps,
+        "memory_bytes": measured + moments,
+        "seconds": round(wanted / rate, 1),
+        "tokens_per_second": round(rate, 1),
+    }
+
+
+def timed(trainer: Trainer, rows: list[Row]) -> tuple[float, int]:
+    """Return the seconds of one forward and backward pass of rows, and their tokens."""
+    trainer.current_gradient_accumulation_steps = 1
+    batch = trainer.data_collator(rows)
+    tokens = int(batch["attention_mask"].sum())
+    started = time.monotonic()
+    trainer.training_step(trainer.model, batch)
+    return time.monotonic() - started, tokens
+
+
+def peak_bytes(model: Any) -> int:
+    """Return the most memory so far: of the GPU that holds the model, or of this process."""
+    if model.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(model.device)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int) -> str:
+    """Return a sequence as text, special tokens too: lines that are trained on behind `>`, the others behind `|`."""
+    parts = (("|", tokenizer.decode(ids[:start])), (">", tokenizer.decode(ids[start:])))
+    return "\n".join(f"{mark} {line}" for mark, text in parts for line in text.removesuffix("\n").split("\n"))
+
+
+def of_sft(row: Row) -> dict[str, tuple[list[int], int]]:
+    """Return the one sequence of an SFT row."""
+    start = sum(label == IGNORED for label in row["labels"])
+    return {"prompt and completion": (row["input_ids"], start)}
+
+
+def of_pair(row: Row) -> dict[str, tuple[list[int], int]]:
+    """Return both sequences of a pair."""
+    prompt = row["prompt_ids"]
+    return {side: (prompt + row[f"{side}_ids"], len(prompt)) for side in ("chosen", "rejected")}

@@ -1,0 +1,110 @@
+"""The preference losses, and how each is had from TRL; formulas and sources stand in docs/training.md."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from srlm_cli.errors import OptionError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Loss = Literal[
+    "sigmoid", "robust", "hinge", "ipo", "apo-zero", "apo-down", "length-normalised", "r-dpo", "simpo", "dpo-positive"
+]
+
+# Those that TRL has, by its name; the others, and sigmoid with smoothing, are `own_loss`.
+TRL_NAMES = {
+    "sigmoid": "sigmoid",
+    "robust": "robust",
+    "hinge": "hinge",
+    "ipo": "ipo",
+    "apo-zero": "apo_zero",
+    "apo-down": "apo_down",
+    "length-normalised": "sigmoid_norm",
+}
+SMOOTHED = ("sigmoid", "length-normalised", "r-dpo", "simpo", "dpo-positive")
+STARTS_AT_LN2 = ("sigmoid", "length-normalised", "dpo-positive")
+
+
+@dataclass(frozen=True)
+class Preference:
+    """What is learned from a pair: the loss and its constants; a field that a loss does not have is left alone."""
+
+    beta: float = 0.1
+    loss: Loss = "sigmoid"
+    label_smoothing: float = 0.0
+    nll_alpha: float = 0.0
+    ld_alpha: float | None = None
+    length_alpha: float = 0.01
+    gamma: float = 1.0
+    positive_lambda: float = 50.0
+
+    def __post_init__(self) -> None:
+        if self.label_smoothing and self.loss not in (*SMOOTHED, "robust"):
+            raise OptionError(f"--loss {self.loss} has no label smoothing", f"one of {', '.join(SMOOTHED)}, robust has")
+        if self.ld_alpha is not None and (self.loss not in TRL_NAMES or self.label_smoothing):
+            raise OptionError("--ld-alpha goes with a loss of TRL's own, and without --label-smoothing")
+        if self.label_smoothing >= 0.5:
+            raise OptionError("--label-smoothing is the share of wrong labels, below 0.5")
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference at all."""
+        return self.loss != "simpo"
+
+    def trl(self) -> dict[str, Any]:
+        """Return the settings of `trl.DPOConfig`; where the loss is our own, only its NLL term is TRL's."""
+        names = {TRL_NAMES.get(self.loss, "sigmoid"): 1.0}
+        if self.nll_alpha:
+            names["sft"] = self.nll_alpha
+        return {
+            "beta": self.beta,
+            "loss_type": list(names),
+            "loss_weights": list(names.values()),
+            "label_smoothing": self.label_smoothing if self.loss == "robust" else 0.0,
+            "ld_alpha": self.ld_alpha,
+        }
+
+    def is_own(self, smoothing: Tensor) -> bool:
+        """Tell whether TRL lacks the loss, for a batch with these smoothings."""
+        return self.loss not in TRL_NAMES or (self.loss in SMOOTHED and bool(smoothing.any()))
+
+
+def own_loss(
+    about: Preference,
+    policy: tuple[Tensor, Tensor],
+    reference: tuple[Tensor, Tensor],
+    lengths: tuple[Tensor, Tensor],
+    smoothing: Tensor,
+) -> Tensor:
+    """Return the loss of each pair, of shape (pairs,).
+
+    `policy`, `reference` and `lengths` are (chosen, rejected): summed log-probabilities and tokens of
+    each completion. `smoothing` is the probability, by pair, that the sides are the wrong way round:
+    with h the logit of a loss, (1 - e) log sigmoid(h) + e log sigmoid(-h) is maximised.
+    """
+    from torch.nn.functional import logsigmoid
+
+    h = logits(about, policy, reference, lengths)
+    return -(1 - smoothing) * logsigmoid(h) - smoothing * logsigmoid(-h)
+
+
+def logits(
+    about: Preference,
+    policy: tuple[Tensor, Tensor],
+    reference: tuple[Tensor, Tensor],
+    lengths: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return the logit of "chosen is better" by pair, as each loss has it."""
+    chosen, rejected = (mine - theirs for mine, theirs in zip(policy, reference, strict=True))
+    if about.loss == "length-normalised":
+        return about.beta * (chosen / lengths[0] - rejected / lengths[1])
+    if about.loss == "r-dpo":
+        return about.beta * (chosen - rejected) + about.length_alpha * (lengths[0] - lengths[1])
+    if about.loss == "simpo":
+        return about.beta * (policy[0] / lengths[0] - policy[1] / lengths[1]) - about.gamma
+    if about.loss == "dpo-positive":
+        return about.beta * (chosen - rejected - about.positive_lambda * (-chosen).clamp(min=0))
+    return about.beta * (chosen - rejected)

@@ -1,0 +1,168 @@
+"""OUT.part: where a training stands until its model is whole, for one process at a time.
+
+    OUT.part/lock            held by the process that trains
+    OUT.part/state.json      what is trained, how, and on what (the fingerprint); the last whole checkpoint
+    OUT.part/checkpoint-N/   weights, optimizer, schedule and random state after step N
+    OUT.part/reference.json  log-probabilities of the reference, computed once
+    OUT.part/metrics.jsonl   one line a step
+    OUT.part/model/          the model as it is being written; renamed to OUT when it is whole
+
+A state that is not named in state.json is torn, and is thrown away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.records import Row
+from srlm_cli.streams.writer import refuse_other, replace_text
+
+METRICS = "metrics.jsonl"
+MEGABYTE = 2**20
+
+
+class Part:
+    """The folder OUT.part, locked; `checkpoint` is the last step whose state is whole, 0 before the first."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.folder = out.with_name(out.name + ".part")
+        self.model = self.folder / "model"
+        self.metrics = self.folder / METRICS
+        self.fingerprint: dict[str, Any] = {}
+        self.checkpoint = self.best = 0
+        self.best_value: float | None = None
+
+    def step(self, number: int) -> Path:
+        """Return the folder of a checkpoint, as transformers names it."""
+        return self.folder / f"checkpoint-{number}"
+
+    def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str) -> None:
+        """Go on from what an unfinished run of this fingerprint left, or begin anew.
+
+        Raises OptionError when it was left by a run with another fingerprint, unless told to restart.
+        """
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        try:
+            saved = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            if not restart:
+                refuse_other(self.folder, saved["fingerprint"], self.fingerprint)
+                self.checkpoint, self.best, self.best_value = saved["checkpoint"], saved["best"], saved["best_value"]
+        except OptionError:
+            if on_stale != "restart":
+                raise
+            restart = True
+        except (OSError, ValueError, KeyError):
+            restart = True
+        for file in self.folder.iterdir():
+            if file.name != "lock" and (restart or self._torn(file)):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+        self._save()
+
+    def keep(self, step: int) -> None:
+        """Note that the checkpoint of a step is whole; those that are neither the last nor the best go."""
+        sync(self.step(step))
+        self.checkpoint = step
+        self._save()
+        for file in self.folder.iterdir():
+            if self._torn(file):
+                shutil.rmtree(file)
+
+    def note_best(self, step: int, value: float) -> None:
+        """Note that the model after a step is the best so far by its figure on held-out rows."""
+        self.best, self.best_value = step, value
+
+    def logged(self) -> list[Row]:
+        """Return the steps of metrics.jsonl up to the last checkpoint; later ones are cut off, to be made again."""
+        lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
+        rows = [json.loads(line) for line in lines[:-1]]  # what stands behind the last line feed is torn
+        rows = [row for row in rows if row["step"] <= self.checkpoint]
+        replace_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+    @contextmanager
+    def writing(self, what: str) -> Iterator[None]:
+        """Turn whatever a library raises when it cannot write into one line that says what is left."""
+        try:
+            yield
+        except Exception as error:
+            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
+            free = shutil.disk_usage(self.folder).free // MEGABYTE
+            for file in self.folder.iterdir():
+                if self._torn(file):
+                    shutil.rmtree(file, ignore_errors=True)
+            raise SrlmError(f"cannot write {what}: {reason} ({free} MB are free there)", self.way_on()) from error
+
+    def way_on(self) -> str:
+        """Return how to go on after a failure."""
+        if self.checkpoint:
+            return f"the same command goes on from step {self.checkpoint}, in {self.folder}"
+        return f"no model is written; there is no checkpoint yet in {self.folder}"
+
+    def publish(self) -> None:
+        """Let the model appear under its name, in the place of an older one."""
+        sync(self.model)
+        if self.out.exists():
+            old = self.out.with_name(self.out.name + ".old")
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(self.out, old)
+            os.replace(self.model, self.out)
+            shutil.rmtree(old)
+        else:
+            os.replace(self.model, self.out)
+        shutil.rmtree(self.folder)
+
+    def _torn(self, file: Path) -> bool:
+        whole = {f"checkpoint-{step}" for step in (self.checkpoint, self.best) if step}
+        return file.name.startswith("checkpoint-") and file.name not in whole
+
+    def _save(self) -> None:
+        state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value}
+        replace_text(
+            self.folder / "state.json", json.dumps({"fingerprint": self.fingerprint, **state}, indent=1) + "\n"
+        )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[Part]:
+    """Give OUT.part to this process alone; raise OptionError while another one trains there."""
+    part = Part(out)
+    part.folder.mkdir(parents=True, exist_ok=True)
+    with open(part.folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OptionError(
+                f"another srlm trains {out} at this moment", "wait for it, or --out another folder"
+            ) from None
+        yield part
+
+
+@contextmanager
+def place(out: Path, dry_run: bool) -> Iterator[Part]:
+    """Give OUT.part, or for a dry run a folder that is gone afterwards."""
+    if not dry_run:
+        with locked(out) as part:
+            yield part
+        return
+    with TemporaryDirectory(prefix="srlm-") as scratch:
+        part = Part(Path(scratch) / "model")
+        part.folder.mkdir()
+        yield part
+
+
+def sync(folder: Path) -> None:
+    """Have all files of a folder on the disk before anything says that they are there."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())

@@ -1,0 +1,213 @@
+"""The preference losses: each by hand on numbers, and as the trainer takes its steps with it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import Srlm, as_lines
+from srlm_cli.errors import DataError, OptionError
+from srlm_cli.train.dpo import dpo
+from srlm_cli.train.losses import Preference, own_loss
+from srlm_cli.train.session import RunOptions, TrainSpec
+from tiny import pairs, tiny_model
+
+torch.set_num_threads(1)
+
+# Two pairs: log-probabilities by policy and reference, and tokens, of chosen and rejected.
+POLICY = ([-10.0, -30.0], [-14.0, -20.0])
+REFERENCE = ([-12.0, -28.0], [-13.0, -25.0])
+LENGTHS = ([4.0, 10.0], [8.0, 5.0])
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def by_hand(h: list[float], e: float = 0.0) -> list[float]:
+    """Return -(1 - e) log sigmoid(h) - e log sigmoid(-h)."""
+    return [-(1 - e) * math.log(sigmoid(x)) - e * math.log(sigmoid(-x)) for x in h]
+
+
+# log-ratios of chosen: 2, -2; of rejected: -1, 5; so DPO's h is beta x (3, -7)
+LOGITS = {
+    "sigmoid": [0.1 * 3, 0.1 * -7],
+    "length-normalised": [0.1 * (2 / 4 + 1 / 8), 0.1 * (-2 / 10 - 5 / 5)],
+    "r-dpo": [0.1 * 3 + 0.05 * (4 - 8), 0.1 * -7 + 0.05 * (10 - 5)],
+    "simpo": [0.1 * (-10 / 4 + 14 / 8) - 0.3, 0.1 * (-30 / 10 + 20 / 5) - 0.3],
+    "dpo-positive": [0.1 * 3, 0.1 * (-7 - 6.0 * 2)],
+}
+
+
+def tensors(both: tuple[list[float], list[float]]) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(both[0]), torch.tensor(both[1])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("loss", list(LOGITS))
+def test_a_loss_by_hand(loss: str, smoothing: float) -> None:
+    about = Preference(beta=0.1, loss=loss, length_alpha=0.05, gamma=0.3, positive_lambda=6.0)
+    made = own_loss(about, tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.full((2,), smoothing))
+    assert made.tolist() == pytest.approx(by_hand(LOGITS[loss], smoothing), rel=1e-5)
+
+
+def test_each_pair_has_its_own_smoothing() -> None:
+    """CREAM's C x DPO(w, l) + (1 - C) x DPO(l, w), with 1 - C as the smoothing of a pair."""
+    made = own_loss(
+        Preference(), tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.tensor([0.0, 0.75])
+    ).tolist()
+    dpo_wl, dpo_lw = by_hand(LOGITS["sigmoid"]), by_hand([-h for h in LOGITS["sigmoid"]])
+    assert made == pytest.approx([dpo_wl[0], 0.25 * dpo_wl[1] + 0.75 * dpo_lw[1]], rel=1e-5)
+
+
+# --- as the trainer has them -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base") / "m")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("other") / "m", seed=7)
+
+
+def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[list[list[float]]]]:
+    """Return token log-probabilities of chosen and rejected, from a model's plain logits."""
+    from srlm_cli import models
+    from srlm_cli.train.data import dpo_rows
+
+    model, tokenizer = models.load_model(str(folder), "float32"), models.load_tokenizer(str(folder))
+    found = []
+    for row in dpo_rows(rows, tokenizer, 512)[0]:
+        start, both = len(row["prompt_ids"]), []
+        for side in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            with torch.inference_mode():
+                scores = model(ids).logits[0].log_softmax(-1)
+            both.append([float(scores[at - 1, ids[0, at]]) for at in range(start, ids.shape[1])])
+        found.append(both)
+    return found
+
+
+def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
+    """Return what the loss of each pair is by its published formula."""
+    found = []
+    for (chosen, rejected), (ref_chosen, ref_rejected) in zip(ours, theirs, strict=True):
+        w, r, b = sum(chosen) - sum(ref_chosen), sum(rejected) - sum(ref_rejected), about.beta
+        lw, lr, e = len(chosen), len(rejected), about.label_smoothing
+        short = min(lw, lr)
+        tails = [sum(side[short:]) for side in (chosen, ref_chosen, rejected, ref_rejected)]
+        h = {
+            "sigmoid": b * (w - r),
+            "robust": b * (w - r),
+            "length-normalised": b * (w / lw - r / lr),
+            "r-dpo": b * (w - r) + about.length_alpha * (lw - lr),
+            "simpo": b * (sum(chosen) / lw - sum(rejected) / lr) - about.gamma,
+            "dpo-positive": b * (w - r - about.positive_lambda * max(0.0, -w)),
+        }.get(about.loss, b * (w - r))
+        if about.ld_alpha is not None:
+            cut = 1 - about.ld_alpha
+            h = b * ((w - cut * (tails[0] - tails[1])) - (r - cut * (tails[2] - tails[3])))
+        loss = by_hand([h], e)[0]
+        if about.loss == "robust":
+            loss = (-(1 - e) * math.log(sigmoid(h)) + e * math.log(sigmoid(-h))) / (1 - 2 * e)
+        if about.loss == "hinge":
+            loss = max(0.0, 1 - h)
+        if about.loss == "ipo":
+            loss = (w / lw - r / lr - 1 / (2 * b)) ** 2
+        found.append(loss - about.nll_alpha * sum(chosen) / lw)
+    return found
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        Preference(),
+        Preference(nll_alpha=0.7),
+        Preference(label_smoothing=0.2),
+        Preference(label_smoothing=0.2, nll_alpha=0.7),
+        Preference(loss="robust", label_smoothing=0.2),
+        Preference(loss="hinge"),
+        Preference(loss="ipo"),
+        Preference(loss="length-normalised", beta=5.0),
+        Preference(ld_alpha=0.3),
+        Preference(loss="r-dpo", length_alpha=0.05),
+        Preference(loss="simpo", beta=2.0, gamma=0.5),
+        Preference(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
+    ],
+    ids=lambda about: (
+        f"{about.loss}{'+nll' * bool(about.nll_alpha)}{'+e' * bool(about.label_smoothing)}"
+        + "+ld" * (about.ld_alpha is not None)
+    ),
+)
+def test_the_first_step_has_the_published_loss(about: Preference, base: Path, other: Path, tmp_path: Path) -> None:
+    """With another model as the reference, so that no log-ratio is 0; pairs of unlike lengths."""
+    rows = pairs(5)
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1)
+    result = dpo(rows, spec, about, ref=str(other), run=RunOptions(quiet=True))
+    wanted = first_losses(about, by_logits(base, rows), by_logits(other, rows))
+    assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
+
+
+def test_rows_bring_their_own_smoothing(base: Path, other: Path, tmp_path: Path) -> None:
+    rows = [{**row, "label_smoothing": n / 4} for n, row in enumerate(pairs(5))]
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1)
+    result = dpo(rows, spec, Preference(), ref=str(other), run=RunOptions(quiet=True))
+    ours, theirs = by_logits(base, rows), by_logits(other, rows)
+    wanted = [
+        first_losses(Preference(), [a], [b])[0] * (1 - e) + first_losses(Preference(), [a[::-1]], [b[::-1]])[0] * e
+        for a, b, e in zip(ours, theirs, (0.0, 0.25, 0.5, 0.75, 1.0), strict=True)
+    ]
+    assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
+    with pytest.raises(DataError, match="label_smoothing"):
+        dpo(rows, spec, Preference(loss="ipo"), run=RunOptions(quiet=True))
+
+
+def test_constants_that_do_not_go_together() -> None:
+    with pytest.raises(OptionError, match="no label smoothing"):
+        Preference(loss="ipo", label_smoothing=0.1)
+    with pytest.raises(OptionError, match="below 0.5"):
+        Preference(label_smoothing=0.5)
+    with pytest.raises(OptionError, match="--ld-alpha"):
+        Preference(loss="simpo", ld_alpha=0.5)
+
+
+def test_a_smoothing_that_is_no_probability_is_a_bad_row(srlm: Srlm, base: Path) -> None:
+    rows = [*pairs(2), {**pairs(3)[2], "label_smoothing": 1.5}]
+    result = srlm("dpo", "--model", str(base), "--out", "m", stdin=as_lines(rows))
+    assert result.code == 3 and "<stdin>:3: expected `label_smoothing`" in result.err
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
+    """Against TRL's own fused head, with its gradients, on a padded batch."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from srlm_cli import models
+    from srlm_cli.train.scoring import score_by_row
+
+    torch.manual_seed(0)
+    lengths = [12, 7, 9][:together]
+    ids = torch.randint(0, 200, (together, 12))
+    mask = torch.tensor([[1] * n + [0] * (12 - n) for n in lengths])
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :4] = -100
+    found = []
+    for own in (False, True):
+        model = models.load_model(str(base), "float32")
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+        if own:
+            score_by_row(model)
+        scores = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+        scores.log_probs.sum().backward()
+        found.append((scores, {name: weight.grad for name, weight in model.named_parameters()}))
+    (theirs, wanted), (ours, grads) = found
+    for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+        assert torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-4), name
+    for name, grad in grads.items():
+        assert torch.allclose(grad, wanted[name], atol=1e-4), name

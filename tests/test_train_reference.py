@@ -1,0 +1,188 @@
+"""The reference of DPO: which model it is for a full model, an adapter and a chain, and that it is proven."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers import Srlm
+from srlm_cli import models
+from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.train import reference, session
+from srlm_cli.train.data import dpo_rows
+from srlm_cli.train.dpo import dpo
+from srlm_cli.train.losses import Preference
+from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.sft import sft
+from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
+
+torch.set_num_threads(1)
+QUIET = RunOptions(quiet=True)
+ROWS = pairs(6)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tiny_model(tmp_path_factory.mktemp("base") / "m")
+
+
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory) -> Path:
+    return tiny_adapter(tmp_path_factory.mktemp("adapter") / "a", base)
+
+
+def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
+    return TrainSpec(str(model), out, **{"learning_rate": 1e-2, "final_learning_rate": 1e-2, "batch": 3, **more})
+
+
+def sums(folder: Path) -> list[list[float]]:
+    """Return summed log-probabilities of (chosen, rejected) by a model's own logits, merged if it is an adapter."""
+    model, tokenizer = models.load_model(str(folder), "float32"), models.load_tokenizer(str(folder))
+    found = []
+    for row in dpo_rows(ROWS, tokenizer, 512)[0]:
+        found.append([])
+        for side in ("chosen_ids", "rejected_ids"):
+            ids = torch.tensor([row["prompt_ids"] + row[side]])
+            start = len(row["prompt_ids"])
+            with torch.inference_mode():
+                scores = model(ids).logits[0].log_softmax(-1)
+            found[-1].append(sum(float(scores[at - 1, ids[0, at]]) for at in range(start, ids.shape[1])))
+    return found
+
+
+def scored(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Return a list that the reference's log-probabilities are put in as a training computes them."""
+    from srlm_cli.train.trainers import PairTrainer
+
+    compute, kept = PairTrainer._reference_scores, []
+
+    def remember(self, *args):
+        kept.extend(compute(self, *args))
+        return kept
+
+    monkeypatch.setattr(PairTrainer, "_reference_scores", remember)
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [("base", {}), ("base", {"lora_r": 2}), ("adapter", {}), ("adapter", {"merge": True}), ("base", {"together": 3})],
+    ids=["full", "new-adapter", "adapter-goes-on", "adapter-merged", "padded"],
+)
+def test_previous_is_the_model_that_training_starts_from(model, more, request, tmp_path, monkeypatch):
+    start, kept = request.getfixturevalue(model), scored(monkeypatch)
+    result = dpo(ROWS, spec_of(start, tmp_path / "m", **more), Preference(), run=QUIET)
+    assert [list(pair) for pair in kept] == [pytest.approx(pair, abs=1e-3) for pair in sums(start)]
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert result["start"]["log_ratio_chosen"] == pytest.approx(0, abs=1e-4)
+    assert result["reference"]["model"] == str(start) and result["last_loss"] < result["first_loss"]
+    assert (tmp_path / "m" / "adapter_config.json").exists() == (model == "adapter" or "lora_r" in more) - more.get(
+        "merge", False
+    )
+    assert not (tmp_path / "m" / "ref").exists()
+
+
+@pytest.mark.parametrize("ref", ["base", "path"])
+def test_another_reference_has_its_own_log_probabilities(ref, base, adapter, tmp_path, monkeypatch):
+    kept, other = scored(monkeypatch), base if ref == "base" else tiny_model(tmp_path / "other", seed=5)
+    name = "base" if ref == "base" else str(other)
+    result = dpo(ROWS, spec_of(adapter, tmp_path / "m"), Preference(), ref=name, run=QUIET)
+    wanted, policy = sums(other), sums(adapter)
+    assert [list(pair) for pair in kept] == [pytest.approx(pair, abs=1e-3) for pair in wanted]
+    assert result["start"]["log_ratio_chosen"] == pytest.approx(policy[0][0] - wanted[0][0], abs=1e-3)
+    assert abs(result["start"]["log_ratio_chosen"]) > 0.1
+    assert result["reference"] == {"policy": name, "model": str(other), "fingerprint": models.fingerprint(str(other))}
+
+
+def test_base_is_where_the_chain_began(base: Path, tmp_path: Path) -> None:
+    m1, m2 = tmp_path / "M1", tmp_path / "M2"
+    about = {"from": {"model": str(base), "fingerprint": models.fingerprint(str(base))}}
+    sft(completions(6), spec_of(base, m1, lora_r=2), run=QUIET, provenance=about)
+    about = {"from": {"model": str(m1), "fingerprint": models.fingerprint(str(m1))}}
+    dpo(ROWS, spec_of(m1, m2, merge=True), Preference(), run=QUIET, provenance=about)
+    assert reference.resolve("base", str(m2)) == str(base) == reference.resolve("base", str(m1))
+    assert reference.resolve("previous", str(m2)) == str(m2)
+    (m1 / "adapter_model.safetensors").write_bytes(b"another")
+    with pytest.raises(OptionError, match="is not what .*M2 was trained from"):
+        reference.resolve("base", str(m2))
+    m1.rename(tmp_path / "gone")
+    with pytest.raises(OptionError, match="M2 was trained from no such model.*--ref PATH"):
+        reference.resolve("base", str(m2))
+
+
+def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(base, tmp_path, monkeypatch):
+    from srlm_cli.train.trainers import PairTrainer
+
+    wrong = [(-1.0, -2.0)] * len(ROWS)
+    monkeypatch.setattr(PairTrainer, "_reference_scores", lambda *_: wrong)
+    monkeypatch.setattr(session, "run_training", lambda *_: pytest.fail("trained all the same"))
+    with pytest.raises(SrlmError, match="policy and reference differ before the first step: log-ratios -"):
+        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), run=QUIET)
+    assert not (tmp_path / "m").exists()
+
+
+def test_reference_scores_that_are_not_of_the_reference_are_refused(base, tmp_path, monkeypatch):
+    """As when a mask is off by one: the scores are compared with the reference's own logits."""
+    from srlm_cli.train.trainers import PairTrainer
+
+    compute = PairTrainer.compute_ref_log_probs
+    monkeypatch.setattr(
+        PairTrainer, "compute_ref_log_probs", lambda *args: tuple(side * 0.9 for side in compute(*args))
+    )
+    with pytest.raises(SrlmError, match="the reference's log-probability is -.* by its own logits"):
+        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), run=QUIET)
+
+
+def test_a_reference_with_other_tokens_is_refused(base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    other = tiny_model(tmp_path / "other")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(other)
+    with pytest.raises(OptionError, match="other tokens than the model to train"):
+        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), ref=str(other), run=QUIET)
+
+
+def test_merge_writes_the_adapter_into_the_weights(adapter: Path, tmp_path: Path) -> None:
+    spec = spec_of(adapter, tmp_path / "a")
+    dpo(ROWS, spec, Preference(), run=QUIET)
+    dpo(ROWS, replace(spec, out=tmp_path / "m", merge=True), Preference(), run=QUIET)
+    assert (tmp_path / "m" / "model.safetensors").exists() and not list((tmp_path / "m").glob("adapter*"))
+    assert sums(tmp_path / "m") == [pytest.approx(pair, abs=1e-3) for pair in sums(tmp_path / "a")]
+
+
+def test_an_adapter_on_an_adapter_is_a_model(adapter: Path, tmp_path: Path) -> None:
+    upper = tmp_path / "upper"
+    merged = models.load_model(str(adapter), "float32")
+    merged.save_pretrained(tmp_path / "merged")
+    models.load_tokenizer(str(adapter)).save_pretrained(tmp_path / "merged")
+    tiny_adapter(upper, tmp_path / "merged", seed=4)
+    wanted = sums(upper)
+    config = json.loads((upper / "adapter_config.json").read_text())
+    (upper / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(adapter)}))
+    assert sums(upper) == [pytest.approx(pair, abs=1e-4) for pair in wanted]
+    result = dpo(ROWS, spec_of(upper, tmp_path / "m"), Preference(), run=QUIET)
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_dropout_does_not_hide_the_start(base: Path, tmp_path: Path) -> None:
+    """Policy and reference are compared without dropout; the first loss, with it, is not ln 2."""
+    result = dpo(ROWS, spec_of(base, tmp_path / "m", dropout=0.3, lora_r=2), Preference(), run=QUIET)
+    assert result["start"]["log_ratio_chosen"] == pytest.approx(0, abs=1e-4)
+    assert abs(result["first_loss"] - math.log(2)) > 1e-6
+
+
+def test_the_command_takes_a_reference(srlm: Srlm, base: Path, adapter: Path) -> None:
+    argv = ["dpo", "--model", str(adapter), "--ref", "base", "--max-steps", "1", "--out", "m"]
+    result = srlm(*argv, stdin="".join(json.dumps(row) + "\n" for row in ROWS), env=ALONE)
+    assert result.code == 0, result.err
+    [row] = result.rows
+    assert row["reference"]["policy"] == "base" and row["reference"]["model"] == str(base)
+    kept = json.loads((srlm.folder / "m" / "provenance.json").read_text())
+    assert kept["reference"] == row["reference"] and kept["beta"] == 0.1

@@ -1,0 +1,68 @@
+"""A small random Llama with a byte tokenizer and a chat template of its own, for tests of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from helpers import Row
+
+# One thread: models this small lose time with more, much of it where other tests run beside them.
+ALONE = {"OMP_NUM_THREADS": "1"}
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
+
+
+def tiny_model(folder: Path, seed: int = 0, **config: object) -> Path:
+    """Write a model of 2 layers and hidden size 32 with random weights, and its tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(SPECIAL)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>", pad_token="<|pad|>")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**shape, "tie_word_embeddings": True, **config}))
+    model.save_pretrained(folder)
+    return folder
+
+
+def tiny_adapter(folder: Path, base: Path, seed: int = 1, rank: int = 2) -> Path:
+    """Write an adapter on a model, its weights random and not zero."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = LoraConfig(r=rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def pairs(count: int) -> list[Row]:
+    """Return pairs of unlike lengths."""
+    return [
+        {"prompt": f"Ask {n}?", "chosen": f"Good {n} " + "yes " * (n % 5), "rejected": f"Bad {n} " + "no " * (n % 3)}
+        for n in range(count)
+    ]
+
+
+def completions(count: int) -> list[Row]:
+    """Return IFT rows of unlike lengths."""
+    return [{"prompt": f"Ask {n}?", "completion": f"Answer {n} " + "word " * (n % 7)} for n in range(count)]
