@@ -21,7 +21,7 @@ import transformers
 
 from srlm_cli import models
 from srlm_cli.engines.inprocess.attention import Span, Step
-from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
 from srlm_cli.engines.inprocess.pages import PAGE, Pages
 
 SHARE = 4
@@ -82,7 +82,8 @@ def main() -> None:
     asked = parser.parse_args()
     models.quiet_libraries()
     net = models.load_model(asked.model, asked.dtype).eval()
-    model = PackedModel(net, "cpu")
+    model = PackedModel(models.load_model(asked.model, asked.dtype).eval(), "cpu")
+    lay_by_input(model.net)
     with torch.inference_mode():
         if not model.fits():
             raise SystemExit(f"{asked.model} does not run packed")

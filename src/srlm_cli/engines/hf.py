@@ -16,7 +16,7 @@ from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
-from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
 from srlm_cli.engines.inprocess.plain import PlainModel, PlainWriter
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
@@ -40,6 +40,8 @@ class HfEngine:
         self.net = models.load_model(spec.model, models.pick_dtype(spec.dtype, self.device), self.device).eval()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+        if self.device == "cpu":
+            lay_by_input(self.net)
         packed = PackedModel(self.net, self.device)
         with torch.inference_mode():
             self.reader = packed if packed.fits() else PlainModel(self.net, self.device)

@@ -80,6 +80,8 @@ class PlainWriter:
             temperature=None,
             top_p=None,
             top_k=None,
+            repetition_penalty=1.0,  # what a model's makers recommend is no part of `Sampling`
+            no_repeat_ngram_size=0,
             eos_token_id=sorted(self.stops.ids),
             pad_token_id=self.stops.tokenizer.pad_token_id,
             logits_processor=[Drawn(seeds, sampling, budget)] if sampling.temperature > 0 else [],
