@@ -1,0 +1,86 @@
+"""Numbers kept on disk are those kept in memory, and the figures are those of an implementation that kept every row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from helpers import Srlm
+from srlm_cli.evaluate.health import ByPrompt, Numbers, health_metrics, numbers_of
+from srlm_cli.evaluate.reward import Replies, judge_metrics, metric_rows, replies_of
+from srlm_cli.records import judged_record
+from srlm_cli.streams.spill import ByKey
+
+RANKED = Path(__file__).parents[1] / "examples" / "quickstart" / "ranked.jsonl"
+# metric: value, n, ci_low, ci_high; found with all rows in memory and scipy's correlations (commit 44a945c)
+REWARD = {
+    "pairwise_accuracy": (0.4540229885057471, 348, 0.3957769531415348, 0.5142962184873948),
+    "tie_rate": (0.1235632183908046, 348, 0.08823529411764706, 0.16164898250059384),
+    "exact_match": (0.18181818181818182, 99, 0.1111111111111111, 0.26262626262626265),
+    "spearman": (0.023416858349510145, 99, -0.11548532418838868, 0.1576447620550625),
+    "kendall_tau": (0.017483823082064566, 99, -0.11405380818186202, 0.1446099755025998),
+    "random": (0.42528735632183906, 348, 0.36265688622754494, 0.4884946814694257),
+    "longest_wins_matched_length": (0.4520547945205479, 73, 0.32182881773399014, 0.5976219512195119),
+}
+HEALTH = {
+    "top_score_share": (0.1976112920738328, 921, 0.1709355828220859, 0.22631095769682724),
+    "spread_within_k": (1.2833549721640363, 307, 1.2191664635300823, 1.35040466342666),
+    "gap": (1.5521885521885521, 99, 1.3973063973063977, 1.71043771043771),
+    "mean_score": (2.3919652551574377, 307, 2.2637295574795573, 2.5153712301238045),
+    "longest_agreement": (0.5445544554455446, 303, 0.48285509539876387, 0.6112915963346998),
+    "score_length_spearman": (0.12936654736049283, 97, -0.030165513690214023, 0.2774967260040693),
+    "score_length_spearman_overall": (-0.00015530135978933593, 307, None, None),
+}
+
+
+def rows(draw: Random, prompts: int = 40) -> list[dict]:
+    """Return judged rows of prompts in a random order, the ids of some of them odd."""
+    made = [
+        judged_record(
+            {
+                "prompt": f"Question {n}?",
+                "prompt_id": f"{n * 7919 % 97}'\"é\ud83d" if n % 5 == 0 else f"{n}",
+                "response": "x" * draw.randint(1, 9),
+                "k": k,
+                "human": -k,
+                "score": draw.choice([None, 1, 2.5, 4, 10**30]),
+                "scores": [draw.choice([None, 1, 2.5]) for _ in range(3)],
+                "score_from": ["text", None, "finish"],
+            }
+        )
+        for n in range(prompts)
+        for k in range(draw.randint(1, 4))
+    ]
+    draw.shuffle(made)
+    return made
+
+
+def test_health_on_disk_is_health_in_memory() -> None:
+    judged = rows(Random(0))
+    on_disk, in_memory = (numbers_of(judged, store) for store in (ByKey(Numbers), ByPrompt()))
+    assert list(on_disk.prompts) == list(in_memory.prompts) == list(on_disk.prompts)
+    assert health_metrics(on_disk) == health_metrics(in_memory)
+
+
+def test_reward_on_disk_is_reward_in_memory() -> None:
+    judged = rows(Random(1))
+    store = ByKey(Replies)
+    for row in judged:
+        store.add(row["prompt_id"], replies_of([row], 0, 5.0))
+    groups = [[row for row in judged if row["prompt_id"] == key] for key in sorted({r["prompt_id"] for r in judged})]
+    assert metric_rows(store, {None}) == judge_metrics(groups)
+
+
+def test_figures_are_those_of_before(srlm: Srlm) -> None:
+    assert srlm("judge", "--engine", "echo", "--in", str(RANKED), "--out", "judged.jsonl").code == 0
+    for command, known in (("reward", REWARD), ("health", HEALTH)):
+        found = {
+            row["metric"]: row for row in srlm("eval", command, "--in", "judged.jsonl").rows if "replies" not in row
+        }
+        for name, (value, n, low, high) in known.items():
+            expected = {"value": value, "n": n, "ci_low": low, "ci_high": high}
+            for key, figure in expected.items():
+                same = None if figure is None else pytest.approx(figure, rel=1e-9, abs=1e-12)
+                assert found[name][key] == same, (name, key)
