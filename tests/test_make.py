@@ -36,6 +36,7 @@ max-length = 384
 count = 6
 [dpo]
 max-steps = 1
+device-batch-size = 1
 [judge]
 limit = 40
 direct = true
