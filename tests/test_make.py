@@ -38,7 +38,6 @@ count = 6
 max-steps = 1
 [judge]
 limit = 40
-direct = true
 """
 
 
@@ -178,22 +177,3 @@ def test_a_killed_run_goes_on(tmp_path):
 def test_help_lists_the_targets(run_folder):
     done = make(run_folder)
     assert done.returncode == 0 and "iterate" in done.stdout and "report" in done.stdout
-
-
-def test_meta_mixes_pairs_for_the_judge_in(run_folder):
-    """Turned on, M(t+1) is made again from both kinds of pairs; turned off, from one."""
-    assert make(run_folder, "iterate", "ITER=2").returncode == 0
-    made = {"M1/meta.jsonl", "M1/judge-pairs.jsonl"}
-    plan = planned(run_folder, "ITER=2", "META=1")
-    assert {*made, "M2/model"} <= set(plan) and not {"M1/judged.jsonl", "M1/pairs.jsonl", "M1/model"} & set(plan)
-    done = make(run_folder, "iterate", "ITER=2", "META=1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    run = run_folder / "runs" / "first"
-    pairs, judge_pairs = ((run / "M1" / f"{name}.jsonl").read_text().splitlines() for name in ("pairs", "judge-pairs"))
-    provenance = json.loads((run / "M2" / "model" / "provenance.json").read_text())
-    assert judge_pairs and provenance["data"]["rows"] == len(pairs) + len(judge_pairs)
-    assert planned(run_folder, "ITER=2", "META=1") == []
-    assert "judge-pairs" in make(run_folder, "report").stdout
-    plan = planned(run_folder, "ITER=2")
-    assert "M2/model" in plan and not made & set(plan)
-    assert planned(run_folder, "ITER=2", "META=0") == plan

@@ -1,0 +1,81 @@
+"""`make iterate META=1`: both kinds of pairs, made again when it is turned on or off; training is only written down."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import clean_env, read_rows
+
+SETTINGS = """
+[defaults]
+engine = "echo"
+[make-eft]
+method = "hindsight"
+reason = "none"
+template = "score_only"
+limit = 3
+[gen-prompts]
+count = 6
+[judge]
+direct = true
+["eval reward"]
+limit = 3
+"""
+
+# srlm, but a training leaves its command line as the model
+STAND_IN = f"""#!/bin/sh
+case "$1" in
+  sft|dpo) argv="$*"; while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; echo "$argv" > "$2/provenance.json" ;;
+  *) exec "{sys.executable}" -m srlm_cli "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run's folder, and a program that trains in no time."""
+    made = tmp_path / "mine"
+    subprocess.run([sys.executable, "-m", "srlm_cli", "init", made], check=True, capture_output=True)
+    (made / "srlm.toml").write_text(SETTINGS)
+    for name in ("ift", "ranked_eval"):
+        lines = (made / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        (made / f"{name}.jsonl").write_text("".join(lines[:9]))
+    program = made / "srlm"
+    program.write_text(STAND_IN)
+    program.chmod(0o755)
+    return made
+
+
+def make(folder: Path, *args: str) -> str:
+    """Run the loop to M2 and return what make printed."""
+    command = ["make", "SRLM=./srlm", "iterate", "ITER=2", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def planned(folder: Path, *args: str) -> set[str]:
+    """Return the files that `make -n` would write."""
+    words = [line.split() for line in make(folder, "-n", *args).splitlines() if " --out " in line]
+    return {line[line.index("--out") + 1].removeprefix("runs/first/") for line in words}
+
+
+def test_meta_mixes_pairs_for_the_judge_in(folder: Path) -> None:
+    make(folder)
+    run = folder / "runs" / "first"
+    model, pairs = run / "M2" / "model" / "provenance.json", ["M1/meta.jsonl", "M1/judge-pairs.jsonl"]
+    assert "judge-pairs" not in model.read_text() and not (run / pairs[0]).exists()
+    plan = planned(folder, "META=1")
+    assert {*pairs, "M2/model"} <= plan and not {"M1/judged.jsonl", "M1/pairs.jsonl", "M1/model"} & plan
+    make(folder, "META=1")
+    both = "--in runs/first/M1/pairs.jsonl --in runs/first/M1/judge-pairs.jsonl --model runs/first/M1/model"
+    assert both in model.read_text()
+    assert len(read_rows(run / pairs[0])) == 6 and read_rows(run / pairs[1])
+    assert planned(folder, "META=1") == set()
+    off = planned(folder)
+    assert "M2/model" in off and not {*pairs, "M1/pairs.jsonl"} & off
+    assert planned(folder, "META=0") == off
