@@ -145,7 +145,7 @@ def test_typer_and_rich_stay_at_the_surface(path: Path) -> None:
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_heavy_libraries_are_imported_late(path: Path) -> None:
     heavy = {name.split(".")[0] for name in imports_of(path, top_only=True)} & HEAVY
-    assert not heavy or name_of(path) == "engines/hf.py"
+    assert not heavy or name_of(path) in ("engines/hf.py", "train/trainers.py")
 
 
 def test_stages_touch_no_files_no_clock_and_no_environment() -> None:
