@@ -5,7 +5,8 @@
 All contenders get the same model (SmolLM2-135M-Instruct), the same real rows of Open Assistant, the
 same batch and learning rate, each in a process of its own. Timed is the work from the loaded model to
 the last step: rendering, the reference's log-probabilities, the steps. Tokens are those of the rows,
-without padding, each once. Memory is the peak of the process (ru_maxrss).
+without padding, each once. Memory is the peak of the process (ru_maxrss). Where other programs run
+beside it, `--threads 1` and the processor's seconds tell more than the clock.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 MODEL = "smollm2-135m-instruct"
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "oasst2"
-LENGTH = 1024
 CONTENDERS = {
     "dpo": ("trl", "trl-tuned", "srlm", "srlm-lora", "trl-lora"),
     "sft": ("trl", "trl-tuned", "srlm"),
@@ -47,17 +49,24 @@ def completions(folder: Path, count: int) -> list[dict[str, Any]]:
     return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
 
 
-def run_srlm(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Path) -> tuple[float, float]:
-    """Train with srlm; return the seconds from the loaded model to the last step, and the first loss."""
+def now() -> np.ndarray:
+    """Return the clock and the processor time of this process, in seconds."""
+    return np.array([time.monotonic(), time.process_time()])
+
+
+def run_srlm(
+    task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
+) -> tuple[np.ndarray, float]:
+    """Train with srlm; return the seconds (clock, processor) from the loaded model to the last step, and a loss."""
     from srlm_cli.train import session
     from srlm_cli.train.losses import Preference
     from srlm_cli.train.session import RunOptions, TrainSpec
 
     clock = {}
     load, save = session.load_policy, session.save
-    session.load_policy = lambda spec: [load(spec), clock.update(start=time.monotonic())][0]
-    session.save = lambda *args: clock.update(end=time.monotonic())
-    spec = TrainSpec(MODEL, out, 1e-6, 1e-7, batch=batch, max_length=LENGTH, lora_r=16 if "lora" in who else 0)
+    session.load_policy = lambda spec: [load(spec), clock.update(start=now())][0]
+    session.save = lambda *args: clock.update(end=now())
+    spec = TrainSpec(MODEL, out, 1e-6, 1e-7, batch=batch, max_length=length, lora_r=16 if "lora" in who else 0)
     if task == "dpo":
         from srlm_cli.train.dpo import dpo
 
@@ -70,7 +79,9 @@ def run_srlm(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: P
     return clock["end"] - clock["start"], results["first_loss"]
 
 
-def run_trl(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Path) -> tuple[float, float]:
+def run_trl(
+    task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
+) -> tuple[np.ndarray, float]:
     """Train with TRL: its defaults, or what is fastest with it on a CPU by its own settings."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -79,13 +90,13 @@ def run_trl(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Pa
 
     models.quiet_libraries()
     tokenizer, model = models.load_tokenizer(MODEL), models.load_model(MODEL, "float32")
-    started = time.monotonic()
+    started = now()
     settings: dict[str, Any] = {"per_device_train_batch_size": min(8, batch)}
     if who == "trl-tuned":
         settings = {"per_device_train_batch_size": 1, "gradient_checkpointing": False, "bf16": False}
         settings |= {"precompute_ref_log_probs": True} if task == "dpo" else {}
     settings |= {"gradient_accumulation_steps": batch // settings["per_device_train_batch_size"]}
-    settings |= {"output_dir": str(out), "learning_rate": 1e-6, "num_train_epochs": 1, "max_length": LENGTH}
+    settings |= {"output_dir": str(out), "learning_rate": 1e-6, "num_train_epochs": 1, "max_length": length}
     settings |= {"report_to": "none", "save_strategy": "no", "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}
 
     def messages(text: str, role: str) -> list[dict[str, str]]:
@@ -103,21 +114,21 @@ def run_trl(task: str, who: str, rows: list[dict[str, Any]], batch: int, out: Pa
     trainer = kind(model=model, args=config(**settings), train_dataset=data, processing_class=tokenizer, **more)
     trainer.train()
     first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return time.monotonic() - started, first
+    return now() - started, first
 
 
-def contend(task: str, who: str, rows: int, batch: int, data: Path) -> dict[str, Any]:
+def contend(task: str, who: str, rows: int, batch: int, length: int, data: Path) -> dict[str, Any]:
     """Return the figures of one contender, run in this process."""
     from srlm_cli import models
     from srlm_cli.train.data import dpo_rows, sft_rows
 
     made = pairs(data, rows) if task == "dpo" else completions(data, rows)
-    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, models.load_tokenizer(MODEL), LENGTH)
+    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, models.load_tokenizer(MODEL), length)
     with tempfile.TemporaryDirectory() as scratch:
         run = run_srlm if who.startswith("srlm") else run_trl
-        seconds, loss = run(task, who, made, batch, Path(scratch) / "m")
+        (seconds, processor), loss = run(task, who, made, batch, length, Path(scratch) / "m")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"tokens": report.tokens, "seconds": seconds, "peak_gb": peak, "first_loss": loss}
+    return {"tokens": report.tokens, "seconds": seconds, "processor": processor, "peak_gb": peak, "first_loss": loss}
 
 
 def main() -> None:
@@ -125,28 +136,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--only", choices=sorted(CONTENDERS))
     parser.add_argument("--without", action="append", default=[], help="a contender to leave out")
     parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
-        print(json.dumps(contend(*options.contender, options.rows, options.batch, options.data)))
+        print(json.dumps(contend(*options.contender, options.rows, options.batch, options.length, options.data)))
         return
     if not options.data.is_dir():
         sys.exit(f"{options.data} is not there: --data takes a folder with ranked_train.jsonl and ift.jsonl")
-    print(f"{' '.join(sys.argv)}: {options.rows} rows, steps of {options.batch}, max length {LENGTH}, {MODEL}")
+    print(f"{' '.join(sys.argv)}: {options.rows} rows, steps of {options.batch}, max length {options.length}, {MODEL}")
+    threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
+    env = {**os.environ, "TQDM_DISABLE": "1", **threads}
     for task in [options.only] if options.only else CONTENDERS:
         found = {}
         for who in [name for name in CONTENDERS[task] if name not in options.without]:
             argv = [sys.executable, __file__, "--contender", task, who, "--data", str(options.data)]
-            argv += ["--rows", str(options.rows), "--batch", str(options.batch)]
-            done = subprocess.run(argv, stdout=subprocess.PIPE, env={**os.environ, "TQDM_DISABLE": "1"}, check=True)
+            argv += ["--rows", str(options.rows), "--batch", str(options.batch), "--length", str(options.length)]
+            done = subprocess.run(argv, stdout=subprocess.PIPE, env=env, check=True)
             found[who] = json.loads(done.stdout.splitlines()[-1])
             own, first = found[who], next(iter(found.values()))
             print(
                 f"{task} {who:10} {own['tokens'] / own['seconds']:6.0f} tokens/s ({own['tokens']} tokens, "
-                f"{own['seconds']:.0f} s, {first['seconds'] / own['seconds']:.2f} times {next(iter(found))}), "
+                f"{own['seconds']:.0f} s, {first['seconds'] / own['seconds']:.2f} times {next(iter(found))}; processor "
+                f"{own['processor']:.0f} s, {first['processor'] / own['processor']:.2f} times), "
                 f"peak {own['peak_gb']:.2f} GB, first loss {own['first_loss']:.4f}",
                 flush=True,
             )

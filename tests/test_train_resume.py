@@ -331,3 +331,21 @@ def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
             run("late")
     assert run("late")["steps"] == 17
     assert_same(tmp_path / "whole", tmp_path / "late")
+
+
+def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(tmp_path: Path) -> None:
+    with locked(tmp_path / "m") as part:
+        part.take({"seed": 0}, restart=False, on_stale="stop")
+        for step, value in ((2, 1.0), (4, 2.0)):
+            part.step(step).mkdir()
+            if value < 2:
+                part.note_best(step, value)
+            part.keep(step)
+        part.note_best(6, 0.5)
+        part.step(6).mkdir()
+        with pytest.raises(SrlmError, match="cannot write the checkpoint: full"), part.writing("the checkpoint"):
+            raise OSError("full")
+        assert sorted(file.name for file in part.folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    with locked(tmp_path / "m") as part:
+        part.take({"seed": 0}, restart=False, on_stale="stop")
+        assert (part.checkpoint, part.best, part.best_value) == (4, 2, 1.0)

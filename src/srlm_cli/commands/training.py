@@ -162,7 +162,7 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
     try:
         return work()
     except KeyboardInterrupt:
-        left = f"what is finished is in {out}.part; the same command goes on from its last checkpoint"
+        left = f"what is finished is in {out}.part; the same command goes on from there"
         raise run.Interrupted("interrupted", left) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error

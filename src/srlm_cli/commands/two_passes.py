@@ -28,7 +28,7 @@ def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[R
     """
     if stream.in_ == "-" or (os.path.exists(stream.in_) and not os.path.isfile(stream.in_)):
         raise OptionError(f"{option} reads its input twice, which {shown(stream.in_)} cannot", "--in FILE")
-    rows = Reader([stream.in_], check, on_error="skip", limit=stream.limit)
+    rows = Reader([stream.in_], check, on_error="skip", limit=stream.limit, traced=False)
     try:
         return look(rows)
     except BadRow as error:

@@ -52,7 +52,7 @@ def dpo(
     if named != spec.model:
         reference.check_tokens(named, tokenizer)
     origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
-    identity = session.fingerprint("dpo", spec, made + held, reference=origin, loss=asdict(about))
+    identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
     with place(spec.out, run.dry_run) as part:
         part.take(identity, run.restart, run.on_stale)
         if run.dry_run:
@@ -60,7 +60,8 @@ def dpo(
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
             return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
         trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
-        results = {"data": report.as_dict(), "reference": origin, "start": reference.check_start(trainer, about, ref)}
+        start = reference.check_start(trainer, about, itself=named == spec.model)
+        results = {"data": report.as_dict(), "reference": origin, "start": start}
         results |= session.run_training(trainer, part, "dpo", run)
         results |= rewards(trainer.state.log_history)
         session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **asdict(about), **results})

@@ -41,6 +41,7 @@ class Part:
         self.fingerprint: dict[str, Any] = {}
         self.checkpoint = self.best = 0
         self.best_value: float | None = None
+        self.candidate: tuple[int, float] | None = None
 
     def step(self, number: int) -> Path:
         """Return the folder of a checkpoint, as transformers names it."""
@@ -72,14 +73,16 @@ class Part:
         """Note that the checkpoint of a step is whole; those that are neither the last nor the best go."""
         sync(self.step(step))
         self.checkpoint = step
+        if self.candidate and self.candidate[0] == step:
+            self.best, self.best_value = self.candidate
         self._save()
         for file in self.folder.iterdir():
             if self._torn(file):
                 shutil.rmtree(file)
 
     def note_best(self, step: int, value: float) -> None:
-        """Note that the model after a step is the best so far by its figure on held-out rows."""
-        self.best, self.best_value = step, value
+        """Note that the model after a step is the best so far by its figure on held-out rows, once it is kept."""
+        self.candidate = (step, value)
 
     def logged(self) -> list[Row]:
         """Return the steps of metrics.jsonl up to the last checkpoint; later ones are cut off, to be made again."""

@@ -59,10 +59,10 @@ def check_tokens(ref: str, tokenizer: PreTrainedTokenizerBase) -> None:
         raise OptionError(f"the reference {ref} has other tokens than the model to train", "--ref previous")
 
 
-def check_start(trainer: DPOTrainer, about: Preference, ref: str) -> dict[str, float]:
-    """Return loss and log-ratios of the first rows before any step; raise SrlmError unless they are what `ref` implies.
+def check_start(trainer: DPOTrainer, about: Preference, itself: bool) -> dict[str, float]:
+    """Return loss and log-ratios of the first rows before any step.
 
-    With the previous model as the reference the policy equals it: log-ratios 0, and loss ln 2 where the
+    Raises SrlmError unless a policy that has `itself` as the reference equals it: log-ratios 0, and loss ln 2 where the
     loss has no constant of its own.
     """
     import torch
@@ -76,7 +76,7 @@ def check_start(trainer: DPOTrainer, about: Preference, ref: str) -> dict[str, f
     found = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
     trainer._metrics["eval"].clear()
     ratios = (found["logps/chosen"] - ours, found["logps/rejected"] - theirs)
-    if ref == PREVIOUS and about.has_reference:
+    if itself and about.has_reference:
         scale = TOLERANCE * max(1.0, abs(ours), abs(theirs))
         apart = not max(map(abs, ratios)) <= scale
         if about.loss in STARTS_AT_LN2 and not about.nll_alpha:

@@ -41,7 +41,7 @@ def sft(
     held = sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0]
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
     with place(spec.out, run.dry_run) as part:
-        part.take(session.fingerprint("sft", spec, made + held), run.restart, run.on_stale)
+        part.take(session.fingerprint("sft", spec, made + held, held_out=len(held)), run.restart, run.on_stale)
         if run.dry_run:
             few = estimate.sample(made, row_length, session.together(spec))
             trainer = make_trainer(few, [], spec, run, tokenizer, part)

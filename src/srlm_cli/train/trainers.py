@@ -148,7 +148,8 @@ class PairTrainer(Resumable, DPOTrainer):
                 batch.pop("label_smoothing")
                 found += zip(*(side.tolist() for side in self.compute_ref_log_probs(scorer, batch)), strict=True)
                 if at == 0:
-                    reference.check_scores(scorer, batch, found[0], self.about)
+                    with self.accelerator.autocast():
+                        reference.check_scores(scorer, batch, found[0], self.about)
                 bar.advance(len(examples))
         finally:
             bar.close()
