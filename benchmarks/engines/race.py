@@ -164,8 +164,9 @@ def told(run: dict, counted: str, unit: str) -> str:
 
 def as_table(contenders: list[Contender], counted: str, unit: str) -> str:
     """Return the rates as a Markdown table, with the first contender's ratio to each, repeat by repeat."""
+    ratio = f"{contenders[0].name}'s ratio to it"
     lines = [
-        f"| contender | rows at once | {unit}/s (lowest to highest) | tokens a row | srlm's ratio to it | versions |",
+        f"| contender | rows at once | {unit}/s (lowest to highest) | tokens a row | {ratio} | versions |",
         "|---|---|---|---|---|---|",
     ]
     for one in contenders:
