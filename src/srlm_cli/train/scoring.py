@@ -26,7 +26,8 @@ def score_by_row(model: Any) -> None:
     plain = not any(getattr(config, name, None) for name in SCALINGS)
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
-        if not fused_lm_head or not plain or self.device.type != "cpu" or set(inputs) - KNOWN:
+        given = {name for name, value in inputs.items() if value is not None}  # peft passes on what is not set
+        if not fused_lm_head or not plain or self.device.type != "cpu" or given - KNOWN:
             return padded(*args, fused_lm_head=fused_lm_head, **inputs)
         return by_row(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
 
