@@ -1,7 +1,7 @@
 """Log-probabilities of target tokens on a CPU: a row at a time without its padding, logits of the targets only.
 
-TRL's own scoring makes logits for all positions of a padded batch where there is no GPU; on a CPU
-that is about half of the time of a step (docs/measurements.md).
+TRL's own scoring makes logits for all positions of a padded batch where there is no GPU, which costs
+time and memory on a CPU (docs/measurements.md).
 """
 
 from __future__ import annotations
