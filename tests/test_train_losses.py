@@ -183,6 +183,17 @@ def test_a_smoothing_that_is_no_probability_is_a_bad_row(srlm: Srlm, base: Path)
     assert result.code == 3 and "<stdin>:3: expected `label_smoothing`" in result.err
 
 
+@pytest.mark.parametrize("more", [{}, {"lora_r": 2}], ids=["full", "adapter"])
+def test_rows_are_scored_one_by_one_with_and_without_an_adapter(base: Path, tmp_path: Path, monkeypatch, more) -> None:
+    from srlm_cli.train import scoring
+
+    by_row, calls = scoring.by_row, []
+    monkeypatch.setattr(scoring, "by_row", lambda *args: calls.append(1) or by_row(*args))
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, **more)
+    dpo(pairs(5), spec, Preference(), run=RunOptions(quiet=True))
+    assert len(calls) == 5 + 1 + 5  # the reference, the check at the start, the step
+
+
 @pytest.mark.parametrize("together", [1, 3])
 def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
     """Against TRL's own fused head, with its gradients, on a padded batch."""

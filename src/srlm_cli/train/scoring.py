@@ -1,7 +1,7 @@
 """Log-probabilities of target tokens on a CPU: a row at a time without its padding, logits of the targets only.
 
-TRL's own scoring makes logits for all positions of a padded batch where there is no GPU; on a CPU
-that is about half of the time of a step (docs/measurements.md).
+TRL's own scoring makes logits for all positions of a padded batch where there is no GPU, which costs
+time and memory on a CPU (docs/measurements.md).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def score_by_row(model: Any) -> None:
     plain = not any(getattr(config, name, None) for name in SCALINGS)
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
-        if not fused_lm_head or not plain or self.device.type != "cpu" or set(inputs) - KNOWN:
+        given = {name for name, value in inputs.items() if value is not None}  # peft passes on what is not set
+        if not fused_lm_head or not plain or self.device.type != "cpu" or given - KNOWN:
             return padded(*args, fused_lm_head=fused_lm_head, **inputs)
         return by_row(self, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
 
