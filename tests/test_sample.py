@@ -68,10 +68,10 @@ def test_the_chat_is_passed_on_as_messages() -> None:
 def test_an_engine_is_opened_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("srlm_cli.engines.open_engine", lambda spec: ListEngine([["a", "b"]] * 9))
     engine = LazyEngine(EngineSpec("hf", "M1"))
-    assert list(sample([], engine, TWO)) == [] and engine.loads == 0
+    assert list(sample([], engine, TWO)) == [] and engine.loads == 0 and engine.model == "M1"
     for _ in range(2):
         assert len(list(sample(PROMPTS, engine, TWO))) == 3
-    assert engine.loads == 1 and engine.model == "M1"
+    assert engine.loads == 1 and engine.model == "fake"  # the opened engine knows its model: a server's only one
 
 
 def test_an_unknown_engine_is_refused() -> None:
