@@ -21,7 +21,7 @@ import openai
 
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec, choices
-from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.base import Completion, Request, end_of
 from srlm_cli.engines.choices import Step
 from srlm_cli.engines.server import Json, Server, filtered, names, too_long, words
 from srlm_cli.errors import EngineError
@@ -292,12 +292,12 @@ def behind_prefix(text: str, prefix: str) -> str:
 
 
 def ended_as_asked(reply: Reply, request: Request) -> tuple[str, str]:
-    """Return text and finish reason of a reply, cut at a stop text that the server has not heeded."""
+    """Return text and finish reason of a reply, cut where the server has not heeded its end."""
     if reply.finish_reason == "content_filter":
         return "", reply.finish_reason
     text = behind_prefix(reply.text, request.prefix)
-    stops = [at for stop in request.sampling.stop if (at := text.find(stop)) >= 0]
-    return (text[: min(stops)], "stop") if stops else (text, reply.finish_reason)
+    cut = end_of(text, request.sampling)
+    return (text, reply.finish_reason) if cut is None else (text[:cut], "stop")
 
 
 def tokens_told(error: openai.APIStatusError) -> int:

@@ -36,7 +36,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
-from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.engines.base import Completion, Request, Sampling, end_of
 from srlm_cli.errors import EngineError, OptionError
 
 BATCHES_AHEAD = 4
@@ -167,13 +167,13 @@ class VllmEngine:
             raise EngineError(f"vllm refused the sampling: {_first_line(error)}") from error
 
     def _text(self, output: vllm.CompletionOutput, sampling: Sampling) -> tuple[str, str, int]:
-        """Return (text, finish reason, tokens) of what was written, cut at its end and at stop texts."""
+        """Return (text, finish reason, tokens) of what was written, cut at its end."""
         tokens = list(output.token_ids)
         end = next((at for at, token in enumerate(tokens) if token in self.stop_ids), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        stops = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
-        reason = "stop" if stops or end is not None else "length"
-        return text[: min(stops)] if stops else text, reason, len(tokens)
+        cut = end_of(text, sampling)
+        reason = "length" if end is None and cut is None else "stop"
+        return text[:cut], reason, len(tokens)
 
     # --- choices ---------------------------------------------------------------------------------
 
