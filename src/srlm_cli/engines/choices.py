@@ -1,4 +1,4 @@
-"""One of several texts by its probability: read from the most probable tokens that a server tells of."""
+"""One of several texts by its probability, drawn alike in every engine; read from a server's most probable tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, log
 from random import Random
+
+from srlm_cli.engines.base import Completion, Request
 
 SPACES = str.maketrans("Ġ▁", "  ")  # how byte-level and SentencePiece vocabularies write a leading space
 
@@ -49,10 +51,32 @@ def _masses(
     return found
 
 
-def shared(found: dict[str, float]) -> list[float] | None:
+def of_texts(logs: Sequence[float], ends: Sequence[Sequence[int]]) -> list[float]:
+    """Return the probability of each choice from the log-probabilities of its whole text, given its tokens.
+
+    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it. Nearest
+    extensions only: "100" is taken from "10", and "10" from "1".
+    """
+    whole = [exp(log_ - max(logs)) for log_ in logs]
+    left = list(whole)
+    for at, end in enumerate(ends):
+        begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
+        if begins:
+            left[max(begins, key=lambda other: len(ends[other]))] -= whole[at]
+    return shared([max(mass, 0.0) for mass in left])
+
+
+def shared(parts: Sequence[float]) -> list[float] | None:
     """Return masses as probabilities that sum to 1, or None where there is no mass to share."""
-    total = sum(found.values())
-    return [mass / total for mass in found.values()] if total > 0 else None
+    total = sum(parts)
+    return [part / total for part in parts] if total > 0 else None
+
+
+def completion(request: Request, probabilities: list[float], tokens_in: int) -> Completion:
+    """Return the completion of a request whose choices have these probabilities: one drawn for each seed."""
+    temperature = request.sampling.temperature
+    texts = [pick(request.choices, probabilities, temperature, seed) for seed in request.seeds]
+    return Completion(texts, ["stop"] * len(texts), tokens_in, len(texts), probabilities)
 
 
 def pick(choices: Sequence[str], probabilities: Sequence[float], temperature: float, seed: int) -> str:

@@ -21,7 +21,7 @@ from srlm_cli.engines.inprocess.plain import PlainModel, PlainWriter
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task
-from srlm_cli.errors import EngineError
+from srlm_cli.engines.rendering import chat_text, token_ids
 
 BATCHES_A_WINDOW = 4
 
@@ -115,12 +115,7 @@ class HfEngine:
         return self._tokens(self._chat(request))
 
     def _chat(self, request: Request) -> str:
-        try:
-            text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of the model's makers: anything can be raised
-            raise EngineError(f"the chat template of {self.model} refused a prompt: {error}") from error
-        return text + request.prefix
+        return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to a tokenizer
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids(self.tokenizer, text)

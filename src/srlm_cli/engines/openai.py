@@ -23,8 +23,8 @@ from srlm_cli import models
 from srlm_cli.engines import EngineSpec, choices
 from srlm_cli.engines.base import Completion, Request, end_of
 from srlm_cli.engines.choices import Step
+from srlm_cli.engines.rendering import chat_text
 from srlm_cli.engines.server import Json, Server, filtered, names, too_long, words
-from srlm_cli.errors import EngineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -196,14 +196,12 @@ class OpenAIEngine:
         spent = [answer]
         for short in request.choices:
             spent += await self._divide(request, short, found)
-        probabilities = choices.shared(found)
+        probabilities = choices.shared(list(found.values()))
         size = len(request.seeds)
         tokens_in, tokens_out = answer.tokens_in, sum(answer.tokens_out for answer in spent)
         if probabilities is None:
             return Completion([""] * size, ["no-choice"] * size, tokens_in, tokens_out)
-        temperature = request.sampling.temperature
-        texts = [choices.pick(request.choices, probabilities, temperature, seed) for seed in request.seeds]
-        return Completion(texts, ["stop"] * size, tokens_in, tokens_out, probabilities)
+        return replace(choices.completion(request, probabilities, tokens_in), tokens_out=tokens_out)
 
     async def _divide(self, request: Request, short: str, found: dict[str, float]) -> list[Answer]:
         """Divide what was found for a choice ("1") among it and those that go on from it ("10")."""
@@ -251,10 +249,7 @@ class ChatTemplate:
     def render(self, request: Request) -> str:
         """Return a chat as text, up to and with its prefix, without the BOS that the server will add."""
         tokenizer = self.load()
-        try:
-            text = tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of the model's makers: anything can be raised
-            raise EngineError(f"the chat template of {self.model} refused a prompt: {error}") from error
+        text = chat_text(tokenizer, request.messages, self.model)
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         return (text.removeprefix(tokenizer.bos_token) if adds_bos else text) + request.prefix.rstrip()
 

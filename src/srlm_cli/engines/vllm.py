@@ -18,7 +18,6 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: nothing is left behind
 
 import json
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from itertools import count
 from os.path import commonprefix
 from pathlib import Path
 
-import torch
 import vllm
 from vllm import SamplingParams
 from vllm.inputs import tokens_input
@@ -35,8 +33,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec
+from srlm_cli.engines import EngineSpec, choices
 from srlm_cli.engines.base import Completion, Request, Sampling, end_of
+from srlm_cli.engines.rendering import chat_text, stop_ids, token_ids
 from srlm_cli.errors import EngineError, OptionError
 
 BATCHES_AHEAD = 4
@@ -57,7 +56,8 @@ class VllmEngine:
         self.lora = _lora(spec.model)
         self.llm = _load(spec, self.lora)
         self.context = self.llm.model_config.max_model_len
-        self.stop_ids = _stop_ids(self.llm, self.tokenizer)
+        configured = self.llm.model_config.try_get_generation_config().get("eos_token_id")
+        self.stop_ids = stop_ids(configured, self.tokenizer)
         self._names = map(str, count())
         self._finished: dict[str, vllm.RequestOutput] = {}
 
@@ -138,16 +138,10 @@ class VllmEngine:
     # --- tokens and texts ------------------------------------------------------------------------
 
     def _chat(self, request: Request) -> str:
-        """Return a chat as text, ready for the assistant's turn: as the hf engine renders it."""
-        try:
-            text = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # a template is a program of the model's makers: anything can be raised
-            raise EngineError(f"the chat template of {self.model} refused a prompt: {error}") from error
-        return text + request.prefix
+        return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to a tokenizer
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids(self.tokenizer, text)
 
     def _params(self, sampling: Sampling, seed: int, room: int) -> SamplingParams:
         """Return the sampling of one completion; vLLM knows no top-p of 0, which is greedy."""
@@ -203,11 +197,8 @@ class VllmEngine:
     def _chosen(self, asked: _Asked, outputs: list[vllm.RequestOutput]) -> Completion:
         """Multiply the probabilities along each choice, and draw."""
         behind = {node: output.outputs[0].logprobs[0] for node, output in zip(asked.nodes, outputs, strict=True)}
-        whole = [math.exp(sum(behind[end[:at]][token].logprob for at, token in enumerate(end))) for end in asked.ends]
-        probabilities = _shares(whole, asked.ends)
-        request = asked.request
-        texts = [_pick(request, probabilities, seed) for seed in request.seeds]
-        return Completion(texts, ["stop"] * len(texts), asked.tokens_in, len(texts), probabilities.tolist())
+        logs = [sum(behind[end[:at]][token].logprob for at, token in enumerate(end)) for end in asked.ends]
+        return choices.completion(asked.request, choices.of_texts(logs, asked.ends), asked.tokens_in)
 
 
 @dataclass
@@ -224,29 +215,6 @@ class _Asked:
     names: list[str] = field(default_factory=list)
     ends: list[tuple[int, ...]] = field(default_factory=list)
     nodes: list[tuple[int, ...]] = field(default_factory=list)
-
-
-def _shares(whole: list[float], ends: list[tuple[int, ...]]) -> torch.Tensor:
-    """Return probabilities that sum to 1 from those of the choices' texts.
-
-    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it.
-    """
-    left = list(whole)
-    for at, end in enumerate(ends):
-        begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
-        if begins:  # the nearest one only: "100" is taken from "10", and "10" from "1"
-            left[max(begins, key=lambda other: len(ends[other]))] -= whole[at]
-    probabilities = torch.tensor(left).clamp(min=0.0)
-    return probabilities / probabilities.sum()
-
-
-def _pick(request: Request, probabilities: torch.Tensor, seed: int) -> str:
-    """Return the choice that a seed draws: the one that it draws in the hf engine."""
-    if request.sampling.temperature <= 0:
-        return request.choices[int(probabilities.argmax())]
-    tempered = torch.softmax(probabilities.log() / request.sampling.temperature, -1)
-    at = torch.multinomial(tempered, 1, generator=torch.Generator().manual_seed(seed))
-    return request.choices[int(at)]
 
 
 # --- loading -------------------------------------------------------------------------------------
@@ -300,13 +268,6 @@ def _rank(folder: str) -> int:
     own = _adapter(folder)
     needed = max([own["r"], *(own.get("rank_pattern") or {}).values()])
     return next((rank for rank in LORA_RANKS if rank >= needed), needed)
-
-
-def _stop_ids(llm: vllm.LLMEngine, tokenizer) -> list[int]:
-    """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
-    configured = llm.model_config.try_get_generation_config().get("eos_token_id")
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})
 
 
 def _first_line(error: Exception) -> str:

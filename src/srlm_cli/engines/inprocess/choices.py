@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.choices import completion, of_texts
 from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.texts import Text, find_parents
 
@@ -85,33 +86,14 @@ def _completion(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> 
     """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
     if all(len(end) == 1 for end in choice.ends):
         ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
-        probabilities = torch.softmax(logits[()][ends], -1)
+        probabilities = torch.softmax(logits[()][ends], -1).tolist()
     else:
         probabilities = _of_longer(choice.ends, logits)
-    texts = [_pick(choice.request, probabilities, seed) for seed in choice.request.seeds]
-    return Completion(texts, ["stop"] * len(texts), choice.tokens_in, len(texts), probabilities.tolist())
+    return completion(choice.request, probabilities, choice.tokens_in)
 
 
-def _of_longer(ends: list[list[int]], logits: dict[tuple[int, ...], torch.Tensor]) -> torch.Tensor:
-    """Return the probability of each choice where some have several tokens.
-
-    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it.
-    """
+def _of_longer(ends: list[list[int]], logits: dict[tuple[int, ...], torch.Tensor]) -> list[float]:
+    """Return the probability of each choice where some have several tokens."""
     steps = {behind: torch.log_softmax(row, -1) for behind, row in logits.items()}
-    whole = [sum(float(steps[tuple(end[:at])][token]) for at, token in enumerate(end)) for end in ends]
-    left = list(torch.tensor(whole).exp().tolist())
-    # Nearest extensions only: "10" is taken from "1", and "100" from "10".
-    for at, end in enumerate(ends):
-        begins = [other for other, short in enumerate(ends) if short != end and end[: len(short)] == short]
-        if begins:
-            left[max(begins, key=lambda other: len(ends[other]))] -= float(torch.tensor(whole[at]).exp())
-    probabilities = torch.tensor(left).clamp(min=0.0)
-    return probabilities / probabilities.sum()
-
-
-def _pick(request: Request, probabilities: torch.Tensor, seed: int) -> str:
-    if request.sampling.temperature <= 0:
-        return request.choices[int(probabilities.argmax())]
-    tempered = torch.softmax(probabilities.log() / request.sampling.temperature, -1).cpu()
-    at = torch.multinomial(tempered, 1, generator=torch.Generator().manual_seed(seed))
-    return request.choices[int(at)]
+    logs = [sum(float(steps[tuple(end[:at])][token]) for at, token in enumerate(end)) for end in ends]
+    return of_texts(logs, ends)

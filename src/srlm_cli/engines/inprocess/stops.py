@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from srlm_cli.engines.base import Sampling, end_of
+from srlm_cli.engines.rendering import stop_ids
 
 UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character yet
 
@@ -14,7 +15,7 @@ class Stops:
 
     def __init__(self, net, tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.ids = _stop_ids(net, tokenizer)
+        self.ids = set(stop_ids(net.generation_config.eos_token_id, tokenizer))
         self._anchor = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
         self._piece = lru_cache(maxsize=None)(self._spelled)
 
@@ -45,10 +46,3 @@ class Stops:
         """Return a token as it is written within a text: alone, some tokenizers leave its space away."""
         before = self.tokenizer.decode(self._anchor)
         return self.tokenizer.decode([*self._anchor, token])[len(before) :]
-
-
-def _stop_ids(net, tokenizer) -> set[int]:
-    """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
-    configured = net.generation_config.eos_token_id
-    ids = configured if isinstance(configured, list) else [configured]
-    return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
