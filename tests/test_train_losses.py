@@ -120,6 +120,10 @@ def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
             loss = max(0.0, 1 - h)
         if about.loss == "ipo":
             loss = (w / lw - r / lr - 1 / (2 * b)) ** 2
+        if about.loss == "apo-zero":  # 1 more than equation 7 of arXiv 2408.06266, whose losses begin at 0
+            loss = 1 - sigmoid(b * w) + sigmoid(b * r)
+        if about.loss == "apo-down":  # 1 more than equation 8
+            loss = 1 + sigmoid(b * w) - sigmoid(b * (w - r))
         found.append(loss - about.nll_alpha * sum(chosen) / lw)
     return found
 
@@ -134,6 +138,8 @@ def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
         Preference(loss="robust", label_smoothing=0.2),
         Preference(loss="hinge"),
         Preference(loss="ipo"),
+        Preference(loss="apo-zero", beta=0.5),
+        Preference(loss="apo-down", beta=0.5),
         Preference(loss="length-normalised", beta=5.0),
         Preference(ld_alpha=0.3),
         Preference(loss="r-dpo", length_alpha=0.05),

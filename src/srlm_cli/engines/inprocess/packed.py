@@ -99,7 +99,7 @@ class PackedModel:
 def lay_by_input(net) -> None:
     """Store the weights of a model's linear layers by input instead of by output; shapes and results stay.
 
-    On a CPU the products of a few dozen rows are faster so, and those of one row or of hundreds are not slower.
+    On a CPU the products of a few dozen rows are faster so.
     """
     head = net.get_output_embeddings()
     for layer in net.modules():
