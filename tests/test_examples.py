@@ -10,18 +10,20 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from helpers import Row, clean_env, read_rows, write_rows
+from stub_server import Stub
 from tiny import ALONE, tiny_model
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 pytestmark = pytest.mark.slow
 
-PAGES = {name: (ROOT / name).read_text() for name in ("docs/commands.md", "README.md")}
+PAGES = {name: (ROOT / name).read_text() for name in ("docs/commands.md", "docs/engines.md", "README.md")}
 LINES = sorted(
     {line.strip() for line in re.findall(r"^ *(?:srlm|echo|cat) .*$", "\n".join(PAGES.values()), re.MULTILINE)}
 )
@@ -131,23 +133,32 @@ def made_before(here: Path) -> None:
     write_rows(here / "variants.jsonl", [{**row, "model": "variants"} for row in preferences[:12]])
 
 
-def run(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run(line: str, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     bin_ = folder / "bin"
     if not bin_.exists():
         bin_.mkdir()
         (bin_ / "srlm").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m srlm_cli "$@"\n')
         (bin_ / "srlm").chmod(0o755)
-    env = clean_env({**ALONE, **BRIEF, "PYTHONPATH": os.pathsep.join([str(ROOT / "src")])})
+    env = clean_env({**ALONE, **BRIEF, **more, "PYTHONPATH": os.pathsep.join([str(ROOT / "src")])})
     env["PATH"] = f"{bin_}:{env['PATH']}"
     command = ["bash", "-uo", "pipefail", "-c", line]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("line", [line for line in LINES if "--engine openai" not in line])
-def test_an_example_runs(line: str, files: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def server() -> Iterator[Stub]:
+    with Stub(steps=lambda asked: [{" ": 1.0}, {"4": 0.6, "3": 0.4}]) as stub:
+        yield stub
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_an_example_runs(line: str, files: Path, server: Stub, tmp_path: Path) -> None:
     folder = tmp_path / "here"
     shutil.copytree(files, folder)
-    done = run(smaller(line), folder)
+    if "--engine vllm" in line:
+        pytest.importorskip("vllm")
+    line = line.replace("http://localhost:8000/v1", server.url)
+    done = run(smaller(line), folder, OPENAI_BASE_URL=server.url)
     allowed = {0, *(code for start, code in OTHER_ENDS.items() if line.startswith(start))}
     assert done.returncode in allowed, f"{line}\nexit {done.returncode}\n{done.stderr}"
     assert "Traceback" not in done.stderr

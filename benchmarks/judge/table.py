@@ -11,7 +11,9 @@ NAMES = {
     "ift": "SFT on IFT only",
     "accept": "M1, accepted judgements",
     "hindsight": "M1, hindsight with reasons",
-    "score-only": "M1, scores only",
+    "score-only-100": "M1, scores only, 100 prompts",
+    "score-only-200": "M1, scores only, 200 prompts",
+    "score-only": "M1, scores only, all 406 prompts",
     "both": "M1, IFT + scores only",
 }
 METRICS = {
