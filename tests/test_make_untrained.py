@@ -1,4 +1,4 @@
-"""`make iterate META=1`: both kinds of pairs, made again when it is turned on or off; training is only written down."""
+"""`make iterate` where a training is only written down: both kinds of pairs with META=1, and an ITER that is none."""
 
 from __future__ import annotations
 
@@ -79,3 +79,11 @@ def test_meta_mixes_pairs_for_the_judge_in(folder: Path) -> None:
     off = planned(folder)
     assert "M2/model" in off and not {*pairs, "M1/pairs.jsonl"} & off
     assert planned(folder, "META=0") == off
+
+
+@pytest.mark.parametrize("given", ["0", "x", "", "-1"])
+def test_a_number_of_iterations_that_is_none(given: str, folder: Path) -> None:
+    command = ["make", "SRLM=./srlm", "iterate", f"ITER={given}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 2 and f"ITER={given} is no number of iterations" in done.stderr
+    assert not (folder / "runs").exists()
