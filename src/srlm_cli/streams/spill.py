@@ -17,6 +17,7 @@ from srlm_cli.streams.writer import encode
 
 T = TypeVar("T")
 CACHE_KIB = 32 << 10
+TAKE_IN = "INSERT OR IGNORE INTO seen VALUES (?)"
 
 
 class Spill:
@@ -37,11 +38,18 @@ class Seen(Spill):
     def __init__(self) -> None:
         super().__init__()
         self.database.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY)")
+        self.database.execute("BEGIN")  # never ended: nobody else reads it
 
     def add(self, key: int) -> bool:
         """Take in a key; return whether it is new."""
-        with full_disk():
-            return self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+        return self.add_all((key,))[0]
+
+    def add_all(self, keys: Iterable[int]) -> list[bool]:
+        """Take in keys one after the other; return of each whether it is new."""
+        try:
+            return [self.database.execute(TAKE_IN, (key,)).rowcount == 1 for key in keys]
+        except sqlite3.OperationalError as error:
+            raise no_room(error) from None
 
 
 class ByKey(Spill, Generic[T]):
@@ -91,6 +99,11 @@ def full_disk() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise SrlmError(
-            f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
-        ) from None
+        raise no_room(error) from None
+
+
+def no_room(error: sqlite3.OperationalError) -> SrlmError:
+    """Return a write that failed as one line, with a way out."""
+    return SrlmError(
+        f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
+    )
