@@ -106,10 +106,11 @@ def test_the_file_tells_the_same_counts(srlm: Srlm) -> None:
     assert several["read"] > 300 and several["counts"]["prompts"] == 123
 
 
-@pytest.mark.parametrize(
-    "bad", ["{", '{"prompt": "Why?"}', "[]", '{"prompt": "Why?", "response": "\ud800", "score": 1}']
-)
-@pytest.mark.parametrize("at", [0, 1, 150, 300, -1])
+NO_ROW = '{"prompt": "Why?"}'
+NO_UTF8 = '{"prompt": "Why?", "response": "\ud800", "score": 1}'
+
+
+@pytest.mark.parametrize(("bad", "at"), [("{", 0), (NO_ROW, 1), (NO_UTF8, 150), ("[]", 300), ("{", 301), (NO_ROW, -1)])
 def test_a_bad_row_is_named_by_its_line_and_nothing_before_it_is_lost(srlm: Srlm, bad: str, at: int) -> None:
     lines = judged()
     lines.insert(at if at >= 0 else len(lines), bad)
@@ -129,10 +130,11 @@ def test_bad_rows_are_skipped_counted_and_kept(srlm: Srlm) -> None:
     one, several, done = both(srlm, "--on-error", "skip")
     assert one.code == several.code == 0 and "3 dropped: bad row" in one.err and done
     assert (several.out, several.err) == (one.out, one.err)
-    kept = []
-    for _ in range(2):
-        both(srlm, "--on-error", "skip", "--rejects", "rejects.jsonl")
-        kept.append((srlm.folder / "rejects.jsonl").read_text())
+    rejects, kept = srlm.folder / "rejects.jsonl", []
+    for run in (srlm, lambda *args: srlm.run([sys.executable, "-c", IN_RANGES, *args])):
+        run("make-pairs", "--in", "judged.jsonl", "--on-error", "skip", "--rejects", "rejects.jsonl")
+        kept.append(rejects.read_text())
+        rejects.unlink()
     assert kept[0] == kept[1] and kept[0].count("\n") == 3
 
 
