@@ -24,7 +24,12 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 def short_hash(text: str) -> str:
     """Return the first 16 hex digits of the SHA-256 of `text`."""
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return text_hash(text)[:16]
+
+
+def text_hash(text: str) -> str:
+    """Return the SHA-256 of `text` in hex."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def prompt_id(prompt: Prompt) -> str:
