@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
@@ -100,10 +101,13 @@ class FileWriter:
 
     def previous(self) -> Iterator[Row]:
         """Iterate over the rows that FILE.part held when it was opened."""
+        left = self.bytes
         with open(self.part, "rb") as file:
-            kept = file.read(self.bytes)
-        for line in (gzip.decompress(kept) if self.zipped and kept else kept).split(b"\n"):
-            if line:
+            lines = gzip.GzipFile(fileobj=BytesIO(file.read(left))) if self.zipped and left else file
+            for line in lines:
+                left -= len(line)
+                if left < 0 and not self.zipped:  # written since
+                    return
                 yield json.loads(line)
 
     def write(self, rows: list[Row]) -> None:
