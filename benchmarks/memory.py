@@ -57,7 +57,13 @@ def compared(prompts: int, n: int) -> Iterator[dict]:
             ours, theirs = draw.randint(1, 900), draw.randint(1, 900)
             won = 1.0 + (draw.random() < 0.3 + 0.4 * (ours > theirs))
             names = {"model": "M2", "baseline": "M1", "index": f"{prompt:016x}"}
-            yield {**names, "len_model": ours, "len_baseline": theirs, "preference": won, "difficulty": draw.gauss(0, 1)}
+            yield {
+                **names,
+                "len_model": ours,
+                "len_baseline": theirs,
+                "preference": won,
+                "difficulty": draw.gauss(0, 1),
+            }
 
 
 def write(folder: Path, prompts: int, n: int, text: str) -> None:
@@ -81,16 +87,21 @@ def write(folder: Path, prompts: int, n: int, text: str) -> None:
 
 
 def peak(command: list[str], folder: Path) -> int:
-    """Return the most memory, in bytes, that a command and its children hold, shared pages counted once."""
+    """Return the most memory, in bytes, that a command holds."""
     with open(folder / "log", "w") as log:
         process = Popen([sys.executable, "-c", SMALL_CACHE, *command], cwd=folder, stdout=log, stderr=log)
     most = 0
     while process.poll() is None:
-        most = max(most, sum(map(resident, tree(process.pid))))
+        most = max(most, held(process.pid))
         sleep(0.02)
     if process.returncode:
         sys.exit(f"{' '.join(command)}: {(folder / 'log').read_text()[-500:]}")
     return most
+
+
+def held(process: int) -> int:
+    """Return what a process and all that come from it hold now, in bytes, shared pages counted once."""
+    return sum(map(resident, tree(process)))
 
 
 def tree(process: int) -> list[int]:

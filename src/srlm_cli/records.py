@@ -235,7 +235,7 @@ def _prompt(row: Row) -> Prompt:
             prompt = prompt[:-1]
     else:
         raise BadRow(f"expected `prompt` (or `instruction`, `messages`, `conversations`), got {_keys(row)}")
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+    if not prompt or (isinstance(prompt, str) and prompt.isspace()):
         raise BadRow("expected a prompt, got an empty one")
     return prompt
 

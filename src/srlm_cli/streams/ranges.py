@@ -7,6 +7,7 @@ the caller, who reads on from there: what is said of a bad row is what one proce
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -115,6 +116,7 @@ class Ranges(Generic[T]):
     def _serve(self, ranges: list[tuple[int, int]], write: int) -> NoReturn:
         """Work on ranges in a process of its own, which ends here whatever happens."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends all
+        gc.disable()  # rows have no cycles, and to look for some copies the pages that are shared
         try:
             with open(self.path, "rb") as file, os.fdopen(write, "wb") as out:
                 for start, end in ranges:
