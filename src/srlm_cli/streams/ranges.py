@@ -137,5 +137,5 @@ def processes() -> int:
 
 def worthwhile(path: str) -> bool:
     """Tell whether a path is a plain file that several processes are quicker with."""
-    plain = not path.endswith(".gz") and os.path.isfile(path)
+    plain = path != "-" and not path.endswith(".gz") and os.path.isfile(path)
     return plain and processes() > 1 and os.path.getsize(path) >= WORTHWHILE
