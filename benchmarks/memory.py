@@ -14,6 +14,8 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from subprocess import Popen
@@ -66,24 +68,24 @@ def compared(prompts: int, n: int) -> Iterator[dict]:
             }
 
 
-def write(folder: Path, prompts: int, n: int, text: str) -> None:
+def ranked(rows: Iterator[dict]) -> Iterator[dict]:
+    """Yield ranked rows of the same replies."""
+    for prompt, replies in groupby(rows, key=itemgetter("prompt")):
+        yield {"prompt": prompt, "responses": [{"text": row["response"], "score": row["human"]} for row in replies]}
+
+
+def write(folder: Path, wanted: set[str], prompts: int, n: int, text: str) -> None:
     """Write the files that the commands read."""
-    rows = list(judged(prompts, n, text))
-    of_prompt = [rows[at : at + n] for at in range(0, len(rows), n)]
-    ranked = (
-        {**group[0], "responses": [{"text": row["response"], "score": row["human"]} for row in group]}
-        for group in of_prompt
-    )
     files = {
-        "judged.jsonl": rows,
+        "judged.jsonl": judged(prompts, n, text),
         "earlier.jsonl": judged(prompts, n, text, seed=1),
-        "ranked.jsonl": ({key: row[key] for key in ("prompt", "responses")} for row in ranked),
+        "ranked.jsonl": ranked(judged(prompts, n, text)),
         "one.jsonl": judged(prompts, n, text, seed=2),
         "compared.jsonl": compared(prompts, n),
     }
-    for name, lines in files.items():
+    for name in wanted & set(files):
         with open(folder / name, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in lines)
+            file.writelines(json.dumps(row) + "\n" for row in files[name])
 
 
 def peak(command: list[str], folder: Path) -> int:
@@ -135,7 +137,8 @@ def main() -> None:
     found: dict[str, list[int]] = {name: [] for name in options.only.split(",")}
     for prompts, n in sizes:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            write(Path(folder), prompts, n, "y" * options.texts)
+            wanted = {word for name in found for word in COMMANDS[name]}
+            write(Path(folder), wanted, prompts, n, "y" * options.texts)
             for name, peaks in found.items():
                 peaks.append(peak(COMMANDS[name], Path(folder)))
     for name, (least, more, most) in found.items():
