@@ -4,7 +4,8 @@ python benchmarks/memory.py [--prompts N] [--only NAME,NAME] [--folder FOLDER]
 
 Runs each command on N prompts and on 3 N, with two and with four responses each (short ones: texts are not kept, as
 the longer ones of `--texts` show), and takes the slopes of its peak memory, that of all its processes together. The
-tables on disk have 1 MiB of cache here instead of 32, so that the slope is not that of a cache that fills.
+tables on disk have 1 MiB of cache here instead of 32, so that the slope is not that of a cache that fills, and
+`length-control` makes 2 draws, one at a time, as it makes 2,000 of a million rows and more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from random import Random
 from subprocess import Popen
 from time import sleep
 
-SMALL_CACHE = "from srlm_cli.streams import spill; spill.CACHE_KIB = 1024; from srlm_cli.cli import main; main()"
+PROGRAM = """
+from srlm_cli.cli import main
+from srlm_cli.evaluate import length_control
+from srlm_cli.streams import spill
+spill.CACHE_KIB = 1024
+length_control.RESAMPLES, length_control.WEIGHTS_AT_ONCE = 2, 1
+main()
+"""
 COMMANDS = {
     "make-pairs": ["make-pairs", "--in", "judged.jsonl"],
     "make-pairs --unsorted": ["make-pairs", "--unsorted", "--in", "judged.jsonl"],
@@ -91,7 +99,7 @@ def write(folder: Path, wanted: set[str], prompts: int, n: int, text: str) -> No
 def peak(command: list[str], folder: Path) -> int:
     """Return the most memory, in bytes, that a command holds."""
     with open(folder / "log", "w") as log:
-        process = Popen([sys.executable, "-c", SMALL_CACHE, *command], cwd=folder, stdout=log, stderr=log)
+        process = Popen([sys.executable, "-c", PROGRAM, *command], cwd=folder, stdout=log, stderr=log)
     most = 0
     while process.poll() is None:
         most = max(most, held(process.pid))
