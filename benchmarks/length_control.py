@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from srlm_cli.evaluate.length_control import C, by_model, features_of, fit, preference_record
+from srlm_cli.evaluate.length_control import C, Comparisons, Variants, by_model, features_of, fit, preference_record
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval_lc"
 GRID = np.logspace(-4, 4, 10)
@@ -31,19 +31,23 @@ def table(name: str, folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def comparisons(folder: Path) -> dict[str, list[dict]]:
+def comparisons(folder: Path) -> dict[str, Comparisons]:
     """Return the rows of each model; the difficulty belongs to the place of a row, as when they were published."""
     numbers = ("len_baseline", "len_model", "preference")
     rows = [{**row, **{field: float(row[field]) for field in numbers}} for row in table("preferences.csv", folder)]
     difficulty = [float(row["instruction_difficulty"]) for row in table("instructions_lc_features.csv", folder)]
-    groups = by_model({**row, "baseline": None} for row in rows)
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["model"], []).append(row)
     return {
-        model: [preference_record({**row, "difficulty": value}) for row, value in zip(group, difficulty, strict=False)]
-        for (model, _), group in groups.items()
+        model: Comparisons(
+            preference_record({**row, "difficulty": value}) for row, value in zip(group, difficulty, strict=False)
+        )
+        for model, group in groups.items()
     }
 
 
-def reference(folder: Path) -> list[dict]:
+def reference(folder: Path) -> Variants:
     """Return the baseline against its verbose and concise variants, with probabilities of the published sums."""
     rows = [
         {
@@ -53,6 +57,7 @@ def reference(folder: Path) -> list[dict]:
             "len_baseline": float(row["len_baseline_gpt4_1106_preview"]),
             "len_model": float(row[f"len_gamed_{variant}"]),
             "difficulty": float(row["instruction_difficulty"]),
+            "preference": 1.5,  # for the time being
         }
         for variant in ("verbose", "concise")
         for row in table("instructions_lc_features.csv", folder)
@@ -64,7 +69,9 @@ def reference(folder: Path) -> list[dict]:
         curvature = terms.T @ (terms * (labels * (1 - labels))[:, None])
         coefficients += np.linalg.solve(curvature, SUMS - terms.T @ labels)
     preferences = (1 + labels).tolist()
-    return [preference_record({**row, "preference": value}) for row, value in zip(rows, preferences, strict=True)]
+    return by_model(
+        preference_record({**row, "preference": value}) for row, value in zip(rows, preferences, strict=True)
+    )
 
 
 def published(folder: Path) -> dict[str, float]:

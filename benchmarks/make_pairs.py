@@ -3,9 +3,9 @@
 python benchmarks/make_pairs.py [--rows N] [--runs R] [--file JUDGED] [--duckdb PYTHON] [--folder FOLDER]
 
 Makes a file of N rows (3.4 kB each) unless one is given. PYTHON is an interpreter that has duckdb; contenders that are
-not installed are left out. jq keeps one prompt in memory, as srlm does; DuckDB uses all processors and reads five
-columns only. Time and memory are those that the system counts for each process. `cpu` is what a run took of all
-processors: on a machine with other work it says more than the wall time.
+not installed are left out. jq keeps one prompt in memory and uses one processor; srlm keeps one prompt and uses two;
+DuckDB uses all processors and reads five columns only. Memory is that of all processes of a contender, shared pages
+counted once. `cpu` is what a run took of all processors: on a machine with other work it says more than the wall time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import judged_rows
+from memory import held
 
 HERE = Path(__file__).parent
 SHARED = ("id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "chosen_id", "rejected_id")
@@ -39,7 +40,7 @@ duckdb.sql(sql)
 
 @dataclass(frozen=True)
 class Run:
-    """What one run took: wall seconds, processor seconds, and the most memory it held, in MiB."""
+    """What one run took: wall seconds, processor seconds, and the most memory it held, in MiB, of all its processes."""
 
     wall: float
     cpu: float
@@ -69,10 +70,15 @@ def run(command: list[str], out: Path) -> Run:
     with open(out, "wb") if command[0] == "jq" else open(os.devnull, "wb") as stdout:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=stdout)
-        _, status, used = os.wait4(process.pid, 0)
+        peak, ended = 0, (0, 0, None)
+        while not ended[0]:
+            peak = max(peak, held(process.pid))
+            time.sleep(0.01)
+            ended = os.wait4(process.pid, os.WNOHANG)
+    _, status, used = ended
     if os.waitstatus_to_exitcode(status):
         sys.exit(f"{command[0]} failed")
-    return Run(time.perf_counter() - started, used.ru_utime + used.ru_stime, used.ru_maxrss // 1024)
+    return Run(time.perf_counter() - started, used.ru_utime + used.ru_stime, peak >> 20)
 
 
 def digest(path: Path) -> tuple[int, int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 
 from helpers import Srlm
 from srlm_cli import engines
-from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.commands import run
+from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
 from srlm_cli.errors import EngineError, OptionError
 
 
@@ -64,3 +68,18 @@ def test_replicas_share_the_cores_of_a_processor(monkeypatch: pytest.MonkeyPatch
     assert device_settings(spec) == [{"VLLM_CPU_OMP_THREADS_BIND": "0,1,2|3,8,9"}]
     spec = EngineSpec("vllm", "m", tensor_parallel_size=1, data_parallel_size=3)
     assert [one["VLLM_CPU_OMP_THREADS_BIND"] for one in device_settings(spec)] == ["0,1", "2,3", "8,9"]
+
+
+def test_meta_tells_the_version_of_a_vllm_in_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(distribution: str) -> str:
+        if distribution == "vllm-cpu":
+            return "0.32.0"
+        raise PackageNotFoundError(distribution)
+
+    monkeypatch.setattr(run, "version", version)
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    engine = LazyEngine(EngineSpec("vllm", "some/model", data_parallel_size=2))
+    assert "vllm" not in run.meta("sample", None, run.Tally(), engine)["versions"]
+    engine.loads = 1
+    assert run.meta("sample", None, run.Tally(), engine)["versions"]["vllm"] == "0.32.0"
+    assert run.versions("torch")["torch"] == "unknown"

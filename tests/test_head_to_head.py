@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterable
 from itertools import combinations
 
 import pytest
@@ -276,7 +277,8 @@ def test_every_pair_has_its_metrics_and_every_model_its_rating() -> None:
 
 
 def test_the_length_controlled_rate_stands_beside_the_win_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_matches(played: list[dict], seed: int = 0) -> dict | None:
+    def of_matches(played: Iterable[dict], seed: int = 0) -> dict | None:
+        played = list(played)
         row = {"task": "head_to_head", "metric": "length_controlled_win_rate", "value": len(played) / 10, "n": seed}
         return None if played[0]["model_b"] == "M1" else row
 

@@ -7,6 +7,7 @@ import math
 import random
 import runpy
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import pytest
 
 from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import BadRow
-from srlm_cli.evaluate.length_control import C, controlled, fit, length_control, of_matches, preference_record
+from srlm_cli.evaluate import length_control as pure
+from srlm_cli.evaluate.length_control import C, Comparisons, by_model, of_matches, preference_record
 from srlm_cli.evaluate.logistic import probability, solve
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,18 @@ def two_lengths(shorter: float, longer: float, many: int = 10, **more) -> list[d
     """Return rows of a model that is 100 characters shorter half the time, with its win rate in each half."""
     halves = (100, shorter), (-100, longer)
     return [comparison(d, rate, index, **more) for d, rate in halves for index in range(many)]
+
+
+def fit(rows: list[dict], reference: list[dict] | tuple = (), c: float = C) -> pure.Fit:
+    return pure.fit(Comparisons(rows), by_model(reference), c)
+
+
+def length_control(rows: Iterable[dict], reference: Iterable[dict] = (), seed: int = 0) -> tuple[list[dict], str]:
+    return pure.length_control(by_model(rows), by_model(reference), seed=seed)
+
+
+def controlled(rows: list[dict], seed: int = 0) -> dict:
+    return pure.controlled(Comparisons(rows), seed=seed)
 
 
 # --- the model -------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from random import Random
 import pytest
 
 from helpers import Srlm
+from srlm_cli.evaluate.bootstrap import in_order
 from srlm_cli.evaluate.health import ByPrompt, Numbers, health_metrics, numbers_of
+from srlm_cli.evaluate.length_control import Comparisons
 from srlm_cli.evaluate.reward import Replies, judge_metrics, metric_rows, replies_of
 from srlm_cli.records import judged_record
-from srlm_cli.streams.spill import ByKey
+from srlm_cli.streams.spill import ByKey, Rows, Table
 
 RANKED = Path(__file__).parents[1] / "examples" / "quickstart" / "ranked.jsonl"
 # metric: value, n, ci_low, ci_high; found with all rows in memory and scipy's correlations (commit 44a945c)
@@ -71,6 +73,41 @@ def test_reward_on_disk_is_reward_in_memory() -> None:
         store.add(row["prompt_id"], replies_of([row], 0, 5.0))
     groups = [[row for row in judged if row["prompt_id"] == key] for key in sorted({r["prompt_id"] for r in judged})]
     assert metric_rows(store, {None}) == judge_metrics(groups)
+
+
+def test_a_table_on_disk_is_a_dict() -> None:
+    draw, on_disk, in_memory = Random(2), Table(), {}
+    for _ in range(500):
+        key, value = (
+            draw.choice(["", "a", "é", "\ud83d", "a'\"", *map(str, range(40))]),
+            draw.choice([0.1, 1, "x", {"a": []}]),
+        )
+        match draw.randrange(3):
+            case 0:
+                on_disk[key] = in_memory[key] = value
+            case 1:
+                on_disk.setdefault(key, value)
+                in_memory.setdefault(key, value)
+            case _:
+                assert on_disk.pop(key, None) == in_memory.pop(key, None)
+        assert (key in on_disk) == (key in in_memory)
+    assert dict(on_disk) == in_memory and len(on_disk) == len(in_memory) > 10
+
+
+def test_rows_on_disk_come_as_they_went_each_time() -> None:
+    rows = Rows()
+    for n in range(50):
+        rows.add({"n": n, "text": "\ud83d\n"})
+    for _ in range(2):
+        assert list(rows) == [{"n": n, "text": "\ud83d\n"} for n in range(50)]
+
+
+def test_prompts_of_comparisons_are_told_apart_as_names_and_numbers_are() -> None:
+    indices = [1, 1.0, "1", -1, -2, None, None, 1e300, "p", "p", 1.5]
+    given = {"len_model": 1, "len_baseline": 2, "preference": 2, "difficulty": None}
+    compared = Comparisons({**given, "index": index} for index in indices)
+    assert in_order(compared.prompts).tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 7, 7, 8]
+    assert [len(prompt) for prompt in compared.by_prompt()] == [2, 1, 1, 1, 1, 1, 1, 2, 1]
 
 
 def test_figures_are_those_of_before(srlm: Srlm) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ import torch
 
 from helpers import Srlm
 from srlm_cli import models
+from srlm_cli.commands.training import provenance
 from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.records import pair_record
+from srlm_cli.streams.reader import Reader
 from srlm_cli.train import reference, session
 from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.dpo import dpo
@@ -186,3 +191,15 @@ def test_the_command_takes_a_reference(srlm: Srlm, base: Path, adapter: Path) ->
     assert row["reference"]["policy"] == "base" and row["reference"]["model"] == str(base)
     kept = json.loads((srlm.folder / "m" / "provenance.json").read_text())
     assert kept["reference"] == row["reference"] and kept["beta"] == 0.1
+
+
+def test_provenance_tells_what_a_model_was_trained_with(base: Path, tmp_path: Path, monkeypatch) -> None:
+    for name in ("trl", "peft", "datasets"):  # as in a process that has not begun to train
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "in.jsonl").write_text("")
+    reader = Reader([str(tmp_path / "in.jsonl")], pair_record)
+    versions = provenance("dpo", spec_of(base, tmp_path / "out"), reader)["versions"]
+    assert versions["torch"] == torch.__version__
+    assert {name: versions.get(name) for name in ("trl", "peft", "datasets")} == {
+        name: version(name) for name in ("trl", "peft", "datasets")
+    }

@@ -24,7 +24,12 @@ SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistan
 
 def short_hash(text: str) -> str:
     """Return the first 16 hex digits of the SHA-256 of `text`."""
-    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return text_hash(text)[:16]
+
+
+def text_hash(text: str) -> str:
+    """Return the SHA-256 of `text` in hex."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def prompt_id(prompt: Prompt) -> str:
@@ -230,7 +235,7 @@ def _prompt(row: Row) -> Prompt:
             prompt = prompt[:-1]
     else:
         raise BadRow(f"expected `prompt` (or `instruction`, `messages`, `conversations`), got {_keys(row)}")
-    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+    if not prompt or (isinstance(prompt, str) and prompt.isspace()):
         raise BadRow("expected a prompt, got an empty one")
     return prompt
 

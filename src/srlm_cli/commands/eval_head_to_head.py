@@ -1,8 +1,8 @@
 """srlm eval head-to-head."""
 
 import os
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from typer import Option
@@ -65,6 +65,7 @@ def head_to_head(
     """
     from srlm_cli.evaluate import head_to_head as compare
     from srlm_cli.evaluate import standings
+    from srlm_cli.streams import spill
 
     if not against:
         raise OptionError("no --against FILE", "responses of the model to compare with")
@@ -73,30 +74,32 @@ def head_to_head(
     form = templates.load(template, fields={"prompt", "first", "second"}, reads=True)
     if direct and not (form.finish and form.choices):
         raise OptionError(f"template {template} has no `finish` and `choices`", "--direct needs them")
-    others = [whole(path) for path in against]
+    others = [read_first(path) for path in against]
     if os.path.isfile(stream.in_):  # told before a model is loaded; of a pipe it is seen at its end
         rows = Reader([stream.in_], records.response_record, on_error="skip", limit=stream.limit)
-        compare.check_common(prompts_of(rows), [prompts_of(rows) for rows, _ in others], files)
+        compare.check_common((row["prompt_id"] for row in rows), [other.responses for other in others], files)
     reader = run.reader(stream, records.response_record, [stream.in_])
-    first = [reader.peek(), *(rows[0] if rows else None for rows, _ in others)]
+    first = [reader.peek(), *(next(iter(other.responses.values()), None) for other in others)]
     names = compare.names_of([row.get("model") if row else None for row in first], files)
     model = LazyEngine(engine.spec())
     options = compare.HeadToHeadOptions(form, sampling.sampling(), sampling.seed, direct, by)
-    played: list[Row] = []
+    played = spill.Rows()
 
     def play(rows, done):
-        sources = [rows, *(rows for rows, _ in others)]
+        sources = [rows, *(other.responses for other in others)]
         entries = [compare.Entry(*one) for one in zip(names, map(shown, files), sources, strict=True)]
-        played.extend(done.rows())
-        for outcome in compare.head_to_head(entries, model, options, kept=played):
-            played.extend(outcome.rows)
+        for match in done.rows():
+            played.add(compare.numbers_of(match))
+        for outcome in compare.head_to_head(entries, model, options, kept=played, is_new=spill.Seen().add):
+            for match in outcome.rows:
+                played.add(compare.numbers_of(match))
             yield outcome
 
-    run.stage(
+    tally = run.stage(
         "eval head-to-head",
         replace(stream, out=matches),
         reader,
-        identity(sampling, template=form.hash, direct=direct, by=by, against=[digest for _, digest in others])
+        identity(sampling, template=form.hash, direct=direct, by=by, against=[other.digest for other in others])
         | run.model_identity(model.spec),
         play,
         engine=model,
@@ -105,19 +108,26 @@ def head_to_head(
     if len(files) > 2 and not stream.quiet:
         for line in standings.table(metrics, names):
             say(line)
-    run.write_rows("eval head-to-head", stream.out, metrics, reader, read=len(played), quiet=True)
+    run.write_rows("eval head-to-head", stream.out, metrics, reader, read=tally.kept, quiet=True)
 
 
-def whole(path: str) -> tuple[list[Row], str]:
-    """Return all response rows of a file, and a hash of them."""
+@dataclass(frozen=True)
+class Other:
+    """The first response of a file to each prompt, by its id, and a hash of the file's rows."""
+
+    responses: Mapping[str, Row]
+    digest: str
+
+
+def read_first(path: str) -> Other:
+    """Read a whole file of responses; they are kept on disk."""
+    from srlm_cli.evaluate.head_to_head import first_responses
+    from srlm_cli.streams.spill import Table
+
     reader = Reader([path], records.response_record)
-    rows = run.all_rows(reader)
-    return rows, reader.digest.hex()
-
-
-def prompts_of(rows: Iterable[Row]) -> set[str]:
-    """Return the ids of the prompts that rows answer."""
-    return {row["prompt_id"] for row in rows}
+    responses = first_responses(run.finished(reader), Table())
+    run.check_whole(reader)
+    return Other(responses, reader.digest.hex())
 
 
 def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:

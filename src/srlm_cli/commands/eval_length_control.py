@@ -9,7 +9,7 @@ from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, Out, ReadOptions, Seed
 from srlm_cli.evaluate import length_control as pure
 from srlm_cli.streams.console import say
-from srlm_cli.streams.reader import read_all
+from srlm_cli.streams.reader import Reader
 
 
 @grouped
@@ -41,10 +41,18 @@ def length_control(
     variant of the baseline a model. The interval is a bootstrap over prompts with --seed.
     """
     run.refuse_own_input(out, [in_, *([reference] if reference else [])])
-    variants = read_all(reference, pure.preference_record) if reference else []
-    reader = run.reader(read, pure.preference_record, [in_])
-    rows = run.all_rows(reader)
-    metrics, left_out = pure.length_control(rows, variants, inverse_penalty, seed)
-    run.write_rows("eval length-control", out, metrics, reader, read=len(rows), quiet=read.quiet)
+    variants = compared(Reader([reference], pure.preference_record, traced=False)) if reference else {}
+    reader = run.reader(read, pure.preference_record, [in_], traced=False)
+    models = compared(reader)
+    metrics, left_out = pure.length_control(models, variants, inverse_penalty, seed)
+    count = sum(map(len, models.values()))
+    run.write_rows("eval length-control", out, metrics, reader, read=count, quiet=read.quiet)
     if left_out and not read.quiet:
         say(f"srlm eval length-control: {left_out}")
+
+
+def compared(reader: Reader) -> pure.Variants:
+    """Return all comparisons of a file, model by model; a bad row raises DataError."""
+    models = pure.by_model(run.finished(reader))
+    run.check_whole(reader)
+    return models

@@ -1,5 +1,6 @@
 """srlm eval reward."""
 
+from collections.abc import Mapping
 from itertools import groupby
 from operator import itemgetter
 from typing import Annotated
@@ -12,7 +13,7 @@ from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, Out, ReadOptions, Seed
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import read_all
+from srlm_cli.streams.reader import Reader
 
 
 @grouped
@@ -50,7 +51,7 @@ def reward(
     from srlm_cli.streams.spill import ByKey
 
     run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
-    people = human_values(ranked) if ranked else {}
+    people = human_values(ranked) if ranked else None
     reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_], traced=False)
     prompts, judges, count = ByKey(pure.Replies), set(), 0
     for prompt, rows in groupby(run.finished(reader), key=itemgetter("prompt_id")):
@@ -63,19 +64,31 @@ def reward(
     run.write_rows("eval reward", out, metrics, reader, read=count, quiet=read.quiet)
 
 
-def human_values(path: str) -> dict[tuple[str, str], float]:
-    """Return what people thought of each reply, by prompt and text."""
-    rows = [row for ranked in read_all(path, records.ranked_record) for row in records.responses_of(ranked)]
-    return {(records.prompt_id(row["prompt"]), row["response"].strip()): row["human"] for row in rows}
+def human_values(path: str) -> Mapping[str, float] | None:
+    """Return what people thought of each reply (see `reply_key`), on disk; None of a file without rows."""
+    from srlm_cli.streams.spill import Table
+
+    reader = Reader([path], records.ranked_record, traced=False)
+    values = Table()
+    for ranked in run.finished(reader):
+        for row in records.responses_of(ranked):
+            values[reply_key(row)] = row["human"]
+    run.check_whole(reader)
+    return values if len(values) else None
 
 
-def with_human(row: Row, people: dict[tuple[str, str], float]) -> Row:
+def reply_key(row: Row) -> str:
+    """Return what tells that two rows are of one reply: hashes of its prompt and its text."""
+    return f"{records.prompt_id(row['prompt'])}/{records.text_hash(row['response'].strip())}"
+
+
+def with_human(row: Row, people: Mapping[str, float] | None) -> Row:
     """Return a judged row with `human`, its own or that of the ranked rows; raise BadRow where there is none."""
-    if "human" in row and not people:
+    if people is None and "human" in row:
         if not records.is_number(row["human"]):
             raise BadRow(f"expected `human`, a number, larger is better, got {row['human']!r}")
         return row
-    key = records.prompt_id(row["prompt"]), row["response"].strip()
-    if key not in people:
+    value = people.get(reply_key(row)) if people is not None else None
+    if value is None:
         raise BadRow("no human ranking of this response; --ranked FILE has to hold its prompt and text")
-    return {**row, "human": people[key]}
+    return {**row, "human": value}

@@ -1,5 +1,6 @@
 """srlm make-pairs."""
 
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -90,7 +91,7 @@ def make_pairs(
     mean` and `--of judgements` read --in twice, which stdin cannot. With --agree-with a row has
     `agreement` and `label_smoothing`, which `srlm dpo` goes by.
     """
-    from srlm_cli.streams import spill
+    from srlm_cli.commands import pairs_of_ranges
 
     choice = Choice(min_gap, rho, given_alpha(length_alpha, rho), rejected_of, max_chosen_length, seed)
     files = {"rejected_from": rejected_from, "agree_with": agree_with}
@@ -109,14 +110,16 @@ def make_pairs(
         options = replace(options, alpha=balanced(stream, stage.scored_record, reply_pools(options)))
     if options.before and agreement == "mean":
         options = replace(options, mean_agreement=agreed(stream, options))
-    run.stage(
-        "make-pairs",
-        stream,
-        run.reader(stream, stage.scored_record, [stream.in_], traced=False),
-        decides | {name: file_hash(path) for name, path in files.items() if path},
-        lambda rows, _: stage.make_pairs(rows, options, is_new=spill.Seen().add, gather=spill.gathered),
-        from_the_start=True,
-    )
+    with ExitStack() as processes:
+        parts = pairs_of_ranges.open_ranges(stream, options, processes)
+        run.stage(
+            "make-pairs",
+            stream,
+            run.reader(stream, stage.scored_record, [stream.in_], traced=False),
+            decides | {name: file_hash(path) for name, path in files.items() if path},
+            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, parts),
+            from_the_start=True,
+        )
 
 
 def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, decides: dict[str, Any]) -> None:

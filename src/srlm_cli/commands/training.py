@@ -150,7 +150,7 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     return {
         "command": name,
         "argv": sys.argv[1:],
-        "versions": run.versions(),
+        "versions": run.versions("torch", "transformers", "trl", "peft", "datasets"),
         "from": {"model": spec.model, "fingerprint": fingerprint(spec.model)},
         "inputs": {path: file_hash(path) for path in reader.paths if path != "-"},
     }

@@ -58,6 +58,14 @@ def columns_of(prompts: Iterable[T], values: Mapping[str, Values[T]]) -> np.ndar
     return np.frombuffer(columns).reshape(-1, 2 * len(values))
 
 
+def in_order(keys: array) -> np.ndarray:
+    """Return the number, from 0, of each of many integers (n,), in the order in which they first came."""
+    import numpy as np
+
+    _, first, number = np.unique(np.asarray(keys, dtype=np.int64), return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
+
+
 def means(totals: np.ndarray) -> np.ndarray:
     """Return sums over counts, (..., 2 names) to (..., names); NaN where there is nothing to count."""
     import numpy as np

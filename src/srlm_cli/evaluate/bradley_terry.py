@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate.bootstrap import interval, resampled_sums
+from srlm_cli.evaluate.bootstrap import in_order, interval, resampled_sums
 from srlm_cli.records import Row
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ PRECISION = 1e-8
 NOTHING = {"value": None, "n": 0, "ci_low": None, "ci_high": None}
 
 
-def ratings(matches: list[Row], names: Sequence[str], seed: int = 0) -> list[Row]:
+def ratings(matches: Iterable[Row], names: Sequence[str], seed: int = 0) -> list[Row]:
     """Return a metric row `bradley_terry` for each of `names`, from match rows between any of them.
 
     The rating is by maximum likelihood, a tie half a win each way and `PRIOR` added; 400 points are
@@ -45,18 +46,22 @@ def ratings(matches: list[Row], names: Sequence[str], seed: int = 0) -> list[Row
     return rows
 
 
-def wins_by_prompt(matches: list[Row], names: Sequence[str]) -> ndarray:
+def wins_by_prompt(matches: Iterable[Row], names: Sequence[str]) -> ndarray:
     """Return (prompts, models, models): how often the row's model beat the column's, a tie half a win each way."""
     import numpy as np
 
-    at = {name: place for place, name in enumerate(names)}
-    prompts = {prompt: place for place, prompt in enumerate(dict.fromkeys(match["prompt_id"] for match in matches))}
-    wins = np.zeros((len(prompts), len(names), len(names)))
+    place = {name: at for at, name in enumerate(names)}
+    played = array("d")  # A, B and the share of a win for A, of each match
+    prompts = array("q")
     for match in matches:
-        prompt, a, b = prompts[match["prompt_id"]], at[match["model_a"]], at[match["model_b"]]
-        share = SHARE[match["winner"]]
-        wins[prompt, a, b] += share
-        wins[prompt, b, a] += 1 - share
+        prompts.append(hash(match["prompt_id"]))
+        played.extend((place[match["model_a"]], place[match["model_b"]], SHARE[match["winner"]]))
+    of = in_order(prompts)
+    a, b, share = np.frombuffer(played).reshape(-1, 3).T if prompts else np.empty((3, 0))
+    a, b = a.astype(int), b.astype(int)
+    wins = np.zeros((int(of.max(initial=-1)) + 1, len(names), len(names)))
+    np.add.at(wins, (of, a, b), share)
+    np.add.at(wins, (of, b, a), 1 - share)
     return wins
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
@@ -15,6 +15,7 @@ from srlm_cli.records import Row, as_messages, as_text
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
+from srlm_cli.stages.make_pairs import never_seen
 from srlm_cli.stages.verdicts import verdict_of
 from srlm_cli.templates import Template
 
@@ -36,11 +37,14 @@ class HeadToHeadOptions:
 
 @dataclass(frozen=True)
 class Entry:
-    """The responses of one model: what it goes by (see `names_of`), the file they come from, and the rows."""
+    """The responses of one model: what it goes by (see `names_of`), the file they come from, and the rows.
+
+    Of all entries but the first, the rows may be given as the first response to each prompt, by its id.
+    """
 
     name: str | None
     file: str
-    rows: Iterable[Row]
+    rows: Iterable[Row] | Mapping[str, Row]
 
 
 @dataclass(frozen=True)
@@ -56,33 +60,64 @@ class Round:
         return list(combinations(self.responses, 2))
 
 
+class Common:
+    """Which two of several files have answered a prompt together."""
+
+    def __init__(self, files: Sequence[str]) -> None:
+        self.files = files
+        self.missing = dict.fromkeys(combinations(range(len(files)), 2))
+        self.prompts = 0
+
+    def add(self, answered: Iterable[int]) -> None:
+        """Take note of a prompt of the first file, and of the places of the files that answered it."""
+        self.prompts += 1
+        for pair in combinations(answered, 2) if self.missing else ():
+            self.missing.pop(pair, None)
+
+    def check(self) -> None:
+        """Raise DataError for two files that have none; no prompts are no error."""
+        for a, b in self.missing if self.prompts else ():
+            where = self.files[b] if a == 0 else f"both {self.files[a]} and {self.files[b]}"
+            hint = "two rows are of one prompt when their `prompt_id` or, without one, their prompt text is the same"
+            raise DataError(f"no prompt of {self.files[0]} is answered in {where}", hint)
+
+
 def head_to_head(
-    entries: Sequence[Entry], engine: Engine, options: HeadToHeadOptions, *, kept: Iterable[Row] = ()
+    entries: Sequence[Entry],
+    engine: Engine,
+    options: HeadToHeadOptions,
+    *,
+    kept: Iterable[Row] = (),
+    is_new: Callable[[int], bool] | None = None,
 ) -> Iterator[Outcome]:
     """Yield, for each prompt of the first entry, a match row with its `winner` for every two entries that answered it.
 
     The judge sees A first, then B first; a verdict counts only if both orders agree, everything
     else, a tie or an unreadable verdict too, is a tie. Of several responses to a prompt the first
     counts; responses of the first entry that no other one answered are dropped and counted. The first
-    entry's rows are read as they come, the others' beforehand. `kept` are matches of an earlier run.
-    Two entries that answered no prompt together raise DataError at the end (see `check_common`).
+    entry's rows are read as they come, the others' beforehand. `kept` are matches of an earlier run;
+    `is_new` remembers the prompts that have been played, in memory unless it is given.
+    Two entries that answered no prompt together raise DataError at the end (see `Common`).
     """
-    others = [first_responses(entry.rows) for entry in entries[1:]]
-    done = {match["prompt_id"] for match in kept}
-    alone: set[str] = set()
+    others = [entry.rows if isinstance(entry.rows, Mapping) else first_responses(entry.rows) for entry in entries[1:]]
+    is_new = is_new or never_seen()
+    common = Common([entry.file for entry in entries])
+    for match in kept:
+        is_new(hash(match["prompt_id"]))
+        common.add(answered_by(match["prompt_id"], others))
     passed: Counter[str] = Counter()  # rows without a match since the last match
 
     def rounds() -> Iterator[Round]:
         for row in entries[0].rows:
             prompt = row["prompt_id"]
-            found = {0: row, **{at: of[prompt] for at, of in enumerate(others, 1) if prompt in of}}
-            if prompt in done:
-                passed["not the first response"] += 1
-            elif len(found) == 1:
-                alone.add(prompt)
+            answered = answered_by(prompt, others)
+            common.add(answered)
+            if len(answered) == 1:
                 passed["no response of the other model"] += 1
+            elif not is_new(hash(prompt)):
+                passed["not the first response"] += 1
             else:
-                done.add(prompt)
+                found = {0: row, **{at: others[at - 1][prompt] for at in answered[1:]}}
                 before = dict(passed)
                 passed.clear()
                 yield Round(found, before)
@@ -102,30 +137,42 @@ def head_to_head(
         completions = [first, *(completion for _, completion in islice(asked, 2 * len(one.pairs) - 1))]
         yield _outcome(one, completions, entries, options)
     yield Outcome(read=0, at_end=True)  # what comes now counts only if the input was whole
-    check_common(done | alone, others, [entry.file for entry in entries])
+    common.check()
     if passed:
         yield Outcome(read=passed.total(), dropped=dict(passed))
 
 
-def first_responses(rows: Iterable[Row]) -> dict[str, Row]:
-    """Return the first response to each prompt, by its id."""
-    first: dict[str, Row] = {}
+def first_responses(rows: Iterable[Row], first: MutableMapping[str, Row] | None = None) -> MutableMapping[str, Row]:
+    """Return the first response to each prompt, by its id; they are kept in `first`, a dict unless it is given."""
+    first = {} if first is None else first
     for row in rows:
         first.setdefault(row["prompt_id"], row)
     return first
 
 
-def check_common(prompts: Collection[str], others: Sequence[Collection[str]], files: Sequence[str]) -> None:
-    """Raise DataError for two files that answered none of the prompts together; no prompts are no error.
+def answered_by(prompt: str, others: Sequence[Container[str]]) -> list[int]:
+    """Return the places of the entries that answered a prompt of the first one."""
+    return [0, *(at for at, of in enumerate(others, 1) if prompt in of)]
+
+
+def check_common(prompts: Iterable[str], others: Sequence[Container[str]], files: Sequence[str]) -> None:
+    """Raise DataError for two files that answered none of the prompts together; read no further than it takes.
 
     `prompts` are the ids of those in the first file, `others` of those in each other file.
     """
-    sides = [set(prompts), *(set(prompts) & set(other) for other in others)]
-    for a, b in combinations(range(len(files)), 2):
-        if prompts and not sides[a] & sides[b]:
-            where = files[b] if a == 0 else f"both {files[a]} and {files[b]}"
-            hint = "two rows are of one prompt when their `prompt_id` or, without one, their prompt text is the same"
-            raise DataError(f"no prompt of {files[0]} is answered in {where}", hint)
+    common = Common(files)
+    for prompt in prompts:
+        common.add(answered_by(prompt, others))
+        if not common.missing:
+            return
+    common.check()
+
+
+def numbers_of(match: Row) -> Row:
+    """Return what the figures need of a match: the lengths of its texts instead of these."""
+    known = ("prompt_id", "category", "winner", "verdicts", "probability", "model_a", "model_b")
+    lengths = {"length_a": len(match["response_a"]), "length_b": len(match["response_b"])}
+    return {key: match[key] for key in known if key in match} | lengths
 
 
 def request(a: Row, b: Row, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow
 from srlm_cli.evaluate import bootstrap
-from srlm_cli.evaluate.bootstrap import RESAMPLES
+from srlm_cli.evaluate.bootstrap import RESAMPLES, in_order
 from srlm_cli.evaluate.logistic import probability, solve
 from srlm_cli.records import Row, is_number
 
@@ -84,8 +88,8 @@ def preference_record(row: Row) -> Row:
     """Return a comparison `{model, baseline, index, len_baseline, len_model, preference, difficulty}`.
 
     `preference` goes from 1, the baseline is better, to 2; 0 is read as 1.5. A match of `srlm eval
-    head-to-head` is one too: of A against B, lengths in characters, a tie as 1.5, and its `probability`,
-    where it has one, before its `winner`.
+    head-to-head` is one too: of A against B, lengths in characters (those of its texts, or `length_a` and
+    `length_b`), a tie as 1.5, and its `probability`, where it has one, before its `winner`.
     """
     if "preference" not in row and "winner" in row:
         row = _of_match(row)
@@ -107,10 +111,11 @@ def preference_record(row: Row) -> Row:
 
 
 def _of_match(match: Row) -> Row:
+    """Return a match as a comparison; it has its texts or, among matches just played, their lengths."""
     won = {"A": 2.0, "tie": 1.5, "B": 1.0}.get(str(match["winner"]))
     if won is None:
         raise BadRow(f"expected `winner` to be A, B or tie, got {match['winner']!r}")
-    for field in ("response_a", "response_b"):
+    for field in ("response_a", "response_b") if "length_a" not in match else ():
         if not isinstance(match.get(field), str):
             raise BadRow(f"expected `{field}`, the text of a reply, beside `winner`")
     probability = match.get("probability")
@@ -120,63 +125,119 @@ def _of_match(match: Row) -> Row:
         "model": match.get("model_a"),
         "baseline": match.get("model_b"),
         "index": match.get("prompt_id", match.get("id")),
-        "len_baseline": len(match["response_b"]),
-        "len_model": len(match["response_a"]),
+        "len_baseline": match["length_b"] if "length_b" in match else len(match["response_b"]),
+        "len_model": match["length_a"] if "length_a" in match else len(match["response_a"]),
         "preference": won if probability is None else 1 + probability,
         "difficulty": match.get("difficulty"),
     }
+
+
+class Comparisons:
+    """The comparisons of one model with a baseline, as columns: 40 bytes a row, no texts.
+
+    A `difficulty` that a row does not have is NaN; `prompts` are hashes of its `index`, and a row that names
+    none stands for itself.
+    """
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.preference, self.len_model, self.len_baseline, self.difficulty = (array("d") for _ in range(4))
+        self.prompts = array("q")
+        for row in rows:
+            self.add(row)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def add(self, row: Row) -> None:
+        """Append a comparison (see `preference_record`)."""
+        self.preference.append(row["preference"])
+        self.len_model.append(row["len_model"])
+        self.len_baseline.append(row["len_baseline"])
+        self.difficulty.append(nan if row["difficulty"] is None else row["difficulty"])
+        self.prompts.append(hash(("row", len(self)) if row["index"] is None else as_key(row["index"])))
+
+    @property
+    def has_difficulty(self) -> bool:
+        """Whether there are rows and all of them have a `difficulty`."""
+        return len(self) > 0 and not any(map(isnan, self.difficulty))
+
+    @property
+    def differences(self) -> ndarray:
+        """len_baseline - len_model, (n,)."""
+        import numpy as np
+
+        return np.array(self.len_baseline) - np.array(self.len_model)
+
+    def by_prompt(self) -> Iterator[list[tuple[float, float, float]]]:
+        """Yield (win, length, length of the baseline) of each row, a list a prompt, in the order of the prompts."""
+        import numpy as np
+
+        numbers = in_order(self.prompts)
+        at = np.argsort(numbers, kind="stable").tolist()
+        for _, same in groupby(at, key=numbers.tolist().__getitem__):
+            yield [(self.preference[row] - 1, self.len_model[row], self.len_baseline[row]) for row in same]
+
+
+def as_key(index: Any) -> tuple[str, str]:
+    """Return the name or number of a prompt so that equal ones, 1 and 1.0, have one hash and others have not."""
+    if isinstance(index, float) and index.is_integer():
+        index = int(index)
+    return ("name", index) if isinstance(index, str) else ("number", repr(index))
 
 
 # --- metrics ---------------------------------------------------------------------------------
 
 
 def length_control(
-    rows: Iterable[Row], reference: Sequence[Row] = (), c: float = C, seed: int = 0
+    models: Variants, variants: Variants | None = None, c: float = C, seed: int = 0
 ) -> tuple[list[Row], str]:
     """Return the metric rows of comparisons, model by model, and in words what could not be fitted.
 
     Beside the plain `win_rate` and the mean lengths in characters stands `length_controlled_win_rate`, with
     the `terms` of the model that was fitted, their `coefficients` and `c`.
     """
+    models = models or {(None, None): Comparisons()}
     made: list[Row] = []
     notes: Counter[str] = Counter()
-    groups = by_model(rows) or {(None, None): []}
-    for (model, baseline), group in groups.items():
+    for (model, baseline), group in models.items():
         names = {key: name for key, name in (("model", model), ("baseline", baseline)) if name is not None}
-        values = {
-            "win_rate": [row["preference"] - 1 for row in group],
-            "length": [row["len_model"] for row in group],
-            "baseline_length": [row["len_baseline"] for row in group],
-        }
-        by_name = {name: by_prompt(group, of) for name, of in values.items()}
-        win_rate, *lengths = bootstrap.metrics(TASK, by_name, seed)
-        made += [{**row, **names} for row in (win_rate, controlled(group, reference, c, seed), *lengths)]
-        notes.update(left_out(group, reference))
-    few = {note: f" for {count} of {len(groups)} models" for note, count in notes.items() if count < len(groups)}
+        values = {name: partial(column, at) for at, name in enumerate(("win_rate", "length", "baseline_length"))}
+        win_rate, *lengths = bootstrap.measured(TASK, group.by_prompt(), values, seed)
+        made += [{**row, **names} for row in (win_rate, controlled(group, variants, c, seed), *lengths)]
+        notes.update(left_out(group, variants))
+    few = {note: f" for {count} of {len(models)} models" for note, count in notes.items() if count < len(models)}
     return made, "; ".join(note + few.get(note, "") for note in notes)
 
 
-def of_matches(matches: list[Row], seed: int = 0) -> Row | None:
-    """Return the length-controlled win rate of head-to-head matches, seen from A, as a metric row.
+def column(at: int, rows: list[tuple[float, ...]]) -> list[float]:
+    """Return one value of each row."""
+    return [row[at] for row in rows]
+
+
+def of_matches(matches: Iterable[Row], seed: int = 0) -> Row | None:
+    """Return the length-controlled win rate of the head-to-head matches of two models, seen from A, as a metric row.
 
     `win_rate` in it is the plain one of the same preferences: of the probabilities, where matches have them.
     None where no length effect can be told: too few matches, or all lengths differ by as much.
     """
-    rows = [preference_record(match) for match in matches]
+    rows, names = Comparisons(), {}
+    for match in matches:
+        row = preference_record(match)
+        names = names or {"model": row["model"], "baseline": row["baseline"]}
+        rows.add(row)
     row = controlled(rows, seed=seed)
     if row["value"] is None:
         return None
-    plain = sum(row["preference"] - 1 for row in rows) / len(rows)
-    names = {"model": rows[0]["model"], "baseline": rows[0]["baseline"]}
+    plain = sum(preference - 1 for preference in rows.preference) / len(rows)
     return {**row, "task": "head_to_head", "win_rate": plain, **names}
 
 
-def controlled(rows: Sequence[Row], reference: Sequence[Row] = (), c: float = C, seed: int = 0) -> Row:
+def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C, seed: int = 0) -> Row:
     """Return the metric row of the length-controlled win rate; `value` is null where nothing can be fitted."""
     row = {"task": TASK, "metric": "length_controlled_win_rate", "value": None, "n": len(rows)}
     if cannot_fit(rows):
         return row | {"ci_low": None, "ci_high": None, "terms": []}
-    fitted = fit(rows, reference, c)
+    fitted = fit(rows, variants, c)
     return row | {
         "value": fitted.win_rate,
         **bootstrap.interval(fitted.drawn(seed)),
@@ -186,59 +247,41 @@ def controlled(rows: Sequence[Row], reference: Sequence[Row] = (), c: float = C,
     }
 
 
-def by_model(rows: Iterable[Row]) -> dict[tuple[Any, Any], list[Row]]:
-    """Return the rows of each (model, baseline), the first seen first."""
-    models: dict[tuple[Any, Any], list[Row]] = {}
+def by_model(rows: Iterable[Row]) -> Variants:
+    """Return the comparisons of each (model, baseline), the first seen first."""
+    models: Variants = {}
     for row in rows:
-        models.setdefault((row["model"], row["baseline"]), []).append(row)
+        models.setdefault((row["model"], row["baseline"]), Comparisons()).add(row)
     return models
-
-
-def by_prompt(rows: Sequence[Row], values: Sequence[float]) -> list[list[float]]:
-    """Return the values of rows in one list a prompt."""
-    groups: list[list[float]] = []
-    for prompt, value in zip(prompts_of(rows), values, strict=True):
-        groups += [[]] if prompt == len(groups) else []
-        groups[prompt].append(value)
-    return groups
-
-
-def prompts_of(rows: Sequence[Row]) -> list[int]:
-    """Return the number, from 0, of each row's prompt (`index`); a row that names none stands for itself."""
-    numbers: dict[Any, int] = {}
-    keys = [("row", at) if row["index"] is None else row["index"] for at, row in enumerate(rows)]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 # --- what can be fitted ----------------------------------------------------------------------
 
 
-def cannot_fit(rows: Sequence[Row]) -> str:
+def cannot_fit(rows: Comparisons) -> str:
     """Return why the effect of length cannot be told from these rows; an empty string if it can."""
     if len(rows) < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows"
-    if len({row["len_baseline"] - row["len_model"] for row in rows}) == 1:
+    differences = rows.differences
+    if (differences == differences[0]).all():
         return "the two lengths differ by as much in every row"
     return ""
 
 
-def has_difficulty(rows: Sequence[Row]) -> bool:
-    """Tell whether there are rows and all of them have a `difficulty`."""
-    return bool(rows) and all(row["difficulty"] is not None for row in rows)
-
-
-def uses_reference(rows: Sequence[Row], reference: Sequence[Row]) -> bool:
+def uses_reference(rows: Comparisons, variants: Variants | None) -> bool:
     """Tell whether the reference fits the rows: where these have a difficulty, it needs one too."""
-    return bool(reference) and (has_difficulty(reference) or not has_difficulty(rows))
+    if not variants:
+        return False
+    return all(variant.has_difficulty for variant in variants.values()) or not rows.has_difficulty
 
 
-def left_out(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
+def left_out(rows: Comparisons, variants: Variants | None) -> list[str]:
     """Return in words what could not be fitted of one model."""
     if why := cannot_fit(rows):
         return [f"no length-controlled win rate ({why})"]
-    notes = [] if has_difficulty(rows) else ["no difficulty term (not every row has a `difficulty`)"]
-    if not uses_reference(rows, reference):
-        why = "its rows have no `difficulty`" if reference else "no reference rows"
+    notes = [] if rows.has_difficulty else ["no difficulty term (not every row has a `difficulty`)"]
+    if not uses_reference(rows, variants):
+        why = "its rows have no `difficulty`" if variants else "no reference rows"
         notes.append(f"no reference term ({why})")
     return notes
 
@@ -246,33 +289,35 @@ def left_out(rows: Sequence[Row], reference: Sequence[Row]) -> list[str]:
 # --- the model -------------------------------------------------------------------------------
 
 
-def fit(rows: Sequence[Row], reference: Sequence[Row] = (), c: float = C) -> Fit:
+def fit(rows: Comparisons, variants: Variants | None = None, c: float = C) -> Fit:
     """Fit logit P(model wins) = a tanh(d / std d) + b difficulty + intercept to one model's comparisons.
 
     d is len_baseline - len_model. The loss is that of logistic regression with soft labels, plus the absolute
-    sizes of all coefficients over `c`. `reference` are comparisons of the baseline with variants of itself,
-    wordier and terser ones, each a `model`: they share a and b, have no intercept, and weigh little.
+    sizes of all coefficients over `c`. `variants` are comparisons of the baseline with variants of itself,
+    wordier and terser ones: they share a and b, have no intercept, and weigh little.
     """
     import numpy as np
 
-    difficulty = has_difficulty(rows)
-    variants = by_model(reference) if uses_reference(rows, reference) else {}
-    groups = [rows, *variants.values()]
-    features = np.vstack([features_of(group, difficulty, float(group is rows)) for group in groups])
-    labels = np.array([row["preference"] - 1 for group in groups for row in group])
+    difficulty = rows.has_difficulty
+    others = list(variants.values()) if uses_reference(rows, variants) else []
+    features = np.vstack([features_of(group, difficulty, float(group is rows)) for group in (rows, *others)])
+    labels = np.concatenate([np.array(group.preference) - 1 for group in (rows, *others)])
     weights = np.ones(len(labels))
-    weights[len(rows) :] = REFERENCE_WEIGHT / max(len(variants), 1)
-    prompts = np.array(prompts_of(rows))
-    terms = ["length", *(["difficulty"] if difficulty else []), *(["reference"] if variants else [])]
+    weights[len(rows) :] = REFERENCE_WEIGHT / max(len(others), 1)
+    prompts = in_order(rows.prompts)
+    terms = ["length", *(["difficulty"] if difficulty else []), *(["reference"] if others else [])]
     return Fit(features, labels, weights, prompts, terms, c, solve(features, labels, weights[None], c))
 
 
-def features_of(rows: Sequence[Row], difficulty: bool, intercept: float) -> ndarray:
+def features_of(rows: Comparisons, difficulty: bool, intercept: float) -> ndarray:
     """Return tanh(d / std d), the difficulty where it is a term, and the intercept: (n, 2 or 3)."""
     import numpy as np
 
-    d = np.array([row["len_baseline"] - row["len_model"] for row in rows], dtype=float)
+    d = rows.differences
     spread = d.std(ddof=1) if len(d) > 1 else 0.0
     columns = [np.tanh(d / spread) if spread else 0 * d]
-    columns += [np.array([row["difficulty"] for row in rows], dtype=float)] if difficulty else []
+    columns += [np.array(rows.difficulty)] if difficulty else []
     return np.column_stack([*columns, np.full(len(d), intercept)])
+
+
+Variants = dict[tuple[Any, Any], Comparisons]

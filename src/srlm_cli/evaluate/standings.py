@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from srlm_cli.evaluate import bootstrap
@@ -12,65 +13,79 @@ from srlm_cli.records import Row
 TASK = "head_to_head"
 
 
-def metrics(matches: list[Row], names: Sequence[str | None], seed: int = 0) -> list[Row]:
+@dataclass(frozen=True)
+class Where:
+    """The matches that fit, each time anew."""
+
+    matches: Iterable[Row]
+    fits: Callable[[Row], bool]
+
+    def __iter__(self) -> Iterator[Row]:
+        return filter(self.fits, self.matches)
+
+
+def metrics(matches: Iterable[Row], names: Sequence[str | None], seed: int = 0) -> list[Row]:
     """Return the metric rows of judged matches: of every two of `names`, seen from the one that stands first.
 
-    Each row has the pair as `model` and `baseline`. With three or more names there is one row more
-    for each: its `bradley_terry` rating. Rows of one category, which have a field `category`, come
-    first: a reader that keeps the last row of a name has the one over all prompts.
+    The matches are gone through several times; each has its texts, or their lengths as `length_a` and
+    `length_b`. Each row has the pair as `model` and `baseline`. With three or more names there is one
+    row more for each: its `bradley_terry` rating. Rows of one category, which have a field `category`,
+    come first: a reader that keeps the last row of a name has the one over all prompts.
     """
-    games: dict[tuple[str | None, str | None], list[Row]] = {pair: [] for pair in combinations(names, 2)}
-    for match in matches:
-        games[match["model_a"], match["model_b"]].append(match)
-    rows = [
-        {**row, "model": a, "baseline": b}
-        for (a, b), played in games.items()
-        for row in [*by_category(played, seed), *win_rates(played, seed), *length_controlled(played, seed)]
-    ]
+    rows = []
+    for a, b in combinations(names, 2):
+        played = Where(matches, lambda match, pair=(a, b): (match["model_a"], match["model_b"]) == pair)
+        found = [*by_category(played, seed), *win_rates(played, seed), *length_controlled(played, seed)]
+        rows += [{**row, "model": a, "baseline": b} for row in found]
     return rows + (ratings(matches, names, seed) if len(names) > 2 else [])
 
 
-def by_category(matches: list[Row], seed: int = 0) -> list[Row]:
+def by_category(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     """Return the win, tie, loss and win rates of one pair's matches for each `category` that they carry."""
-    groups: dict[str, list[Row]] = {}
-    for match in matches:
-        if "category" in match:
-            groups.setdefault(match["category"], []).append(match)
+    categories = {match["category"] for match in matches if "category" in match}
     return [
         {**row, "category": category}
-        for category, played in sorted(groups.items())
-        for row in bootstrap.metrics(TASK, outcomes(played), seed)
+        for category in sorted(categories)
+        for row in bootstrap.measured(TASK, Where(matches, lambda m, c=category: m.get("category") == c), ENDS, seed)
     ]
 
 
-def win_rates(matches: list[Row], seed: int = 0) -> list[Row]:
+def win_rates(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     """Return metric rows of one pair's matches, seen from A: win, tie and loss rates, order bias, mean lengths.
 
     `lean` is the share of matches whose `probability` that A is better, the mean over both orders and
     so free of position bias, is above one half. `first_position` is the share of readable verdicts
     for the reply that stood first: 0.5 is a judge without position bias. Lengths are in characters.
     """
-    values = outcomes(matches)
-    if any("probability" in row for row in matches):
-        values["lean"] = [[row["probability"] > 0.5] if "probability" in row else [] for row in matches]
-    values["first_position"] = [[v == "A" for v in row["verdicts"] if v in ("A", "B")] for row in matches]
-    values["length"] = [[len(row["response_a"])] for row in matches]
-    values["baseline_length"] = [[len(row["response_b"])] for row in matches]
-    return bootstrap.metrics(TASK, values, seed)
+    values = dict(ENDS)
+    if any("probability" in match for match in matches):
+        values["lean"] = lambda match: [match["probability"] > 0.5] if "probability" in match else []
+    values["first_position"] = lambda match: [v == "A" for v in match["verdicts"] if v in ("A", "B")]
+    values["length"] = lambda match: [length(match, "a")]
+    values["baseline_length"] = lambda match: [length(match, "b")]
+    return bootstrap.measured(TASK, matches, values, seed)
 
 
-def outcomes(matches: list[Row]) -> dict[str, list[list[float]]]:
-    """Return how matches ended for A, one value a match; a tie is half a win in `win_rate`."""
-    won = [row["winner"] for row in matches]
-    ends = {name: [[float(w == end)] for w in won] for name, end in (("win", "A"), ("tie", "tie"), ("loss", "B"))}
-    return ends | {"win_rate": [[SHARE[w]] for w in won]}
+# How a match ended for A; a tie is half a win in `win_rate`.
+ENDS: dict[str, Callable[[Row], list[float]]] = {
+    "win": lambda match: [match["winner"] == "A"],
+    "tie": lambda match: [match["winner"] == "tie"],
+    "loss": lambda match: [match["winner"] == "B"],
+    "win_rate": lambda match: [SHARE[match["winner"]]],
+}
 
 
-def length_controlled(matches: list[Row], seed: int = 0) -> list[Row]:
+def length(match: Row, side: str) -> int:
+    """Return the length of a side's response in characters."""
+    known = match.get(f"length_{side}")
+    return len(match[f"response_{side}"]) if known is None else known
+
+
+def length_controlled(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     """Return the metric row of the win rate at equal lengths, none where it cannot be told."""
     from srlm_cli.evaluate import length_control
 
-    row = length_control.of_matches(matches, seed) if matches else None
+    row = length_control.of_matches(matches, seed)
     return [row] if row else []
 
 

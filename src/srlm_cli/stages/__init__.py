@@ -15,12 +15,13 @@ from srlm_cli.records import Row
 class Outcome:
     """What became of the next `read` input rows: the rows they made, and how many were dropped and why.
 
+    The rows may be lines already, where another process has made them.
     `counts` are further figures for the summary (`unparsed`, `judgements`); tokens are those that
     an engine read and wrote for it. `at_end` says that it is final only because the input has ended:
     it does not count when the input was cut short by a bad row.
     """
 
-    rows: list[Row] = field(default_factory=list)
+    rows: list[Row | bytes] = field(default_factory=list)
     read: int = 1
     dropped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

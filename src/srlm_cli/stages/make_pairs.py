@@ -122,7 +122,7 @@ def of_choice(chosen: Row, rejected: Row, options: PairOptions) -> Row:
 
 def pair_row(chosen: Row, rejected: Row) -> Row:
     """Return a row that TRL's DPOTrainer takes as it is, with where it came from beside it."""
-    shared = {key: value for key, value in chosen.items() if rejected.get(key) == value and key not in NOT_OF_A_PAIR}
+    shared = {key: value for key, value in chosen.items() if key not in NOT_OF_A_PAIR and rejected.get(key) == value}
     return {
         **shared,
         "id": chosen["prompt_id"],

@@ -37,6 +37,10 @@ class Choice:
         """Return the score that decides."""
         return row["score"] - self.alpha * len(row["response"]) if self.alpha else row["score"]
 
+    def values(self, rows: Sequence[Row]) -> list[float]:
+        """Return the score that decides, of each row."""
+        return [self.value(row) for row in rows] if self.alpha else [row["score"] for row in rows]
+
 
 def choose(
     chosen_from: Sequence[Row], rejected_from: Sequence[Row], choice: Choice
@@ -46,8 +50,8 @@ def choose(
     Both are scored replies to one prompt, at least one each: the same ones, or the rejected ones are
     others. Where all scores are equal there is no preference, whatever the lengths are.
     """
-    upper = [choice.value(row) for row in chosen_from]
-    lower = upper if rejected_from is chosen_from else [choice.value(row) for row in rejected_from]
+    upper = choice.values(chosen_from)
+    lower = upper if rejected_from is chosen_from else choice.values(rejected_from)
     best, worst = max(upper), min(lower)
     if best == worst or (choice.alpha and len({row["score"] for row in (*chosen_from, *rejected_from)}) == 1):
         return None, "tie"

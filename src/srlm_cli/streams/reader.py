@@ -80,6 +80,7 @@ class Reader:
         self.source = ""
         self._place = ("", 0)
         self.unfinished = 0
+        self._passed = (0, 0)
         self.digest = b""
         self._digests: deque[bytes] = deque()
         if self.rejects:
@@ -129,6 +130,14 @@ class Reader:
             self.finish(1)
         return self.digest.hex()
 
+    def pass_over(self, size: int, lines: int, records: int) -> None:
+        """Leave out the next bytes of a plain file, so many lines and records, which another process has read.
+
+        That is before anything else is read; the stage has yet to `finish` the records.
+        """
+        self._passed = self._passed[0] + size, self._passed[1] + lines
+        self.unfinished += records
+
     def _read(self) -> Iterator[Row]:
         running = blake2b(digest_size=16)
         lines_left = None if self.shard else self.limit
@@ -140,7 +149,7 @@ class Reader:
                         return
                     self._place = path, number
                     try:
-                        checked = self._record(raw)
+                        checked = checked_record(raw, self.check)
                     except BadRow as reason:
                         self._refuse(line, str(reason))
                         if self.error:
@@ -158,9 +167,12 @@ class Reader:
     def _rows(self, path: str, lines: IO[bytes]) -> Iterator[tuple[int, bytes, Any]]:
         """Yield (line number, text, row or the JSONLinesError) for each line that is not blank."""
         before, end = self.span
-        number = before
+        offset, passed = self._passed
+        number = first = before + passed
         try:
-            for number, line in enumerate(islice(lines, before, end), before + 1):
+            if offset:
+                lines.seek(offset)
+            for number, line in enumerate(islice(lines, before, end), first + 1):
                 row = parsed(line)
                 if row is not BLANK:
                     yield number, line, row
@@ -183,14 +195,6 @@ class Reader:
             pass
         return wanted._place[1]
 
-    def _record(self, row: Any) -> Row | list[Row]:
-        if isinstance(row, jsonlines.InvalidLineError):
-            cause = row.__cause__ or row
-            raise BadRow(f"not UTF-8 text: {cause}" if isinstance(cause, UnicodeError) else f"not JSON: {cause}")
-        if not isinstance(row, dict):
-            raise BadRow(f"expected a JSON object, got {type(row).__name__}")
-        return self.check(row)
-
     def _refuse(self, line: bytes, reason: str) -> None:
         if self.on_error == "skip":
             self.skipped += 1
@@ -198,6 +202,16 @@ class Reader:
                 self.rejects.add({"at": self.at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
         else:
             self.error = DataError(f"{self.at}: {reason}", "mend the row, or --on-error skip goes on without it")
+
+
+def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
+    """Return what `check` makes of what `parsed` has found in a line; raise BadRow where it is no good row."""
+    if isinstance(row, jsonlines.InvalidLineError):
+        cause = row.__cause__ or row
+        raise BadRow(f"not UTF-8 text: {cause}" if isinstance(cause, UnicodeError) else f"not JSON: {cause}")
+    if not isinstance(row, dict):
+        raise BadRow(f"expected a JSON object, got {type(row).__name__}")
+    return check(row)
 
 
 @contextmanager

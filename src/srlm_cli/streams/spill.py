@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from srlm_cli.errors import SrlmError
 from srlm_cli.records import Row
@@ -17,6 +17,7 @@ from srlm_cli.streams.writer import encode
 
 T = TypeVar("T")
 CACHE_KIB = 32 << 10
+TAKE_IN = "INSERT OR IGNORE INTO seen VALUES (?)"
 
 
 class Spill:
@@ -37,11 +38,18 @@ class Seen(Spill):
     def __init__(self) -> None:
         super().__init__()
         self.database.execute("CREATE TABLE seen (key INTEGER PRIMARY KEY)")
+        self.database.execute("BEGIN")  # never ended: nobody else reads it
 
     def add(self, key: int) -> bool:
         """Take in a key; return whether it is new."""
-        with full_disk():
-            return self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (key,)).rowcount == 1
+        return self.add_all((key,))[0]
+
+    def add_all(self, keys: Iterable[int]) -> list[bool]:
+        """Take in keys one after the other; return of each whether it is new."""
+        try:
+            return [self.database.execute(TAKE_IN, (key,)).rowcount == 1 for key in keys]
+        except sqlite3.OperationalError as error:
+            raise no_room(error) from None
 
 
 class ByKey(Spill, Generic[T]):
@@ -60,8 +68,7 @@ class ByKey(Spill, Generic[T]):
         """Append to the lists of a key."""
         line = encode([{name: getattr(value, name) for name in self.names}])
         with full_disk():
-            blob = key.encode("utf-8", "surrogatepass")  # bytes stand in the order of the texts
-            self.database.execute("INSERT INTO part (key, line) VALUES (?, ?)", (blob, line))
+            self.database.execute("INSERT INTO part (key, line) VALUES (?, ?)", (as_blob(key), line))
 
     def __iter__(self) -> Iterator[T]:
         with full_disk():
@@ -70,6 +77,62 @@ class ByKey(Spill, Generic[T]):
             for _, lines in groupby(found, key=itemgetter(0)):
                 parts = [parsed(line) for _, line in lines]
                 yield self.kind(**{name: [value for part in parts for value in part[name]] for name in self.names})
+
+
+class Table(Spill, MutableMapping[str, Any]):
+    """JSON values by a text, on disk: a dict in bounded memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.database.execute("CREATE TABLE entry (key BLOB PRIMARY KEY, line BLOB)")
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        with full_disk():
+            self.database.execute("INSERT OR REPLACE INTO entry VALUES (?, ?)", (as_blob(key), encode([value])))
+
+    def setdefault(self, key: str, value: Any) -> None:
+        """Take in a value unless its key has one."""
+        with full_disk():
+            self.database.execute("INSERT OR IGNORE INTO entry VALUES (?, ?)", (as_blob(key), encode([value])))
+
+    def __getitem__(self, key: str) -> Any:
+        found = self.database.execute("SELECT line FROM entry WHERE key = ?", (as_blob(key),)).fetchone()
+        if found is None:
+            raise KeyError(key)
+        return parsed(found[0])
+
+    def __contains__(self, key: object) -> bool:
+        found = self.database.execute("SELECT 1 FROM entry WHERE key = ?", (as_blob(str(key)),))
+        return found.fetchone() is not None
+
+    def __iter__(self) -> Iterator[str]:
+        for (key,) in self.database.execute("SELECT key FROM entry ORDER BY rowid"):
+            yield key.decode("utf-8", "surrogatepass")
+
+    def __len__(self) -> int:
+        return self.database.execute("SELECT count(*) FROM entry").fetchone()[0]
+
+    def __delitem__(self, key: str) -> None:
+        with full_disk():
+            if not self.database.execute("DELETE FROM entry WHERE key = ?", (as_blob(key),)).rowcount:
+                raise KeyError(key)
+
+
+class Rows(Spill):
+    """Rows on disk, read in the order in which they came, as often as one likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.database.execute("CREATE TABLE row (at INTEGER PRIMARY KEY, line BLOB)")
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        with full_disk():
+            self.database.execute("INSERT INTO row (line) VALUES (?)", (encode([row]),))
+
+    def __iter__(self) -> Iterator[Row]:
+        for (line,) in self.database.execute("SELECT line FROM row ORDER BY at"):
+            yield parsed(line)
 
 
 def gathered(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:
@@ -85,12 +148,22 @@ def gathered(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[R
             yield [parsed(line) for (lines,) in found for line in lines.split(b"\n") if line]
 
 
+def as_blob(text: str) -> bytes:
+    """Return a text as bytes, which stand in the order of the texts."""
+    return text.encode("utf-8", "surrogatepass")
+
+
 @contextmanager
 def full_disk() -> Iterator[None]:
     """Raise SrlmError with a way out where the disk for temporary files cannot hold the table."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise SrlmError(
-            f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
-        ) from None
+        raise no_room(error) from None
+
+
+def no_room(error: sqlite3.OperationalError) -> SrlmError:
+    """Return a write that failed as one line, with a way out."""
+    return SrlmError(
+        f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
+    )

@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Iterator
+from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any
@@ -100,10 +101,13 @@ class FileWriter:
 
     def previous(self) -> Iterator[Row]:
         """Iterate over the rows that FILE.part held when it was opened."""
+        left = self.bytes
         with open(self.part, "rb") as file:
-            kept = file.read(self.bytes)
-        for line in (gzip.decompress(kept) if self.zipped and kept else kept).split(b"\n"):
-            if line:
+            lines = gzip.GzipFile(fileobj=BytesIO(file.read(left))) if self.zipped and left else file
+            for line in lines:
+                left -= len(line)
+                if left < 0 and not self.zipped:  # written since
+                    return
                 yield json.loads(line)
 
     def write(self, rows: list[Row]) -> None:
@@ -202,13 +206,18 @@ def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise OptionError(f"{part} was left by a run with other settings: {changes}", "--restart throws it away")
 
 
-def encode(rows: Iterable[Row]) -> bytes:
+def encode(rows: Iterable[Row | bytes]) -> bytes:
     """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
     return b"".join(map(encode_row, rows))
 
 
-def encode_row(row: Row) -> bytes:
-    """Return one row as a line: what `dumps` writes, by msgspec where both are sure to write the same."""
+def encode_row(row: Row | bytes) -> bytes:
+    """Return one row as a line: what `dumps` writes, by msgspec where both are sure to write the same.
+
+    A row that another process has made a line of stays as it is.
+    """
+    if type(row) is bytes:
+        return row
     if is_plain((row,)):
         try:
             return msgspec.json.format(fast_dumps(row), indent=0) + b"\n"
@@ -221,6 +230,7 @@ def encode_row(row: Row) -> bytes:
 
 
 fast_dumps = msgspec.json.Encoder().encode
+TEXTS = {str}
 
 
 def is_plain(values: Iterable[Any]) -> bool:
@@ -236,7 +246,7 @@ def is_plain(values: Iterable[Any]) -> bool:
             if not (value == 0 or 1e-3 <= value < 1e15 or -1e15 < value <= -1e-3):
                 return False
         elif kind is dict:
-            if not (all(type(key) is str for key in value) and is_plain(value.values())):
+            if not (set(map(type, value)) <= TEXTS and is_plain(value.values())):
                 return False
         elif kind is not list or not is_plain(value):
             return False

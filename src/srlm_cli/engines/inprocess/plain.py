@@ -14,7 +14,7 @@ from srlm_cli.engines.base import Sampling
 from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.nucleus import draw, uniforms
 from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task
+from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
 from srlm_cli.engines.inprocess.texts import Text
 
 
@@ -33,22 +33,12 @@ class PlainModel:
         return self.net(ids, use_cache=False).logits[0, -1].float()
 
 
-class PlainWriter:
+class PlainWriter(TaskWriter):
     """Completions of tasks by `generate`, at most `limit` at a time."""
 
     def __init__(self, model: PlainModel, stops: Stops, limit: int) -> None:
-        self.model, self.stops, self.limit = model, stops, limit
-        self.waiting: deque[Task] = deque()
-
-    def add(self, task: Task) -> None:
-        """Let a task wait for its turn."""
-        task.left = deque(range(len(task.request.seeds)))
-        self.waiting.append(task)
-
-    @property
-    def backlog(self) -> int:
-        """How many completions wait to be begun."""
-        return sum(len(task.left) for task in self.waiting)
+        super().__init__(stops, limit)
+        self.model = model
 
     def advance(self) -> None:
         """Write the first task that waits and those like it; halve the rows when memory runs out."""

@@ -13,7 +13,7 @@ from srlm_cli.engines.inprocess.nucleus import draw, uniforms
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages
 from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task
+from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
 from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
 from srlm_cli.errors import EngineError
 
@@ -48,27 +48,17 @@ class Row:
     pages: list[int] = field(default_factory=list)
 
 
-class Writer:
+class Writer(TaskWriter):
     """Completions of many tasks, begun in order, at most `limit` at a time, less where memory is short."""
 
     def __init__(self, model: PackedModel, stops: Stops, limit: int, context: int) -> None:
-        self.model, self.stops, self.limit, self.context = model, stops, limit, context
-        self.waiting: deque[Task] = deque()
+        super().__init__(stops, limit)
+        self.model, self.context = model, context
         self.reads: dict[Task, Read] = {}
         self.rows: list[Row] = []
         self.pages: Pages | None = None
         self.common: Text | None = None
         self.last: Text | None = None
-
-    def add(self, task: Task) -> None:
-        """Let a task wait for its turn."""
-        task.left = deque(range(len(task.request.seeds)))
-        self.waiting.append(task)
-
-    @property
-    def backlog(self) -> int:
-        """How many completions wait to be begun."""
-        return sum(len(task.left) for task in self.waiting)
 
     def advance(self) -> None:
         """Begin completions where there is room, and write one token of each; halve the rows when memory runs out."""

@@ -1,4 +1,4 @@
-"""A request under way: its prompt in tokens, and the completions that it has so far."""
+"""A request under way, its prompt in tokens and the completions that it has so far; and those that wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.inprocess.stops import Stops
 
 
 @dataclass(eq=False)
@@ -30,3 +31,21 @@ class Task:
         """Answer with empty texts."""
         size = len(self.request.seeds)
         self.answer = Completion([""] * size, [reason] * size, len(self.prompt), 0)
+
+
+class TaskWriter:
+    """What both writers of completions share: at most `limit` at a time, and the tasks that wait for their turn."""
+
+    def __init__(self, stops: Stops, limit: int) -> None:
+        self.stops, self.limit = stops, limit
+        self.waiting: deque[Task] = deque()
+
+    def add(self, task: Task) -> None:
+        """Let a task wait for its turn."""
+        task.left = deque(range(len(task.request.seeds)))
+        self.waiting.append(task)
+
+    @property
+    def backlog(self) -> int:
+        """How many completions wait to be begun."""
+        return sum(len(task.left) for task in self.waiting)

@@ -1,0 +1,71 @@
+"""The pairs of a large file of judged rows, made by several processes: the same rows and counts as by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+from srlm_cli.commands.options import StreamOptions
+from srlm_cli.commands.run import Tally
+from srlm_cli.records import Row
+from srlm_cli.stages import Outcome
+from srlm_cli.stages import make_pairs as stage
+from srlm_cli.streams import ranges, spill
+from srlm_cli.streams.reader import Reader
+from srlm_cli.streams.writer import encode_row
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What became of the rows of a range, all counted as one, and the numbers of its prompts in their order."""
+
+    outcome: Outcome
+    prompts: list[int]
+
+
+def pairs_of(rows: Iterable[Row], options: stage.PairOptions) -> Pairs:
+    """Return the pairs of a range as lines; whether its prompts are new is left open."""
+    lines: list[bytes] = []
+    prompts: list[int] = []
+    tally = Tally()
+    for outcome in stage.make_pairs(rows, options, is_new=lambda prompt: prompts.append(prompt) or True):
+        lines += map(encode_row, outcome.rows)
+        tally.add(outcome)
+    counted = Outcome(rows=lines, read=tally.read, dropped=dict(tally.dropped), counts=dict(tally.counts))
+    return Pairs(counted, prompts)
+
+
+def open_ranges(stream: StreamOptions, options: stage.PairOptions, files: ExitStack) -> Iterable[ranges.Part[Pairs]]:
+    """Return the parts that other processes make of the input; none where one process has to read it all.
+
+    The processes end with `files`. They are forked here, before there is a thread.
+    """
+    alone = options.unsorted or options.earlier or options.before or stream.limit is not None
+    if alone or not ranges.worthwhile(stream.in_):
+        return ()
+    work = partial(pairs_of, options=options)
+    return files.enter_context(ranges.Ranges(stream.in_, stage.scored_record, stage.group_of, work))
+
+
+def make_pairs(rows: Reader, options: stage.PairOptions, parts: Iterable[ranges.Part[Pairs]] = ()) -> Iterator[Outcome]:
+    """Yield the outcomes of the parts, and from where they end those of the rows that are left.
+
+    A part with a prompt that stands in an earlier one is made again, up to where that prompt comes back.
+    """
+    seen = spill.Seen()
+    is_new = seen.add
+    for part in parts:
+        new = seen.add_all(part.made.prompts)
+        if not all(new):
+            is_new = partial(next_of, iter(new))
+            break
+        rows.pass_over(part.size, part.lines, part.made.outcome.read)
+        yield part.made.outcome
+    yield from stage.make_pairs(rows, options, is_new=is_new, gather=spill.gathered)
+
+
+def next_of(answers: Iterator[bool], prompt: int) -> bool:
+    """Return what was found already of a prompt."""
+    return next(answers)

@@ -1,0 +1,141 @@
+"""Work on a large file in several processes; what they make of its ranges comes in the order of the file.
+
+A range holds whole groups: all rows that stand together and have one key. Processes are forked, so that they share the
+memory of this one, and each takes every N-th range. They know nothing of each other, and leave what is not plain to
+the caller, who reads on from there: what is said of a bad row is what one process says.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import signal
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+from typing import IO, Generic, NoReturn, TypeVar
+
+from srlm_cli.errors import BadRow
+from srlm_cli.records import Row
+from srlm_cli.streams.reader import BLANK, checked_record, parsed
+
+T = TypeVar("T")
+Check = Callable[[Row], Row | list[Row]]
+SIZE = 2 << 20
+WORTHWHILE = 32 << 20  # a smaller file takes about a second
+MOST_PROCESSES = 2  # at this many all of them and this one are within 150 MB
+
+
+@dataclass(frozen=True)
+class Part(Generic[T]):
+    """What was made of a range of so many bytes and lines."""
+
+    made: T
+    size: int
+    lines: int
+
+
+class Ranges(Generic[T]):
+    """The parts of a file in their order, as often as all is well with a range; then they end.
+
+    `work` makes something of the records of a range; what it raises ends the parts before this range.
+    """
+
+    def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable], work: Callable[[Iterable[Row]], T]):
+        self.path, self.check, self.key, self.work = path, check, key, work
+        self.ranges = list(pairwise(self._cuts()))
+        self.workers: list[tuple[int, IO[bytes]]] = []
+        for first in range(processes()):
+            self._fork(self.ranges[first :: processes()])
+
+    def __enter__(self) -> Ranges[T]:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the processes end, at once where nobody reads what they make."""
+        for _, made in self.workers:
+            made.close()
+        for process, _ in self.workers:
+            os.waitpid(process, 0)
+
+    def __iter__(self) -> Iterator[Part[T]]:
+        for number in range(len(self.ranges)):
+            try:
+                yield pickle.load(self.workers[number % len(self.workers)][1])
+            except (EOFError, pickle.UnpicklingError):  # it met something that is not plain, or was killed
+                return
+
+    def _cuts(self) -> Iterator[int]:
+        """Yield where ranges begin, and where the last one ends."""
+        size = os.path.getsize(self.path)
+        yield 0
+        with open(self.path, "rb") as file:
+            for start in range(SIZE, size, SIZE):
+                if (found := self._group_from(file, start, start + SIZE)) is not None:
+                    yield found
+        yield size
+
+    def _group_from(self, file: IO[bytes], start: int, end: int) -> int | None:
+        """Return where the first group begins that is sure to begin between two places; None if there is none."""
+        file.seek(start - 1)
+        at = start - 1 + len(file.readline())
+        before = None
+        while at < end and (line := file.readline()):
+            key = self._key_of(line)
+            if before is not None and key not in (None, before):
+                return at
+            before = before if key is None else key
+            at += len(line)
+        return None
+
+    def _key_of(self, line: bytes) -> Hashable:
+        try:
+            return next((self.key(row) for row in self._records([line])), None)
+        except BadRow:
+            return None
+
+    def _records(self, lines: Iterable[bytes]) -> Iterator[Row]:
+        for line in lines:
+            if (row := parsed(line)) is not BLANK:
+                record = checked_record(row, self.check)
+                yield from record if isinstance(record, list) else (record,)
+
+    def _fork(self, ranges: list[tuple[int, int]]) -> None:
+        read, write = os.pipe()
+        if process := os.fork():
+            os.close(write)
+            self.workers.append((process, os.fdopen(read, "rb")))
+        else:
+            for _, of_others in self.workers:
+                of_others.close()
+            os.close(read)
+            self._serve(ranges, write)
+
+    def _serve(self, ranges: list[tuple[int, int]], write: int) -> NoReturn:
+        """Work on ranges in a process of its own, which ends here whatever happens."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends all
+        gc.disable()  # rows have no cycles, and to look for some copies the pages that are shared
+        try:
+            with open(self.path, "rb") as file, os.fdopen(write, "wb") as out:
+                for start, end in ranges:
+                    file.seek(start)
+                    block = file.read(end - start)
+                    made = self.work(self._records(BytesIO(block)))
+                    pickle.dump(Part(made, len(block), block.count(b"\n")), out)
+                    out.flush()
+        except BaseException:  # noqa: BLE001 - the first process meets it too, and says so
+            os._exit(1)
+        os._exit(0)
+
+
+def processes() -> int:
+    """Return how many processes a large file is worth: as many as processors that this one may use, within bounds."""
+    return min(MOST_PROCESSES, len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else 1
+
+
+def worthwhile(path: str) -> bool:
+    """Tell whether a path is a plain file that several processes are quicker with."""
+    plain = path != "-" and not path.endswith(".gz") and os.path.isfile(path)
+    return plain and processes() > 1 and os.path.getsize(path) >= WORTHWHILE
