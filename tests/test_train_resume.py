@@ -248,14 +248,14 @@ def test_files_that_may_not_grow_end_in_one_line(srlm: Srlm, base: Path) -> None
 def test_a_nan_ends_the_training_at_its_step(base: Path, tmp_path: Path, monkeypatch) -> None:
     from srlm_cli.train.trainers import PairTrainer
 
-    loss, done = PairTrainer._compute_loss, []
+    loss, done = PairTrainer._pair_loss, []
 
     def poisoned(self, *args):
         done.append(1)
         return loss(self, *args) * (float("nan") if len(done) == 20 else 1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(PairTrainer, "_compute_loss", poisoned)
+        patched.setattr(PairTrainer, "_pair_loss", poisoned)
         with pytest.raises(SrlmError, match="step 6: loss is not a finite number.*step 4") as failed:
             train("dpo", spec_of(base, tmp_path / "m"))
     assert "lower --learning-rate" in failed.value.hint and not (tmp_path / "m").exists()

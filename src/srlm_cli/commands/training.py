@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import Exit, Option
 
+from srlm_cli import processes
 from srlm_cli.commands import run
 from srlm_cli.commands.options import OnStale, ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
@@ -81,8 +82,30 @@ class TrainOptions(ReadOptions):
     on_stale: Annotated[
         OnStale, Option("--on-stale", help="A FOLDER.part left by other settings: stop with exit 2, or restart.")
     ] = "stop"
+    accelerate_config: Annotated[
+        str | None,
+        Option(
+            "--accelerate-config", metavar="NAME",
+            help="Train in several processes: a profile of TRL's (multi_gpu, fsdp2, zero2, ...), or accelerate's file.",
+        ),
+    ] = None  # fmt: skip
+    num_processes: Annotated[
+        int | None,
+        Option("--num-processes", min=1, show_default="as the profile has it", help="With it: so many processes."),
+    ] = None
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     seed: Seed = 0
+
+    def launch(self) -> None:
+        """With `--accelerate-config`, run this command in the processes that it asks for, and end as they end."""
+        if self.num_processes and not self.accelerate_config:
+            raise OptionError("--num-processes goes with --accelerate-config")
+        if processes.started() and self.dry_run:
+            raise OptionError("--dry-run is of one process", "run it without a launcher")
+        if self.accelerate_config and not self.dry_run and not processes.started():
+            from srlm_cli.train.launch import launch
+
+            raise Exit(launch(self.accelerate_config, self.num_processes, sys.argv[1:]))
 
     def run(self) -> RunOptions:
         """Return how the training is run, which does not change what it makes."""
@@ -160,7 +183,9 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
     """Run a training; a full disk, too little memory and Ctrl-C end in one line that says what is left."""
     run.data_stdout()
     try:
-        return work()
+        results = work()
+        processes.end()
+        return results
     except KeyboardInterrupt:
         left = f"what is finished is in {out}.part; the same command goes on from there"
         raise run.Interrupted("interrupted", left) from None

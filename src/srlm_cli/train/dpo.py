@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from srlm_cli import models
+from srlm_cli import models, processes
 from srlm_cli.errors import DataError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import estimate, reference, session
-from srlm_cli.train.data import dataset, dpo_rows
+from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.follow import LOGGED
 from srlm_cli.train.losses import SMOOTHED, Preference
 from srlm_cli.train.part import Part, place
@@ -53,6 +53,7 @@ def dpo(
         reference.check_tokens(named, tokenizer)
     origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
     identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
+    processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
         part.take(identity, run.restart, run.on_stale)
         if run.dry_run:
@@ -86,12 +87,12 @@ def make_trainer(
     """Return the trainer of rendered pairs; `named` is the reference."""
     from trl import DPOConfig
 
-    from srlm_cli.train.trainers import PairTrainer, StepSampler
+    from srlm_cli.train.trainers import PairTrainer
 
     model = session.load_policy(spec)
     other = None
     if named != spec.model and about.has_reference:
-        other = models.load_model(named, "float32", models.pick_device(spec.device))
+        other = models.load_model(named, "float32", session.loading_device(spec))
     config = DPOConfig(
         **session.trainer_settings(spec, run, part.folder),
         **about.trl(),
@@ -102,13 +103,14 @@ def make_trainer(
         model=model,
         ref_model=other,
         args=config,
-        train_dataset=dataset(made),
-        eval_dataset=dataset(held) if held else None,
+        rows=made,
+        held=held,
+        length=pair_length,
+        spec=spec,
         processing_class=tokenizer,
         about=about,
         quiet=run.quiet,
         part=part,
-        sampler=StepSampler(list(map(pair_length, made)), spec.batch, spec.seed),
     )
 
 

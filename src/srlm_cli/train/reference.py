@@ -67,7 +67,7 @@ def check_start(trainer: DPOTrainer, about: Preference, itself: bool) -> dict[st
     """
     import torch
 
-    few = range(min(len(trainer.train_dataset), trainer.args.per_device_train_batch_size))
+    few = range(min(len(trainer.sampler.lengths), trainer.args.per_device_train_batch_size))
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in few]))
     ours, theirs = batch["ref_chosen_logps"].mean().item(), batch["ref_rejected_logps"].mean().item()
     trainer.model.eval()

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import models
+from srlm_cli import models, processes
 from srlm_cli.errors import OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
@@ -97,8 +97,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
     keep_freed_memory()
     set_seed(spec.seed)  # a new adapter begins with random numbers
-    device = models.pick_device(spec.device)
-    model = models.load_model(spec.model, "float32", device, merge=False)
+    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False)
     for name in DROPOUTS:
         if hasattr(model.config, name):
             setattr(model.config, name, spec.dropout)
@@ -123,6 +122,11 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     set_dropout(model, spec.dropout)
     model.config.use_cache = False
     return model
+
+
+def loading_device(spec: TrainSpec) -> str:
+    """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
+    return "cpu" if processes.started() else models.pick_device(spec.device)
 
 
 def set_dropout(model: PreTrainedModel, share: float) -> None:
@@ -150,8 +154,9 @@ def keep_freed_memory() -> None:
 
 
 def together(spec: TrainSpec) -> int:
-    """Return how many sequences (or pairs) are on the device at a time."""
-    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, spec.batch))
+    """Return how many sequences (or pairs) are on a device at a time."""
+    share = max(1, spec.batch // processes.count())
+    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, share))
 
 
 def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:
@@ -159,9 +164,10 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
 
     What is saved, and when, is the follower's business: see `follow`.
     """
-    device, at_a_time = models.pick_device(spec.device), together(spec)
-    if spec.batch % at_a_time:
-        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}")
+    device, at_a_time, count = models.pick_device(spec.device), together(spec), processes.count()
+    if spec.batch % (at_a_time * count):
+        shared = f" x {count} processes" if count > 1 else ""
+        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")
     return {
         "output_dir": str(folder),
         "learning_rate": spec.learning_rate,
@@ -169,7 +175,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "lr_scheduler_kwargs": {"min_lr": spec.final_learning_rate},
         "per_device_train_batch_size": at_a_time,
         "per_device_eval_batch_size": at_a_time,
-        "gradient_accumulation_steps": spec.batch // at_a_time,
+        "gradient_accumulation_steps": spec.batch // (at_a_time * count),
         "num_train_epochs": spec.epochs,
         "max_steps": spec.max_steps,
         "warmup_steps": spec.warmup_steps,
@@ -272,6 +278,8 @@ def save(
 ) -> None:
     """Write model, tokenizer and chat template, the provenance file last; then let the folder appear as OUT."""
     model = trainer.accelerator.unwrap_model(trainer.model)
+    if not processes.is_main():
+        return
     model.config.use_cache = True
     tokenizer.padding_side = "left"
     with part.writing("the model"):
