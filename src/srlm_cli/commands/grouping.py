@@ -12,8 +12,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 FIRST = ("in_", "out")
 LAST = (
     "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype",
-    "tensor_parallel_size", "data_parallel_size", "base_url", "route", "tokenizer", "concurrency", "retries", "timeout", "seed",
-    "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
+    "tensor_parallel_size", "data_parallel_size", "base_url", "route", "tokenizer", "concurrency", "retries",
+    "timeout", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
 )  # fmt: skip
 
 

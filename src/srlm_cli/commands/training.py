@@ -179,6 +179,11 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     }
 
 
+def goes_on(out: Path) -> str:
+    """Return how a training goes on that ended early."""
+    return f"what is finished is in {out}.part; the same command goes on from there"
+
+
 def guarded(work: Any, out: Path) -> dict[str, Any]:
     """Run a training; a full disk, too little memory and Ctrl-C end in one line that says what is left."""
     run.data_stdout()
@@ -187,11 +192,12 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
         processes.end()
         return results
     except KeyboardInterrupt:
-        left = f"what is finished is in {out}.part; the same command goes on from there"
-        raise run.Interrupted("interrupted", left) from None
+        raise run.Interrupted("interrupted", goes_on(out)) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:
+        if processes.count() > 1 and ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
+            raise SrlmError("another process of this training ended", "it has said why; " + goes_on(out)) from error
         if "memory" not in str(error).lower():
             raise
         raise SrlmError(

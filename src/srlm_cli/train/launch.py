@@ -27,6 +27,7 @@ def launch(config: str, processes: int | None, argv: list[str]) -> int:
 
     path = profile(config)
     os.environ[LAUNCHED] = "1"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's advice on parameters that get no gradient
     options = [*launch_options(path), *(["--num_processes", str(processes)] if processes else [])]
     with without_their_logs():
         try:
@@ -34,7 +35,7 @@ def launch(config: str, processes: int | None, argv: list[str]) -> int:
                 launch_command_parser().parse_args(["--config_file", path, *options, "--module", "srlm_cli", *argv])
             )
         except ChildFailedError as error:
-            return code_of({failure.rank: failure.exitcode for failure in failures(error)})
+            return code_of(first_first(error.failures))
         except CalledProcessError as error:
             return code_of({0: error.returncode})
         except (SignalException, KeyboardInterrupt) as error:
@@ -75,9 +76,9 @@ def launch_options(path: str) -> list[str]:
     return ["--multi_gpu"] * on_cpus + ["--main_process_port", "0"] * alone
 
 
-def failures(error: Any) -> Iterator[Any]:
-    """Yield the processes that failed of themselves, the first one first."""
-    return iter(sorted(error.failures.values(), key=lambda failure: failure.timestamp))
+def first_first(failures: dict[int, Any]) -> dict[int, int]:
+    """Return the exit codes of torch's failed processes by rank, the first that failed first."""
+    return {rank: failures[rank].exitcode for rank in sorted(failures, key=lambda rank: failures[rank].timestamp)}
 
 
 def code_of(codes: dict[int, int]) -> int:

@@ -194,6 +194,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "prediction_loss_only": True,
         "report_to": "none" if run.report_to == "none" else run.report_to.split(","),
         "disable_tqdm": True,
+        "log_level_replica": "error",
         "dataloader_pin_memory": device.startswith("cuda"),
     }
 

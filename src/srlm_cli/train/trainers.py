@@ -82,6 +82,9 @@ class StepTrainer:
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
 
+    def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+        return dataset
+
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
         return self.sampler
 
@@ -197,9 +200,6 @@ class PairTrainer(StepTrainer, DPOTrainer):
     def items(batch: Row) -> Any:
         """Return the pairs of a batch that count."""
         return batch["real"].sum()
-
-    def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
-        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
