@@ -34,6 +34,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def sharded() -> bool:
+    """Tell whether no process holds the whole weights while they train: FSDP, or DeepSpeed's ZeRO of stage 3."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or (
+        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    )
+
+
 def begin(device: str) -> None:
     """Meet the other processes; they talk by gloo on a CPU and by NCCL on GPUs, as accelerate has it."""
     if started():

@@ -77,8 +77,13 @@ def launch_options(path: str) -> list[str]:
 
 
 def first_first(failures: dict[int, Any]) -> dict[int, int]:
-    """Return the exit codes of torch's failed processes by rank, the first that failed first."""
-    return {rank: failures[rank].exitcode for rank in sorted(failures, key=lambda rank: failures[rank].timestamp)}
+    """Return the exit codes of torch's failed processes by rank, the first that failed first.
+
+    Those that torch itself ended, since another one failed, are left out.
+    """
+    order = sorted(failures, key=lambda rank: failures[rank].timestamp)
+    codes = {rank: failures[rank].exitcode for rank in order}
+    return {rank: code for rank, code in codes.items() if code != -signal.SIGTERM} or codes
 
 
 def code_of(codes: dict[int, int]) -> int:

@@ -70,9 +70,10 @@ def check_start(trainer: DPOTrainer, about: Preference, itself: bool) -> dict[st
     few = range(min(len(trainer.sampler.lengths), trainer.args.per_device_train_batch_size))
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in few]))
     ours, theirs = batch["ref_chosen_logps"].mean().item(), batch["ref_rejected_logps"].mean().item()
+    pairs = trainer.items(batch) * trainer.accelerator.num_processes
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
-        loss = float(trainer.compute_loss(trainer.model, batch))
+        loss = float(trainer.compute_loss(trainer.model, batch, num_items_in_batch=pairs))
     found = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
     trainer._metrics["eval"].clear()
     ratios = (found["logps/chosen"] - ours, found["logps/rejected"] - theirs)

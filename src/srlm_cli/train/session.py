@@ -164,6 +164,8 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
 
     What is saved, and when, is the follower's business: see `follow`.
     """
+    if spec.merge and processes.sharded():
+        raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
     device, at_a_time, count = models.pick_device(spec.device), together(spec), processes.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
@@ -235,7 +237,7 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
             follow.close()
     state = trainer.state
     if chooses:
-        trainer._load_from_checkpoint(str(part.step(part.best)))
+        load_checkpoint(trainer, str(part.step(part.best)))
     seconds = time.monotonic() - started
     tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -249,6 +251,15 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
+
+
+def load_checkpoint(trainer: Trainer, folder: str) -> None:
+    """Give the trainer's model the weights of a checkpoint, of which each process may hold a part."""
+    if processes.sharded():
+        trainer.state.best_model_checkpoint = folder
+        trainer._load_best_model()
+    else:
+        trainer._load_from_checkpoint(folder)
 
 
 def state_of(part: Part) -> Any:
@@ -278,19 +289,22 @@ def save(
     provenance: dict[str, Any],
 ) -> None:
     """Write model, tokenizer and chat template, the provenance file last; then let the folder appear as OUT."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = None if not processes.sharded() else trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if not processes.is_main():
         return
+    model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     tokenizer.padding_side = "left"
     with part.writing("the model"):
         shutil.rmtree(part.model, ignore_errors=True)
         if not hasattr(model, "peft_config"):
-            model.save_pretrained(part.model)
+            model.save_pretrained(part.model, state_dict=whole)
         elif spec.merge:
             model.merge_and_unload().save_pretrained(part.model)
         else:
-            model.save_pretrained(part.model, selected_adapters=["default"], save_embedding_layers=False)
+            model.save_pretrained(
+                part.model, selected_adapters=["default"], save_embedding_layers=False, state_dict=whole
+            )
         tokenizer.save_pretrained(part.model)
         shutil.copyfile(part.metrics, part.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}

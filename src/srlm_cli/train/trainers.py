@@ -98,16 +98,17 @@ class StepTrainer:
         return self.accelerator.gather(items).sum()
 
     def as_mean(self, total: Any, batch: Row, items: Any) -> Any:
-        """Return a sum over the items of a batch as its part of the mean over `items`, else as its own mean.
+        """Return a sum over the items of a batch as its part of the mean over `items`, those of a step.
 
-        The parts of several processes are averaged, so each is that much larger. On held-out rows the mean
-        is over the items of all of them, and Trainer averages the parts by rows.
+        The parts of several processes are averaged, so each is that much larger. Without `items` it is,
+        on held-out rows, its part of the mean over all of them, as Trainer averages the parts by rows; else
+        its own mean.
         """
-        if items is None:
-            return total / max(1, self.items(batch))
+        if items is not None:
+            return total / items * self.accelerator.num_processes
         if not self.model.training:
             return total / self.held_items * len(self.eval_dataset) / self.batch_rows(batch)
-        return total / items * self.accelerator.num_processes
+        return total / max(1, self.items(batch))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
