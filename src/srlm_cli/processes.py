@@ -50,6 +50,11 @@ def begin(device: str) -> None:
         PartialState(cpu=device == "cpu")
 
 
+def own_device(device: str) -> str:
+    """Return the device of this process, of those of a kind."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+
+
 def end() -> None:
     """Part from the other processes."""
     if started():

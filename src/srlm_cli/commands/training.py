@@ -63,6 +63,9 @@ class TrainOptions(ReadOptions):
     merge: Annotated[
         bool, Option("--merge", help="Write the adapter into the weights: the folder is a plain model.")
     ] = False
+    load_in_4bit: Annotated[
+        bool, Option("--load-in-4bit", help="QLoRA: the weights below the adapter in 4 bits, by bitsandbytes.")
+    ] = False
     checkpointing: Annotated[
         bool, Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time.")
     ] = False
@@ -142,6 +145,7 @@ class TrainOptions(ReadOptions):
             weight_decay=self.weight_decay,
             dropout=self.dropout,
             merge=self.merge,
+            load_in_4bit=self.load_in_4bit,
             lora_r=self.lora_r,
             lora_alpha=self.lora_alpha,
             device=self.device,

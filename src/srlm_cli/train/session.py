@@ -36,7 +36,7 @@ class TrainSpec:
     `together` 0 is 1 on a CPU, where padding costs more than a batch saves, and 4 elsewhere. The
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
-    the adapter into the weights at the end.
+    the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
     """
 
     model: str
@@ -54,6 +54,7 @@ class TrainSpec:
     lora_r: int = 0
     lora_alpha: int = 0
     merge: bool = False
+    load_in_4bit: bool = False
     device: str = "auto"
     seed: int = 0
     checkpointing: bool = False
@@ -88,7 +89,7 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
 
 
 def load_policy(spec: TrainSpec) -> PreTrainedModel:
-    """Return the model to train, in float32.
+    """Return the model to train, in float32; what an adapter stands on may be in 4 bits.
 
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
     a step run in bfloat16 where the device is fast in it.
@@ -97,7 +98,11 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
     keep_freed_memory()
     set_seed(spec.seed)  # a new adapter begins with random numbers
-    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False)
+    if spec.load_in_4bit and (spec.merge or not (spec.lora_r or models.is_adapter(models.locate(spec.model)))):
+        raise OptionError(
+            "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
+        )
+    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=spec.load_in_4bit)
     for name in DROPOUTS:
         if hasattr(model.config, name):
             setattr(model.config, name, spec.dropout)
@@ -119,6 +124,8 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
             "leave --lora-r out: the adapter itself goes on being trained",
         )
+    if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
+        model.get_base_model().is_loaded_in_4bit = False
     set_dropout(model, spec.dropout)
     model.config.use_cache = False
     return model
@@ -126,7 +133,10 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
 def loading_device(spec: TrainSpec) -> str:
     """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
-    return "cpu" if processes.started() else models.pick_device(spec.device)
+    device = models.pick_device(spec.device)
+    if spec.load_in_4bit and processes.started():  # weights in 4 bits stay where they are made
+        return processes.own_device(device)
+    return "cpu" if processes.started() else device
 
 
 def set_dropout(model: PreTrainedModel, share: float) -> None:
@@ -166,6 +176,8 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
     """
     if spec.merge and processes.sharded():
         raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
+    if spec.load_in_4bit and processes.sharded():
+        raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
     device, at_a_time, count = models.pick_device(spec.device), together(spec), processes.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
