@@ -35,11 +35,8 @@ def is_main() -> bool:
 
 
 def sharded() -> bool:
-    """Tell whether no process holds the whole weights while they train: FSDP, or DeepSpeed's ZeRO of stage 3."""
-    return os.environ.get("ACCELERATE_USE_FSDP") == "true" or (
-        os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
-    )
+    """Tell whether weights or optimizer are spread over the processes while they train: by FSDP, or by DeepSpeed."""
+    return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 
 def begin(device: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from srlm_cli import models, processes
-from srlm_cli.errors import DataError
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import estimate, reference, session
@@ -61,9 +61,9 @@ def dpo(
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
             return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
         trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
-        start = reference.check_start(trainer, about, itself=named == spec.model)
-        results = {"data": report.as_dict(), "reference": origin, "start": start}
+        results = {"data": report.as_dict(), "reference": origin}
         results |= session.run_training(trainer, part, "dpo", run)
+        results |= {"start": trainer.start} if trainer.start else {}
         results |= rewards(trainer.state.log_history)
         session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **asdict(about), **results})
     return results
@@ -91,6 +91,8 @@ def make_trainer(
 
     model = session.load_policy(spec)
     other = None
+    if named != spec.model and processes.sharded():
+        raise OptionError("--ref: sharded weights are their own reference only", "--ref previous, or another profile")
     if named != spec.model and about.has_reference:
         other = models.load_model(named, "float32", session.loading_device(spec))
     config = DPOConfig(
@@ -109,6 +111,7 @@ def make_trainer(
         spec=spec,
         processing_class=tokenizer,
         about=about,
+        itself=named == spec.model,
         quiet=run.quiet,
         part=part,
     )

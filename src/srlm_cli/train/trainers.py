@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ from srlm_cli.train.losses import Preference, own_loss
 from srlm_cli.train.part import Part
 from srlm_cli.train.scoring import score_by_row
 
-OF_A_PAIR = ("label_smoothing", "real")
+OF_A_PAIR = ("label_smoothing", "real", "at")
+FILLER = 2**40  # where a filler stands: nowhere
 
 
 class StepSampler:
@@ -161,31 +163,61 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
 
 
 class PairCollator(DataCollatorForPreference):
-    """TRL's collator, with the label smoothing of each pair, and 1 for each that is no filler."""
+    """TRL's collator, with what we keep of each pair.
+
+    That is its label smoothing, 1 if it counts and 0 if it is a filler, and the reference's scores of (chosen,
+    rejected) by where it stands, 0 while there are none.
+    """
+
+    scores: dict[int, tuple[float, float]] = {}
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        more = {name: torch.tensor([row[name] for row in examples], dtype=torch.float32) for name in OF_A_PAIR}
+        columns = {name: [row[name] for row in examples] for name in OF_A_PAIR}
+        scores = [self.scores.get(at, (0.0, 0.0)) for at in columns.pop("at")]
+        columns["ref_chosen_logps"], columns["ref_rejected_logps"] = zip(*scores, strict=True)
+        more = {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}
         return {**super().torch_call(examples), **more}
 
 
 class PairTrainer(StepTrainer, DPOTrainer):
-    """A DPOTrainer that takes rendered rows, scores the reference once, and knows the losses that TRL lacks."""
+    """A DPOTrainer that takes rendered rows, scores the reference once, and knows the losses that TRL lacks.
 
-    def __init__(self, *args: Any, about: Preference, quiet: bool, processing_class: Any, **more: Any) -> None:
-        self.about, self.quiet = about, quiet
+    The reference is scored, and the start checked, when the trainer is made; where the weights are sharded, by
+    the policy itself before its first step, when each process has its part.
+    """
+
+    start: dict[str, float] | None = None
+
+    def __init__(
+        self, *args: Any, about: Preference, quiet: bool, processing_class: Any, itself: bool, **more: Any
+    ) -> None:
+        self.about, self.quiet, self.itself = about, quiet, itself
         collator = PairCollator(pad_token_id=processing_class.pad_token_id)
-        more["rows"], more["held"] = ([{**row, "real": 1.0} for row in more[name]] for name in ("rows", "held"))
+        more["rows"] = [{**row, "real": 1.0, "at": at} for at, row in enumerate(more["rows"])]
+        more["held"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["held"])]
         super().__init__(*args, processing_class=processing_class, data_collator=collator, **more)
         self.ref_model = None
         if "ref" in getattr(self.model, "peft_config", {}):  # TRL's frozen copy, of which only the scores are needed
             self.model.delete_adapter("ref")
             self.model.set_adapter("default")
+        if not processes.sharded():
+            self.start = reference.check_start(self, self.model)
+
+    def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
+        if processes.sharded() and self.about.has_reference and not self.data_collator.scores:
+            self.ref_model = model  # so that its adapter, if it has one, is part of the reference
+            self._score("train", self.train_dataset, self.args.per_device_train_batch_size)
+            if self.eval_dataset:
+                self._score("eval", self.eval_dataset, self.args.per_device_eval_batch_size)
+            self.ref_model = None
+            self.start = reference.check_start(self, model)
+        super()._run_epoch(*args, model=model, **more)
 
     @staticmethod
     def filler(row: Row) -> Row:
         """Return a pair that does not count."""
         short = {name: row[name][:1] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
-        return {**short, "label_smoothing": 0.0, "real": 0.0}
+        return {**short, "label_smoothing": 0.0, "real": 0.0, "at": FILLER}
 
     @staticmethod
     def row_items(row: Row) -> int:
@@ -207,24 +239,28 @@ class PairTrainer(StepTrainer, DPOTrainer):
         self._signature_columns += [name for name in OF_A_PAIR if name not in self._signature_columns]
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """Return the dataset with the reference's log-probabilities, those that an unfinished run left or new ones."""
-        scorer = self.ref_model or self.model
-        for model in {id(m): m for m in (self.model, scorer)}.values():
+        """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
+        for model in {id(m): m for m in (self.model, self.ref_model or self.model)}.values():
             score_by_row(model)
-        kept = self.part.folder / f"reference-{name}.json"
-        real = [row for row, counts in enumerate(dataset["real"]) if counts]
-        if not self.about.has_reference:
-            scores = [(0.0, 0.0)] * len(real)
-        elif kept.exists():
+        if self.about.has_reference and (self._kept_scores(name).exists() or not processes.sharded()):
+            self._score(name, dataset, batch_size)
+        return dataset
+
+    def _kept_scores(self, name: str) -> Path:
+        return self.part.folder / f"reference-{name}.json"
+
+    def _score(self, name: str, dataset: Any, batch_size: int) -> None:
+        """Give the collator the reference's log-probabilities, those that an unfinished run left or new ones."""
+        kept = self._kept_scores(name)
+        rows = dataset.select([row for row, counts in enumerate(dataset["real"]) if counts])
+        if kept.exists():
             scores = json.loads(kept.read_text(encoding="utf-8"))
         else:
-            scores = self._reference_scores(scorer, dataset.select(real), batch_size)
+            scores = self._reference_scores(self.ref_model or self.model, rows, batch_size)
             with self.part.writing("the reference's log-probabilities"):
                 if processes.is_main():
                     replace_text(kept, json.dumps(scores))
-        scores = [*scores, *[(0.0, 0.0)] * (len(dataset) - len(real))]
-        chosen, rejected = map(list, zip(*scores, strict=True))
-        return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
+        self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
 
     def _reference_scores(self, scorer: Any, rows: Any, batch_size: int) -> list[tuple[float, float]]:
         """Return the summed log-probabilities of (chosen, rejected) by pair; each process scores its share."""
