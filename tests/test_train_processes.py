@@ -33,6 +33,7 @@ SHARDED = (
 fsdp_config:
   fsdp_version: 2
   fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+  fsdp_cpu_ram_efficient_loading: true
   fsdp_reshard_after_forward: true
   fsdp_state_dict_type: FULL_STATE_DICT
 """
@@ -156,14 +157,18 @@ def test_a_batch_that_cannot_be_shared_is_refused_once(trained_by_two) -> None:
 
 
 @pytest.mark.slow
-def test_sharded_weights_are_those_of_one_process(in_two, base: Path, tmp_path: Path) -> None:
-    """FSDP2 in two processes, made to run on CPUs: steps, checkpoints on held-out rows, the model that is written."""
-    names = ("sft", "sft-adapter", "dpo-nll")
+def test_sharded_weights_are_those_of_one_process(in_two, trained_by_two, tmp_path: Path) -> None:
+    """FSDP2 in two processes, made to run on CPUs: steps, checkpoints, the best of them, a kill, the model written."""
+    folder, models = trained_by_two
+    names = ("sft", "sft-adapter", "dpo-two-at-a-time", "dpo-nll", "dpo-adapter-goes-on")
+    jobs = [job_of(name, models[name], name, seen="FSDP") for name in names]
+    killed = job_of("dpo-nll", models["dpo-nll"], "killed", seen="FSDP", dies=4)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "sharded.yaml"]
-    folder = in_two(launcher, [job_of(name, base, name, seen="FSDP") for name in names]).folder
+    sharded = in_two(launcher, [*jobs, killed, {**killed, "dies": 0}]).folder
     for name in names:
-        train(**job_of(name, base, tmp_path / name))
-        assert_alike(tmp_path / name, folder / name)
+        assert_alike(folder / name, sharded / name)
+    assert_alike(folder / "dpo-nll", sharded / "killed")
+    assert read_json(sharded / "killed" / "provenance.json")["resumed_from"] >= 2
 
 
 @pytest.mark.slow
