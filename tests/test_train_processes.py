@@ -16,6 +16,7 @@ from helpers import HERE, PROGRAM, Row, Srlm, read_json, read_rows, write_rows
 from several_trainings import train
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.train.launch import code_of, first_first, launch_options, profile
+from srlm_cli.train.session import on_one_gpu
 from srlm_cli.train.trainers import StepSampler
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 
@@ -256,3 +257,12 @@ def test_the_options_of_a_launch(srlm: Srlm, base: Path) -> None:
         assert result.code == 2 and said in result.err and len(result.err.splitlines()) == 1
     assert srlm(*argv, "--accelerate-config", "fsdp2", "--dry-run").rows[0]["dry_run"]
     assert PROGRAM[1:] == ["-m", "srlm_cli"]
+
+
+def test_one_process_trains_on_one_gpu_of_several(tmp_path: Path) -> None:
+    from transformers import TrainingArguments
+
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert on_one_gpu(arguments).n_gpu == arguments.n_gpu <= 1
+    arguments._n_gpu = 2  # what two visible GPUs make it
+    assert on_one_gpu(arguments).n_gpu == 1

@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from srlm_cli import __version__, processes
-from srlm_cli.errors import ClosedPipe, DataError, ExitCode, OptionError, SrlmError
+from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
 
 # One line a command; its module is read only when the command runs, so that --help is quick.
 COMMANDS = {
@@ -116,9 +116,7 @@ def run(args: list[str]) -> int:
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except SrlmError as error:
-        if processes.is_main() or not isinstance(
-            error, (OptionError, DataError)
-        ):  # those, all processes of a training meet
+        if processes.is_main() or not error.shared:
             complain(name, str(error))
         return error.code
     except SystemExit as error:  # typer's own way out of a closed pipe

@@ -30,6 +30,7 @@ class Interrupted(SrlmError):
     """Ctrl-C: what was finished is kept."""
 
     code = ExitCode.INTERRUPTED
+    shared = True
 
 
 @dataclass

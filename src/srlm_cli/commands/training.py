@@ -183,6 +183,12 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     }
 
 
+class Deserted(SrlmError):
+    """Another process of a training ended before its end; it, or else the launcher, says why."""
+
+    shared = True
+
+
 def goes_on(out: Path) -> str:
     """Return how a training goes on that ended early."""
     return f"what is finished is in {out}.part; the same command goes on from there"
@@ -201,7 +207,7 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:
         if processes.count() > 1 and ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
-            raise SrlmError("another process of this training ended", "it has said why; " + goes_on(out)) from error
+            raise Deserted("another process of this training ended", goes_on(out)) from error
         if "memory" not in str(error).lower():
             raise
         raise SrlmError(

@@ -104,7 +104,7 @@ def make_trainer(
     return PairTrainer(
         model=model,
         ref_model=other,
-        args=config,
+        args=session.on_one_gpu(config),
         rows=made,
         held=held,
         length=pair_length,

@@ -101,12 +101,8 @@ def code_of(codes: dict[int, int]) -> int:
 @contextmanager
 def without_their_logs() -> Iterator[None]:
     """Keep what torch's launcher logs of a failed process off the screen: the process has said it itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.distributed.run", "torch.distributed.elastic")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)

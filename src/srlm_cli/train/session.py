@@ -20,7 +20,7 @@ from srlm_cli.train.follow import follower
 from srlm_cli.train.part import METRICS, Part
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 PROVENANCE = "provenance.json"
 
@@ -211,6 +211,13 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "log_level_replica": "error",
         "dataloader_pin_memory": device.startswith("cuda"),
     }
+
+
+def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
+    """Let one process use one GPU of several: TRL's trainers refuse the DataParallel of transformers."""
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return config
 
 
 # --- a training that can go on ---------------------------------------------------------------

@@ -68,7 +68,7 @@ def make_trainer(made: list[Row], held: list[Row], spec: TrainSpec, run: RunOpti
 
     return TargetLossTrainer(
         model=session.load_policy(spec),
-        args=SFTConfig(**session.trainer_settings(spec, run, part.folder)),
+        args=session.on_one_gpu(SFTConfig(**session.trainer_settings(spec, run, part.folder))),
         rows=made,
         held=held,
         length=row_length,
