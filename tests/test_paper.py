@@ -3,15 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
-from helpers import Srlm, clean_env
+import pytest
+
+from helpers import Srlm, clean_env, write_rows
 
 ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "examples" / "paper" / "srlm.toml"
+
+# `srlm` itself, but for `sample --model FOLDER`, which answers with as many letters as FOLDER/length says, and
+# for a judge named `letters`, to whom more of them are better.
+FAKE = """#!{python}
+import json, sys
+from pathlib import Path
+from srlm_cli.cli import main
+given = sys.argv[1:]
+option = dict(zip(given, given[1:]))
+rows = [json.loads(line) for line in open(option["--in"])]
+if given[0] == "sample":
+    length = int((Path(option["--model"]) / "length").read_text())
+    made = [{{"prompt": row["prompt"], "response": "a" * length, "model": option["--model"]}} for row in rows]
+    Path(option["--out"]).write_text("".join(json.dumps(row) + chr(10) for row in made))
+elif option["--model"] == "letters":
+    before = json.loads(open(option["--against"]).readline())
+    more = len(rows[0]["response"]) > len(before["response"])
+    for metric, value in (("win", float(more)), ("tie", 0.0), ("loss", float(not more))):
+        print(json.dumps({{"task": "head_to_head", "metric": metric, "value": value}}))
+else:
+    main()
+"""
 
 # arXiv 2401.10020, sections 2 and 3.1.
 STATED = {
@@ -62,3 +87,21 @@ def test_make_prints_the_loop_of_the_paper(tmp_path: Path) -> None:
     ]
     assert all(str(PAPER) in line for line in lines)
     assert json.dumps(sorted(file.name for file in tmp_path.iterdir())) == json.dumps(sorted(data.values()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("judge", "chosen"), [("letters", 1), ("longest", 0)])
+def test_the_judge_chooses_among_checkpoints(srlm: Srlm, judge: str, chosen: int) -> None:
+    """Replies of 4, 9 and 2 letters, of steps 2 and 10 and of the last one; to `longest` all matches are ties."""
+    folder = srlm.folder / "m"
+    for name, length in (("checkpoints/2", 4), ("checkpoints/10", 9), (".", 2)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "length").write_text(str(length))
+    (srlm.folder / "srlm").write_text(FAKE.format(python=sys.executable))
+    (srlm.folder / "srlm").chmod(0o755)
+    write_rows(srlm.folder / "prompts.jsonl", [{"prompt": f"Ask {n}?"} for n in range(4)])
+    words = ["bash", str(PAPER.with_name("choose.sh")), "m", "prompts.jsonl", "--engine", "echo", "--model", judge]
+    done = srlm.run(words, env={"PATH": f"{srlm.folder}:{os.environ['PATH']}"})
+    assert done.code == 0, done.err
+    assert done.out.split() == [["m/checkpoints/2", "m/checkpoints/10"][chosen]]
+    assert done.err.count("against") == chosen + 1

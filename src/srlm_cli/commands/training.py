@@ -72,6 +72,9 @@ class TrainOptions(ReadOptions):
     save_steps: Annotated[
         int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Checkpoint each N steps.")
     ] = 0
+    keep_checkpoints: Annotated[
+        bool, Option("--keep-checkpoints", help="Keep the model of each one, as FOLDER/checkpoints/STEP.")
+    ] = False
     on_duplicate: Annotated[
         OnDuplicate, Option("--on-duplicate", help="A row that stood before: drop it and count it, or keep it.")
     ] = "drop"
@@ -118,6 +121,7 @@ class TrainOptions(ReadOptions):
             on_stale=self.on_stale,
             dry_run=self.dry_run,
             save_steps=self.save_steps,
+            keep_checkpoints=self.keep_checkpoints,
             report_to=self.report_to,
             keep_duplicates=self.on_duplicate == "keep",
         )

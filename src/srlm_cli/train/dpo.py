@@ -55,7 +55,7 @@ def dpo(
     identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
     processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
-        part.take(identity, run.restart, run.on_stale)
+        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
             few = estimate.sample(made, pair_length, session.together(spec))
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)

@@ -28,6 +28,8 @@ from srlm_cli.records import Row
 from srlm_cli.streams.writer import refuse_other, replace_text
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what a checkpoint has beside its model
 MEGABYTE = 2**20
 
 
@@ -43,18 +45,22 @@ class Part:
         self.checkpoint = self.best = 0
         self.best_value: float | None = None
         self.candidate: tuple[int, float] | None = None
+        self.kept: list[int] = []
+        self.keep_all = False
 
     def step(self, number: int) -> Path:
         """Return the folder of a checkpoint, as transformers names it."""
         return self.folder / f"checkpoint-{number}"
 
-    def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str) -> None:
+    def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str, keep_all: bool = False) -> None:
         """Go on from what an unfinished run of this fingerprint left, or begin anew.
+
+        With `keep_all` the models of all checkpoints are kept and become part of the model's folder.
 
         Raises OptionError when it was left by a run with another fingerprint, unless told to restart. Of
         several processes the main one decides, and the others read what it left.
         """
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint, self.keep_all = json.loads(json.dumps(fingerprint)), keep_all
         with processes.main_first():
             self._take(restart and processes.is_main(), on_stale)
 
@@ -64,6 +70,7 @@ class Part:
             if not restart:
                 refuse_other(self.folder, saved["fingerprint"], self.fingerprint)
                 self.checkpoint, self.best, self.best_value = saved["checkpoint"], saved["best"], saved["best_value"]
+                self.kept = saved["kept"]
         except OptionError:
             if on_stale != "restart":
                 raise
@@ -81,6 +88,7 @@ class Part:
         if processes.is_main():
             sync(self.step(step))
         self.checkpoint = step
+        self.kept.append(step)
         if self.candidate and self.candidate[0] == step:
             self.best, self.best_value = self.candidate
         if processes.is_main():
@@ -120,6 +128,10 @@ class Part:
 
     def publish(self) -> None:
         """Let the model appear under its name, in the place of an older one."""
+        for step in self.kept if self.keep_all else ():
+            shutil.copytree(
+                self.step(step), self.model / CHECKPOINTS / str(step), ignore=shutil.ignore_patterns(*STATE)
+            )
         sync(self.model)
         if self.out.exists():
             old = self.out.with_name(self.out.name + ".old")
@@ -137,11 +149,12 @@ class Part:
                 shutil.rmtree(file, ignore_errors=ignore_errors)
 
     def _torn(self, file: Path) -> bool:
-        whole = {f"checkpoint-{step}" for step in (self.checkpoint, self.best) if step}
+        steps = self.kept if self.keep_all else (self.checkpoint, self.best)
+        whole = {f"checkpoint-{step}" for step in steps if step}
         return file.name.startswith("checkpoint-") and file.name not in whole
 
     def _save(self) -> None:
-        state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value}
+        state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value, "kept": self.kept}
         replace_text(
             self.folder / "state.json", json.dumps({"fingerprint": self.fingerprint, **state}, indent=1) + "\n"
         )

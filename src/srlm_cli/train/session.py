@@ -72,6 +72,7 @@ class RunOptions:
     on_stale: str = "stop"
     dry_run: bool = False
     save_steps: int = 0
+    keep_checkpoints: bool = False
     report_to: str = "none"
     keep_duplicates: bool = False
 

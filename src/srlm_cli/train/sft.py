@@ -43,7 +43,8 @@ def sft(
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
     processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
-        part.take(session.fingerprint("sft", spec, made + held, held_out=len(held)), run.restart, run.on_stale)
+        identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
+        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
             few = estimate.sample(made, row_length, session.together(spec))
             trainer = make_trainer(few, [], spec, run, tokenizer, part)
