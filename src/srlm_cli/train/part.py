@@ -129,9 +129,8 @@ class Part:
     def publish(self) -> None:
         """Let the model appear under its name, in the place of an older one."""
         for step in self.kept if self.keep_all else ():
-            shutil.copytree(
-                self.step(step), self.model / CHECKPOINTS / str(step), ignore=shutil.ignore_patterns(*STATE)
-            )
+            folder, beside = self.model / CHECKPOINTS / str(step), shutil.ignore_patterns(*STATE)
+            shutil.copytree(self.step(step), folder, ignore=beside, copy_function=os.link)
         sync(self.model)
         if self.out.exists():
             old = self.out.with_name(self.out.name + ".old")
@@ -147,6 +146,9 @@ class Part:
         for file in self.folder.iterdir():
             if self._torn(file):
                 shutil.rmtree(file, ignore_errors=ignore_errors)
+        for step in {*self.kept} - {self.checkpoint, self.best}:  # which are never loaded by a trainer again
+            for file in (found for pattern in STATE for found in self.step(step).glob(pattern)):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
 
     def _torn(self, file: Path) -> bool:
         steps = self.kept if self.keep_all else (self.checkpoint, self.best)
