@@ -828,7 +828,7 @@ def test_help_opens_with_a_line_and_examples_and_each_option_has_both_spellings(
     )
     assert page, result.out[:400]
     assert f"srlm {name}" in page[2]
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", result.out.split("Options:")[1]))
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", result.out.split("Options:")[1]))
     takes_value = {opt: not option.is_flag for option in options_of(name) for opt in option.opts}
     spelled = []
     for option in sorted(shown & (takes_value.keys() | secondary(name))):

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import HERE, Srlm, read_json, read_rows, write_rows
+from srlm_cli import models
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.train.dpo import dpo
@@ -248,14 +249,14 @@ def test_files_that_may_not_grow_end_in_one_line(srlm: Srlm, base: Path) -> None
 def test_a_nan_ends_the_training_at_its_step(base: Path, tmp_path: Path, monkeypatch) -> None:
     from srlm_cli.train.trainers import PairTrainer
 
-    loss, done = PairTrainer._compute_loss, []
+    loss, done = PairTrainer._pair_loss, []
 
     def poisoned(self, *args):
         done.append(1)
         return loss(self, *args) * (float("nan") if len(done) == 20 else 1)
 
     with monkeypatch.context() as patched:
-        patched.setattr(PairTrainer, "_compute_loss", poisoned)
+        patched.setattr(PairTrainer, "_pair_loss", poisoned)
         with pytest.raises(SrlmError, match="step 6: loss is not a finite number.*step 4") as failed:
             train("dpo", spec_of(base, tmp_path / "m"))
     assert "lower --learning-rate" in failed.value.hint and not (tmp_path / "m").exists()
@@ -349,3 +350,22 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(tmp_path: P
     with locked(tmp_path / "m") as part:
         part.take({"seed": 0}, restart=False, on_stale="stop")
         assert (part.checkpoint, part.best, part.best_value) == (4, 2, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_all_checkpoints_are_kept_as_models(kind: str, base: Path, adapter: Path, tmp_path: Path, monkeypatch) -> None:
+    """Also those before a kill; each is the model of a training that ends at its step, but for the learning rate."""
+    run = replace(EVERY_2, keep_checkpoints=True)
+    spec = spec_of(base if kind == "sft" else adapter, tmp_path / "m", final_learning_rate=1e-3)
+    with monkeypatch.context() as patched:
+        die_in_micro_batch(patched, 20)
+        with pytest.raises(Killed):
+            train(kind, spec, run)
+    assert train(kind, spec, run)["resumed_from"] == 4
+    kept = sorted(spec.out.glob("checkpoints/*"), key=lambda folder: int(folder.name))
+    assert [folder.name for folder in kept] == ["2", "4", "6", "8"]
+    assert not list(spec.out.glob("checkpoints/*/*.pt")) and models.fingerprint(str(kept[0]))
+    assert models.load_model(str(kept[0]), "float32") and models.load_tokenizer(str(kept[0])).chat_template
+    train(kind, replace(spec, out=tmp_path / "short", max_steps=4))
+    assert_same(tmp_path / "short", kept[1])
+    assert not (tmp_path / "m.part").exists()

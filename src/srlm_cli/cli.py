@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from srlm_cli import __version__
+from srlm_cli import __version__, processes
 from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
 
 # One line a command; its module is read only when the command runs, so that --help is quick.
@@ -116,7 +116,8 @@ def run(args: list[str]) -> int:
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except SrlmError as error:
-        complain(name, str(error))
+        if processes.is_main() or not error.shared:
+            complain(name, str(error))
         return error.code
     except SystemExit as error:  # typer's own way out of a closed pipe
         closed = isinstance(error.__context__, BrokenPipeError)
@@ -150,6 +151,8 @@ def usage(error: Any, name: str, code: int) -> int:
 
 def complain(name: str, message: str) -> None:
     """Print one plain error line."""
+    if not processes.is_main():
+        name += f" (process {processes.rank()})"
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 

@@ -18,9 +18,13 @@ class ExitCode(IntEnum):
 
 
 class SrlmError(Exception):
-    """A failure with a message for people: one plain line, and a hint on what to do."""
+    """A failure with a message for people: one plain line, and a hint on what to do.
+
+    One that is `shared` all processes of a training meet; its main process says it.
+    """
 
     code = ExitCode.FAILURE
+    shared = False
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -35,12 +39,14 @@ class OptionError(SrlmError):
     """Options, settings or a stale FILE.part that do not fit: exit 2."""
 
     code = ExitCode.USAGE
+    shared = True
 
 
 class DataError(SrlmError):
     """A row that cannot be used, named by file:line: exit 3."""
 
     code = ExitCode.DATA
+    shared = True
 
 
 class LimitExceeded(SrlmError):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.streams.console import say
@@ -124,8 +124,14 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(model: str, dtype: str, device: str = "cpu", *, merge: bool = True) -> PreTrainedModel:
-    """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False."""
+def load_model(
+    model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: bool = False
+) -> PreTrainedModel:
+    """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False.
+
+    `in_4bit` keeps the weights below an adapter in 4 bits each (NF4, arXiv 2305.14314), which multiply
+    in `dtype`, or in bfloat16 where the device is fast in it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -136,16 +142,47 @@ def load_model(model: str, dtype: str, device: str = "cpu", *, merge: bool = Tru
     )
     where = locate(source) if adapter else folder
     if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
+        if in_4bit:
+            raise OptionError(
+                f"{source} is an adapter itself, which --load-in-4bit cannot be below", "--merge it before"
+            )
         loaded = load_model(source, dtype, device)
     else:
-        loaded = _loaded(source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype)))
+        packed = four_bits(dtype, device) if in_4bit else {}
+        loaded = _loaded(
+            source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **packed)
+        )
     if adapter:
         from peft import PeftModel
 
         loaded = _loaded(model, lambda: PeftModel.from_pretrained(loaded, folder, is_trainable=not merge))
         if merge:
             loaded = loaded.merge_and_unload()
-    return loaded.to(device)
+    if not in_4bit:
+        return loaded.to(device)
+    for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return loaded
+
+
+def four_bits(dtype: str, device: str) -> dict[str, Any]:
+    """Return what `from_pretrained` takes to load weights in 4 bits; raise OptionError where they cannot be."""
+    if not find_spec("bitsandbytes"):
+        raise OptionError("--load-in-4bit needs bitsandbytes", "pip install 'srlm-cli[qlora]'")
+    import bitsandbytes
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if device.split(":")[0] not in bitsandbytes.supported_torch_devices:
+        raise OptionError(f"bitsandbytes {bitsandbytes.__version__} has no 4-bit weights on {device}", "--device")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if has_bfloat16(device) else getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def pick_device(device: str) -> str:
@@ -184,6 +221,7 @@ def quiet_libraries() -> None:
 
     Nor does a library report home: TRL would send a line on each trainer that is made.
     """
+    import logging as plain_logging
     import warnings
 
     from huggingface_hub import constants
@@ -194,6 +232,7 @@ def quiet_libraries() -> None:
     hub_logging.set_verbosity_error()
     os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's bar over the reference model asks only for this
     warnings.filterwarnings("ignore", category=FutureWarning)
+    plain_logging.getLogger("bitsandbytes").setLevel(plain_logging.ERROR)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -69,6 +69,7 @@ def dpo(
     """
     from srlm_cli.train.dpo import dpo as train
 
+    options.launch()
     spec = options.spec()
     preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
     reader = run.reader(

@@ -180,7 +180,7 @@ OPERATIONAL = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
     "base-url", "concurrency", "retries", "timeout",
     "tensor-parallel-size", "data-parallel-size",
-    "device-batch-size", "save-steps", "report-to", "dry-run", "checkpointing",
+    "device-batch-size", "accelerate-config", "num-processes", "save-steps", "report-to", "dry-run", "checkpointing",
 }  # fmt: skip
 
 

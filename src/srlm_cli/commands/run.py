@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from srlm_cli import __version__
+from srlm_cli import __version__, processes
 from srlm_cli.commands.options import ReadOptions, StreamOptions
 from srlm_cli.engines import EngineSpec, LazyEngine, with_model
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
@@ -30,6 +30,7 @@ class Interrupted(SrlmError):
     """Ctrl-C: what was finished is kept."""
 
     code = ExitCode.INTERRUPTED
+    shared = True
 
 
 @dataclass
@@ -99,7 +100,9 @@ def reader(
     """
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
-    rejects = Rejects(options.rejects) if options.rejects else None
+    if "-" in paths and processes.count() > 1:
+        raise OptionError(f"{processes.count()} processes cannot share stdin", "--in FILE")
+    rejects = Rejects(options.rejects if processes.is_main() else os.devnull) if options.rejects else None
     reading = {"on_error": options.on_error, "limit": options.limit, "rejects": rejects}
     return Reader(paths, check, **reading, traced=traced, shard=shard)
 
@@ -335,6 +338,8 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
 
 def print_result(row: Row) -> None:
     """Print the one JSON line of results of a command that makes a folder."""
+    if not processes.is_main():
+        return
     writer = StreamWriter(os.dup(data_stdout()))
     writer.write([row])
     writer.close()

@@ -56,6 +56,7 @@ def sft(
     """
     from srlm_cli.train.sft import sft as train
 
+    options.launch()
     spec = options.spec()
     paths = in_ or ["-"]
     weights = training.by_input(paths, in_weight)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import Exit, Option
 
+from srlm_cli import processes
 from srlm_cli.commands import run
 from srlm_cli.commands.options import OnStale, ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
@@ -62,12 +63,18 @@ class TrainOptions(ReadOptions):
     merge: Annotated[
         bool, Option("--merge", help="Write the adapter into the weights: the folder is a plain model.")
     ] = False
+    load_in_4bit: Annotated[
+        bool, Option("--load-in-4bit", help="QLoRA: the weights below the adapter in 4 bits, by bitsandbytes.")
+    ] = False
     checkpointing: Annotated[
         bool, Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time.")
     ] = False
     save_steps: Annotated[
         int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Checkpoint each N steps.")
     ] = 0
+    keep_checkpoints: Annotated[
+        bool, Option("--keep-checkpoints", help="Keep the model of each one, as FOLDER/checkpoints/STEP.")
+    ] = False
     on_duplicate: Annotated[
         OnDuplicate, Option("--on-duplicate", help="A row that stood before: drop it and count it, or keep it.")
     ] = "drop"
@@ -81,8 +88,30 @@ class TrainOptions(ReadOptions):
     on_stale: Annotated[
         OnStale, Option("--on-stale", help="A FOLDER.part left by other settings: stop with exit 2, or restart.")
     ] = "stop"
+    accelerate_config: Annotated[
+        str | None,
+        Option(
+            "--accelerate-config", metavar="NAME",
+            help="Train in several processes: a profile of TRL's (multi_gpu, fsdp2, zero2, ...), or accelerate's file.",
+        ),
+    ] = None  # fmt: skip
+    num_processes: Annotated[
+        int | None,
+        Option("--num-processes", min=1, show_default="as the profile has it", help="With it: so many processes."),
+    ] = None
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     seed: Seed = 0
+
+    def launch(self) -> None:
+        """With `--accelerate-config`, run this command in the processes that it asks for, and end as they end."""
+        if self.num_processes and not self.accelerate_config:
+            raise OptionError("--num-processes goes with --accelerate-config")
+        if processes.started() and self.dry_run:
+            raise OptionError("--dry-run is of one process", "run it without a launcher")
+        if self.accelerate_config and not self.dry_run and not processes.started():
+            from srlm_cli.train.launch import launch
+
+            raise Exit(launch(self.accelerate_config, self.num_processes, sys.argv[1:]))
 
     def run(self) -> RunOptions:
         """Return how the training is run, which does not change what it makes."""
@@ -92,6 +121,7 @@ class TrainOptions(ReadOptions):
             on_stale=self.on_stale,
             dry_run=self.dry_run,
             save_steps=self.save_steps,
+            keep_checkpoints=self.keep_checkpoints,
             report_to=self.report_to,
             keep_duplicates=self.on_duplicate == "keep",
         )
@@ -119,6 +149,7 @@ class TrainOptions(ReadOptions):
             weight_decay=self.weight_decay,
             dropout=self.dropout,
             merge=self.merge,
+            load_in_4bit=self.load_in_4bit,
             lora_r=self.lora_r,
             lora_alpha=self.lora_alpha,
             device=self.device,
@@ -156,17 +187,31 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     }
 
 
+class Deserted(SrlmError):
+    """Another process of a training ended before its end; it, or else the launcher, says why."""
+
+    shared = True
+
+
+def goes_on(out: Path) -> str:
+    """Return how a training goes on that ended early."""
+    return f"what is finished is in {out}.part; the same command goes on from there"
+
+
 def guarded(work: Any, out: Path) -> dict[str, Any]:
     """Run a training; a full disk, too little memory and Ctrl-C end in one line that says what is left."""
     run.data_stdout()
     try:
-        return work()
+        results = work()
+        processes.end()
+        return results
     except KeyboardInterrupt:
-        left = f"what is finished is in {out}.part; the same command goes on from there"
-        raise run.Interrupted("interrupted", left) from None
+        raise run.Interrupted("interrupted", goes_on(out)) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:
+        if processes.count() > 1 and ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
+            raise Deserted("another process of this training ended", goes_on(out)) from error
         if "memory" not in str(error).lower():
             raise
         raise SrlmError(

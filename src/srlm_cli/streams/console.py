@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from srlm_cli import processes
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -16,7 +18,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """Print one line on stderr as it is; a closed stderr is nobody's error."""
+    """Print one line on stderr as it is; a closed stderr is nobody's error.
+
+    Of the processes of one training only the main one speaks.
+    """
+    if not processes.is_main():
+        return
     try:
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError):
@@ -34,12 +41,13 @@ class Progress:
     """Count what is done: a rich bar on a terminal, otherwise a plain line now and then."""
 
     def __init__(self, name: str, total: int | None, done: int, quiet: bool, unit: str = "rows") -> None:
-        self.name, self.total, self.done, self.quiet = name, total, done, quiet
+        self.name, self.total, self.done = name, total, done
+        self.quiet = quiet or not processes.is_main()
         self.first = done
         self.unit = unit
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if not quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        if not self.quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             self._open_bar()
 
     def advance(self, count: int, note: str = "") -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from srlm_cli import models
-from srlm_cli.errors import DataError
+from srlm_cli import models, processes
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import estimate, reference, session
-from srlm_cli.train.data import dataset, dpo_rows
+from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.follow import LOGGED
 from srlm_cli.train.losses import SMOOTHED, Preference
 from srlm_cli.train.part import Part, place
@@ -53,16 +53,17 @@ def dpo(
         reference.check_tokens(named, tokenizer)
     origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
     identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
+    processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
-        part.take(identity, run.restart, run.on_stale)
+        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
             few = estimate.sample(made, pair_length, session.together(spec))
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
             return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
         trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
-        start = reference.check_start(trainer, about, itself=named == spec.model)
-        results = {"data": report.as_dict(), "reference": origin, "start": start}
+        results = {"data": report.as_dict(), "reference": origin}
         results |= session.run_training(trainer, part, "dpo", run)
+        results |= {"start": trainer.start} if trainer.start else {}
         results |= rewards(trainer.state.log_history)
         session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **asdict(about), **results})
     return results
@@ -86,12 +87,14 @@ def make_trainer(
     """Return the trainer of rendered pairs; `named` is the reference."""
     from trl import DPOConfig
 
-    from srlm_cli.train.trainers import PairTrainer, StepSampler
+    from srlm_cli.train.trainers import PairTrainer
 
     model = session.load_policy(spec)
     other = None
+    if named != spec.model and processes.sharded():
+        raise OptionError("--ref: sharded weights are their own reference only", "--ref previous, or another profile")
     if named != spec.model and about.has_reference:
-        other = models.load_model(named, "float32", models.pick_device(spec.device))
+        other = models.load_model(named, "float32", session.loading_device(spec))
     config = DPOConfig(
         **session.trainer_settings(spec, run, part.folder),
         **about.trl(),
@@ -101,14 +104,16 @@ def make_trainer(
     return PairTrainer(
         model=model,
         ref_model=other,
-        args=config,
-        train_dataset=dataset(made),
-        eval_dataset=dataset(held) if held else None,
+        args=session.on_one_gpu(config),
+        rows=made,
+        held=held,
+        length=pair_length,
+        spec=spec,
         processing_class=tokenizer,
         about=about,
+        itself=named == spec.model,
         quiet=run.quiet,
         part=part,
-        sampler=StepSampler(list(map(pair_length, made)), spec.batch, spec.seed),
     )
 
 

@@ -37,7 +37,7 @@ def show(
     at_a_time = together(spec)
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(report.rows / spec.batch * spec.epochs)
     epochs = steps * spec.batch / report.rows
-    rows = [trainer.train_dataset[row] for row in range(len(trainer.train_dataset))]
+    rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
     timed(trainer, rows[:at_a_time])
     measured = peak_bytes(trainer.model)
     moments = MOMENTS * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)

@@ -1,6 +1,6 @@
-"""OUT.part: where a training stands until its model is whole, for one process at a time.
+"""OUT.part: where a training stands until its model is whole, for one training at a time.
 
-    OUT.part/lock            held by the process that trains
+    OUT.part/lock            held by the (main) process that trains
     OUT.part/state.json      what is trained, how, and on what (the fingerprint); the last whole checkpoint
     OUT.part/checkpoint-N/   weights, optimizer, schedule and random state after step N
     OUT.part/reference.json  log-probabilities of the reference, computed once
@@ -22,11 +22,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from srlm_cli import processes
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import refuse_other, replace_text
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what a checkpoint has beside its model
 MEGABYTE = 2**20
 
 
@@ -42,43 +45,55 @@ class Part:
         self.checkpoint = self.best = 0
         self.best_value: float | None = None
         self.candidate: tuple[int, float] | None = None
+        self.kept: list[int] = []
+        self.keep_all = False
 
     def step(self, number: int) -> Path:
         """Return the folder of a checkpoint, as transformers names it."""
         return self.folder / f"checkpoint-{number}"
 
-    def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str) -> None:
+    def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str, keep_all: bool = False) -> None:
         """Go on from what an unfinished run of this fingerprint left, or begin anew.
 
-        Raises OptionError when it was left by a run with another fingerprint, unless told to restart.
+        With `keep_all` the models of all checkpoints are kept and become part of the model's folder.
+
+        Raises OptionError when it was left by a run with another fingerprint, unless told to restart. Of
+        several processes the main one decides, and the others read what it left.
         """
-        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.fingerprint, self.keep_all = json.loads(json.dumps(fingerprint)), keep_all
+        with processes.main_first():
+            self._take(restart and processes.is_main(), on_stale)
+
+    def _take(self, restart: bool, on_stale: str) -> None:
         try:
             saved = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
             if not restart:
                 refuse_other(self.folder, saved["fingerprint"], self.fingerprint)
                 self.checkpoint, self.best, self.best_value = saved["checkpoint"], saved["best"], saved["best_value"]
+                self.kept = saved["kept"]
         except OptionError:
             if on_stale != "restart":
                 raise
             restart = True
         except (OSError, ValueError, KeyError):
             restart = True
-        for file in self.folder.iterdir():
-            if file.name != "lock" and (restart or self._torn(file)):
-                shutil.rmtree(file) if file.is_dir() else file.unlink()
-        self._save()
+        if processes.is_main():
+            for file in self.folder.iterdir():
+                if file.name != "lock" and (restart or self._torn(file)):
+                    shutil.rmtree(file) if file.is_dir() else file.unlink()
+            self._save()
 
     def keep(self, step: int) -> None:
         """Note that the checkpoint of a step is whole; those that are neither the last nor the best go."""
-        sync(self.step(step))
+        if processes.is_main():
+            sync(self.step(step))
         self.checkpoint = step
+        self.kept.append(step)
         if self.candidate and self.candidate[0] == step:
             self.best, self.best_value = self.candidate
-        self._save()
-        for file in self.folder.iterdir():
-            if self._torn(file):
-                shutil.rmtree(file)
+        if processes.is_main():
+            self._save()
+            self._clear(ignore_errors=False)
 
     def note_best(self, step: int, value: float) -> None:
         """Note that the model after a step is the best so far by its figure on held-out rows, once it is kept."""
@@ -89,7 +104,8 @@ class Part:
         lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
         rows = [json.loads(line) for line in lines[:-1]]  # what stands behind the last line feed is torn
         rows = [row for row in rows if row["step"] <= self.checkpoint]
-        replace_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        if processes.is_main():
+            replace_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
     @contextmanager
@@ -100,9 +116,8 @@ class Part:
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
             free = shutil.disk_usage(self.folder).free // MEGABYTE
-            for file in self.folder.iterdir():
-                if self._torn(file):
-                    shutil.rmtree(file, ignore_errors=True)
+            if processes.is_main():
+                self._clear(ignore_errors=True)
             raise SrlmError(f"cannot write {what}: {reason} ({free} MB are free there)", self.way_on()) from error
 
     def way_on(self) -> str:
@@ -113,6 +128,9 @@ class Part:
 
     def publish(self) -> None:
         """Let the model appear under its name, in the place of an older one."""
+        for step in self.kept if self.keep_all else ():
+            folder, beside = self.model / CHECKPOINTS / str(step), shutil.ignore_patterns(*STATE)
+            shutil.copytree(self.step(step), folder, ignore=beside, copy_function=os.link)
         sync(self.model)
         if self.out.exists():
             old = self.out.with_name(self.out.name + ".old")
@@ -124,12 +142,21 @@ class Part:
             os.replace(self.model, self.out)
         shutil.rmtree(self.folder)
 
+    def _clear(self, ignore_errors: bool) -> None:
+        for file in self.folder.iterdir():
+            if self._torn(file):
+                shutil.rmtree(file, ignore_errors=ignore_errors)
+        for step in {*self.kept} - {self.checkpoint, self.best}:  # which are never loaded by a trainer again
+            for file in (found for pattern in STATE for found in self.step(step).glob(pattern)):
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
+
     def _torn(self, file: Path) -> bool:
-        whole = {f"checkpoint-{step}" for step in (self.checkpoint, self.best) if step}
+        steps = self.kept if self.keep_all else (self.checkpoint, self.best)
+        whole = {f"checkpoint-{step}" for step in steps if step}
         return file.name.startswith("checkpoint-") and file.name not in whole
 
     def _save(self) -> None:
-        state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value}
+        state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value, "kept": self.kept}
         replace_text(
             self.folder / "state.json", json.dumps({"fingerprint": self.fingerprint, **state}, indent=1) + "\n"
         )
@@ -137,8 +164,11 @@ class Part:
 
 @contextmanager
 def locked(out: Path) -> Iterator[Part]:
-    """Give OUT.part to this process alone; raise OptionError while another one trains there."""
+    """Give OUT.part to this training alone, by its main process; raise OptionError while another one trains there."""
     part = Part(out)
+    if not processes.is_main():
+        yield part
+        return
     part.folder.mkdir(parents=True, exist_ok=True)
     with open(part.folder / "lock", "w") as lock:
         try:

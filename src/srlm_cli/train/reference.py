@@ -14,7 +14,8 @@ from srlm_cli.train.session import PROVENANCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-    from trl import DPOTrainer
+
+    from srlm_cli.train.trainers import PairTrainer
 
 LN2 = math.log(2)
 TOLERANCE = 1e-3  # of a log-probability: what float32, or bfloat16 over other batches, may differ by
@@ -59,24 +60,26 @@ def check_tokens(ref: str, tokenizer: PreTrainedTokenizerBase) -> None:
         raise OptionError(f"the reference {ref} has other tokens than the model to train", "--ref previous")
 
 
-def check_start(trainer: DPOTrainer, about: Preference, itself: bool) -> dict[str, float]:
-    """Return loss and log-ratios of the first rows before any step.
+def check_start(trainer: PairTrainer, model: Any) -> dict[str, float]:
+    """Return loss and log-ratios of the first rows before any step, of the trainer's model as it is wrapped.
 
     Raises SrlmError unless a policy that has `itself` as the reference equals it: log-ratios 0, and loss ln 2 where the
     loss has no constant of its own.
     """
     import torch
 
-    few = range(min(len(trainer.train_dataset), trainer.args.per_device_train_batch_size))
+    few = range(min(len(trainer.sampler.lengths), trainer.args.per_device_train_batch_size))
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in few]))
     ours, theirs = batch["ref_chosen_logps"].mean().item(), batch["ref_rejected_logps"].mean().item()
-    trainer.model.eval()
+    pairs = trainer.items(batch) * trainer.accelerator.num_processes
+    model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
-        loss = float(trainer.compute_loss(trainer.model, batch))
+        loss = float(trainer.compute_loss(model, batch, num_items_in_batch=pairs))
     found = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
     trainer._metrics["eval"].clear()
     ratios = (found["logps/chosen"] - ours, found["logps/rejected"] - theirs)
-    if itself and about.has_reference:
+    about = trainer.about
+    if trainer.itself and about.has_reference:
         scale = TOLERANCE * max(1.0, abs(ours), abs(theirs))
         apart = not max(map(abs, ratios)) <= scale
         if about.loss in STARTS_AT_LN2 and not about.nll_alpha:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import models
+from srlm_cli import models, processes
 from srlm_cli.errors import OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
@@ -20,7 +20,7 @@ from srlm_cli.train.follow import follower
 from srlm_cli.train.part import METRICS, Part
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 PROVENANCE = "provenance.json"
 
@@ -36,7 +36,7 @@ class TrainSpec:
     `together` 0 is 1 on a CPU, where padding costs more than a batch saves, and 4 elsewhere. The
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
-    the adapter into the weights at the end.
+    the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
     """
 
     model: str
@@ -54,6 +54,7 @@ class TrainSpec:
     lora_r: int = 0
     lora_alpha: int = 0
     merge: bool = False
+    load_in_4bit: bool = False
     device: str = "auto"
     seed: int = 0
     checkpointing: bool = False
@@ -71,6 +72,7 @@ class RunOptions:
     on_stale: str = "stop"
     dry_run: bool = False
     save_steps: int = 0
+    keep_checkpoints: bool = False
     report_to: str = "none"
     keep_duplicates: bool = False
 
@@ -88,7 +90,7 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
 
 
 def load_policy(spec: TrainSpec) -> PreTrainedModel:
-    """Return the model to train, in float32.
+    """Return the model to train, in float32; what an adapter stands on may be in 4 bits.
 
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
     a step run in bfloat16 where the device is fast in it.
@@ -97,8 +99,11 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
     keep_freed_memory()
     set_seed(spec.seed)  # a new adapter begins with random numbers
-    device = models.pick_device(spec.device)
-    model = models.load_model(spec.model, "float32", device, merge=False)
+    if spec.load_in_4bit and (spec.merge or not (spec.lora_r or models.is_adapter(models.locate(spec.model)))):
+        raise OptionError(
+            "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
+        )
+    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=spec.load_in_4bit)
     for name in DROPOUTS:
         if hasattr(model.config, name):
             setattr(model.config, name, spec.dropout)
@@ -120,9 +125,19 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
             "leave --lora-r out: the adapter itself goes on being trained",
         )
+    if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
+        model.get_base_model().is_loaded_in_4bit = False
     set_dropout(model, spec.dropout)
     model.config.use_cache = False
     return model
+
+
+def loading_device(spec: TrainSpec) -> str:
+    """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
+    device = models.pick_device(spec.device)
+    if spec.load_in_4bit and processes.started():  # weights in 4 bits stay where they are made
+        return processes.own_device(device)
+    return "cpu" if processes.started() else device
 
 
 def set_dropout(model: PreTrainedModel, share: float) -> None:
@@ -150,8 +165,9 @@ def keep_freed_memory() -> None:
 
 
 def together(spec: TrainSpec) -> int:
-    """Return how many sequences (or pairs) are on the device at a time."""
-    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, spec.batch))
+    """Return how many sequences (or pairs) are on a device at a time."""
+    share = max(1, spec.batch // processes.count())
+    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, share))
 
 
 def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:
@@ -159,9 +175,14 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
 
     What is saved, and when, is the follower's business: see `follow`.
     """
-    device, at_a_time = models.pick_device(spec.device), together(spec)
-    if spec.batch % at_a_time:
-        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}")
+    if spec.merge and processes.sharded():
+        raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
+    if spec.load_in_4bit and processes.sharded():
+        raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
+    device, at_a_time, count = models.pick_device(spec.device), together(spec), processes.count()
+    if spec.batch % (at_a_time * count):
+        shared = f" x {count} processes" if count > 1 else ""
+        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")
     return {
         "output_dir": str(folder),
         "learning_rate": spec.learning_rate,
@@ -169,7 +190,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "lr_scheduler_kwargs": {"min_lr": spec.final_learning_rate},
         "per_device_train_batch_size": at_a_time,
         "per_device_eval_batch_size": at_a_time,
-        "gradient_accumulation_steps": spec.batch // at_a_time,
+        "gradient_accumulation_steps": spec.batch // (at_a_time * count),
         "num_train_epochs": spec.epochs,
         "max_steps": spec.max_steps,
         "warmup_steps": spec.warmup_steps,
@@ -188,8 +209,16 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "prediction_loss_only": True,
         "report_to": "none" if run.report_to == "none" else run.report_to.split(","),
         "disable_tqdm": True,
+        "log_level_replica": "error",
         "dataloader_pin_memory": device.startswith("cuda"),
     }
+
+
+def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
+    """Let one process use one GPU of several: TRL's trainers refuse the DataParallel of transformers."""
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+    return config
 
 
 # --- a training that can go on ---------------------------------------------------------------
@@ -228,7 +257,7 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
             follow.close()
     state = trainer.state
     if chooses:
-        trainer._load_from_checkpoint(str(part.step(part.best)))
+        load_checkpoint(trainer, str(part.step(part.best)))
     seconds = time.monotonic() - started
     tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -242,6 +271,15 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
+
+
+def load_checkpoint(trainer: Trainer, folder: str) -> None:
+    """Give the trainer's model the weights of a checkpoint, of which each process may hold a part."""
+    if processes.sharded():
+        trainer.state.best_model_checkpoint = folder
+        trainer._load_best_model()
+    else:
+        trainer._load_from_checkpoint(folder)
 
 
 def state_of(part: Part) -> Any:
@@ -271,17 +309,22 @@ def save(
     provenance: dict[str, Any],
 ) -> None:
     """Write model, tokenizer and chat template, the provenance file last; then let the folder appear as OUT."""
+    whole = None if not processes.sharded() else trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not processes.is_main():
+        return
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     tokenizer.padding_side = "left"
     with part.writing("the model"):
         shutil.rmtree(part.model, ignore_errors=True)
         if not hasattr(model, "peft_config"):
-            model.save_pretrained(part.model)
+            model.save_pretrained(part.model, state_dict=whole)
         elif spec.merge:
             model.merge_and_unload().save_pretrained(part.model)
         else:
-            model.save_pretrained(part.model, selected_adapters=["default"], save_embedding_layers=False)
+            model.save_pretrained(
+                part.model, selected_adapters=["default"], save_embedding_layers=False, state_dict=whole
+            )
         tokenizer.save_pretrained(part.model)
         shutil.copyfile(part.metrics, part.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}

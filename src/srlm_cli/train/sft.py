@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from srlm_cli import models, processes
 from srlm_cli.errors import DataError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import estimate, session
-from srlm_cli.train.data import dataset, sft_rows
+from srlm_cli.train.data import sft_rows
 from srlm_cli.train.part import Part, place
 from srlm_cli.train.session import RunOptions, TrainSpec
 
@@ -40,8 +41,10 @@ def sft(
         say(f"srlm sft: {report.line('rows')}")
     held = sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0]
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
+    processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
-        part.take(session.fingerprint("sft", spec, made + held, held_out=len(held)), run.restart, run.on_stale)
+        identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
+        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
             few = estimate.sample(made, row_length, session.together(spec))
             trainer = make_trainer(few, [], spec, run, tokenizer, part)
@@ -62,15 +65,16 @@ def make_trainer(made: list[Row], held: list[Row], spec: TrainSpec, run: RunOpti
     from transformers import DataCollatorForSeq2Seq
     from trl import SFTConfig
 
-    from srlm_cli.train.trainers import StepSampler, TargetLossTrainer
+    from srlm_cli.train.trainers import TargetLossTrainer
 
     return TargetLossTrainer(
         model=session.load_policy(spec),
-        args=SFTConfig(**session.trainer_settings(spec, run, part.folder)),
-        train_dataset=dataset(made),
-        eval_dataset=dataset(held) if held else None,
+        args=session.on_one_gpu(SFTConfig(**session.trainer_settings(spec, run, part.folder))),
+        rows=made,
+        held=held,
+        length=row_length,
+        spec=spec,
         processing_class=tokenizer,
         data_collator=DataCollatorForSeq2Seq(tokenizer),
         part=part,
-        sampler=StepSampler(list(map(row_length, made)), spec.batch, spec.seed),
     )

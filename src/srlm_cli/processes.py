@@ -1,0 +1,96 @@
+"""The processes of one training: which of them this one is, and waiting for each other.
+
+Whoever starts them (`accelerate launch`, `torchrun`, `--accelerate-config`) tells each by its environment.
+The main one speaks and writes files; the others compute along.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+LAUNCHED = "SRLM_LAUNCHED"  # set for the processes of `--accelerate-config`, also where there is but one
+
+
+def started() -> bool:
+    """Tell whether this process was started as one of a training's."""
+    return "LOCAL_RANK" in os.environ or LAUNCHED in os.environ
+
+
+def count() -> int:
+    """Return how many processes train together."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if started() else 1
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", 0)) if started() else 0
+
+
+def is_main() -> bool:
+    """Tell whether this is the process that speaks and writes."""
+    return rank() == 0
+
+
+def sharded() -> bool:
+    """Tell whether weights or optimizer are spread over the processes while they train: by FSDP, or by DeepSpeed."""
+    return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
+
+
+def begin(device: str) -> None:
+    """Meet the other processes; they talk by gloo on a CPU and by NCCL on GPUs, as accelerate has it."""
+    if started():
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+
+
+def own_device(device: str) -> str:
+    """Return the device of this process, of those of a kind."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
+
+
+def end() -> None:
+    """Part from the other processes."""
+    if started():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
+
+
+def wait() -> None:
+    """Return when all processes have come here."""
+    if count() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the main process do something before the others do it; where it fails, they are not let in."""
+    if not is_main():
+        wait()
+    yield
+    if is_main():
+        wait()
+
+
+def told_by_main(value: Any) -> Any:
+    """Return the main process's value in all of them, where each has one of its own, such as a time."""
+    if count() == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
+
+
+def joined(values: list[Any]) -> list[Any]:
+    """Return the lists of all processes as one, in their order; the lists are of one length."""
+    if count() == 1:
+        return values
+    from accelerate.utils import gather_object
+
+    return gather_object(values)
