@@ -62,7 +62,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training is run, which does not change what it makes.
+    """How a training is run; of these only `keep_duplicates` changes what it makes.
 
     `save_steps` 0 saves every ten minutes.
     """
