@@ -116,8 +116,9 @@ def run(args: list[str]) -> int:
         silence_stdout()
         return ExitCode.CLOSED_PIPE
     except SrlmError as error:
-        if processes.is_main() or not error.shared:
-            complain(name, str(error))
+        if error.shared:
+            processes.let_main_speak()
+        complain(name, str(error))
         return error.code
     except SystemExit as error:  # typer's own way out of a closed pipe
         closed = isinstance(error.__context__, BrokenPipeError)

@@ -7,10 +7,12 @@ The main one speaks and writes files; the others compute along.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+GRACE = 60.0  # seconds
 LAUNCHED = "SRLM_LAUNCHED"  # set for the processes of `--accelerate-config`, also where there is but one
 
 
@@ -66,6 +68,12 @@ def wait() -> None:
         from accelerate import PartialState
 
         PartialState().wait_for_everyone()
+
+
+def let_main_speak() -> None:
+    """Wait for the main process to tell what all have met: whoever started them then ends this one, while it waits."""
+    if not is_main():
+        time.sleep(GRACE)
 
 
 @contextmanager
