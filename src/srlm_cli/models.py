@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srlm_cli import cores
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.streams.console import say
 
@@ -158,6 +159,8 @@ def load_model(
         loaded = _loaded(model, lambda: PeftModel.from_pretrained(loaded, folder, is_trainable=not merge))
         if merge:
             loaded = loaded.merge_and_unload()
+    if device == "cpu":
+        cores.share(loaded)
     if not in_4bit:
         return loaded.to(device)
     for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards
