@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import clean_env, hear_ctrl_c
+from helpers import clean_env, hear_ctrl_c, read_rows, write_rows
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
 
@@ -78,17 +78,12 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(tiny, tmp_path_factory) -> Path:
-    """An adapter of rank 12, which vLLM rounds up, whose weights change every answer."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.manual_seed(1)
-    own = LoraConfig(r=12, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    """An adapter trained by `srlm sft`, of rank 12, which vLLM rounds up; its weights change every answer."""
     folder = tmp_path_factory.mktemp("adapter")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), own).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
-    return folder
+    taught = write_rows(folder / "ift.jsonl", read_rows(QUICKSTART / "ift.jsonl")[:8])
+    settings = ["--lora-r", 12, "--learning-rate", 0.1, "--train-batch-size", 4]
+    srlm("sft", "--in", taught, "--model", tiny, *settings, "--out", folder / "model")
+    return folder / "model"
 
 
 @pytest.fixture(scope="module")

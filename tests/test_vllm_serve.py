@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, as_lines
+from helpers import Srlm, as_lines, read_rows, write_rows
 from serving import server
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec, open_engine
@@ -20,15 +22,20 @@ CHATS = ["Why is the sky blue?", "Name three rivers in Europe.", "Write a haiku 
 NAME = "served-model"
 CONTEXT = 512
 SCORES = tuple("012345")
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+
+
+def serve(log: Path, *more: str) -> AbstractContextManager[str]:
+    """Return a server of the embedded model, which is open at a URL within a `with`."""
+    folder = models.locate(models.SMOLLM2.name)
+    small = ["--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
+    asked = ("vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", NAME, *small, *more)
+    return server(*asked, log=log, VLLM_CPU_KVCACHE_SPACE="1")
 
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = models.locate(models.SMOLLM2.name)
-    small = ["--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    serve = ("vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", NAME, *small)
-    with server(*serve, log=log, VLLM_CPU_KVCACHE_SPACE="1") as url:
+    with serve(tmp_path_factory.mktemp("vllm") / "log") as url:
         yield url
 
 
@@ -110,3 +117,23 @@ def test_sample_and_judge_with_expected_scores(url: str, srlm: Srlm) -> None:
 def test_a_wrong_model_is_told_which_there_is(url: str, srlm: Srlm) -> None:
     result = srlm("sample", "--engine", "openai", "--base-url", url, "--model", "x", stdin=as_lines([{"prompt": "?"}]))
     assert result.code == 1 and "does not take the model x" in result.err and f"it offers {NAME}" in result.err
+
+
+def test_an_adapter_trained_here_is_served_as_it_is(tmp_path: Path, srlm: Srlm) -> None:
+    base, adapter = models.SMOLLM2.name, tmp_path / "adapter"
+    taught = write_rows(tmp_path / "ift.jsonl", read_rows(QUICKSTART / "ift.jsonl")[:4])
+    settings = ["--lora-r", "12", "--learning-rate", "2e-2", "--train-batch-size", "2"]
+    trained = srlm("sft", "--in", taught, "--model", base, *settings, "--out", adapter)
+    assert trained.code == 0, trained.err
+    asked = ["sample", "-n", "1", "--temperature", "0", "--max-new-tokens", "16"]
+    prompts = as_lines({"prompt": chat} for chat in CHATS)
+    lora = ["--enable-lora", "--max-lora-rank", "16", "--lora-modules", f"trained={adapter}"]
+    with serve(tmp_path / "log", *lora) as url:
+        served = srlm(*asked, "--engine", "openai", "--base-url", url, "--model", "trained", stdin=prompts)
+    assert served.code == 0, served.err
+    loaded, untrained = (
+        srlm(*asked, "--dtype", "float32", "--model", model, stdin=prompts) for model in (adapter, base)
+    )
+    texts = [[row["response"].strip() for row in done.rows] for done in (served, loaded, untrained)]
+    assert texts[0] == texts[1]
+    assert all(ours != other for ours, other in zip(texts[0], texts[2], strict=True))

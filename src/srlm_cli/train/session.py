@@ -195,7 +195,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "max_steps": spec.max_steps,
         "warmup_steps": spec.warmup_steps,
         "weight_decay": spec.weight_decay,
-        "activation_checkpointing": spec.checkpointing,
+        "gradient_checkpointing": spec.checkpointing,  # the name before transformers 5.20, too
         "max_length": spec.max_length,
         "use_cpu": device == "cpu",
         "bf16": models.has_bfloat16(device),
