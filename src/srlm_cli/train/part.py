@@ -5,6 +5,7 @@
     OUT.part/checkpoint-N/   weights, optimizer, schedule and random state after step N
     OUT.part/reference.json  log-probabilities of the reference, computed once
     OUT.part/metrics.jsonl   one line a step
+    OUT.part/runs/           what a tracker (tensorboard) writes into the folder of a training
     OUT.part/model/          the model as it is being written; renamed to OUT when it is whole
 
 A state that is not named in state.json is torn, and is thrown away.
@@ -29,6 +30,7 @@ from srlm_cli.streams.writer import refuse_other, replace_text
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+TRACKED = "runs"
 STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what a checkpoint has beside its model
 MEGABYTE = 2**20
 
@@ -131,6 +133,8 @@ class Part:
         for step in self.kept if self.keep_all else ():
             folder, beside = self.model / CHECKPOINTS / str(step), shutil.ignore_patterns(*STATE)
             shutil.copytree(self.step(step), folder, ignore=beside, copy_function=os.link)
+        if (self.folder / TRACKED).exists():
+            os.replace(self.folder / TRACKED, self.model / TRACKED)
         sync(self.model)
         if self.out.exists():
             old = self.out.with_name(self.out.name + ".old")

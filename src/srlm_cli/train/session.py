@@ -207,11 +207,28 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "include_num_input_tokens_seen": "non_padding",
         "save_strategy": "no",
         "prediction_loss_only": True,
-        "report_to": "none" if run.report_to == "none" else run.report_to.split(","),
+        "report_to": trackers(run.report_to),
         "disable_tqdm": True,
         "log_level_replica": "error",
         "dataloader_pin_memory": device.startswith("cuda"),
     }
+
+
+def trackers(names: str) -> list[str]:
+    """Return the trackers of a comma-separated list, as transformers takes them; raise OptionError for one not here."""
+    from transformers.integrations import get_available_reporting_integrations as installed
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    asked = [name.strip() for name in names.split(",")]
+    if asked in (["none"], ["all"]):
+        return asked
+    here = installed()
+    for name in asked:
+        if name not in INTEGRATION_TO_CALLBACK:
+            raise OptionError(f"--report-to {name}: no such tracker", f"one of {', '.join(INTEGRATION_TO_CALLBACK)}")
+        if name not in here:
+            raise OptionError(f"--report-to {name}: it is not installed", f"pip install {name}")
+    return asked
 
 
 def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
