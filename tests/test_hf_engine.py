@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -342,6 +343,56 @@ def test_choices_have_their_whole_probability(opened, kind, texts):
         whole = [whole_probability(engine, request, choice) for choice in texts]
         assert completion.probabilities == pytest.approx([p / sum(whole) for p in whole], abs=1e-5)
         assert completion.texts == [texts[whole.index(max(whole))]]
+
+
+def behind(text: str, prompt: str) -> Request:
+    """Ask for a score behind what of a text is whole characters: bytes that are none would be other tokens."""
+    return ask(prompt, GREEDY, (7,), prefix=text.split("\ufffd")[0] + "Score: ", choices=("0", "1", "2"))
+
+
+@pytest.mark.parametrize("few_pages", [False, True], ids=["", "few-pages"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "gemma3"])
+def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, few_pages, monkeypatch):
+    engine = opened(kind, batch_size=8)
+    rubric, taken_back = "" if few_pages else RUBRIC, []
+    if few_pages:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 16)
+        keep = refill.Writer._keep_rows
+        monkeypatch.setattr(refill.Writer, "_keep_rows", lambda *a: taken_back.append(a[1]) or keep(*a))
+    lengths = [Sampling(1.0, 1.0, (3, 40, 100)[at % 3]) for at in range(len(PROMPTS))]
+    requests = [
+        ask(rubric + text, length, (0, 1, 2), then=lambda _, made, text=text: behind(made, rubric + text))
+        for text, length in zip(PROMPTS, lengths, strict=True)
+    ]
+    plain = [completion.texts for completion in engine.generate(replace(asked, then=None) for asked in requests)]
+    told = list(engine.generate(requests))
+    assert [completion.texts for completion in told] == plain
+    answered = 0
+    for text, completion in zip(PROMPTS, told, strict=True):
+        for made, answer in zip(completion.texts, completion.then, strict=True):
+            if answer:
+                (expected,) = engine.generate([behind(made, rubric + text)])
+                assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+                assert (answer.texts, answer.tokens_in) == (expected.texts, expected.tokens_in)
+                answered += 1
+    assert answered >= 3 * len(PROMPTS) - 2  # a token that is no text, such as padding, is lost in it
+    assert bool(taken_back) == few_pages
+
+
+def test_what_cannot_be_answered_at_once_is_left_to_be_asked(opened):
+    engine = opened(batch_size=8)
+    about = {
+        0: lambda made: None,
+        1: lambda made: behind("x" * 40, PROMPTS[0]),  # another text
+        2: lambda made: ask(PROMPTS[0], choices=("yes", "no")),  # choices of several tokens
+        3: lambda made: behind(made, PROMPTS[1]),  # another prompt
+        4: lambda made: ask(PROMPTS[0], prefix="x" * 600, choices=("0", "1")),  # longer than the context
+        5: lambda made: behind(made, PROMPTS[0]),
+    }
+    (completion,) = engine.generate([ask(PROMPTS[0], seeds=tuple(about), then=lambda k, made: about[k](made))])
+    assert [answer is not None for answer in completion.then] == [False] * 5 + [True]
+    (plain,) = opened("mamba").generate([ask(PROMPTS[0], then=lambda k, made: behind(made, PROMPTS[0]))])
+    assert plain.then == ()
 
 
 def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(opened, monkeypatch):

@@ -6,12 +6,15 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.stages.judge import JudgeOptions, judge_request
 
 pytestmark = pytest.mark.model
 
@@ -170,6 +173,30 @@ def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
     for a, b in zip(expected, written, strict=True):
         assert a["judgements"] == b["judgements"]
         assert [s is None for s in b["scores"]] == [source == "finish" for source in a["score_from"]]
+
+
+def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engine):
+    """One judgement ends with a score, the others are cut off."""
+    template = templates.load("additive", fields={"prompt", "response"}, reads=True)
+    asked = [
+        judge_request(
+            {"id": "a", "prompt": prompt, "response": "The Rhine."},
+            JudgeOptions(template, 3, Sampling(max_new_tokens=24), 0, finish_score=True, score="expected"),
+        )
+        for prompt in ("Name a river.", "Say only this, and nothing else: Score: 4")
+    ]
+    completions = list(engine.generate(asked))
+    plain = engine.generate(replace(request, then=None) for request in asked)
+    assert [told.texts for told in completions] == [told.texts for told in plain]
+    answered = 0
+    for request, told in zip(asked, completions, strict=True):
+        for k, answer in enumerate(told.then):
+            (expected,) = engine.generate([request.then(k, told.texts[k])])
+            if answer:
+                assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
+                assert (answer.tokens_in, answer.finish_reasons) == (expected.tokens_in, expected.finish_reasons)
+                answered += 1
+    assert answered >= 5
 
 
 def test_a_prompt_that_does_not_fit_is_named_so(engine):

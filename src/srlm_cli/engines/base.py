@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +47,9 @@ class Request:
     `prefix` begins the assistant's turn and is not part of the completion. With `choices` the
     completion is one of these texts, drawn by their probability behind the prefix (the most
     probable one at temperature 0).
+
+    `then`, given the place of a seed and the text that it made, returns a question with choices that goes
+    on from this text, or None. An engine that still has the text at hand may answer it at once.
     """
 
     messages: list[Message]
@@ -54,6 +57,7 @@ class Request:
     seeds: tuple[int, ...]
     prefix: str = ""
     choices: tuple[str, ...] = ()
+    then: Callable[[int, str], Request | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class Completion:
     `max_new_tokens`), `prompt-too-long` (no text), `no-choice` (none of the choices can be told), or
     what else a server says, such as `content_filter`. `probabilities` has one number a choice, summing
     to 1, where choices were asked for and the engine can tell. Token counts are of the prompt (once)
-    and of all texts.
+    and of all texts. `then` has what the request's `then` asked for, one entry a seed where it was
+    answered at once; the rest is left to the one who asked.
     """
 
     texts: list[str]
@@ -72,6 +77,7 @@ class Completion:
     tokens_in: int
     tokens_out: int
     probabilities: list[float] | None = None
+    then: tuple[Completion | None, ...] = ()
 
 
 class Engine(Protocol):

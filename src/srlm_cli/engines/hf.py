@@ -70,7 +70,7 @@ class HfEngine:
     def _writer(self) -> Writer | PlainWriter:
         if isinstance(self.reader, PlainModel):
             return PlainWriter(self.reader, self.stops, self.batch_size)
-        return Writer(self.reader, self.stops, self.batch_size, self.context)
+        return Writer(self.reader, self.stops, self.batch_size, self.context, self._choice)
 
     def _take(self, pending: Iterator[Request], begun: deque[Task], writer: Writer | PlainWriter) -> list[Task]:
         """Take requests until a batch waits to be written or chosen from; those to be written go to the writer."""
@@ -100,15 +100,22 @@ class HfEngine:
         for task in tasks:
             if not task.request.choices:
                 continue
-            chat = self._chat(task.request)
-            branches = [self._tokens(chat + choice) for choice in task.request.choices]
-            if max(map(len, branches)) > self.context:
+            choice = self._choice(task.request)
+            if choice is None:
                 task.refuse("prompt-too-long")
             else:
-                asked.append((task, Choice.of(task.request, len(task.prompt), branches)))
+                asked.append((task, choice))
         answers = chooser.answer([choice for _, choice in asked])
         for (task, _), answer in zip(asked, answers, strict=True):
             task.answer = answer
+
+    def _choice(self, request: Request) -> Choice | None:
+        """Return the choice that a request asks for, in tokens; None where it is longer than the context."""
+        chat = self._chat(request)
+        branches = [self._tokens(chat + choice) for choice in request.choices]
+        if max(map(len, branches)) > self.context:
+            return None
+        return Choice.of(request, len(self._tokens(chat)), branches)
 
     def _render(self, request: Request) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn: one template, one BOS."""

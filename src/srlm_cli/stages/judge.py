@@ -57,6 +57,7 @@ class Judged:
     judgements: list[Judgement]
     tokens_in: int
     tokens_out: int
+    again: tuple[Completion | None, ...] = ()
 
 
 def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
@@ -94,8 +95,8 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
     asked = generate_for(responses, lambda row: judge_request(row, options), engine)
     while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
         judged = [
-            Judged(row, read_judgements(completion, options.template), completion.tokens_in, completion.tokens_out)
-            for row, completion in group
+            Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.then)
+            for row, done in group
         ]
         if looks_again:
             read_again(judged, engine, options)
@@ -106,7 +107,37 @@ def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.samples))
     sampling = replace(options.sampling, last_line=options.template.last_line)
-    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds)
+    then = AskAgain(row, options) if options.finish_score or options.score == "expected" else None
+    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, then=then)
+
+
+@dataclass(frozen=True)
+class AskAgain:
+    """What is asked about a judgement once it is written: how probable each score is, where one stands or should.
+
+    By `expected`, a written score is asked for at its place. A missing one is asked for behind `finish`, if
+    `finish_score` says so. `then` of a request: a class, since some engines hand requests to other processes.
+    """
+
+    row: Row
+    options: JudgeOptions
+
+    def __call__(self, k: int, text: str) -> Request | None:
+        """Return the question about judgement `k` of the row, or None where there is none."""
+        return self.about(k, read_judgement(text, "stop", self.options.template))
+
+    def about(self, k: int, judgement: Judgement) -> Request | None:
+        """Return the question about a judgement that was read."""
+        options = self.options
+        if not (options.finish_score if judgement.score is None else options.score == "expected"):
+            return None
+        return Request(
+            judge_prompt(self.row["prompt"], self.row["response"], options.template),
+            options.sampling,
+            (derive(options.seed, "finish", self.row["id"], k),),
+            prefix=before_score(judgement, options.template),
+            choices=options.template.choices,
+        )
 
 
 def direct_request(row: Row, options: JudgeOptions) -> Request:
@@ -127,42 +158,37 @@ def judge_prompt(prompt, response: str, template: Template) -> list[dict[str, st
 
 def read_judgements(completion: Completion, template: Template) -> list[Judgement]:
     """Return the K judgements of a completion, with the last well-formed score of each."""
-    judgements = []
-    for text, reason in zip(completion.texts, completion.finish_reasons, strict=True):
-        score = template.score(text)
-        judgements.append(Judgement(text.strip(), score, None if score is None else "text", reason))
-    return judgements
+    return [
+        read_judgement(text, reason, template)
+        for text, reason in zip(completion.texts, completion.finish_reasons, strict=True)
+    ]
+
+
+def read_judgement(text: str, finish_reason: str, template: Template) -> Judgement:
+    """Return a judgement with its last well-formed score."""
+    score = template.score(text)
+    return Judgement(text.strip(), score, None if score is None else "text", finish_reason)
 
 
 def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
-    """Ask for the probability of each score where one stands or should stand; judgements are replaced in place.
+    """Read scores by their probability, as `AskAgain` asks for them; judgements are replaced in place.
 
-    By `expected`, a written score becomes the expectation at its place. A missing score is asked for
-    behind `finish`, if `finish_score` says so: drawn from the choices, or their expectation.
+    A written score becomes the expectation at its place, a missing one is drawn from the choices, or their
+    expectation. The engine is asked for what it did not answer at once.
     """
-    template, expected = options.template, options.score == "expected"
-    places = [
-        (at, k)
-        for at, one in enumerate(judged)
+    asked = [
+        (one, k, request, one.again[k] if one.again else None)
+        for one in judged
         for k, judgement in enumerate(one.judgements)
-        if (expected if judgement.score is not None else options.finish_score)
+        if (request := AskAgain(one.response, options).about(k, judgement))
     ]
-
-    def ask(place: tuple[int, int]) -> Request:
-        row, judgement = judged[place[0]].response, judged[place[0]].judgements[place[1]]
-        return Request(
-            judge_prompt(row["prompt"], row["response"], template),
-            options.sampling,
-            (derive(options.seed, "finish", row["id"], place[1]),),
-            prefix=before_score(judgement, template),
-            choices=template.choices,
-        )
-
-    for (at, k), completion in generate_for(places, ask, engine):
-        one = judged[at]
+    late = engine.generate(request for _, _, request, answer in asked if not answer)
+    for one, k, _, answer in asked:
+        completion = answer or next(late)
         one.tokens_in, one.tokens_out = one.tokens_in + completion.tokens_in, one.tokens_out + completion.tokens_out
         choice, old = completion.texts[0], one.judgements[k]
-        score = expectation(completion, template) if expected else float(choice) if choice else None
+        expected = options.score == "expected"
+        score = expectation(completion, options.template) if expected else float(choice) if choice else None
         if score is not None:
             one.judgements[k] = replace(old, score=score, score_from="finish" if old.score is None else "expected")
 

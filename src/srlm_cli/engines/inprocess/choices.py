@@ -35,6 +35,11 @@ class Choice:
         shared = len(os.path.commonprefix(branches))
         return cls(request, tokens_in, branches[0][:shared], [branch[shared:] for branch in branches])
 
+    @property
+    def at_once(self) -> bool:
+        """Whether all choices can be told from the logits behind the shared tokens."""
+        return all(len(end) == 1 for end in self.ends)
+
     def begun(self) -> list[tuple[int, ...]]:
         """Return what has to be read behind the shared tokens: nothing, and the beginnings of longer choices."""
         return sorted({tuple(end[:at]) for end in self.ends for at in range(max(1, len(end)))})
@@ -77,14 +82,14 @@ class Chooser:
         logits = iter(self.model.read(texts))
         texts[-1].parent, self.last = None, texts[-1:]
         return [
-            _completion(choice, {behind: next(logits) for behind in parts})
+            answer(choice, {behind: next(logits) for behind in parts})
             for choice, parts in zip(choices, begun, strict=True)
         ]
 
 
-def _completion(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
+def answer(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
     """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
-    if all(len(end) == 1 for end in choice.ends):
+    if choice.at_once:
         ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
         probabilities = torch.softmax(logits[()][ends], -1).tolist()
     else:

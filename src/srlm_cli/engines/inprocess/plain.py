@@ -54,7 +54,7 @@ class PlainWriter(TaskWriter):
             return
         for (task, place), tokens in zip(rows, written, strict=True):
             task.left.remove(place)
-            task.finish(place, *self.stops.finished(tokens, task.request.sampling))
+            task.finish(place, self.stops.finished(tokens, task.request.sampling))
         self.waiting = deque(task for task in self.waiting if task.left)
 
     def _generate(self, rows: list[tuple[Task, int]], sampling: Sampling) -> list[list[int]]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from srlm_cli.engines.base import Request
 from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.attention import Span, Step
+from srlm_cli.engines.inprocess.choices import Choice, answer
 from srlm_cli.engines.inprocess.nucleus import draw, uniforms
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages
 from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
+from srlm_cli.engines.inprocess.tasks import Task, TaskWriter, Written
 from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
 from srlm_cli.errors import EngineError
 
@@ -21,6 +24,7 @@ from srlm_cli.errors import EngineError
 MIN_COMMON = 64
 MAX_READ_TOKENS = 1 << 13
 ROOM_TO_READ = 8  # prompts are read when one in so many rows is free
+MAX_CLOSING = 16  # tokens that a row reads one by one behind what it wrote; with more of them a new reading is quicker
 
 
 @dataclass(eq=False)
@@ -38,6 +42,15 @@ class Read:
 
 
 @dataclass(eq=False)
+class Closing:
+    """What is asked behind a completion that is written: a choice, behind tokens that are still to be read."""
+
+    choice: Choice
+    unread: deque[int]
+    written: Written
+
+
+@dataclass(eq=False)
 class Row:
     """One completion that is being written."""
 
@@ -46,14 +59,22 @@ class Row:
     uniforms: list[float]
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    closing: Closing | None = None
 
 
 class Writer(TaskWriter):
     """Completions of many tasks, begun in order, at most `limit` at a time, less where memory is short."""
 
-    def __init__(self, model: PackedModel, stops: Stops, limit: int, context: int) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        stops: Stops,
+        limit: int,
+        context: int,
+        choice_of: Callable[[Request], Choice | None],
+    ) -> None:
         super().__init__(stops, limit)
-        self.model, self.context = model, context
+        self.model, self.context, self.choice_of = model, context, choice_of
         self.reads: dict[Task, Read] = {}
         self.rows: list[Row] = []
         self.pages: Pages | None = None
@@ -182,20 +203,60 @@ class Writer(TaskWriter):
         self._append(self.rows, logits)
 
     def _append(self, rows: list[Row], logits: torch.Tensor) -> None:
-        """Draw the next token of rows, and let those that it ends go."""
+        """Go on by one token in each row, and let those go that have all they were asked for."""
+        closing = [at for at, row in enumerate(rows) if row.closing]
+        drawing = [at for at, row in enumerate(rows) if not row.closing]
+        ended = [rows[at] for at in closing if self._close(rows[at], logits[at])]
+        if drawing:
+            drawn = self._draw([rows[at] for at in drawing], logits[drawing] if closing else logits)
+            ended += [rows[at] for at, token in zip(drawing, drawn, strict=True) if self._write(rows[at], token)]
+        self._let_go(ended)
+
+    def _draw(self, rows: list[Row], logits: torch.Tensor) -> list[int]:
+        """Return the next token of each row."""
         samplings = [row.read.task.request.sampling for row in rows]
         settings = [
             (sampling.temperature, sampling.top_p, row.uniforms[len(row.tokens)])
             for sampling, row in zip(samplings, rows, strict=True)
         ]
-        drawn = draw(logits, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
-        ended = []
-        for row, sampling, token in zip(rows, samplings, drawn, strict=True):
-            row.tokens.append(token)
-            if self.stops.ended(row.tokens, sampling) or len(row.tokens) == row.read.task.budget:
-                row.read.task.finish(row.place, *self.stops.finished(row.tokens, sampling))
-                ended.append(row)
-        self._let_go(ended)
+        return draw(logits, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
+
+    def _write(self, row: Row, token: int) -> bool:
+        """Add a token to a completion; tell whether it has ended and nothing is asked behind it."""
+        task, sampling = row.read.task, row.read.task.request.sampling
+        row.tokens.append(token)
+        if not self.stops.ended(row.tokens, sampling) and len(row.tokens) < task.budget:
+            return False
+        written = self.stops.finished(row.tokens, sampling)
+        row.closing = self._closing(row, written)
+        if not row.closing:
+            task.finish(row.place, written)
+        return not row.closing
+
+    def _closing(self, row: Row, written: Written) -> Closing | None:
+        """Take a row back to where its own tokens and what is asked behind it part; None where nothing can be asked."""
+        task = row.read.task
+        asked = task.request.then(row.place, written[0]) if task.request.then else None
+        choice = self.choice_of(asked) if asked else None
+        if choice is None or not choice.at_once:
+            return None
+        begun, known = len(task.prompt), len(task.prompt) + len(row.tokens) - 1  # the last token has not been read
+        same = min(alike(choice.shared, [*task.prompt, *row.tokens]), known, len(choice.shared) - 1)
+        if same < begun or len(choice.shared) - same > MAX_CLOSING:
+            return None
+        row.tokens = choice.shared[begun : same + 1]
+        needed = _pages_for(len(row.tokens))
+        self.pages.give_back(row.pages[needed:])
+        row.pages = row.pages[:needed]
+        return Closing(choice, deque(choice.shared[same + 1 :]), written)
+
+    def _close(self, row: Row, logits: torch.Tensor) -> bool:
+        """Read on towards the choice behind a completion; tell whether it is made, by these logits, (vocabulary,)."""
+        if row.closing.unread:
+            row.tokens.append(row.closing.unread.popleft())
+            return False
+        row.read.task.finish(row.place, row.closing.written, answer(row.closing.choice, {(): logits}))
+        return True
 
     def _let_go(self, ended: list[Row]) -> None:
         gone = set(ended)

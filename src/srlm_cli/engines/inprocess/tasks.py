@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.inprocess.stops import Stops
 
+Written = tuple[str, str, int]  # text, finish reason, tokens
+
 
 @dataclass(eq=False)
 class Task:
@@ -17,15 +19,19 @@ class Task:
     prompt: list[int]
     budget: int
     left: deque[int] = field(default_factory=deque)
-    done: dict[int, tuple[str, str, int]] = field(default_factory=dict)
+    done: dict[int, Written] = field(default_factory=dict)
+    then: dict[int, Completion] = field(default_factory=dict)
     answer: Completion | None = None
 
-    def finish(self, place: int, text: str, reason: str, tokens: int) -> None:
-        """Note one completion; the last one makes the answer."""
-        self.done[place] = text, reason, tokens
+    def finish(self, place: int, written: Written, then: Completion | None = None) -> None:
+        """Note one completion, and the answer to what was asked behind it; the last one makes the answer."""
+        self.done[place] = written
+        if then:
+            self.then[place] = then
         if len(self.done) == len(self.request.seeds):
             texts, reasons, counts = map(list, zip(*(self.done[at] for at in sorted(self.done)), strict=True))
-            self.answer = Completion(texts, reasons, len(self.prompt), sum(counts))
+            answers = tuple(map(self.then.get, sorted(self.done))) if self.then else ()
+            self.answer = Completion(texts, reasons, len(self.prompt), sum(counts), then=answers)
 
     def refuse(self, reason: str) -> None:
         """Answer with empty texts."""
