@@ -186,13 +186,19 @@ def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:
 def meta_judgeable(row: Row, template: Template) -> Row:
     """Return a judged row that holds its judgements and a score, or null, for each; raise BadRow for another.
 
-    A row that names another template of its judge is refused: its judgements answer another prompt.
+    A row that names another template of its judge is refused: its judgements answer another prompt. So is one whose
+    judge was asked for the score at once: it wrote nothing that could be compared.
     """
     row = stored_record(judged_record(row))
     scores = row.get("scores")
     right = isinstance(scores, list) and all(score is None or is_number(score) for score in scores)
     if not right or len(scores) != len(row["judgements"]):
         raise BadRow("expected `scores`, a number or null for each of the `judgements`")
+    if row.get("score_from") == ["direct"]:
+        raise BadRow(
+            "its score was asked for at once, and no judgement was written that could be compared: "
+            "judge with reasons (--template additive), or several times (--score text --samples 11)"
+        )
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
     if judge.get("template_hash", template.hash) != template.hash:
         name = judge.get("template")
