@@ -22,6 +22,7 @@ from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train import reference
 from srlm_cli.train.data import IGNORED, dataset
+from srlm_cli.train.embedding import add_by_row
 from srlm_cli.train.follow import LOGGED
 from srlm_cli.train.losses import Preference, own_loss
 from srlm_cli.train.part import Part
@@ -83,6 +84,8 @@ class StepTrainer:
         super().__init__(
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
+        if processes.count() == 1 and self.args.device.type == "cpu":
+            add_by_row(self.model)
 
     def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
         return dataset
