@@ -126,7 +126,7 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_writes_nothing(srlm: Srlm, base
     target = "> Answer 0 <|end|>" if command == "sft" else "> Good 0 <|end|>"
     lines = result.err.splitlines()
     assert lines[lines.index("| <|user|>") :][:4] == ["| <|user|>", "| Ask 0?<|end|>", "| <|assistant|>", target]
-    assert "1 duplicates dropped" in result.err and "14 steps of 4 rows, 1 at a time" in result.err
+    assert "1 duplicates dropped" in result.err and "14 steps of 4 rows, up to 1024 tokens at a time" in result.err
     assert "memory about" in result.err and "time about" in result.err and "\x1b" not in result.err
     [row] = result.rows
     assert row["steps"] == 14 and row["data"]["duplicates"] == 1 and row["dry_run"]

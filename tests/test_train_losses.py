@@ -189,24 +189,13 @@ def test_a_smoothing_that_is_no_probability_is_a_bad_row(srlm: Srlm, base: Path)
     assert result.code == 3 and "<stdin>:3: expected `label_smoothing`" in result.err
 
 
-@pytest.mark.parametrize("more", [{}, {"lora_r": 2}], ids=["full", "adapter"])
-def test_rows_are_scored_one_by_one_with_and_without_an_adapter(base: Path, tmp_path: Path, monkeypatch, more) -> None:
-    from srlm_cli.train import scoring
-
-    by_row, calls = scoring.by_row, []
-    monkeypatch.setattr(scoring, "by_row", lambda *args: calls.append(1) or by_row(*args))
-    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, **more)
-    dpo(pairs(5), spec, Preference(), run=RunOptions(quiet=True))
-    assert len(calls) == 5 + 1 + 5  # the reference, the check at the start, the step
-
-
 @pytest.mark.parametrize("together", [1, 3])
 def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
     """Against TRL's own fused head, with its gradients, on a padded batch."""
     from trl.trainer.utils import add_fused_lm_head
 
     from srlm_cli import models
-    from srlm_cli.train.scoring import score_by_row
+    from srlm_cli.train.scoring import score_without_padding
 
     torch.manual_seed(0)
     lengths = [12, 7, 9][:together]
@@ -219,7 +208,7 @@ def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
         model = models.load_model(str(base), "float32")
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
         if own:
-            score_by_row(model)
+            score_without_padding(model)
         scores = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         scores.log_probs.sum().backward()
         found.append((scores, {name: weight.grad for name, weight in model.named_parameters()}))

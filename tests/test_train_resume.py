@@ -44,7 +44,14 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 
 def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
-    common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
+    common = {
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-4,
+        "batch": 4,
+        "epochs": 2,
+        "device": "cpu",
+        "together": 1,
+    }
     return TrainSpec(model=str(model), out=out, **{**common, **more})
 
 
@@ -133,7 +140,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(kind, model, more, at, wh
 
 def test_kill_9_and_the_same_command_again(srlm: Srlm, base: Path) -> None:
     write_rows(srlm.folder / "pairs.jsonl", pairs(18))
-    options = "--train-batch-size 4 --epochs 2 --learning-rate 1e-3 --save-steps 2 --in pairs.jsonl".split()
+    options = "--train-batch-size 4 --device-batch-size 1 --epochs 2 --learning-rate 1e-3 --save-steps 2".split()
+    options += ["--in", "pairs.jsonl"]
     argv = ["dpo", "--model", str(base), *options]
     mortal = [sys.executable, str(HERE / "mortal_training.py")]
     assert srlm(*argv, "--out", "whole", env=ALONE).code == 0

@@ -48,7 +48,9 @@ class TrainOptions(ReadOptions):
     ] = 16
     device_batch_size: Annotated[
         int | None,
-        Option("--device-batch-size", min=1, show_default="1 on a CPU, else 4", help="Of these at a time on it."),
+        Option(
+            "--device-batch-size", min=1, show_default="on a CPU 1,024 tokens, else 4", help="Of these at a time on it."
+        ),
     ] = None
     epochs: Annotated[float, Option("--epochs", min=0.0, help="Passes over the rows.")] = 1.0
     max_steps: Annotated[int, Option("--max-steps", help="Stop after so many steps; -1 is all.")] = -1

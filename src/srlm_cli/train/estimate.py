@@ -34,7 +34,10 @@ def show(
 
     `examples` are sequences of one row by name: token ids, and where the trained ones begin.
     """
+    from srlm_cli.train.packing import TOKENS
+
     at_a_time = together(spec)
+    shown = f"up to {TOKENS} tokens" if trainer.splits and not spec.together else str(at_a_time)
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(report.rows / spec.batch * spec.epochs)
     epochs = steps * spec.batch / report.rows
     rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
@@ -48,7 +51,7 @@ def show(
     for label, (ids, start) in examples.items():
         say(f"--- {label}")
         say(marked(trainer.processing_class, ids, start))
-    say(f"srlm {name}: {steps} steps of {spec.batch} rows, {at_a_time} at a time")
+    say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time")
     say(
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
         f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LN2 = math.log(2)
 TOLERANCE = 1e-3  # of a log-probability: what float32, or bfloat16 over other batches, may differ by
+CHECKED = 4  # rows, before the first step
 PREVIOUS, BASE = "previous", "base"
 
 
@@ -68,7 +69,7 @@ def check_start(trainer: PairTrainer, model: Any) -> dict[str, float]:
     """
     import torch
 
-    few = range(min(len(trainer.sampler.lengths), trainer.args.per_device_train_batch_size))
+    few = range(min(len(trainer.sampler.lengths), trainer.args.per_device_train_batch_size, CHECKED))
     batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[row] for row in few]))
     ours, theirs = batch["ref_chosen_logps"].mean().item(), batch["ref_rejected_logps"].mean().item()
     pairs = trainer.items(batch) * trainer.accelerator.num_processes

@@ -33,7 +33,7 @@ DROPOUTS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hid
 class TrainSpec:
     """How to train: `batch` sequences (or pairs) a step, `together` of them at a time on the device.
 
-    `together` 0 is 1 on a CPU, where padding costs more than a batch saves, and 4 elsewhere. The
+    `together` 0 is as many on a CPU as a pass is quickest with (`packing`), and 4 elsewhere. The
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
     the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
@@ -167,7 +167,11 @@ def keep_freed_memory() -> None:
 def together(spec: TrainSpec) -> int:
     """Return how many sequences (or pairs) are on a device at a time."""
     share = max(1, spec.batch // processes.count())
-    return spec.together or (1 if models.pick_device(spec.device) == "cpu" else min(4, share))
+    if spec.together or models.pick_device(spec.device) != "cpu":
+        return spec.together or min(4, share)
+    return (
+        spec.batch if processes.count() == 1 else 1
+    )  # one process takes them apart again: `StepTrainer.training_step`
 
 
 def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:

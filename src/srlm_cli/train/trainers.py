@@ -25,8 +25,9 @@ from srlm_cli.train.data import IGNORED, dataset
 from srlm_cli.train.embedding import add_by_row
 from srlm_cli.train.follow import LOGGED
 from srlm_cli.train.losses import Preference, own_loss
+from srlm_cli.train.packing import Packing, groups
 from srlm_cli.train.part import Part
-from srlm_cli.train.scoring import score_by_row
+from srlm_cli.train.scoring import score_without_padding
 
 OF_A_PAIR = ("label_smoothing", "real", "at")
 FILLER = 2**40  # where a filler stands: nowhere
@@ -84,7 +85,9 @@ class StepTrainer:
         super().__init__(
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
-        if processes.count() == 1 and self.args.device.type == "cpu":
+        self.splits = processes.count() == 1 and self.args.device.type == "cpu"
+        self.packing = Packing(self.model)
+        if self.splits:
             add_by_row(self.model)
 
     def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
@@ -101,6 +104,16 @@ class StepTrainer:
         """Return how many items the loss of these batches is a mean over, in all processes."""
         items = torch.tensor(sum(float(self.items(batch)) for batch in batch_samples), device=device)
         return self.accelerator.gather(items).sum()
+
+    def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
+        """Make the gradient of a batch, on a CPU of as many rows at a time as a pass is quickest with."""
+        if not self.splits:
+            return super().training_step(model, inputs, num_items_in_batch)
+        most = self.batch_rows(inputs) if self.packing.now() else 1
+        total = 0.0
+        for some in groups(self.lengths(inputs), most):
+            total = total + super().training_step(model, self.rows_of(inputs, some), num_items_in_batch)
+        return total
 
     def as_mean(self, total: Any, batch: Row, items: Any) -> Any:
         """Return a sum over the items of a batch as its part of the mean over `items`, those of a step.
@@ -146,6 +159,16 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         return len(batch["labels"])
 
     @staticmethod
+    def lengths(batch: Row) -> list[int]:
+        """Return the tokens of each row of a batch."""
+        return batch["attention_mask"].sum(1).tolist()
+
+    @staticmethod
+    def rows_of(batch: Row, some: slice) -> Row:
+        """Return some rows of a batch, as a batch."""
+        return {name: values[some] for name, values in batch.items()}
+
+    @staticmethod
     def items(batch: Row) -> Any:
         """Return the target tokens of a batch."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
@@ -154,15 +177,30 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the mean loss of the target tokens, of the whole step's where their number is given."""
-        labels = inputs["labels"][:, 1:]
-        positions = (labels != IGNORED).any(0).nonzero()[:, 0]
-        given = {name: value for name, value in inputs.items() if name != "labels"}
-        outputs = model(**given, use_cache=False, logits_to_keep=positions)
-        loss = torch.nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), labels[:, positions].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        if self.args.device.type == "cpu":
+            loss = self._without_padding(model, inputs)
+        else:
+            labels = inputs["labels"][:, 1:]
+            positions = (labels != IGNORED).any(0).nonzero()[:, 0]
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            logits = model(**given, use_cache=False, logits_to_keep=positions).logits.float()
+            loss = summed_loss(logits.flatten(0, 1), labels[:, positions].flatten())
         loss = self.as_mean(loss, inputs, num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def _without_padding(self, model: Any, inputs: dict[str, Any]) -> Any:
+        """Return the summed loss of the target tokens."""
+        seen = inputs["attention_mask"].bool()
+        labels = [row[own][1:] for row, own in zip(inputs["labels"], seen, strict=True)]
+        rows = [row[own].tolist() for row, own in zip(inputs["input_ids"], seen, strict=True)]
+        places = [(row != IGNORED).nonzero()[:, 0] for row in labels]
+        logits = self.packing.logits(model, rows, [at.tolist() for at in places])
+        return summed_loss(torch.cat(logits), torch.cat([row[at] for row, at in zip(labels, places, strict=True)]))
+
+
+def summed_loss(logits: Any, targets: Any) -> Any:
+    """Return the summed cross-entropy of targets, (tokens,), given logits, (tokens, vocabulary)."""
+    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 class PairCollator(DataCollatorForPreference):
@@ -233,6 +271,16 @@ class PairTrainer(StepTrainer, DPOTrainer):
         return len(batch["real"])
 
     @staticmethod
+    def lengths(batch: Row) -> list[int]:
+        """Return the tokens of both rows of each pair of a batch."""
+        return batch["attention_mask"].sum(1).view(2, -1).sum(0).tolist()
+
+    @staticmethod
+    def rows_of(batch: Row, some: slice) -> Row:
+        """Return some pairs of a batch, as a batch."""
+        return some_pairs(batch, some, len(batch["real"]))
+
+    @staticmethod
     def items(batch: Row) -> Any:
         """Return the pairs of a batch that count."""
         return batch["real"].sum()
@@ -244,7 +292,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
         for model in {id(m): m for m in (self.model, self.ref_model or self.model)}.values():
-            score_by_row(model)
+            score_without_padding(model)
         if self.about.has_reference and (self._kept_scores(name).exists() or not processes.sharded()):
             self._score(name, dataset, batch_size)
         return dataset
@@ -306,7 +354,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
         scores.log_probs = scores.log_probs * real.repeat(2)[:, None]
         total = 0.0
         for pair, count in enumerate(counting):
-            loss = self._pair_loss(only(scores, pair, len(real)), only(inputs, pair, len(real)))
+            only = slice(pair, pair + 1)
+            loss = self._pair_loss(some_pairs(scores, only, len(real)), some_pairs(inputs, only, len(real)))
             total = total + loss * real[pair]
             for name in LOGGED:  # the mean over the processes, of which `count` have a pair that counts
                 if values := self._metrics[mode].get(name):
@@ -331,10 +380,10 @@ class PairTrainer(StepTrainer, DPOTrainer):
         return (own - self.about.nll_alpha * policy[0] / lengths[0]).mean()
 
 
-def only(fields: dict[str, Any], pair: int, pairs: int) -> Any:
-    """Return one pair of a batch: its row of what is by pair, its two rows of what is by reply."""
+def some_pairs(fields: dict[str, Any], some: slice, pairs: int) -> Any:
+    """Return some pairs of a batch: their rows of what is by pair, both their rows of what is by reply."""
 
     def part(value: Any) -> Any:
-        return value[pair::pairs] if len(value) == 2 * pairs else value[pair : pair + 1]
+        return torch.cat([value[:pairs][some], value[pairs:][some]]) if len(value) == 2 * pairs else value[some]
 
     return type(fields)(**{name: part(value) if value.ndim else value for name, value in fields.items()})

@@ -1,0 +1,114 @@
+"""Rows that are read side by side have the logits, losses and gradients of rows read alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+import tiny_models
+from srlm_cli.models import load_model
+from srlm_cli.train import packing
+from srlm_cli.train.dpo import dpo
+from srlm_cli.train.losses import Preference
+from srlm_cli.train.packing import Packing, groups
+from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.sft import sft
+from tiny import completions, pairs, tiny_adapter, tiny_model
+
+torch.set_num_threads(1)
+QUIET = RunOptions(quiet=True)
+# Some begin alike, one is the beginning of another, one comes twice, one has no place.
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 20, 21], [5, 6, 7, 8], [30, 31], [5, 6, 7, 20, 21], [5, 6, 40], [7] * 30]
+PLACES = [[0, 2, 5], [1, 3], [2], [0], [2, 3], [], [4, 28]]
+
+
+def made(kind: str, folder: Path, **more: object) -> transformers.PreTrainedModel:
+    return load_model(str(tiny_models.save(folder / kind, kind)), "float32", **more)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "mistral", "gemma3", "mamba", "gemma2"])
+def test_logits_and_gradients_are_those_of_rows_alone(kind, tmp_path):
+    net = made(kind, tmp_path)
+    found = []
+    for fits in (True, False):
+        model = copy.deepcopy(net).eval()
+        rows = Packing(model)
+        assert rows.fits == (kind in tiny_models.PACKED)
+        rows.fits = rows.fits and fits
+        passes = []
+        logits = rows.logits(lambda **given: passes.append(1) or model(**given), ROWS, PLACES)  # noqa: B023
+        assert len(passes) == (1 if rows.fits else len(ROWS))
+        torch.cat(logits).log_softmax(-1)[:, :50].sum().backward()
+        found.append((logits, {name: weight.grad for name, weight in model.named_parameters()}))
+    for ours, theirs, places in zip(found[0][0], found[1][0], PLACES, strict=True):
+        assert ours.shape == theirs.shape == (len(places), 300)
+        assert torch.allclose(ours, theirs, atol=1e-4)
+    for name, gradient in found[1][1].items():
+        assert gradient is None or torch.allclose(found[0][1][name], gradient, rtol=1e-3, atol=2e-3), name
+
+
+def test_what_two_rows_begin_with_is_read_once(tmp_path):
+    net = made("llama", tmp_path)
+    read = []
+    Packing(net).logits(lambda **given: read.append(given["input_ids"].numel()) or net(**given), ROWS, PLACES)
+    assert read == [7 + 2 + 1 + 2 + 1 + 1 + 30]
+
+
+@pytest.mark.parametrize("dropout", ["attention", "layer"])
+def test_dropout_and_checkpointing_need_rows_alone(tmp_path, dropout):
+    net = made("llama", tmp_path).train()
+    rows = Packing(net)
+    assert rows.now()
+    net.gradient_checkpointing_enable()
+    assert not rows.now()
+    net.gradient_checkpointing_disable()
+    if dropout == "attention":
+        net.config.attention_dropout = 0.1
+    else:
+        net.model.layers[0].mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.1))
+    assert not rows.now()
+    assert Packing(net.eval()).now()
+
+
+def test_rows_are_read_together_up_to_so_many_tokens(monkeypatch):
+    monkeypatch.setattr(packing, "TOKENS", 10)
+    runs = [(some.start, some.stop) for some in groups([4, 6, 3, 12, 1, 1, 1, 1], 3)]
+    assert runs == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+    assert list(groups([], 3)) == []
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo", "sft-adapter", "dpo-adapter"])
+def test_a_training_packed_ends_where_one_row_by_row_does(kind, tmp_path, monkeypatch):
+    base = tiny_model(tmp_path / "base")
+    model = tiny_adapter(tmp_path / "adapter", base) if "adapter" in kind else base
+    common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
+    packed = TrainSpec(str(model), tmp_path / "packed", **common)
+    alone = replace(packed, out=tmp_path / "alone", together=1)
+    monkeypatch.setattr(packing, "TOKENS", 90)  # two or three rows
+    passes = []
+    together = Packing._together
+    monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))
+    results = []
+    for spec in (packed, alone):
+        if spec is alone:
+            monkeypatch.setattr(Packing, "now", lambda self: False)
+        if kind.startswith("sft"):
+            results.append(sft(completions(18), spec, run=QUIET, eval_rows=completions(22)[18:]))
+        else:
+            results.append(dpo(pairs(18), spec, Preference(), run=QUIET, eval_rows=pairs(22)[18:]))
+    assert max(passes) > 2
+    assert results[0]["steps"] == results[1]["steps"]
+    for name in ("first_loss", "last_loss", "train_loss"):
+        assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
+    for ours, theirs in zip(results[0]["evals"], results[1]["evals"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    file = "adapter_model.safetensors" if "adapter" in kind else "model.safetensors"
+    weights, wanted = (load_file(tmp_path / name / file) for name in ("packed", "alone"))
+    for name, weight in wanted.items():
+        assert torch.allclose(weights[name], weight, atol=2e-4), name
