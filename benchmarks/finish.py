@@ -3,7 +3,8 @@
     python benchmarks/finish.py --in ranked_eval.jsonl [--limit N] [--max-new-tokens N] [--repeats N]
 
 K=3 judgements of each reply with the additive rubric, `--finish-score --score expected`, both ways in turn in
-one process. Printed are judgements a second, their ratio with its spread, and the largest difference of a score.
+one process. Printed are judgements a second, their ratio with its spread, how many texts had their score at once
+(the others needed too many tokens more), and the largest difference of a score.
 """
 
 from __future__ import annotations
@@ -25,6 +26,21 @@ from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
 from srlm_cli.records import responses_of
 from srlm_cli.stages.judge import JudgeOptions, judge
+
+
+class Counting:
+    """An engine, and how many of its completions brought an answer to what was asked behind them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.name, self.model = engine, engine.name, engine.model
+        self.texts = self.answered = 0
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield the engine's completions."""
+        for done in self.engine.generate(requests):
+            self.texts += len(done.texts)
+            self.answered += sum(answer is not None for answer in done.then)
+            yield done
 
 
 class Forgetful:
@@ -53,20 +69,21 @@ def main() -> None:
     form = templates.load("additive", fields={"prompt", "response"}, reads=True)
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
     options = JudgeOptions(form, 3, sampling, seed=0, finish_score=True, score="expected")
-    at_once = open_engine(EngineSpec("hf", given.model))
+    at_once = Counting(open_engine(EngineSpec("hf", given.model)))
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
     print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {given.model}")
     print(f"{len(ranked)} prompts, {len(replies)} replies, {3 * len(replies)} judgements", flush=True)
     rates: dict[str, list[float]] = {"at once": [], "read again": []}
     scores: dict[str, list[float]] = {}
     for _ in range(given.repeats):
-        for name, engine in (("at once", at_once), ("read again", Forgetful(at_once))):
+        for name, engine in (("at once", at_once), ("read again", Forgetful(at_once.engine))):
             started = time.perf_counter()
             judged = [row for outcome in judge(replies, engine, options) for row in outcome.rows]
             rates[name].append(3 * len(replies) / (time.perf_counter() - started))
             scores[name] = [score for row in judged for score in row["scores"]]
             print(f"  {name}: {rates[name][-1]:.2f} judgements/s", flush=True)
     ratios = sorted(new / old for new, old in zip(*rates.values(), strict=True))
+    print(f"{at_once.answered / at_once.texts:.1%} of the texts had their score at once")
     apart = max(abs(a - b) for a, b in zip(*scores.values(), strict=True))
     print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); scores differ by {apart:.1e}")
 

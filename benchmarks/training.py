@@ -56,8 +56,8 @@ def now() -> np.ndarray:
 
 def run_srlm(
     task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
-) -> tuple[np.ndarray, float]:
-    """Train with srlm; return the seconds (clock, processor) from the loaded model to the last step, and a loss."""
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Train with srlm; return the seconds (clock, processor) from the loaded model to the last step, and two losses."""
     from srlm_cli.train import session
     from srlm_cli.train.losses import Preference
     from srlm_cli.train.session import RunOptions, TrainSpec
@@ -76,12 +76,12 @@ def run_srlm(
 
         results = sft(rows, spec, run=RunOptions(quiet=True))
     session.load_policy, session.save = load, save
-    return clock["end"] - clock["start"], results["first_loss"]
+    return clock["end"] - clock["start"], (results["first_loss"], results["last_loss"])
 
 
 def run_trl(
     task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, tuple[float, float]]:
     """Train with TRL: its defaults, or what is fastest with it on a CPU by its own settings."""
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -113,22 +113,21 @@ def run_trl(
         more = {"peft_config": LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")}
     trainer = kind(model=model, args=config(**settings), train_dataset=data, processing_class=tokenizer, **more)
     trainer.train()
-    first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return now() - started, first
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return now() - started, (losses[0], losses[-1])
 
 
-def contend(task: str, who: str, rows: int, batch: int, length: int, data: Path) -> dict[str, Any]:
+def figures(task: str, who: str, made: list[dict[str, Any]], batch: int, length: int, out: Path) -> dict[str, Any]:
     """Return the figures of one contender, run in this process."""
     from srlm_cli import models
     from srlm_cli.train.data import dpo_rows, sft_rows
 
-    made = pairs(data, rows) if task == "dpo" else completions(data, rows)
     _, report = (dpo_rows if task == "dpo" else sft_rows)(made, models.load_tokenizer(MODEL), length)
-    with tempfile.TemporaryDirectory() as scratch:
-        run = run_srlm if who.startswith("srlm") else run_trl
-        (seconds, processor), loss = run(task, who, made, batch, length, Path(scratch) / "m")
+    run = run_srlm if who.startswith("srlm") else run_trl
+    (seconds, processor), (first, last) = run(task, who, made, batch, length, out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"tokens": report.tokens, "seconds": seconds, "processor": processor, "peak_gb": peak, "first_loss": loss}
+    found = {"tokens": report.tokens, "seconds": seconds, "processor": processor, "peak_gb": peak}
+    return {**found, "first_loss": first, "last_loss": last}
 
 
 def main() -> None:
@@ -144,7 +143,10 @@ def main() -> None:
     parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
-        print(json.dumps(contend(*options.contender, options.rows, options.batch, options.length, options.data)))
+        task, who = options.contender
+        made = (pairs if task == "dpo" else completions)(options.data, options.rows)
+        with tempfile.TemporaryDirectory() as scratch:
+            print(json.dumps(figures(task, who, made, options.batch, options.length, Path(scratch) / "m")))
         return
     if not options.data.is_dir():
         sys.exit(f"{options.data} is not there: --data takes a folder with ranked_train.jsonl and ift.jsonl")

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from srlm_cli.cores import Share
+from srlm_cli.cores import ThreadCount
 
 
-def run(shares: list[Share], cores: float, looks: int) -> None:
+def run(shares: list[ThreadCount], cores: float, looks: int) -> None:
     """Let processes compute for some looks as a fair system schedules them."""
     for _ in range(looks):
         part = min(1.0, cores / sum(share.threads for share in shares))
@@ -22,13 +22,13 @@ def run(shares: list[Share], cores: float, looks: int) -> None:
 
 @pytest.mark.parametrize("cores, processes, each", [(2, 2, 1), (16, 2, 8), (16, 3, 5), (2, 3, 1), (64, 4, 16)])
 def test_processes_at_once_divide_the_cores(cores, processes, each):
-    shares = [Share(cores) for _ in range(processes)]
+    shares = [ThreadCount(cores) for _ in range(processes)]
     run(shares, cores, 20)
     assert [share.threads for share in shares] == [each] * processes
 
 
 def test_a_process_alone_keeps_all_cores_and_gets_them_back():
-    first, second = Share(16), Share(16)
+    first, second = ThreadCount(16), ThreadCount(16)
     run([first], 16, 10)
     assert first.threads == 16
     run([first, second], 16, 10)
@@ -38,14 +38,14 @@ def test_a_process_alone_keeps_all_cores_and_gets_them_back():
 
 
 def test_work_between_the_products_does_not_cost_a_thread():
-    share = Share(2)
+    share = ThreadCount(2)
     for _ in range(20):
         share.look(used=1.6, idle=0.4)
     assert share.threads == 2
 
 
 def test_one_that_waited_for_rows_comes_back_to_a_part_of_the_cores():
-    first, waiting = Share(16), Share(16)
+    first, waiting = ThreadCount(16), ThreadCount(16)
     waiting.look(used=0.0, idle=0.0)
     assert waiting.threads == 8
     run([first, waiting], 16, 20)
@@ -54,7 +54,7 @@ def test_one_that_waited_for_rows_comes_back_to_a_part_of_the_cores():
 
 
 def test_a_core_that_is_idle_for_a_moment_is_left():
-    share = Share(2)
+    share = ThreadCount(2)
     share.look(used=1.0, idle=0.0)
     for _ in range(5):
         share.look(used=1.0, idle=0.9)
@@ -70,7 +70,7 @@ from srlm_cli import cores
 
 net = torch.nn.Linear(64, 64)
 net.get_input_embeddings = lambda: net
-cores.share(net)
+cores.share_cores(net)
 started = most = torch.get_num_threads()
 big = torch.ones(512, 512)
 lowest, end = most, time.monotonic() + 60
@@ -78,6 +78,12 @@ while lowest == started and time.monotonic() < end:
     net(torch.ones(1, 64)), big @ big
     lowest = torch.get_num_threads()
 print(started, lowest, flush=True)
+"""
+COME_BACK = """
+end = time.monotonic() + 60
+while torch.get_num_threads() < most and time.monotonic() < end:
+    net(torch.ones(1, 64)), big @ big
+print(torch.get_num_threads(), flush=True)
 """
 
 
@@ -96,6 +102,25 @@ def test_threads_make_way_for_busy_processes_unless_they_were_chosen():
     assert lowest < started
 
 
+@pytest.mark.slow  # where nothing else runs beside it
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nothing to share")
+def test_threads_come_back_when_the_others_have_ended():
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in os.sched_getaffinity(0) for _ in range(2)]
+    try:
+        argv = [sys.executable, "-c", COMPUTE + COME_BACK]
+        with subprocess.Popen(argv, env=free, stdout=subprocess.PIPE, text=True) as computing:
+            started, lowest = map(int, computing.stdout.readline().split())
+            for process in busy:
+                process.kill()
+            back = int(computing.stdout.readline())
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert lowest < started == back
+
+
 def test_threads_that_were_chosen_stay(monkeypatch):
     import torch
 
@@ -107,5 +132,5 @@ def test_threads_that_were_chosen_stay(monkeypatch):
 
     net = Net(2, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    cores.share(net)
+    cores.share_cores(net)
     assert not net._forward_pre_hooks

@@ -189,12 +189,37 @@ def test_a_smoothing_that_is_no_probability_is_a_bad_row(srlm: Srlm, base: Path)
     assert result.code == 3 and "<stdin>:3: expected `label_smoothing`" in result.err
 
 
+@pytest.mark.parametrize("more", [{}, {"lora_r": 2}], ids=["full", "adapter"])
+def test_reference_check_and_steps_score_without_padding(base: Path, tmp_path: Path, monkeypatch, more) -> None:
+    from srlm_cli.train import scoring
+
+    without_padding, calls = scoring.scores, []
+    monkeypatch.setattr(scoring, "scores", lambda *args: calls.append(len(args[2])) or without_padding(*args))
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, **more)
+    dpo(pairs(10), spec, Preference(), run=RunOptions(quiet=True))
+    assert calls == [10, 10, 8, 10, 10]  # the reference, the check of four pairs at the start, two steps
+
+
+SIZES = {
+    "vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+HEADS = {
+    "llama": {},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
+    "cohere": {"logit_scale": 0.3},
+    "granite": {"logits_scaling": 4.0},
+}
+
+
 @pytest.mark.parametrize("together", [1, 3])
-def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
-    """Against TRL's own fused head, with its gradients, on a padded batch."""
+@pytest.mark.parametrize("kind", HEADS)
+def test_scores_without_padding_are_those_of_trl(kind: str, together: int) -> None:
+    """Against TRL's own fused head, with its gradients, on a padded batch; also where logits are scaled."""
+    from transformers import AutoConfig, AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from srlm_cli import models
+    from srlm_cli.train.packing import Packing
     from srlm_cli.train.scoring import score_without_padding
 
     torch.manual_seed(0)
@@ -205,10 +230,11 @@ def test_scores_by_row_are_those_of_trl(base: Path, together: int) -> None:
     labels[:, :4] = -100
     found = []
     for own in (False, True):
-        model = models.load_model(str(base), "float32")
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **HEADS[kind])).eval()
         add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
         if own:
-            score_without_padding(model)
+            score_without_padding(Packing(model))
         scores = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         scores.log_probs.sum().backward()
         found.append((scores, {name: weight.grad for name, weight in model.named_parameters()}))

@@ -76,6 +76,25 @@ def test_dropout_and_checkpointing_need_rows_alone(tmp_path, dropout):
     assert Packing(net.eval()).now()
 
 
+@pytest.mark.parametrize("kind", ["full", "adapter"])
+def test_checkpointing_computes_a_layer_again_for_its_gradient(kind, tmp_path, monkeypatch):
+    base = tiny_model(tmp_path / "base")
+    model = tiny_adapter(tmp_path / "adapter", base) if kind == "adapter" else base
+    passes = []
+    read = transformers.models.llama.modeling_llama.LlamaMLP.forward
+    monkeypatch.setattr(
+        transformers.models.llama.modeling_llama.LlamaMLP, "forward",
+        lambda *given: passes.append(torch.is_grad_enabled()) or read(*given),
+    )  # fmt: skip
+    losses = []
+    for checkpointing in (True, False):
+        spec = TrainSpec(str(model), tmp_path / f"m{checkpointing}", 1e-3, 1e-4, batch=1, device="cpu")
+        passes.clear()
+        losses.append(sft(completions(2), replace(spec, checkpointing=checkpointing), run=QUIET)["train_loss"])
+        assert sum(passes) == 2 * 2 * (1 + checkpointing)  # steps, layers, and each of them again
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_rows_are_read_together_up_to_so_many_tokens(monkeypatch):
     monkeypatch.setattr(packing, "TOKENS", 10)
     runs = [(some.start, some.stop) for some in groups([4, 6, 3, 12, 1, 1, 1, 1], 3)]

@@ -21,7 +21,7 @@ IDLE = 0.7  # of a core that nobody uses: room for one more thread
 PATIENCE = 3  # looks in a row that have to see it: a thread too many costs more than one too few
 
 
-class Share:
+class ThreadCount:
     """How many threads to compute with, `most` at first, by what was seen since the last look.
 
     They at most halve at a look, since a process that waited for rows used no core either.
@@ -46,7 +46,7 @@ class Watch:
     """Takes a look once a second, and sets torch's threads by it. The calling thread must be the one that computes."""
 
     def __init__(self, most: int) -> None:
-        self.share = Share(most)
+        self.count = ThreadCount(most)
         self.seen = _now()
 
     def __call__(self, *unused: Any) -> None:
@@ -55,8 +55,8 @@ class Watch:
             return
         before, self.seen = self.seen, _now()
         wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
-        had = self.share.threads
-        if (threads := self.share.look(used / wall, idle / wall)) != had:
+        had = self.count.threads
+        if (threads := self.count.look(used / wall, idle / wall)) != had:
             import torch
 
             torch.set_num_threads(threads)
@@ -65,7 +65,7 @@ class Watch:
 _watch: Watch | None = None
 
 
-def share(net: Module) -> None:
+def share_cores(net: Module) -> None:
     """Share the cores with other processes whenever a model on the CPU reads tokens."""
     import torch
 

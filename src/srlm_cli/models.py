@@ -160,7 +160,7 @@ def load_model(
         if merge:
             loaded = loaded.merge_and_unload()
     if device == "cpu":
-        cores.share(loaded)
+        cores.share_cores(loaded)
     if not in_4bit:
         return loaded.to(device)
     for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards

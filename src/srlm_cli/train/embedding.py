@@ -1,7 +1,7 @@
 """An input embedding whose gradient is added where its tokens stand.
 
-PyTorch makes a gradient of the size of the whole table in each backward pass, 113 MB of zeros for SmolLM2-135M,
-however few tokens a row has; on a CPU that takes a third of the time of a short row.
+PyTorch makes a gradient of the size of the whole table in each backward pass, 113 MB for SmolLM2-135M, however few
+tokens a row has. What that costs a short row: `python benchmarks/packing.py --passes`, docs/measurements.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Rows of a batch side by side in one pass, without padding; what two of them begin with is computed once.
 
-A pair's replies have their prompt in common, and a pass over a few hundred tokens costs the reading and the
-gradients of all weights besides: a third of the time of a short row on a CPU.
+A pair's replies have their prompt in common, and each pass reads all weights and adds to all their gradients, however
+few tokens it has. What it saves: `python benchmarks/packing.py`, docs/measurements.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from srlm_cli.engines.inprocess.attention import Reading, passing
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.texts import Text, find_parents
 
-TOKENS = 1024  # in one pass, unless one row has more: more of them save no more time, and take memory
+TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
 
 
 class Packing:

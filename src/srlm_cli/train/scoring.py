@@ -2,30 +2,30 @@
 
 TRL's own scoring makes logits for all positions of a padded batch where there is no GPU, which costs
 time and memory on a CPU (docs/measurements.md).
+This module imports torch and TRL and is itself imported late.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from srlm_cli.train.packing import Packing
+import torch
+from trl.trainer.utils import FusedCausalLMOutput
+
+from srlm_cli.train.packing import Packing
 
 KNOWN = {"input_ids", "attention_mask", "labels", "use_cache"}
 
 
-def score_without_padding(model: Any) -> None:
-    """Give a model on a CPU another way to answer `model(..., labels=..., fused_lm_head=True)`.
+def score_without_padding(packing: Packing) -> None:
+    """Give a packing's model on a CPU another way to answer `model(..., labels=..., fused_lm_head=True)`.
 
     The answer is that of TRL's `add_fused_lm_head`, which must have been called on the model: a
     `FusedCausalLMOutput` whose fields are (rows, positions - 1), zero where there is no label.
     """
-    from srlm_cli.train.packing import Packing
-
-    bare = model.get_base_model() if hasattr(model, "peft_config") else model
-    packing, padded = Packing(model), bare.forward
+    bare, padded = packing.bare, packing.bare.forward
 
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, **inputs: Any) -> Any:
         given = {name for name, value in inputs.items() if value is not None}  # peft passes on what is not set
@@ -38,9 +38,6 @@ def score_without_padding(model: Any) -> None:
 
 def scores(model: Callable[..., Any], packing: Packing, ids: Any, mask: Any, labels: Any) -> Any:
     """Return the scores of each row's next tokens; padding must stand at the end of a row."""
-    import torch
-    from trl.trainer.utils import FusedCausalLMOutput
-
     lengths, wanted = mask.sum(1).tolist(), labels[:, 1:]
     rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     places = [(row[: length - 1] != -100).nonzero()[:, 0] for row, length in zip(wanted, lengths, strict=True)]

@@ -169,9 +169,9 @@ def together(spec: TrainSpec) -> int:
     share = max(1, spec.batch // processes.count())
     if spec.together or models.pick_device(spec.device) != "cpu":
         return spec.together or min(4, share)
-    return (
-        spec.batch if processes.count() == 1 else 1
-    )  # one process takes them apart again: `StepTrainer.training_step`
+    if processes.count() > 1:
+        return 1
+    return spec.batch  # which `StepTrainer.training_step` takes apart again
 
 
 def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:

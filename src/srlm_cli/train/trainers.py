@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,13 @@ class StepTrainer:
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
         self.splits = processes.count() == 1 and self.args.device.type == "cpu"
-        self.packing = Packing(self.model)
         if self.splits:
             add_by_row(self.model)
+
+    @cached_property
+    def packing(self) -> Packing:
+        """The passes over rows of the model to train."""
+        return Packing(self.model)
 
     def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
         return dataset
@@ -291,8 +296,10 @@ class PairTrainer(StepTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
-        for model in {id(m): m for m in (self.model, self.ref_model or self.model)}.values():
-            score_without_padding(model)
+        if name == "train":  # TRL's first call
+            score_without_padding(self.packing)
+            if self.ref_model is not None:
+                score_without_padding(Packing(self.ref_model))
         if self.about.has_reference and (self._kept_scores(name).exists() or not processes.sharded()):
             self._score(name, dataset, batch_size)
         return dataset

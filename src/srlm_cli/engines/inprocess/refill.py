@@ -24,7 +24,7 @@ from srlm_cli.errors import EngineError
 MIN_COMMON = 64
 MAX_READ_TOKENS = 1 << 13
 ROOM_TO_READ = 8  # prompts are read when one in so many rows is free
-MAX_CLOSING = 16  # tokens that a row reads one by one behind what it wrote; with more of them a new reading is quicker
+MAX_CLOSING = 16  # tokens that a row reads one by one behind what it wrote; with more to read its text is read anew
 
 
 @dataclass(eq=False)
