@@ -44,6 +44,11 @@ def test_work_between_the_products_does_not_cost_a_thread():
     assert share.threads == 2
 
 
+def test_one_that_gets_hardly_any_core_keeps_a_thread():
+    count = ThreadCount(4)
+    assert [count.look(used=0.1, idle=0.0) for _ in range(4)] == [2, 1, 1, 1]
+
+
 def test_one_that_waited_for_rows_comes_back_to_a_part_of_the_cores():
     first, waiting = ThreadCount(16), ThreadCount(16)
     waiting.look(used=0.0, idle=0.0)

@@ -35,7 +35,7 @@ class ThreadCount:
         """Return the threads to go on with, after `used` cores by this process and `idle` ones that nobody used."""
         self.idle = [*self.idle, idle] if idle >= IDLE else []
         if idle < 1 - IDLE:
-            self.threads = min(self.threads, max(round(used), self.threads // 2))
+            self.threads = min(self.threads, max(1, round(used), self.threads // 2))
         elif len(self.idle) == PATIENCE:
             self.threads = min(self.most, self.threads + max(1, int(min(self.idle))))
             self.idle = []
