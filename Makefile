@@ -10,7 +10,10 @@ QUICKSTART := examples/quickstart
 NAME ?= first
 ITER ?= 2
 CONFIG ?= $(QUICKSTART)/srlm.toml
-DATA := IFT=$(QUICKSTART)/ift.jsonl RANKED=$(QUICKSTART)/ranked.jsonl RANKED_EVAL=$(QUICKSTART)/ranked_eval.jsonl
+IFT ?= $(QUICKSTART)/ift.jsonl
+RANKED ?= $(QUICKSTART)/ranked.jsonl
+RANKED_EVAL ?= $(QUICKSTART)/ranked_eval.jsonl
+DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME=$(NAME) ITER=$(ITER)
 
 .DEFAULT_GOAL := help

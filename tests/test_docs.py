@@ -39,6 +39,12 @@ def test_every_target_of_the_readme_exists():
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)\b", (ROOT / "README.md").read_text())) - {"and"} <= targets
 
 
+def test_the_loop_of_the_checkout_takes_data_of_ones_own():
+    words = ["make", "-o", ".venv/.ready", "iterate", "RANKED=mine.jsonl", "MAKE=echo"]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert {"RANKED=mine.jsonl", "RANKED_EVAL=examples/quickstart/ranked_eval.jsonl"} <= set(said)
+
+
 def test_a_bare_make_lists_the_targets_with_a_line_each():
     done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True)
     listed = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())

@@ -11,9 +11,11 @@ NAMES = {
     "ift": "SFT on IFT only",
     "accept": "M1, accepted judgements",
     "hindsight": "M1, hindsight with reasons",
+    "score-only-25": "M1, scores only, 25 prompts",
+    "score-only-50": "M1, scores only, 50 prompts",
     "score-only-100": "M1, scores only, 100 prompts",
-    "score-only-200": "M1, scores only, 200 prompts",
     "score-only": "M1, scores only, all 406 prompts",
+    "linear": "M1, scores only, in proportion, once a reply",
     "both": "M1, IFT + scores only",
 }
 METRICS = {

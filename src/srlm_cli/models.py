@@ -172,7 +172,7 @@ def load_model(
 def four_bits(dtype: str, device: str) -> dict[str, Any]:
     """Return what `from_pretrained` takes to load weights in 4 bits; raise OptionError where they cannot be."""
     if not find_spec("bitsandbytes"):
-        raise OptionError("--load-in-4bit needs bitsandbytes", "pip install 'srlm-cli[qlora]'")
+        raise OptionError("--load-in-4bit needs bitsandbytes", "pip install bitsandbytes")
     import bitsandbytes
     import torch
     from transformers import BitsAndBytesConfig

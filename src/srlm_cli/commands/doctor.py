@@ -46,7 +46,7 @@ def doctor() -> None:
         print(line)
     libraries = find_spec("torch") and find_spec("transformers")
     print(f"engine hf    {'ready' if libraries else 'missing: pip install srlm-cli'}")
-    optional = "missing, and optional: pip install 'srlm-cli[vllm]'"
+    optional = "missing, and optional: pip install vllm"
     print(f"engine vllm  {'ready' if find_spec('vllm') else optional}")
     print(f"engine openai {openai_server()}")
     print("engine echo  ready (no model: for tests and dry runs)")

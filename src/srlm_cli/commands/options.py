@@ -142,7 +142,7 @@ class EngineOptions:
     ] = None
     concurrency: Annotated[int, Option("--concurrency", min=1, help="Requests to a server at the same time.")] = 64
     retries: Annotated[
-        int, Option("--retries", min=0, help="Tries again after 408, 429, 5xx, a lost connection or the timeout.")
+        int, Option("--retries", min=0, help="Tries again after 408, 409, 429, 5xx, a lost connection or the timeout.")
     ] = 8
     timeout: Annotated[float, Option("--timeout", min=0.001, help="Seconds to wait for an answer of a server.")] = 600.0
 

@@ -49,7 +49,10 @@ class TrainOptions(ReadOptions):
     device_batch_size: Annotated[
         int | None,
         Option(
-            "--device-batch-size", min=1, show_default="on a CPU 1,024 tokens, else 4", help="Of these at a time on it."
+            "--device-batch-size",
+            min=1,
+            show_default="on a CPU 1,024 tokens, else 4",
+            help="Of these, so many on the device at a time.",
         ),
     ] = None
     epochs: Annotated[float, Option("--epochs", min=0.0, help="Passes over the rows.")] = 1.0

@@ -56,7 +56,7 @@ def open_engine(spec: EngineSpec) -> Engine:
 
         return HfEngine(spec)
     if not find_spec("vllm"):
-        raise EngineError("vllm is not installed", "pip install 'srlm-cli[vllm]'; without a GPU see docs/engines.md")
+        raise EngineError("vllm is not installed", "pip install vllm; without a GPU see docs/engines.md")
     if spec.data_parallel_size > 1:
         from srlm_cli.engines.replicas import Replicas
 
