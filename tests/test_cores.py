@@ -126,6 +126,23 @@ def test_threads_come_back_when_the_others_have_ended():
     assert lowest < started == back
 
 
+def test_a_second_model_is_watched_too_when_one_thread_is_left(monkeypatch):
+    import torch
+
+    from srlm_cli import cores
+
+    class Net(torch.nn.Linear):
+        def get_input_embeddings(self):
+            return self
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(cores, "_watch", cores.Watch(2))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    net = Net(2, 2)
+    cores.share_cores(net)
+    assert net._forward_pre_hooks
+
+
 def test_threads_that_were_chosen_stay(monkeypatch):
     import torch
 

@@ -198,6 +198,24 @@ def test_out_of_memory_with_one_row_is_told(opened, monkeypatch):
             list(engine.generate([request]))
 
 
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_completions_go_on_when_a_draw_ran_out_of_memory(opened, monkeypatch, at):
+    engine = opened(batch_size=4)
+    requests = [ask(text, replace(GREEDY, temperature=1.0), seeds=(at, 7)) for text in PROMPTS]
+    wanted = [done.texts for done in engine.generate(requests)]
+    calls = []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) == at + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return draw(*args)
+
+    draw = refill.draw
+    monkeypatch.setattr(refill, "draw", once)
+    assert [done.texts for done in engine.generate(requests)] == wanted
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory(opened, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("shapes do not match")

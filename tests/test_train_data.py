@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
 from srlm_cli.train.data import dpo_rows, render, sft_rows
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.session import RunOptions, TrainSpec, together
 from srlm_cli.train.sft import sft
 from srlm_cli.train.trainers import StepSampler
 from tiny import ALONE, completions, pairs, tiny_model
@@ -126,13 +126,42 @@ def test_a_dry_run_shows_a_row_with_its_mask_and_writes_nothing(srlm: Srlm, base
     target = "> Answer 0 <|end|>" if command == "sft" else "> Good 0 <|end|>"
     lines = result.err.splitlines()
     assert lines[lines.index("| <|user|>") :][:4] == ["| <|user|>", "| Ask 0?<|end|>", "| <|assistant|>", target]
-    assert "1 duplicates dropped" in result.err and "14 steps of 4 rows, up to 1024 tokens at a time" in result.err
+    assert "1 duplicates dropped" in result.err and "15 steps of 4 rows, up to 1024 tokens at a time" in result.err
     assert "memory about" in result.err and "time about" in result.err and "\x1b" not in result.err
     [row] = result.rows
-    assert row["steps"] == 14 and row["data"]["duplicates"] == 1 and row["dry_run"]
+    assert row["steps"] == 15 and row["data"]["duplicates"] == 1 and row["dry_run"]
     # weights, gradients and AdamW's moments are 16 bytes a weight; the process alone is more than that
     assert row["memory_bytes"] > 16 * (base / "model.safetensors").stat().st_size / 4
     assert row["seconds"] > 0 and "model" not in row
+
+
+def test_a_dry_run_counts_the_steps_that_a_training_takes(base: Path, tmp_path: Path) -> None:
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-4, batch=4, epochs=3, device="cpu")
+    rows = completions(18)
+    shown = sft(rows, spec, run=RunOptions(quiet=True, dry_run=True))
+    assert shown["steps"] == sft(rows, spec, run=RunOptions(quiet=True))["steps"] == 15
+
+
+def test_rows_are_no_longer_than_the_model_can_read(tmp_path: Path, capsys) -> None:
+    model = tiny_model(tmp_path / "short", max_position_embeddings=40)
+    spec = TrainSpec(str(model), tmp_path / "m", 1e-3, 1e-4, batch=2, device="cpu")
+    rows = [{**row, "completion": "word " * 30} for row in completions(2)]
+    assert sft(rows, spec, run=RunOptions())["data"]["longest"] == 40
+    assert f"--max-length is 40, all that {model} can read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("held", ["", as_lines([{"prompt": "long " * 30, "completion": "x"}])], ids=["empty", "long"])
+def test_held_out_rows_that_cannot_be_used_are_told(srlm: Srlm, base: Path, held: str) -> None:
+    (srlm.folder / "held.jsonl").write_text(held)
+    argv = ["sft", "--model", str(base), "--out", "m", "--eval-in", "held.jsonl", "--max-length", "64"]
+    result = srlm(*argv, stdin=as_lines(completions(4)), env=ALONE)
+    assert result.code == 3 and "--eval-in has no row that fits into --max-length 64" in result.err
+
+
+@pytest.mark.parametrize(("batch", "at_a_time"), [(16, 4), (6, 3), (5, 1), (10, 2), (2, 2), (1, 1)])
+def test_any_batch_can_be_trained_on_a_gpu_by_default(batch: int, at_a_time: int, monkeypatch) -> None:
+    monkeypatch.setattr("srlm_cli.models.pick_device", lambda device: "cuda")
+    assert together(TrainSpec("m", Path("out"), 1e-3, 1e-4, batch=batch)) == at_a_time
 
 
 def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from srlm_cli.train.losses import Preference
 from srlm_cli.train.packing import Packing, groups
 from srlm_cli.train.session import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
+from srlm_cli.train.trainers import padded_loss
 from tiny import completions, pairs, tiny_adapter, tiny_model
 
 torch.set_num_threads(1)
@@ -42,7 +44,7 @@ def test_logits_and_gradients_are_those_of_rows_alone(kind, tmp_path):
         assert rows.fits == (kind in tiny_models.PACKED)
         rows.fits = rows.fits and fits
         passes = []
-        logits = rows.logits(lambda **given: passes.append(1) or model(**given), ROWS, PLACES)  # noqa: B023
+        logits = list(rows.logits(lambda **given: passes.append(1) or model(**given), ROWS, PLACES))  # noqa: B023
         assert len(passes) == (1 if rows.fits else len(ROWS))
         torch.cat(logits).log_softmax(-1)[:, :50].sum().backward()
         found.append((logits, {name: weight.grad for name, weight in model.named_parameters()}))
@@ -56,8 +58,48 @@ def test_logits_and_gradients_are_those_of_rows_alone(kind, tmp_path):
 def test_what_two_rows_begin_with_is_read_once(tmp_path):
     net = made("llama", tmp_path)
     read = []
-    Packing(net).logits(lambda **given: read.append(given["input_ids"].numel()) or net(**given), ROWS, PLACES)
+    list(Packing(net).logits(lambda **given: read.append(given["input_ids"].numel()) or net(**given), ROWS, PLACES))
     assert read == [7 + 2 + 1 + 2 + 1 + 1 + 30]
+
+
+def test_logits_are_made_one_pass_after_the_other(tmp_path, monkeypatch):
+    net = made("llama", tmp_path)
+    monkeypatch.setattr(packing, "TOKENS", 10)
+    passes = []
+    found = Packing(net).logits(lambda **given: passes.append(1) or net(**given), ROWS, PLACES)
+    next(found)
+    assert len(passes) == 1
+    assert len(list(found)) == len(ROWS) - 1 and len(passes) > 3
+
+
+def test_rows_are_packed_where_the_passes_of_training_are_bfloat16(tmp_path, monkeypatch):
+    """accelerate then wraps the forward pass, by which it must not be decided whether rows can be packed."""
+    monkeypatch.setattr("srlm_cli.models.has_bfloat16", lambda device: True)
+    spec = TrainSpec(str(tiny_model(tmp_path / "base")), tmp_path / "m", 1e-3, 1e-4, batch=4, device="cpu")
+    passes = []
+    together = Packing._together
+    monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))
+    sft(completions(4), spec, run=QUIET)
+    assert passes == [4]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3"])
+def test_rows_padded_on_the_left_have_the_loss_of_rows_alone(kind, tmp_path):
+    """As on a GPU, where a batch is read at once; gpt2 and opt learned a vector for each position."""
+    net = made(kind, tmp_path).eval()
+    takes = "position_ids" in signature(net.forward).parameters
+    width = max(map(len, ROWS))
+    batch = {
+        "input_ids": torch.tensor([[258] * (width - len(row)) + row for row in ROWS]),
+        "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ROWS]),
+        "labels": torch.tensor([[-100] * (width - len(row)) + [-100, *row[1:]] for row in ROWS]),
+    }
+    alone = 0.0
+    with torch.no_grad():
+        for row in ROWS:
+            scores = net(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)
+            alone -= float(scores.gather(1, torch.tensor(row[1:])[:, None]).sum())
+        assert float(padded_loss(net, batch, takes)) == pytest.approx(alone, rel=1e-5)
 
 
 @pytest.mark.parametrize("dropout", ["attention", "layer"])

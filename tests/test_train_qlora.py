@@ -92,7 +92,7 @@ def test_weights_of_4_bits_are_for_adapters(srlm: Srlm, base: Path, more: list[s
     assert len(result.err.splitlines()) == 1 and not (srlm.folder / "m").exists()
 
 
-def test_without_bitsandbytes_the_extra_is_named(base: Path, tmp_path: Path, monkeypatch) -> None:
+def test_without_bitsandbytes_the_package_is_named(base: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(models, "find_spec", lambda name: None)
-    with pytest.raises(OptionError, match=r"needs bitsandbytes .*srlm-cli\[qlora\]"):
+    with pytest.raises(OptionError, match=r"needs bitsandbytes .*pip install bitsandbytes"):
         train("sft", base, tmp_path / "m", in_4bit=True)

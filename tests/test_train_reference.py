@@ -145,6 +145,14 @@ def test_reference_scores_that_are_not_of_the_reference_are_refused(base, tmp_pa
         dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), run=QUIET)
 
 
+def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "a", base)
+    for file in adapter.glob("tokenizer*"):
+        file.unlink()
+    (adapter / "chat_template.jinja").unlink(missing_ok=True)
+    assert models.load_tokenizer(str(adapter)).chat_template == models.load_tokenizer(str(base)).chat_template
+
+
 def test_a_reference_with_other_tokens_is_refused(base: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 

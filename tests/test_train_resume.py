@@ -194,6 +194,13 @@ def test_a_smaller_device_batch_goes_on(unfinished: TrainSpec) -> None:
     assert train("dpo", replace(unfinished, together=2))["resumed_from"] == 4
 
 
+def test_a_checkpoint_that_is_gone_is_none(unfinished: TrainSpec) -> None:
+    """As after a kill while OUT.part was being removed."""
+    shutil.rmtree(unfinished.out.with_name("m.part") / "checkpoint-4")
+    result = train("dpo", unfinished)
+    assert result["steps"] == 10 and "resumed_from" not in result
+
+
 def test_a_torn_checkpoint_is_thrown_away(unfinished: TrainSpec) -> None:
     part = unfinished.out.with_name("m.part")
     shutil.copytree(part / "checkpoint-4", part / "checkpoint-6")

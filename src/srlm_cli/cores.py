@@ -70,7 +70,7 @@ def share_cores(net: Module) -> None:
     import torch
 
     global _watch
-    if "OMP_NUM_THREADS" in os.environ or torch.get_num_threads() < 2:
+    if "OMP_NUM_THREADS" in os.environ or (_watch is None and torch.get_num_threads() < 2):
         return
     _watch = _watch or Watch(torch.get_num_threads())
     net.get_input_embeddings().register_forward_pre_hook(_watch)

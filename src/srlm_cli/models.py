@@ -83,6 +83,25 @@ def is_adapter(folder: str) -> bool:
     return (Path(folder) / "adapter_config.json").is_file()
 
 
+def adapter_base(folder: str) -> str:
+    """Return the model that an adapter stands on, as the adapter names it."""
+    return json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+
+
+def lowest_base(model: str) -> str:
+    """Return where the whole model lies that a chain of adapters stands on; the model's own place if it is none."""
+    folder = locate(model)
+    return lowest_base(adapter_base(folder)) if is_adapter(folder) else folder
+
+
+def context_of(model: str) -> int | None:
+    """Return how many tokens a model reads at most, None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    config = _loaded(model, lambda: AutoConfig.from_pretrained(lowest_base(model)))
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def fingerprint(model: str) -> str:
     """Return a hash that changes when a model does; of a hub id, its name.
 
@@ -115,6 +134,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = locate(model)
+    if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
     tokenizer = _loaded(model, lambda: AutoTokenizer.from_pretrained(folder))
     if not tokenizer.chat_template:
         raise EngineError(
@@ -138,9 +159,7 @@ def load_model(
 
     folder = locate(model)
     adapter = is_adapter(folder)
-    source = (
-        json.loads((Path(folder) / "adapter_config.json").read_text())["base_model_name_or_path"] if adapter else folder
-    )
+    source = adapter_base(folder) if adapter else folder
     where = locate(source) if adapter else folder
     if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
         if in_4bit:
@@ -215,7 +234,7 @@ def has_bfloat16(device: str) -> bool:
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 

@@ -37,6 +37,7 @@ def dpo(
     if not rows:
         raise DataError("no pairs to train on", "--in takes rows with `prompt`, `chosen` and `rejected`")
     tokenizer = session.load_tokenizer(spec)
+    spec = session.within_context(spec, "dpo", run.quiet)
     made, report = dpo_rows(
         rows, tokenizer, spec.max_length, smoothing=about.label_smoothing, keep_duplicates=run.keep_duplicates
     )
@@ -45,7 +46,8 @@ def dpo(
     unsmoothed = about.loss not in SMOOTHED or about.ld_alpha is not None
     if unsmoothed and any("label_smoothing" in row for row in rows):
         raise DataError("these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha")
-    held = dpo_rows(eval_rows or [], tokenizer, spec.max_length, smoothing=about.label_smoothing)[0]
+    held, _ = dpo_rows(eval_rows or [], tokenizer, spec.max_length, smoothing=about.label_smoothing)
+    held = session.usable(held, eval_rows, spec)
     if not run.quiet:
         say(f"srlm dpo: {report.line('pairs')}")
     named = reference.resolve(ref, spec.model)

@@ -38,8 +38,9 @@ def show(
 
     at_a_time = together(spec)
     shown = f"up to {TOKENS} tokens" if trainer.splits and not spec.together else str(at_a_time)
-    steps = spec.max_steps if spec.max_steps > 0 else math.ceil(report.rows / spec.batch * spec.epochs)
-    epochs = steps * spec.batch / report.rows
+    an_epoch = math.ceil(report.rows / spec.batch)
+    steps = spec.max_steps if spec.max_steps > 0 else math.ceil(an_epoch * spec.epochs)
+    epochs = steps / an_epoch
     rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
     timed(trainer, rows[:at_a_time])
     measured = peak_bytes(trainer.model)

@@ -15,6 +15,7 @@ import torch
 from srlm_cli.engines.inprocess.attention import Reading, passing
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.train.dropout import drops_out
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
 
@@ -42,21 +43,24 @@ class Packing:
             return False
         return not self.bare.training or not drops_out(self.bare)
 
-    def logits(self, model: Callable[..., Any], rows: list[list[int]], places: list[list[int]]) -> list[torch.Tensor]:
-        """Return the logits, (places, vocabulary) in float32, behind the given places of each row.
+    def logits(
+        self, model: Callable[..., Any], rows: list[list[int]], places: list[list[int]]
+    ) -> Iterator[torch.Tensor]:
+        """Yield the logits, (places, vocabulary) in float32, behind the given places of each row, pass by pass.
 
         `model` is called with `input_ids`, (1, tokens), and `logits_to_keep`, packed ones also with `position_ids`.
         """
         if not self.now():
-            return [alone(model, row, wanted) for row, wanted in zip(rows, places, strict=True)]
-        found = []
+            yield from (alone(model, row, wanted) for row, wanted in zip(rows, places, strict=True))
+            return
         for some in groups(map(len, rows), len(rows)):
             with_parents = [Text(row) for row in rows[some]]
             find_parents(with_parents, [])
-            found += self._together(model, with_parents, places[some])
-        return found
+            yield from self._together(model, with_parents, places[some])
 
-    def _together(self, model: Callable[..., Any], texts: list[Text], places: list[list[int]]) -> list[torch.Tensor]:
+    def _together(
+        self, model: Callable[..., Any], texts: list[Text], places: list[list[int]]
+    ) -> Iterable[torch.Tensor]:
         begins = [0, *accumulate(len(text.fresh) for text in texts)]
         begin_of = {id(text): begin for text, begin in zip(texts, begins, strict=False)}
 
@@ -75,20 +79,13 @@ class Packing:
                 logits_to_keep=torch.tensor(kept, dtype=torch.long),
                 use_cache=False,
             )
-        return list(output.logits[0].float().split([len(wanted) for wanted in places]))
+        return output.logits[0].float().split([len(wanted) for wanted in places])
 
 
 def alone(model: Callable[..., Any], row: list[int], places: list[int]) -> torch.Tensor:
     """Return the logits behind places of one row, which a pass has to itself."""
     kept = torch.tensor(places, dtype=torch.long)
     return model(input_ids=torch.tensor([row]), logits_to_keep=kept, use_cache=False).logits[0].float()
-
-
-def drops_out(model: Any) -> bool:
-    """Tell whether a model in training sets anything to zero at random."""
-    if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in model.modules()):
-        return True
-    return bool(getattr(model.config.get_text_config(), "attention_dropout", 0.0))
 
 
 def groups(lengths: Iterable[int], most: int) -> Iterator[slice]:

@@ -43,6 +43,7 @@ class Part:
         self.folder = out.with_name(out.name + ".part")
         self.model = self.folder / "model"
         self.metrics = self.folder / METRICS
+        self.state = self.folder / "state.json"
         self.fingerprint: dict[str, Any] = {}
         self.checkpoint = self.best = 0
         self.best_value: float | None = None
@@ -68,18 +69,23 @@ class Part:
 
     def _take(self, restart: bool, on_stale: str) -> None:
         try:
-            saved = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+            saved = json.loads(self.state.read_text(encoding="utf-8"))
             if not restart:
                 refuse_other(self.folder, saved["fingerprint"], self.fingerprint)
                 self.checkpoint, self.best, self.best_value = saved["checkpoint"], saved["best"], saved["best_value"]
                 self.kept = saved["kept"]
+                restart = bool(self.checkpoint) and not self.step(self.checkpoint).is_dir()
         except OptionError:
             if on_stale != "restart":
                 raise
             restart = True
         except (OSError, ValueError, KeyError):
             restart = True
+        if restart:
+            self.checkpoint, self.best, self.best_value, self.kept = 0, 0, None, []
         if processes.is_main():
+            if restart:  # first of all: it names what goes
+                self.state.unlink(missing_ok=True)
             for file in self.folder.iterdir():
                 if file.name != "lock" and (restart or self._torn(file)):
                     shutil.rmtree(file) if file.is_dir() else file.unlink()
@@ -144,6 +150,7 @@ class Part:
             shutil.rmtree(old)
         else:
             os.replace(self.model, self.out)
+        self.state.unlink()  # it names what goes
         shutil.rmtree(self.folder)
 
     def _clear(self, ignore_errors: bool) -> None:
@@ -161,9 +168,7 @@ class Part:
 
     def _save(self) -> None:
         state = {"checkpoint": self.checkpoint, "best": self.best, "best_value": self.best_value, "kept": self.kept}
-        replace_text(
-            self.folder / "state.json", json.dumps({"fingerprint": self.fingerprint, **state}, indent=1) + "\n"
-        )
+        replace_text(self.state, json.dumps({"fingerprint": self.fingerprint, **state}, indent=1) + "\n")
 
 
 @contextmanager

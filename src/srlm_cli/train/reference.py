@@ -51,8 +51,7 @@ def parent(model: str) -> str | None:
         if models.fingerprint(origin["model"]) != origin["fingerprint"]:
             raise OptionError(f"--ref base: {origin['model']} is not what {model} was trained from", "--ref PATH")
         return origin["model"]
-    config = Path(model) / "adapter_config.json"
-    return json.loads(config.read_text())["base_model_name_or_path"] if config.is_file() else None
+    return models.adapter_base(model) if models.is_adapter(model) else None
 
 
 def check_tokens(ref: str, tokenizer: PreTrainedTokenizerBase) -> None:

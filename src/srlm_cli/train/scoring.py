@@ -16,6 +16,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 from srlm_cli.train.packing import Packing
 
+FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
 KNOWN = {"input_ids", "attention_mask", "labels", "use_cache"}
 
 
@@ -41,21 +42,18 @@ def scores(model: Callable[..., Any], packing: Packing, ids: Any, mask: Any, lab
     lengths, wanted = mask.sum(1).tolist(), labels[:, 1:]
     rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     places = [(row[: length - 1] != -100).nonzero()[:, 0] for row, length in zip(wanted, lengths, strict=True)]
-    fields: dict[str, list[Any]] = {"log_probs": [], "entropy": [], "mean_logits": [], "is_top1": []}
+    fields: dict[str, list[Any]] = {name: [None] * len(rows) for name in FIELDS}
     pairs = len(rows) - len(rows) // 2  # the replies to a prompt, half of the rows apart, are read together
     order = sorted(range(len(rows)), key=lambda at: at % pairs)
     found = packing.logits(model, [rows[at] for at in order], [places[at].tolist() for at in order])
-    behind = dict(zip(order, found, strict=True))
-    for place, (at, row) in enumerate(zip(places, wanted, strict=True)):
-        logits = behind[place]
-        targets = row[at]
-        found = {"log_probs": -torch.nn.functional.cross_entropy(logits, targets, reduction="none")}
+    for row, logits in zip(order, found, strict=True):  # one pass after the other: logits are large
+        at, targets = places[row], wanted[row][places[row]]
+        scored = {"log_probs": -torch.nn.functional.cross_entropy(logits, targets, reduction="none")}
         with torch.no_grad():
             log_probs = logits.log_softmax(-1)
-            found["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
-            found["mean_logits"] = logits.mean(-1)
-            found["is_top1"] = logits.argmax(-1) == targets
-        for name, values in found.items():
-            empty = values.new_zeros(row.shape)
-            fields[name].append(empty.index_put((at,), values))
+            scored["entropy"] = -(log_probs.exp() * log_probs).sum(-1)
+            scored["mean_logits"] = logits.mean(-1)
+            scored["is_top1"] = logits.argmax(-1) == targets
+        for name, values in scored.items():
+            fields[name][row] = values.new_zeros(wanted[row].shape).index_put((at,), values)
     return FusedCausalLMOutput(**{name: torch.stack(parts) for name, parts in fields.items()})

@@ -6,16 +6,17 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli import models, processes
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
+from srlm_cli.train import dropout
 from srlm_cli.train.follow import follower
 from srlm_cli.train.part import METRICS, Part
 
@@ -26,7 +27,6 @@ PROVENANCE = "provenance.json"
 
 # Settings that decide how a training runs, but not what it makes: an unfinished one goes on under others.
 OPERATIONAL = {"out", "together", "device", "checkpointing"}
-DROPOUTS = ("attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "dropout")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,23 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
+    """Return a spec whose rows are no longer than the model can read."""
+    context = models.context_of(spec.model)
+    if context is None or spec.max_length <= context:
+        return spec
+    if not quiet:
+        say(f"srlm {name}: --max-length is {context}, all that {spec.model} can read")
+    return replace(spec, max_length=context)
+
+
+def usable(held: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
+    """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
+    if given is not None and not held:
+        raise DataError(f"--eval-in has no row that fits into --max-length {spec.max_length}, of {len(given)}")
+    return held
+
+
 def load_policy(spec: TrainSpec) -> PreTrainedModel:
     """Return the model to train, in float32; what an adapter stands on may be in 4 bits.
 
@@ -104,9 +121,6 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
         )
     model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=spec.load_in_4bit)
-    for name in DROPOUTS:
-        if hasattr(model.config, name):
-            setattr(model.config, name, spec.dropout)
     if spec.lora_r and not hasattr(model, "peft_config"):
         from peft import LoraConfig, get_peft_model
 
@@ -127,7 +141,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
         )
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
         model.get_base_model().is_loaded_in_4bit = False
-    set_dropout(model, spec.dropout)
+    dropout.set_share(model, spec.dropout)
     model.config.use_cache = False
     return model
 
@@ -138,17 +152,6 @@ def loading_device(spec: TrainSpec) -> str:
     if spec.load_in_4bit and processes.started():  # weights in 4 bits stay where they are made
         return processes.own_device(device)
     return "cpu" if processes.started() else device
-
-
-def set_dropout(model: PreTrainedModel, share: float) -> None:
-    """Give every dropout of a model one share, also those that its layers read from the configuration when built."""
-    import torch
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = share
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = share
 
 
 def keep_freed_memory() -> None:
@@ -168,7 +171,7 @@ def together(spec: TrainSpec) -> int:
     """Return how many sequences (or pairs) are on a device at a time."""
     share = max(1, spec.batch // processes.count())
     if spec.together or models.pick_device(spec.device) != "cpu":
-        return spec.together or min(4, share)
+        return spec.together or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
     if processes.count() > 1:
         return 1
     return spec.batch  # which `StepTrainer.training_step` takes apart again

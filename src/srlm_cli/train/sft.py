@@ -32,6 +32,7 @@ def sft(
     if not rows:
         raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
     tokenizer = session.load_tokenizer(spec)
+    spec = session.within_context(spec, "sft", run.quiet)
     made, report = sft_rows(
         rows, tokenizer, spec.max_length, drop_long=drop_long, keep_duplicates=run.keep_duplicates, seed=spec.seed
     )
@@ -39,7 +40,7 @@ def sft(
         raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
     if not run.quiet:
         say(f"srlm sft: {report.line('rows')}")
-    held = sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0]
+    held = session.usable(sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0], eval_rows, spec)
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
     processes.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:

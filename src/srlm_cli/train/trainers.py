@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,14 @@ class StepTrainer:
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
         self.splits = processes.count() == 1 and self.args.device.type == "cpu"
+        _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
         if self.splits:
             add_by_row(self.model)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told the position of each token."""
+        return "position_ids" in signature(self.packing.bare.forward).parameters
 
     @cached_property
     def packing(self) -> Packing:
@@ -185,11 +192,7 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         if self.args.device.type == "cpu":
             loss = self._without_padding(model, inputs)
         else:
-            labels = inputs["labels"][:, 1:]
-            positions = (labels != IGNORED).any(0).nonzero()[:, 0]
-            given = {name: value for name, value in inputs.items() if name != "labels"}
-            logits = model(**given, use_cache=False, logits_to_keep=positions).logits.float()
-            loss = summed_loss(logits.flatten(0, 1), labels[:, positions].flatten())
+            loss = padded_loss(model, inputs, self.takes_positions)
         loss = self.as_mean(loss, inputs, num_items_in_batch)
         return (loss, {"loss": loss}) if return_outputs else loss
 
@@ -200,7 +203,22 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         rows = [row[own].tolist() for row, own in zip(inputs["input_ids"], seen, strict=True)]
         places = [(row != IGNORED).nonzero()[:, 0] for row in labels]
         logits = self.packing.logits(model, rows, [at.tolist() for at in places])
-        return summed_loss(torch.cat(logits), torch.cat([row[at] for row, at in zip(labels, places, strict=True)]))
+        targets = (row[at] for row, at in zip(labels, places, strict=True))
+        return sum(summed_loss(*one) for one in zip(logits, targets, strict=True))
+
+
+def padded_loss(model: Any, inputs: Row, takes_positions: bool) -> Any:
+    """Return the summed loss of the target tokens of a batch with padding on the left.
+
+    A model counts positions from the first column, unless it is told or (`takes_positions` False) sees to it itself.
+    """
+    labels = inputs["labels"][:, 1:]
+    kept = (labels != IGNORED).any(0).nonzero()[:, 0]
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    if takes_positions:
+        given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    logits = model(**given, use_cache=False, logits_to_keep=kept).logits.float()
+    return summed_loss(logits.flatten(0, 1), labels[:, kept].flatten())
 
 
 def summed_loss(logits: Any, targets: Any) -> Any:

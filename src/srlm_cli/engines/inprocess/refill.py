@@ -109,9 +109,14 @@ class Writer(TaskWriter):
                 begun.append(Row(self.reads[task], task.left.popleft(), uniforms(seed, task.budget)))
                 self.reads[task].rows += 1
         self.waiting = deque(task for task in self.waiting if task.left)
+        older = len(self.rows)
         self.rows += begun
         if begun:
-            self._append(begun, torch.stack([row.read.logits for row in begun]))
+            try:
+                self._append(begun, torch.stack([row.read.logits for row in begun]))
+            except RuntimeError:
+                self._take_back(older)  # there is no token to go on from
+                raise
 
     def _choose(self, room: int) -> list[Task]:
         """Return the waiting tasks that are next, as many as rows, pages and one reading have room for."""
@@ -281,6 +286,9 @@ class Writer(TaskWriter):
         idle = [read for read in self.reads.values() if not read.rows]
         if count < 1 and self.rows and not idle:
             raise EngineError("one completion does not fit into memory", "--max-new-tokens, or a smaller model")
+        self._take_back(count)
+
+    def _take_back(self, count: int) -> None:
         back, self.rows = self.rows[count:], self.rows[:count]
         for row in back:
             self.pages.give_back(row.pages)
