@@ -15,7 +15,6 @@ NAMES = {
     "score-only-50": "M1, scores only, 50 prompts",
     "score-only-100": "M1, scores only, 100 prompts",
     "score-only": "M1, scores only, all 406 prompts",
-    "linear": "M1, scores only, in proportion, once a reply",
     "both": "M1, IFT + scores only",
 }
 METRICS = {
