@@ -14,7 +14,7 @@ IFT ?= $(QUICKSTART)/ift.jsonl
 RANKED ?= $(QUICKSTART)/ranked.jsonl
 RANKED_EVAL ?= $(QUICKSTART)/ranked_eval.jsonl
 DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
-LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME=$(NAME) ITER=$(ITER)
+LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME='$(NAME)' ITER=$(ITER)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-vllm lint docs install iterate report clean-run clean

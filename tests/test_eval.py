@@ -364,3 +364,18 @@ def test_the_metrics_of_human_rankings_of_open_assistant(srlm: Srlm) -> None:
     assert [row["replies"] for row in apart] == sorted({len(group) for group in scores if len(group) > 1})
     assert sum(row["n"] for row in apart) == len(pairs)
     assert 0.4 < whole["random"]["value"] < 0.6
+
+
+def test_two_rankings_of_one_prompt_need_ids(srlm: Srlm) -> None:
+    ranked = [
+        {"prompt": "Why?", "responses": [{"text": f"{letter}{k}", "rank": k} for k in range(2)]} for letter in "ab"
+    ]
+    judged = srlm("judge", "--engine", "echo", stdin=as_lines(ranked)).out
+    result = srlm("eval", "reward", stdin=judged)
+    assert result.code == 3 and "two replies have the id" in result.err
+    own = srlm("judge", "--engine", "echo", stdin=as_lines({**row, "id": str(n)} for n, row in enumerate(ranked))).out
+    assert srlm("eval", "reward", stdin=own).code == 0
+
+
+def test_a_seed_is_not_negative(srlm: Srlm) -> None:
+    assert srlm("eval", "reward", "--seed", "-1", stdin="").code == 2

@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
 
 from helpers import ListEngine, Srlm, as_lines, asked_text, read_json, read_rows, write_rows
 from srlm_cli import templates
-from srlm_cli.engines.base import Sampling
+from srlm_cli.engines.base import Completion, Sampling
 from srlm_cli.engines.echo import EchoEngine
-from srlm_cli.errors import DataError
+from srlm_cli.errors import BadRow, DataError
 from srlm_cli.evaluate.head_to_head import Entry, HeadToHeadOptions, head_to_head, names_of
 from srlm_cli.evaluate.standings import metrics, table, win_rates
 from srlm_cli.records import response_record
+from srlm_cli.stages.verdicts import probability_of
 
 FORM = templates.load("pairwise", fields={"prompt", "first", "second"})
 ARGV = ["eval", "head-to-head", "--engine", "echo", "--direct"]
@@ -83,6 +85,22 @@ def test_a_direct_verdict_is_one_of_the_choices() -> None:
     rows, _, engine = play(["A", "B"], direct=True)
     assert rows[0]["winner"] == "A"
     assert all(request.choices == ("A", "B") and request.prefix == "Verdict: " for request in engine.asked)
+
+
+@pytest.mark.parametrize("choices", [("A", "B", "tie"), ("tie", "B", "A")])
+def test_probabilities_go_by_the_name_of_a_choice(choices: tuple[str, ...]) -> None:
+    """The first reply wins with 0.2, the second with 0.1, else it is a tie; whichever stands first."""
+    form = replace(FORM, choices=choices)
+    shares = {"A": 0.2, "B": 0.1, "tie": 0.7}
+    said = Completion(["tie"], ["stop"], 1, 1, [shares[choice] for choice in choices])
+    assert probability_of("A", said, form) == pytest.approx(0.2 + 0.35)
+    assert probability_of("B", said, form) == pytest.approx(0.1 + 0.35)
+
+
+def test_replies_to_two_prompts_of_one_id_do_not_meet() -> None:
+    sides = side("M2", ["Why?"], prompt_id="1"), side("M1", ["How?"], prompt_id="1")
+    with pytest.raises(BadRow, match="two prompts have the prompt_id 1"):
+        play(["Verdict: A", "Verdict: B"], *sides)
 
 
 def test_rows_without_a_partner_are_counted_and_only_first_responses_count() -> None:
@@ -466,3 +484,15 @@ def test_a_file_is_not_written_twice_or_over_an_input(srlm: Srlm, more: list[str
     result = srlm(*ARGV, "--in", "a.jsonl", "--against", "b.jsonl", *more, stdin="")
     assert result.code == 2 and words in result.err and len(result.err.splitlines()) == 1
     assert {path.name: path.read_bytes() for path in srlm.folder.iterdir()} == before
+
+
+def test_a_file_of_another_name_is_another_run(srlm: Srlm) -> None:
+    """Three files without models go by their names, which the matches hold."""
+    rows = [{"prompt": prompt, "response": f"on {prompt}"} for prompt in ("One?", "Two?")]
+    for name in ("a", "b", "c"):
+        write_rows(srlm.folder / f"{name}.jsonl", rows)
+    write_rows(srlm.folder / "bad.jsonl", [*rows, "{"])
+    argv = [*ARGV, "--in", "bad.jsonl", "--against", "b.jsonl", "--matches", "m.jsonl", "--against"]
+    assert srlm(*argv, "a.jsonl").code == 3
+    result = srlm(*argv, "c.jsonl")
+    assert result.code == 2 and "names" in result.err

@@ -62,11 +62,11 @@ def test_expectations_near_each_other_are_not_one_score() -> None:
     assert shares(health(rows))[3] == 1.0
 
 
-def test_a_score_asked_for_at_once_has_no_parse_rate() -> None:
-    found = by_name(health([judged("One?", 10, [3.2], ["direct"]), judged("One?", 10, [4.0], ["text"])]))
-    assert (found["parse_rate"]["value"], found["parse_rate"]["n"]) == (1.0, 1)
-    alone = health([judged("One?", 10, [3.2], ["direct"])])
-    assert by_name(alone)["parse_rate"]["value"] is None and over_limits(alone, Limits(one_score=1.0)) is None
+def test_a_score_asked_for_at_once_is_read_and_one_that_failed_does_not_stop_the_loop() -> None:
+    rows = [judged(f"{n}?", 10, [n % 5 + 0.5], ["direct"]) for n in range(99)] + [judged("Long?", 10, [None], [None])]
+    found = health(rows)
+    assert (by_name(found)["parse_rate"]["value"], by_name(found)["parse_rate"]["n"]) == (0.99, 100)
+    assert over_limits(found, Limits()) is None
 
 
 def test_health_by_hand() -> None:

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from helpers import Srlm, as_lines
+from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import BadRow, SrlmError
 from srlm_cli.records import judged_record
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
@@ -260,3 +260,33 @@ def test_numbers_seen_before_are_known() -> None:
     seen = spill.Seen()
     numbers = [0, -1, 2**63 - 1, -(2**63), 0, -1, 5]
     assert [seen.add(number) for number in numbers] == [True, True, True, True, False, False, True]
+
+
+SAME_ID = [
+    {"id": f"1/{n}", "prompt_id": "1", "prompt": prompt, "response": f"r{n}", "score": n}
+    for n, prompt in enumerate(["Why is the sky blue?", "How do I boil an egg?"])
+]
+
+
+@pytest.mark.parametrize("more", [[], ["--unsorted"]])
+def test_two_prompts_of_one_id_are_no_pair(srlm: Srlm, more: list[str]) -> None:
+    result = srlm("make-pairs", *more, stdin=as_lines(SAME_ID))
+    assert result.code == 3 and "two prompts have the prompt_id 1" in result.err and not result.out
+
+
+def test_a_reply_to_another_prompt_of_that_id_is_not_rejected(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "earlier.jsonl", SAME_ID[:1])
+    result = srlm("make-pairs", "--rejected-from", "earlier.jsonl", stdin=as_lines(SAME_ID[1:]))
+    assert result.code == 3 and "two prompts have the prompt_id 1" in result.err
+
+
+def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
+    rows = rows_of("a", [1, 3])
+    rows[0]["prompt"] = [{"role": "user", "content": "a"}]
+    assert len(pairs_of(rows)) == 1
+
+
+def test_what_pairs_before_had_stays_behind() -> None:
+    old = {"agreement": 0.47, "label_smoothing": 0.53, "length_alpha": 0.1, "model_chosen": "m", "topic": "x"}
+    [pair] = pairs_of([{**row, **old} for row in rows_of("a", [1, 3])])
+    assert pair["topic"] == "x" and not set(old) - {"topic"} & set(pair)

@@ -87,3 +87,10 @@ def test_a_number_of_iterations_that_is_none(given: str, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
     assert done.returncode == 2 and f"ITER={given} is no number of iterations" in done.stderr
     assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a b", "..", "../else", ".", "/tmp"])
+@pytest.mark.parametrize("goal", ["clean-run", "iterate"])
+def test_a_run_has_a_name(goal: str, name: str, folder: Path) -> None:
+    done = subprocess.run(["make", "-n", goal, f"NAME={name}"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "is no name of a run" in done.stderr and "rm " not in done.stdout

@@ -261,6 +261,7 @@ def test_retry_after_is_waited_for() -> None:
     [
         (error(429, "slow down"), 4, "failed 4 times: 429 slow down"),
         (error(500, "oops"), 4, "failed 4 times: 500 oops"),
+        (Fault(429, {"error": {"message": "later"}}, {"retry-after": "600"}), 1, "failed and asks to wait too long"),
         (Fault(cut=True), 4, "cannot reach"),
         (Fault(hang=True), 4, "did not answer within 0.4 s, in 4 tries"),
         (error(400, "no such thing"), 1, "refused a request: 400 no such thing"),
@@ -313,6 +314,54 @@ def test_nobody_listens() -> None:
 def test_a_url_that_is_none_is_a_usage_error() -> None:
     with pytest.raises(OptionError, match="is no URL"):
         open_engine(EngineSpec("openai", MODEL, base_url="localhost:8000"))
+
+
+@pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://localhost:99999/v1", "http://"])
+def test_a_port_that_is_none_is_a_usage_error(url: str) -> None:
+    with pytest.raises(OptionError, match="is no URL"):
+        open_engine(EngineSpec("openai", MODEL, base_url=url))
+
+
+def test_a_key_that_is_none_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-…")
+    with pytest.raises(OptionError, match="OPENAI_API_KEY is no key"):
+        open_engine(EngineSpec("openai", MODEL, base_url="http://localhost:1/v1"))
+
+
+def test_a_lone_surrogate_is_sent_as_what_utf_8_has() -> None:
+    with Stub() as stub:
+        answers(stub, [ask("half \ud83d of it", prefix="so \ud83d")])
+        assert [message["content"] for message in stub.asked[0].body["messages"]] == ["half ? of it", "so ?"]
+
+
+def test_top_p_0_is_greedy() -> None:
+    with Stub() as stub:
+        answers(stub, [ask("Why?", 1, 2, sampling=Sampling(0.7, 0.0, 8))])
+        assert [(post.body["temperature"], post.body["top_p"]) for post in stub.posts()] == [(0.0, 1.0)]
+
+
+def reply(content: object = "", **more: object) -> Fault:
+    message = {"role": "assistant", "content": content}
+    return Fault(body={"choices": [{"index": 0, "message": message, "finish_reason": "stop", **more}]})
+
+
+def test_a_text_may_come_in_parts() -> None:
+    parts = [{"type": "text", "text": "Be"}, {"type": "image"}, {"type": "text", "text": "cause."}]
+    with Stub(lambda asked: reply(parts)) as stub:
+        assert answers(stub, [ask("Why?")])[0].texts == ["Because."]
+
+
+def test_an_answer_without_a_token_has_no_choice() -> None:
+    with Stub(lambda asked: reply(logprobs={"content": []})) as stub:
+        assert answers(stub, [ask("Judge", prefix="Score: ", choices=SCORES)])[0].finish_reasons == ["no-choice"]
+
+
+def test_a_token_without_a_text_is_passed_over() -> None:
+    top = [{"token": None, "logprob": -0.1}, {"token": "4", "logprob": -1.0}]
+    told = {"content": [{"token": "4", "logprob": -1.0, "top_logprobs": top}]}
+    with Stub(lambda asked: reply(logprobs=told)) as stub:
+        [completion] = answers(stub, [ask("Judge", prefix="Score: ", choices=SCORES)])
+    assert completion.texts == ["4"]
 
 
 def test_openais_own_server_needs_a_key() -> None:

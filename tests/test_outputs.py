@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shlex
 import threading
 from pathlib import Path
 
 import pytest
 
 from commands_table import ECHO, PROMPTS
-from helpers import Srlm, read_rows, write_rows
+from helpers import PROGRAM, Srlm, as_lines, read_rows, write_rows
 
 SAMPLE = ("sample", *ECHO, "--in", "in.jsonl")
 
@@ -81,3 +83,75 @@ def test_stamps_are_kept_and_a_dry_run_writes_nothing(srlm: Srlm) -> None:
     assert result.out == "st/M0.json\n"
     assert srlm("settings", "--stamps", "st", "--also", "M0=a").out == ""
     assert {file: file.stat().st_mtime_ns for file in (srlm.folder / "st").iterdir()} == before
+
+
+BAD = '{"no": "prompt"}'
+SKIP = ("sample", *ECHO, "-n", "1", "--on-error", "skip")
+
+
+@pytest.mark.parametrize("rejects", ["in.jsonl", "./in.jsonl", "out.jsonl"])
+def test_rejects_are_no_file_of_the_command(srlm: Srlm, rejects: str) -> None:
+    before = (srlm.folder / "in.jsonl").read_text()
+    result = srlm(*SKIP, "--in", "in.jsonl", "--out", "out.jsonl", "--rejects", rejects)
+    assert result.code == 2 and "is a file of this command already" in result.err
+    assert (srlm.folder / "in.jsonl").read_text() == before and not (srlm.folder / "out.jsonl").exists()
+
+
+def test_rejects_are_not_the_held_out_file(srlm: Srlm) -> None:
+    write_rows(srlm.folder / "held.jsonl", PROMPTS)
+    argv = ["make-eft", "--thin", "--held-out", "held.jsonl", "--on-error", "skip", "--rejects", "held.jsonl"]
+    assert srlm(*argv, stdin="").code == 2
+    assert len(read_rows(srlm.folder / "held.jsonl")) == len(PROMPTS)
+
+
+def test_a_refused_command_leaves_an_older_file_of_rejects(srlm: Srlm) -> None:
+    (srlm.folder / "bad.jsonl").write_text("older\n")
+    (srlm.folder / "folder").mkdir()
+    assert srlm(*SKIP, "--in", "in.jsonl", "--out", "folder", "--rejects", "bad.jsonl").code == 2
+    assert (srlm.folder / "bad.jsonl").read_text() == "older\n"
+    assert srlm(*SKIP, "--in", "in.jsonl", "--rejects", "bad.jsonl").code == 0
+    assert (srlm.folder / "bad.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("rejects", ["/dev/null", "/dev/stderr", "bad.jsonl.gz"])
+def test_rejects_go_to_devices_and_compressed(srlm: Srlm, rejects: str) -> None:
+    result = srlm(*SKIP, "--rejects", rejects, "--quiet", stdin=as_lines([BAD, *PROMPTS, BAD]))
+    assert result.code == 0 and len(result.rows) == len(PROMPTS)
+    if rejects.endswith(".gz"):
+        kept = [json.loads(line) for line in gzip.open(srlm.folder / rejects, "rt")]
+        assert [row["at"] for row in kept] == ["<stdin>:1", f"<stdin>:{len(PROMPTS) + 2}"]
+    elif rejects == "/dev/stderr":
+        assert result.err.count("expected `prompt`") == 2
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1"])
+def test_the_device_of_stdout_is_stdout(srlm: Srlm, name: str) -> None:
+    result = srlm(*SAMPLE, "--out", name)
+    assert result.code == 0 and len(result.rows) == 4 * len(PROMPTS)
+
+
+def test_a_part_that_lost_its_end_begins_anew(srlm: Srlm) -> None:
+    """After a power cut the disk may have the checkpoint and not the rows."""
+    whole = srlm(*SAMPLE, "--out", "whole.jsonl")
+    assert whole.code == 0
+    (srlm.folder / "bad.jsonl").write_text((srlm.folder / "in.jsonl").read_text() + BAD + "\n")
+    argv = ("sample", *ECHO, "--in", "bad.jsonl", "--out", "out.jsonl")
+    assert srlm(*argv).code == 3
+    part = srlm.folder / "out.jsonl.part"
+    os.truncate(part, part.stat().st_size // 2)
+    assert srlm(*argv).code == 3
+    assert part.read_bytes() == (srlm.folder / "whole.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_closed_stream_is_nowhere(srlm: Srlm, closed: str) -> None:
+    words = shlex.join([*PROGRAM, *SAMPLE, "--out", "out.jsonl"])
+    assert srlm.run(["sh", "-c", f"exec {words} {closed}>&-"]).code == 0
+    assert len(read_rows(srlm.folder / "out.jsonl")) == 4 * len(PROMPTS)
+
+
+def test_a_name_that_is_not_utf_8(srlm: Srlm) -> None:
+    odd = os.fsencode(srlm.folder) + b"/caf\xe9.jsonl"
+    os.rename(srlm.folder / "in.jsonl", odd)
+    assert srlm.run([*PROGRAM, "sample", *ECHO, "--in", odd, "--out", "out.jsonl"]).code == 0
+    assert json.loads((srlm.folder / "out.jsonl.meta.json").read_text())["inputs"]

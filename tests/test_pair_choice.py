@@ -371,3 +371,9 @@ def test_files_without_a_prompt_in_common_are_bad_data(srlm: Srlm) -> None:
 def test_a_long_chosen_reply_is_left_out(srlm: Srlm) -> None:
     assert picked(replies((5, 11), (1, 5)), max_chosen_length=10) == "chosen too long"
     assert picked(replies((5, 10), (1, 50)), max_chosen_length=10) == (0, 1)
+
+
+def test_a_price_of_a_character_is_found_among_huge_scores() -> None:
+    """Numbers of 1e15 lie further apart than the precision that is asked for."""
+    rows = [{"score": 1e15 * k, "response": "x" * (10 + 7 * k)} for k in range(4)]
+    assert balanced_alpha([(rows, rows)]).alpha > 0

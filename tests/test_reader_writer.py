@@ -12,7 +12,8 @@ import pytest
 from helpers import read_json, read_rows, write_rows
 from srlm_cli.errors import BadRow, ClosedPipe, DataError, OptionError
 from srlm_cli.streams import reader as reading
-from srlm_cli.streams.reader import Reader
+from srlm_cli.streams.lookup import Lookup
+from srlm_cli.streams.reader import Reader, Shard
 from srlm_cli.streams.writer import FileWriter, Rejects, StreamWriter, encode
 
 
@@ -282,3 +283,29 @@ def test_a_stream_flushes_each_row_and_knows_a_closed_pipe() -> None:
         writer.close()
     except (ClosedPipe, OSError):
         pass
+
+
+@pytest.mark.parametrize("harm", ["cut", "corrupt"])
+@pytest.mark.parametrize("way", ["read", "shard", "lookup"])
+def test_a_damaged_gz_is_named(tmp_path: Path, harm: str, way: str) -> None:
+    path = tmp_path / "in.jsonl.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(b"".join(b'{"n": %d, "x": "%s"}\n' % (n, os.urandom(40).hex().encode()) for n in range(900)))
+    data = bytearray(path.read_bytes())
+    if harm == "cut":
+        del data[len(data) // 2 :]
+    else:
+        data[len(data) // 2 : len(data) // 2 + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"in.jsonl.gz:\d+: (cannot be read on|not)"):
+        if way == "lookup":
+            Lookup(str(path), lambda row: row, lambda row: row["n"])
+        else:
+            rows = reader(path, shard=Shard(1, 2) if way == "shard" else None)
+            list(rows)
+            raise rows.error
+
+
+def test_a_lookup_takes_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"\xef\xbb\xbf" + b'{"n": 1}\n')
+    assert Lookup(str(tmp_path / "in"), lambda row: row, lambda row: row["n"])(1) == [{"n": 1}]

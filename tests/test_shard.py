@@ -171,3 +171,10 @@ def test_parts_follow_each_other_and_leave_nothing_out(lines: int, of: int) -> N
 def test_a_part_of_a_missing_file_names_it(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="nowhere"):
         Reader([str(tmp_path / "nowhere")], lambda row: row, shard=Shard(1, 2))
+
+
+def test_what_looks_at_all_rows_is_not_sharded(srlm: Srlm) -> None:
+    (srlm.folder / "in.jsonl").write_text("")
+    for argv in (["judge", "--meta"], ["make-eft", "--thin"]):
+        result = srlm(*argv, "--in", "in.jsonl", "--shard", "1/2", "--model", "m")
+        assert result.code == 2 and "shard" in result.err

@@ -391,3 +391,22 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     listed = re.findall(r"^\| `(\w+)` \| `(?:judge|eval)", page, re.MULTILINE)
     assert listed == [t.name for t in (ADDITIVE, SCORE_ONLY, RATING, VERDICT, META, TWO_SCORES)]
     assert set(listed) | {"hindsight", "new_prompt"} == set(templates.names())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("low = 1", "`low` has to be below its `high`"),
+        ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["good", "bad"]', "choice 'good' is no score"),
+        ('low = 0\nhigh = 5\nprefix = "Task $other:"', "`prefix` takes the field $next only"),
+    ],
+)
+def test_a_template_that_could_not_be_read_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(said)):
+        own(tmp_path, f"text = 'Rate $prompt $response'\npattern = 'Score: ([0-9])'\n{text}\n", reads=True)
+
+
+def test_a_group_that_is_not_there_is_no_score(tmp_path: Path) -> None:
+    text = "text = 'Rate $prompt $response'\npattern = 'Score: (?:([0-9])|n/a)'\nlow = 0\nhigh = 5\n"
+    form = own(tmp_path, text, reads=True)
+    assert form.score("Score: n/a") is None and form.score("Score: 4") == 4

@@ -101,6 +101,7 @@ def srlm(
 
 def main() -> None:
     """Run the program and exit with its code; every error ends here as one plain line."""
+    open_closed_streams()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -155,6 +156,17 @@ def complain(name: str, message: str) -> None:
     if not processes.is_main():
         name += f" (process {processes.rank()})"
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def open_closed_streams() -> None:
+    """Let a stdout or stderr that was closed before the start swallow what is written to it."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, open(number, "w"))
 
 
 def silence_stdout() -> None:

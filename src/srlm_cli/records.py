@@ -248,7 +248,7 @@ def _dialogue(row: Row) -> list[Message]:
         raise BadRow("expected `conversations` to be a list of {from, value}")
     try:
         turns = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise BadRow(f"expected `conversations` to be a list of {{from, value}}, got {error} in one") from None
     return _messages(turns, "conversations")
 

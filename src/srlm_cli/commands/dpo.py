@@ -72,9 +72,8 @@ def dpo(
     options.launch()
     spec = options.spec()
     preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
-    reader = run.reader(
-        options, refusing(records.pair_record, [*(held_out or []), *([eval_in] if eval_in else [])]), in_ or ["-"]
-    )
+    others = [*(held_out or []), *([eval_in] if eval_in else [])]
+    reader = run.reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = run.all_rows(reader)
     held = read_all(eval_in, records.pair_record) if eval_in else None
     about = training.provenance("dpo", spec, reader)

@@ -78,7 +78,7 @@ def head_to_head(
     if os.path.isfile(stream.in_):  # told before a model is loaded; of a pipe it is seen at its end
         rows = Reader([stream.in_], records.response_record, on_error="skip", limit=stream.limit)
         compare.check_common((row["prompt_id"] for row in rows), [other.responses for other in others], files)
-    reader = run.reader(stream, records.response_record, [stream.in_])
+    reader = run.reader(stream, records.response_record, [stream.in_], beside=[*against, matches])
     first = [reader.peek(), *(next(iter(other.responses.values()), None) for other in others)]
     names = compare.names_of([row.get("model") if row else None for row in first], files)
     model = LazyEngine(engine.spec())
@@ -99,7 +99,9 @@ def head_to_head(
         "eval head-to-head",
         replace(stream, out=matches),
         reader,
-        identity(sampling, template=form.hash, direct=direct, by=by, against=[other.digest for other in others])
+        identity(
+            sampling, template=form.hash, direct=direct, by=by, against=[other.digest for other in others], names=names
+        )
         | run.model_identity(model.spec),
         play,
         engine=model,

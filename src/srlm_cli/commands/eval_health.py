@@ -67,7 +67,7 @@ def health(
     run.refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
     accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
     earlier = numbers_of_file(before) if before else None
-    reader = run.reader(read, records.judged_record, [in_], traced=False)
+    reader = run.reader(read, records.judged_record, [in_], traced=False, beside=[before, reward, reward_before, out])
     judged = pure.numbers_of(run.finished(reader), ByKey(pure.Numbers))
     run.check_whole(reader)
     rows = pure.health_metrics(judged, earlier, *accuracies, seed=seed)

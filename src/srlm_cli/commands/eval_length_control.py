@@ -42,7 +42,7 @@ def length_control(
     """
     run.refuse_own_input(out, [in_, *([reference] if reference else [])])
     variants = compared(Reader([reference], pure.preference_record, traced=False)) if reference else {}
-    reader = run.reader(read, pure.preference_record, [in_], traced=False)
+    reader = run.reader(read, pure.preference_record, [in_], traced=False, beside=[out])
     models = compared(reader)
     metrics, left_out = pure.length_control(models, variants, inverse_penalty, seed)
     count = sum(map(len, models.values()))

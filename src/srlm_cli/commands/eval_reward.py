@@ -11,8 +11,9 @@ from srlm_cli import records
 from srlm_cli.commands import run
 from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, Out, ReadOptions, Seed
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import Row
+from srlm_cli.stages.make_pairs import refuse_two_replies
 from srlm_cli.streams.reader import Reader
 
 
@@ -52,10 +53,15 @@ def reward(
 
     run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else None
-    reader = run.reader(read, lambda row: with_human(records.judged_record(row), people), [in_], traced=False)
+    check = lambda row: with_human(records.judged_record(row), people)  # noqa: E731
+    reader = run.reader(read, check, [in_], traced=False, beside=[ranked, out])
     prompts, judges, count = ByKey(pure.Replies), set(), 0
     for prompt, rows in groupby(run.finished(reader), key=itemgetter("prompt_id")):
         group = list(rows)
+        try:
+            refuse_two_replies(group)
+        except BadRow as error:
+            raise DataError(f"{reader.at}: {error}") from None
         prompts.add(prompt, pure.replies_of(group, seed, best))
         judges |= {pure.judge_name(row) for row in group}
         count += len(group)

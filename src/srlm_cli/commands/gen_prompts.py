@@ -12,6 +12,7 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import LimitExceeded, OptionError
 from srlm_cli.stages import gen_prompts as stage
 from srlm_cli.streams.reader import read_all
+from srlm_cli.streams.writer import dumps
 
 app = new_app()
 
@@ -74,7 +75,7 @@ def gen_prompts(
             "--shard cannot divide gen-prompts: each new prompt is compared with all those before it",
             "one process keeps a server of many GPUs busy with a larger --together",
         )
-    rows = run.reader(stream, records.prompt_record, [stream.in_])
+    rows = run.reader(stream, records.prompt_record, [stream.in_], beside=avoid or [])
     seeds = run.all_rows(rows)
     if not seeds and count:
         raise OptionError("no seed prompts in the input", "--in takes rows with a `prompt`, for instance ift.jsonl")
@@ -89,7 +90,9 @@ def gen_prompts(
         "gen-prompts",
         stream,
         None,
-        identity(sampling, **shots, template=form.hash, seeds=hash_of_ids(seeds), avoid=hash_of_ids(old), shard=shard)
+        identity(
+            sampling, **shots, template=form.hash, seeds=hash_of_prompts(seeds), avoid=hash_of_prompts(old), shard=shard
+        )
         | run.model_identity(model.spec),
         lambda _, done: stage.gen_prompts(seeds, model, options, avoid=old, kept=done.rows(), tried=done.read),
         total=count,
@@ -110,6 +113,6 @@ def too_few(tally: run.Tally, count: int) -> LimitExceeded | None:
     )
 
 
-def hash_of_ids(rows: list[records.Row]) -> str:
+def hash_of_prompts(rows: list[records.Row]) -> str:
     """Return a hash of which prompts these are."""
-    return records.short_hash("\n".join(row["id"] for row in rows))
+    return records.short_hash(dumps([[row["id"], row["prompt"]] for row in rows]))

@@ -88,6 +88,10 @@ def judge(
     one they were made with. Adds `battles`, `targets` and `judge_prompt`, which `srlm make-pairs --of
     judgements` rates and pairs; --max-unparsed is of the verdicts then. docs/pairs.md has the formulas.
     """
+    if meta and shard:
+        raise OptionError(
+            "--meta looks at all replies to a prompt, which --shard may part", "--meta on the joined rows"
+        )
     if meta and reparse:
         raise OptionError("--meta and --reparse are two things to do", "one after the other")
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
@@ -109,6 +113,8 @@ def judge(
     check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
     rows = run.reader(stream, check, [stream.in_], shard=shard)
     local = engine.engine in LOCAL
+    if rows.peek() is None and rows.error:
+        raise rows.error  # before there is a FILE.part: it would be one without a model
     self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
@@ -168,7 +174,7 @@ def judgeable(row: Row) -> Row | list[Row]:
 def has_writer(rows: Reader) -> bool:
     """Tell whether the first row names the model that wrote it; if none does, a server's only model may judge."""
     first = rows.peek()
-    return bool(first and first.get("model"))
+    return bool(first and isinstance(first.get("model"), str) and first["model"])
 
 
 def writer_of(rows: Reader) -> str | None:
@@ -176,7 +182,7 @@ def writer_of(rows: Reader) -> str | None:
     first = rows.peek()
     if first is None:
         return None
-    if not first.get("model"):
+    if not isinstance(first.get("model"), str) or not first["model"]:
         raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL says who is the judge")
     if first["model"].split(":")[0] == "echo":
         raise OptionError(f"{rows.at}: the row was written by the echo engine", "--engine echo, or --model MODEL")

@@ -1,5 +1,6 @@
 """srlm make-eft."""
 
+import os
 from typing import Annotated, Literal
 
 from typer import Option
@@ -97,10 +98,13 @@ def make_eft(
     is in the eval part by its text and --seed alone; --held-out refuses prompts of a file. A --shard needs
     --max-share 1, since thinning looks at all rows before; --thin does it for the joined rows.
     """
+    if thin and shard:
+        raise OptionError("--thin looks at all rows before", "it is for the joined rows, without --shard")
     if thin:
+        check = refusing(records.eft_record, held_out)
         run.stage(
-            "make-eft", stream, run.reader(stream, records.eft_record, [stream.in_]),
-            {"thin": True, "max_share": max_share},
+            "make-eft", stream, run.reader(stream, check, [stream.in_], beside=held_out or []),
+            {"thin": True, "max_share": max_share, "held_out": [file_hash(path) for path in held_out or []]},
             lambda rows, done: stage.thinned(rows, max_share, kept=done.rows()),
         )  # fmt: skip
         return
@@ -114,7 +118,8 @@ def make_eft(
     if part == "eval" and not eval_share:
         raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
     is_eval = lambda row: split.held_out(row, eval_share, sampling.seed)  # noqa: E731
-    rows = run.reader(stream, refusing(records.ranked_record, held_out, unless=is_eval), [stream.in_], shard=shard)
+    check = refusing(records.ranked_record, held_out, unless=is_eval)
+    rows = run.reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
     parts = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
     parts |= {"thin": False, "shard": rows.part}
     if part == "eval":
@@ -127,6 +132,8 @@ def make_eft(
     by_rank = method == "hindsight"
     if (by_rank or finish_score) and not form.finish:
         raise OptionError(f"template {template} has no `finish`", "the line that a score stands behind")
+    if finish_score and not form.choices:
+        raise OptionError(f"template {template} has no `choices`", "--finish-score chooses among them")
     writes_reasons = by_rank and reason == "model"
     needs_model = not by_rank or writes_reasons
     reasons = templates.load("hindsight", fields={"prompt", "response", "score", "high"}) if writes_reasons else None
@@ -161,11 +168,11 @@ def make_eft(
 
 
 def all_scores(path: str) -> list[float] | None:
-    """Return the sorted human scores of a ranked file, or None for stdin, which cannot be read twice."""
-    if path == "-":
+    """Return the sorted human scores of a ranked file, or None for stdin and pipes, which cannot be read twice."""
+    if not os.path.isfile(path):
         return None
     scores = []
-    for row in Reader([path], lambda row: row, on_error="skip"):
-        found = [reply.get("score") for reply in row.get("responses") or [] if isinstance(reply, dict)]
+    for row in Reader([path], records.ranked_record, on_error="skip"):
+        found = [reply.get("score") for reply in row["responses"]]
         scores += [score for score in found if records.is_number(score)]
     return sorted(scores)

@@ -115,7 +115,7 @@ def make_pairs(
         run.stage(
             "make-pairs",
             stream,
-            run.reader(stream, stage.scored_record, [stream.in_], traced=False),
+            run.reader(stream, stage.scored_record, [stream.in_], traced=False, beside=files.values()),
             decides | {name: file_hash(path) for name, path in files.items() if path},
             lambda rows, _: pairs_of_ranges.make_pairs(rows, options, parts),
             from_the_start=True,

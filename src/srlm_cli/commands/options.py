@@ -20,7 +20,7 @@ EngineName = Literal["hf", "vllm", "openai", "echo"]
 Route = Literal["auto", "chat", "completion"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
-Seed = Annotated[int, Option("--seed", help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
+Seed = Annotated[int, Option("--seed", min=0, help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
 Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary on stderr.", envvar="SRLM_QUIET")]
 In = Annotated[str, Option("--in", "-i", help="JSONL to read, plain or .gz; - is stdin.", metavar="FILE")]
 Out = Annotated[str, Option("--out", "-o", help="JSONL to write, plain or .gz; - is stdout.", metavar="FILE")]

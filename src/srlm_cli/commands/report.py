@@ -52,7 +52,7 @@ def report(
         print(page.render(run, pairs, seed), end="")
         return
     console = Console(markup=False, highlight=False)
-    wide = Console(markup=False, highlight=False, width=160)
+    wide = Console(markup=False, highlight=False, width=400)
     terminal.show(run, console if console.is_terminal else wide, pairs, seed)
     if not no_html:
         path = html or str(folder / "report.html")

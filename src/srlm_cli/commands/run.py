@@ -92,14 +92,23 @@ class Resumed:
 
 
 def reader(
-    options: ReadOptions, check: Check, paths: list[str], *, traced: bool = True, shard: Shard | None = None
+    options: ReadOptions,
+    check: Check,
+    paths: list[str],
+    *,
+    traced: bool = True,
+    shard: Shard | None = None,
+    beside: Iterable[str | None] = (),
 ) -> Reader:
-    """Return the reader of a command's input; it writes the `--rejects` file.
+    """Return the reader of a command's input; it writes the `--rejects` file, which is none of those `beside`.
 
     A command that is never resumed in the middle of its input does without the trace of what it read.
     """
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
+    for path in (*paths, *beside, getattr(options, "out", None)):
+        if options.rejects and path and path != "-" and same_file(options.rejects, path):
+            raise OptionError(f"--rejects {options.rejects} is a file of this command already", "another name")
     if "-" in paths and processes.count() > 1:
         raise OptionError(f"{processes.count()} processes cannot share stdin", "--in FILE")
     rejects = Rejects(options.rejects if processes.is_main() else os.devnull) if options.rejects else None
@@ -227,6 +236,8 @@ def count_skipped(tally: Tally, rows: Reader | None) -> None:
     """Count the bad rows that were left out; they were never read by the stage."""
     if rows is not None and rows.skipped:
         tally.dropped["bad row"] = rows.skipped
+    if rows is not None and rows.rejects:
+        rows.rejects.open()  # also where there were none
 
 
 def check_whole(rows: Reader | None) -> None:
@@ -264,6 +275,7 @@ def note(tally: Tally) -> str:
 
 # --- the ends --------------------------------------------------------------------------------
 
+STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 _data_fd: int | None = None
 
 
@@ -279,6 +291,7 @@ def data_stdout() -> int:
 
 def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | StreamWriter:
     """Return the writer for `--out`: stdout, or a file that appears when it is complete; None keeps nothing."""
+    out = "-" if out in STDOUT else out
     stdout = data_stdout()
     if out is None:
         return StreamWriter(os.open(os.devnull, os.O_WRONLY))
@@ -325,6 +338,13 @@ def write_rows(
         say(f"srlm {name}: {tally.summary()}")
     if limit:
         raise limit
+
+
+def same_file(one: str, other: str) -> bool:
+    """Tell whether two paths name one file, there or not yet; devices such as /dev/null are for all."""
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.isfile(one) and os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def refuse_own_input(out: str | None, inputs: list[str]) -> None:

@@ -85,8 +85,8 @@ def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
                 option.process_value(ctx, value)  # a value of the wrong kind is an error here, before any work
             name = option.name.strip("_").replace("_", "-")
             values[name] = value
-            if name == "template" and Path(str(value)).is_file():
-                values["template-hash"] = file_hash(value)
+            if name.endswith("template") and Path(str(value)).is_file():
+                values[f"{name}-hash"] = file_hash(value)
     return values
 
 

@@ -61,8 +61,9 @@ def sft(
     paths = in_ or ["-"]
     weights = training.by_input(paths, in_weight)
     check = records.judged_completion_record if positive_only else records.completion_record
-    check = refusing(check, [*(held_out or []), *([eval_in] if eval_in else [])])
-    reader = run.reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths)
+    others = [*(held_out or []), *([eval_in] if eval_in else [])]
+    check = refusing(check, others)
+    reader = run.reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths, beside=others)
     rows = run.all_rows(reader)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:

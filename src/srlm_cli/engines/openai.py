@@ -41,11 +41,11 @@ CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 @dataclass(frozen=True)
 class Reply:
-    """One completion of an answer; `steps` are its tokens where the server gave log-probabilities."""
+    """One completion of an answer; `steps` are its tokens, None where the server gave no log-probabilities."""
 
     text: str
     finish_reason: str
-    steps: list[Step]
+    steps: list[Step] | None
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class OpenAIEngine:
     async def _write(self, request: Request) -> Completion:
         """Return a text for each seed; greedy ones are all the same and asked for once."""
         size = len(request.seeds)
+        if request.sampling.top_p == 0:  # which servers refuse, and which is the most probable token
+            request = replace(request, sampling=replace(request.sampling, temperature=0.0, top_p=1.0))
         seeds = request.seeds if request.sampling.temperature > 0 else request.seeds[:1]
         first = await self._ask(request, seeds)
         missing = seeds[len(first.replies) :]
@@ -155,7 +157,7 @@ class OpenAIEngine:
     async def _fitting(self, request: Request, body: Json, way: str) -> Json:
         """Send a request; where prompt and completion do not fit together, leave the completion what remains."""
         if way == "template":
-            path, shown = COMPLETIONS, {"prompt": await asyncio.to_thread(self.template.render, request)}
+            path, shown = COMPLETIONS, {"prompt": as_utf8(await asyncio.to_thread(self.template.render, request))}
         else:
             path, shown = CHAT, chat_of(request, way)
         if path == COMPLETIONS and body.get("logprobs"):
@@ -190,7 +192,7 @@ class OpenAIEngine:
         """
         answer = await self._next_tokens(request)
         steps = answer.replies[0].steps
-        if not steps:
+        if steps is None:
             return await self._choose_by_text(request)
         found = choices.masses(steps, request.choices, request.prefix[len(request.prefix.rstrip()) :])
         spent = [answer]
@@ -209,7 +211,7 @@ class OpenAIEngine:
         if not rest or found[short] < RARE:
             return []
         answer = await self._next_tokens(replace(request, prefix=request.prefix + short))
-        step = answer.replies[0].steps[:1]
+        step = (answer.replies[0].steps or [])[:1]
         whole = found[short]
         for other, end in rest.items():
             share = whole * sum(p for token, p in step[0].top.items() if token == end) if step else 0.0
@@ -263,10 +265,16 @@ def chat_of(request: Request, way: str) -> Json:
 
     Spaces at its end are left to the model, whose tokens most often begin with them.
     """
+    messages = [{**message, "content": as_utf8(message["content"])} for message in request.messages]
     if not request.prefix:
-        return {"messages": request.messages}
-    begun = {"role": "assistant", "content": request.prefix.rstrip()}
-    return {"messages": [*request.messages, begun], **(CONTINUE if way == "extension" else {})}
+        return {"messages": messages}
+    begun = {"role": "assistant", "content": as_utf8(request.prefix.rstrip())}
+    return {"messages": [*messages, begun], **(CONTINUE if way == "extension" else {})}
+
+
+def as_utf8(text: str) -> str:
+    """Return a text that can be sent: a lone surrogate, which UTF-8 has no bytes for, becomes `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:
@@ -318,16 +326,23 @@ def read_answer(answer: Json, wanted: int) -> Answer:
 def read_reply(choice: Json) -> Reply:
     """Return one choice of a chat or of a completion."""
     text = choice["message"].get("content") if "message" in choice else choice["text"]
+    if isinstance(text, list):  # of parts, the text among them
+        text = "".join(part.get("text") or "" for part in text)
     return Reply(text or "", choice.get("finish_reason") or "stop", read_steps(choice.get("logprobs") or {}))
 
 
-def read_steps(logprobs: Json) -> list[Step]:
-    """Return the tokens of a reply with the most probable ones at their places, in either route's shape."""
-    if tokens := logprobs.get("content"):
+def read_steps(logprobs: Json) -> list[Step] | None:
+    """Return the tokens of a reply with the most probable ones at their places, in either route's shape.
+
+    An answer without any token has none; None is a server that tells nothing.
+    """
+    if (tokens := logprobs.get("content")) is not None:
         return [
             Step(step["token"], exp(step["logprob"]), summed((top["token"], top["logprob"]) for top in tops(step)))
             for step in tokens
         ]
+    if logprobs.get("tokens") is None:
+        return None
     return [
         Step(token, exp(logprob or 0.0), summed((top or {}).items()))
         for token, logprob, top in zip(*(logprobs.get(name) or [] for name in COLUMNS), strict=False)
@@ -343,5 +358,7 @@ def summed(logprobs: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Return probabilities by text; tokens of the same text add up."""
     found: dict[str, float] = {}
     for token, logprob in logprobs:
+        if token is None or logprob is None:
+            continue
         found[token] = found.get(token, 0.0) + exp(logprob)
     return found

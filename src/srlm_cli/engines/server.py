@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
@@ -15,6 +16,7 @@ from srlm_cli.streams.console import say
 
 OPENAI = "https://api.openai.com/v1"
 SECONDS_TO_CONNECT = 10.0
+SECONDS_TO_WAIT = 120  # for a server that says when to come again; the openai library does not wait longer
 FEW_LOGPROBS = 5  # what servers that refuse more than that take
 # Fields that a request can do without: each is left out from when a server refuses it.
 OPTIONAL = ("n", "seed", "top_p", "temperature", "stop", "logprobs", "top_logprobs", "max_tokens")
@@ -28,7 +30,8 @@ class Server:
     """A server behind a base URL; whoever posts to it passes its `gate`, `concurrency` at a time.
 
     Requests that meet 408, 409, 429, 5xx, a lost connection or the timeout are tried again by the
-    openai library: exponential backoff with jitter, up to 8 s, or what `Retry-After` says, up to 120 s.
+    openai library: exponential backoff with jitter, up to 8 s, or what `Retry-After` says; one of more than
+    120 s ends the tries.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -37,6 +40,8 @@ class Server:
         key = os.environ.get("OPENAI_API_KEY")
         if not key and self.url == OPENAI:
             raise OptionError("no OPENAI_API_KEY in the environment", "or --base-url URL of a server of your own")
+        if key and not key.isascii():
+            raise OptionError("OPENAI_API_KEY is no key: it holds more than ASCII", "was it pasted whole?")
         self.client = openai.AsyncOpenAI(
             api_key=key or "none",  # a server of one's own asks for no key, the library does
             base_url=self.url,
@@ -115,13 +120,19 @@ class Server:
             "--base-url usually ends in /v1",
         )
 
+    def _tried_again(self, error: openai.APIStatusError) -> bool:
+        """Tell whether the library tried again: not where a server asks to wait for longer than it will."""
+        wait = error.response.headers.get("retry-after", "")
+        return not (wait.isdecimal() and int(wait) > SECONDS_TO_WAIT)
+
     async def _status(self, error: openai.APIStatusError) -> EngineError:
         code = error.status_code
         said = f"{code} {words(error)[:300]}"
         if code in (401, 403):
             return EngineError(f"{self.url} does not take the key: {said}", "OPENAI_API_KEY is its key")
         if code == 429 or code >= 500 or code == 408:
-            return EngineError(f"{self.url} failed {self.spec.retries + 1} times: {said}", "--retries, --concurrency")
+            tries = f"{self.spec.retries + 1} times" if self._tried_again(error) else "and asks to wait too long"
+            return EngineError(f"{self.url} failed {tries}: {said}", "--retries, --concurrency")
         if code == 404 or (code in (400, 422) and "model" in said):
             offered = await self.models()
             if offered is None and code == 404:
@@ -151,7 +162,11 @@ def only_model(spec: EngineSpec) -> str:
 
 def checked_url(url: str | None) -> str:
     """Return a base URL without its last slash, OpenAI's own for None; raise OptionError for another text."""
-    if url and not re.match(r"https?://[^/]", url):
+    try:
+        right = not url or (re.match(r"https?://[^/]", url) and urlsplit(url).port != 0)
+    except ValueError:  # a port that is no number, or too large
+        right = False
+    if not right:
         raise OptionError(f"--base-url {url} is no URL", "for instance http://localhost:8000/v1")
     return (url or OPENAI).rstrip("/")
 

@@ -15,8 +15,8 @@ from srlm_cli.records import Row, as_messages, as_text
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
-from srlm_cli.stages.make_pairs import never_seen
-from srlm_cli.stages.verdicts import verdict_of
+from srlm_cli.stages.make_pairs import never_seen, refuse_two_prompts
+from srlm_cli.stages.verdicts import probability_of, verdict_of
 from srlm_cli.templates import Template
 
 
@@ -118,6 +118,7 @@ def head_to_head(
                 passed["not the first response"] += 1
             else:
                 found = {0: row, **{at: others[at - 1][prompt] for at in answered[1:]}}
+                refuse_two_prompts(list(found.values()))
                 before = dict(passed)
                 passed.clear()
                 yield Round(found, before)
@@ -229,7 +230,8 @@ def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOption
     agreed = winners[0] == winners[1] and winners[0] in ("A", "B")
     judged: Row = {"winner": winners[0] if agreed else "tie", "verdicts": verdicts}
     if straight.probabilities and swapped.probabilities:
-        judged["probability"] = (straight.probabilities[0] + swapped.probabilities[1]) / 2
+        sides = (("A", straight), ("B", swapped))
+        judged["probability"] = sum(probability_of(side, said, options.template) for side, said in sides) / 2
     return judged
 
 

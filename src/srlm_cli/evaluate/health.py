@@ -18,7 +18,7 @@ from srlm_cli.evaluate.reward import judge_name, ranks
 from srlm_cli.records import Row, is_number
 from srlm_cli.seeds import derive
 
-READ = ("text", "expected")  # the judge wrote this score itself
+READ = ("text", "expected", "direct")  # the judge wrote this score itself, or was asked for nothing but it
 USUAL_SCORES = range(6)
 SAME = 1e-9
 
@@ -44,7 +44,7 @@ class Numbers:
         """Take in one judged row; fields that other tools leave out are not counted."""
         self.scores.append(row["score"])
         self.lengths.append(len(row["response"]))
-        sources = [source for source in listed(row, "score_from") if source != "direct"]
+        sources = listed(row, "score_from")
         reasons = listed(row, "judgement_finish_reasons")
         self.read += [source in READ for source in sources]
         self.finished += [source == "finish" for source in sources]
@@ -193,7 +193,8 @@ def of_responses(judged: Judged, seed: int) -> list[Row]:
         "score_length_spearman": lambda one: spearman(one.scored()),
     }
     rows = measured("health", judged.prompts, values, seed)
-    return [*rows, plain("score_length_spearman_overall", *overall(judged), n=len(judged.scores))]
+    rho = overall(judged)
+    return [*rows, plain("score_length_spearman_overall", *rho, n=len(judged.scores) if rho else 0)]
 
 
 def overall(judged: Judged) -> list[float]:
@@ -218,13 +219,14 @@ def against_before(judged: Judged, before: Judged, seed: int) -> list[Row]:
     now, then = columns_of(judged.prompts, compared), columns_of(before.prompts, compared)
     drawn, drawn_then = means(resampled_sums(now, seed)), means(resampled_sums(then, derive(seed, "before")))
     (length, gap_), (length_then, gap_then) = means(now.sum(axis=0)).tolist(), means(then.sum(axis=0)).tolist()
-    growth, change = (plain(name, n=int(now[:, at].sum())) for name, at in (("length_growth", 2), ("gap_change", 3)))
+    growth, change = plain("length_growth"), plain("gap_change")
+    counts = now[:, 2:4].sum(axis=0).astype(int).tolist()
     if length_then > 0 and not isnan(length):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = drawn[:, 0] / drawn_then[:, 0]
-        growth |= {"value": length / length_then, **interval(ratios)}
+        growth |= {"value": length / length_then, "n": counts[0], **interval(ratios)}
     if not (isnan(gap_) or isnan(gap_then)):
-        change |= {"value": gap_ - gap_then, **interval(drawn[:, 1] - drawn_then[:, 1])}
+        change |= {"value": gap_ - gap_then, "n": counts[1], **interval(drawn[:, 1] - drawn_then[:, 1])}
     return [growth, change]
 
 

@@ -68,8 +68,7 @@ def balanced_alpha(prompts: Iterable[tuple[Sequence[Row], Sequence[Row]]]) -> Ba
     low, high = 0.0, max(scores) - min(scores) + 1  # at this price a character more outweighs any score
     if gap(high) > 0:  # only where the rejected are others: shorter ones, all of them
         return Balance(high, gap(high))
-    while high - low > PRECISION:
-        middle = (low + high) / 2
+    while high - low > PRECISION and low < (middle := (low + high) / 2) < high:  # large ones lie further apart
         low, high = (middle, high) if gap(middle) > 0 else (low, middle)
     nearest = min((high, low), key=lambda alpha: abs(gap(alpha)))
     return Balance(nearest, gap(nearest))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
-from srlm_cli.records import Row
+from srlm_cli.records import Row, is_number
 from srlm_cli.streams.reader import Reader, read_all
 from srlm_cli.train.session import METRICS, PROVENANCE
 
@@ -211,7 +211,8 @@ def pairs(path: Path) -> dict[str, Any]:
     if not rows:
         return {}
     found: dict[str, Any] = {side: fmean(len(text_of(row[side])) for row in rows) for side in ("chosen", "rejected")}
-    gaps = [row["score_chosen"] - row["score_rejected"] for row in rows if "score_chosen" in row]
+    scores = [(row.get("score_chosen"), row.get("score_rejected")) for row in rows]
+    gaps = [chosen - rejected for chosen, rejected in scores if is_number(chosen) and is_number(rejected)]
     return {**found, "count": len(rows), "gap": fmean(gaps) if gaps else None}
 
 

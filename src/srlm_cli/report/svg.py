@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ def draw(name: str, size: tuple[float, float], title: str, paint: Callable[[Figu
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a glyph that its fonts lack, or of values that are all one: both are drawn
         matplotlib.rcdefaults()  # a matplotlibrc of the user's would give other bytes
         matplotlib.rcParams.update(style(name))
         figure = Figure([side / POINTS_AN_INCH for side in size], layout="constrained")

@@ -65,7 +65,8 @@ def grid(table: Table) -> Grid:
     made = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
     noted = any(row[0].note for row in table.rows)
     for column in table.columns:
-        made.add_column(column, justify="left" if column in tables.LEFT else "right", overflow="fold")
+        words = column in tables.LEFT
+        made.add_column(column, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     if noted:
         made.add_column("how to read it")
     for row in table.rows:

@@ -61,6 +61,8 @@ def make_pairs(
     their own, so each have a pair of theirs.
     """
     for responses, at_end in groups(judged, options.unsorted, is_new, gather):
+        refuse_two_prompts(responses)
+        refuse_two_replies(responses)
         pair, reason = pair_of(responses, options)
         yield Outcome(
             rows=[pair] if pair else [],
@@ -93,10 +95,30 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
 def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:
     """Return the scored replies that chosen is picked from, and those that rejected is picked from."""
     chosen_from = scored(responses)
-    rejected_from = scored(options.earlier(group_of(responses[0]))) if options.earlier else chosen_from
+    rejected_from = chosen_from
+    if options.earlier:
+        earlier = options.earlier(group_of(responses[0]))
+        refuse_two_prompts([*responses[:1], *earlier])
+        rejected_from = scored(earlier)
     if options.rejected_of:
         rejected_from = drawn(rejected_from, options.rejected_of, options.seed)
     return chosen_from, rejected_from
+
+
+def refuse_two_prompts(responses: list[Row]) -> None:
+    """Raise BadRow for responses of one `prompt_id` to different prompts, as files that each count from 1 have them."""
+    first = responses[0]["prompt"]
+    for row in responses:
+        if row["prompt"] != first and as_messages(row["prompt"]) != as_messages(first):
+            raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each one an id of its own")
+
+
+def refuse_two_replies(responses: list[Row]) -> None:
+    """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
+    texts: dict[str, str] = {}
+    for row in responses:
+        if texts.setdefault(row["id"], row["response"]) != row["response"]:
+            raise BadRow(f"two replies have the id {row['id']}: give each ranking of a prompt an id of its own")
 
 
 def scored(responses: list[Row]) -> list[Row]:
@@ -142,6 +164,7 @@ def pair_row(chosen: Row, rejected: Row) -> Row:
 NOT_OF_A_PAIR = {
     "k", "response", "finish_reason", "human",
     "score", "scores", "score_from", "judgements", "judgement_finish_reasons",
+    "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
 }  # fmt: skip
 
 

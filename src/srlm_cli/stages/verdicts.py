@@ -10,4 +10,17 @@ def verdict_of(completion: Completion, template: Template, direct: bool) -> str 
     """Return `A`, `B`, `tie`, or None; with `direct` the completion is the verdict, drawn from the choices."""
     text = completion.texts[0]
     verdict = text if direct and text else template.verdict(text)
-    return verdict and {"a": "A", "b": "B"}.get(verdict.lower(), "tie")
+    return verdict and named(verdict)
+
+
+def named(verdict: str) -> str:
+    """Return what a verdict means: `A`, `B`, or else `tie`."""
+    return {"a": "A", "b": "B"}.get(verdict.lower(), "tie")
+
+
+def probability_of(side: str, completion: Completion, template: Template) -> float:
+    """Return how probable it is that one side wins, `A` or `B`, half of a tie included, by those of the choices."""
+    shares = {"A": 0.0, "B": 0.0, "tie": 0.0}
+    for choice, share in zip(template.choices, completion.probabilities, strict=True):
+        shares[named(choice)] += share
+    return shares[side] + shares["tie"] / 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack
 from itertools import takewhile
@@ -9,7 +10,7 @@ from typing import IO
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import open_lines, strict_loads
+from srlm_cli.streams.reader import BLANK, DAMAGED, checked_record, open_lines, parsed, shown
 
 Check = Callable[[Row], Row | list[Row]]
 
@@ -23,8 +24,8 @@ class Lookup:
     """
 
     def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable]) -> None:
-        if path == "-":
-            raise OptionError("stdin cannot be looked up in", "name a file")
+        if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+            raise OptionError(f"{shown(path)} cannot be looked up in", "name a file")
         self.path, self.check, self.key = path, check, key
         self.files = ExitStack()
         self.file: IO[bytes] = self.files.enter_context(open_lines(path))
@@ -51,17 +52,14 @@ class Lookup:
 
     def _rows(self, start: int, number: int) -> Iterator[tuple[int, int, list[Row]]]:
         """Yield (line number, where the line begins, its records) from a place in the file on."""
-        for at, line in enumerate(self.file, number):
-            here, start = start, start + len(line)
-            if not line.strip():
-                continue
-            try:
-                row = strict_loads(line.decode("utf-8"))
-                if not isinstance(row, dict):
-                    raise BadRow("expected a JSON object")
-                checked = self.check(row)
-            except BadRow as error:
-                raise DataError(f"{self.path}:{at}: {error}") from None
-            except ValueError as error:
-                raise DataError(f"{self.path}:{at}: not JSON: {error}") from None
-            yield at, here, checked if isinstance(checked, list) else [checked]
+        at = number - 1
+        try:
+            for at, line in enumerate(self.file, number):
+                here, start = start, start + len(line)
+                if (row := parsed(line)) is not BLANK:
+                    checked = checked_record(row, self.check)
+                    yield at, here, checked if isinstance(checked, list) else [checked]
+        except BadRow as error:
+            raise DataError(f"{self.path}:{at}: {error}") from None
+        except DAMAGED as error:
+            raise DataError(f"{self.path}:{at + 1}: cannot be read on: {error}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ import msgspec
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import Rejects
+
+DAMAGED = (OSError, EOFError, zlib.error)  # what reading on raises, of a `.gz` above all
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class Reader:
                 row = parsed(line)
                 if row is not BLANK:
                     yield number, line, row
-        except (OSError, EOFError) as error:
+        except DAMAGED as error:
             raise DataError(f"{shown(path)}:{number + 1}: cannot be read on: {error}") from None
 
     def _lines(self) -> int:
@@ -188,8 +191,14 @@ class Reader:
                 "write them to a file, and give it as --in FILE",
             )
         if self.limit is None:
+            count = 0
             with open_lines(path) as lines:
-                return sum(1 for _ in lines)
+                try:
+                    for count, _ in enumerate(lines, 1):  # noqa: B007
+                        pass
+                except DAMAGED as error:
+                    raise DataError(f"{shown(path)}:{count + 1}: cannot be read on: {error}") from None
+            return count
         wanted = Reader(self.paths, self.check, on_error=self.on_error, limit=self.limit, traced=False)
         for _ in wanted:
             pass

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 
@@ -83,6 +83,8 @@ class FileWriter:
         except (OSError, ValueError):
             return None
         refuse_other(self.part, saved["fingerprint"], json.loads(json.dumps(self.fingerprint)))
+        if self.part.stat().st_size < saved["checkpoint"]["bytes"]:  # a power cut: the disk does not have the rows
+            return None
         return saved["checkpoint"]
 
     def start(self, resume: dict[str, Any] | None) -> None:
@@ -148,7 +150,7 @@ class FileWriter:
             os.fsync(self.file.fileno())
             self.bytes = self.file.tell()
             self.file.close()
-        replace_text(self.meta, json.dumps({**meta, **self._checkpoint()}, indent=1, ensure_ascii=False) + "\n")
+        replace_text(self.meta, json.dumps({**meta, **self._checkpoint()}, indent=1) + "\n")
         os.replace(self.part, self.path)
         self.part_meta.unlink(missing_ok=True)
 
@@ -184,19 +186,28 @@ class Rejects:
     """A file of the rows that were skipped: where each stood, why, and its text."""
 
     def __init__(self, path: str) -> None:
-        try:
-            self.file = open(path, "wb", buffering=0)
-        except OSError as error:
-            raise OptionError(f"cannot write {path}: {error.strerror}") from None
+        self.path = path
+        self.file: IO[bytes] | None = None
 
     def add(self, row: Row) -> None:
         """Keep one row."""
-        self.file.write(encode([row]))
+        self.open()
+        line = encode([row])
+        self.file.write(gzip.compress(line, mtime=0) if self.path.endswith(".gz") else line)
+
+    def open(self) -> None:
+        """Begin the file, if that has not been done: a command that is refused leaves an older one as it is."""
+        try:
+            self.file = self.file or open(self.path, "wb", buffering=0)
+        except OSError as error:
+            raise OptionError(f"cannot write {self.path}: {error.strerror}") from None
 
     def clear(self) -> None:
         """Forget what was kept: the input is read again."""
-        self.file.seek(0)
-        self.file.truncate()
+        if self.file:
+            self.file.close()
+            self.file = None
+            self.open()
 
 
 def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -77,6 +77,8 @@ class Template:
         """Return the one score of an answer, or the two of `a` and `b`; None unless all are in bounds."""
         found = self.last_match(answer)
         texts = (found["a"], found["b"]) if found and self.compares else found.groups() if found else ()
+        if None in texts:  # a group that the pattern can do without
+            return None
         try:
             scores = tuple(float(text.replace(",", ".")) for text in texts)
         except ValueError:
@@ -130,6 +132,8 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
         _check_fields(template, fields)
         if template.pattern or reads:
             _check_groups(template, two={"first", "second"} <= fields)
+            if template.compares or not {"first", "second"} <= fields:
+                _check_scores(template)
     except (TypeError, ValueError, re.error) as error:
         raise OptionError(f"template {name}: {error}") from None
     return template
@@ -175,6 +179,9 @@ def _check_fields(template: Template, fields: set[str]) -> None:
     text = Fields(template.text)
     if not text.is_valid():
         raise ValueError("a `$` of its text that begins no field has to be doubled, `$$`")
+    begin = Fields(template.prefix)
+    if not begin.is_valid() or not set(begin.get_identifiers()) <= {"next"}:
+        raise ValueError("its `prefix` takes the field $next only")
     used = set(text.get_identifiers())
     if used != fields:
         wanted, wrong = (", ".join(sorted(some)) for some in ({"$" + field for field in fields}, used ^ fields))
@@ -187,6 +194,17 @@ def _check_groups(template: Template, two: bool) -> None:
     if groups != (2 if two and template.compares else 1):
         named = ", or two named `a` and `b`" if two else ""
         raise TypeError(f"its `pattern` needs one group, the verdict{named}")
+
+
+def _check_scores(template: Template) -> None:
+    """Raise ValueError where the scores that a template reads have no range, or a choice is none."""
+    if not template.low < template.high:
+        raise ValueError("its `low` has to be below its `high`")
+    for choice in () if template.compares else template.choices:
+        try:
+            float(choice)
+        except ValueError:
+            raise ValueError(f"its choice {choice!r} is no score") from None
 
 
 def names() -> list[str]:

@@ -353,7 +353,7 @@ def save(
         shutil.copyfile(part.metrics, part.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}
         with open(part.model / PROVENANCE, "w", encoding="utf-8") as file:
-            json.dump({**provenance, "settings": settings}, file, indent=1, ensure_ascii=False)
+            json.dump({**provenance, "settings": settings}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         part.publish()
