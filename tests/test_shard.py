@@ -173,6 +173,12 @@ def test_a_part_of_a_missing_file_names_it(tmp_path: Path) -> None:
         Reader([str(tmp_path / "nowhere")], lambda row: row, shard=Shard(1, 2))
 
 
+def test_a_shard_in_the_settings_is_a_text(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text("[sample]\nshard = 1\n")
+    result = srlm("sample", *ECHO, "--in", "in.jsonl")
+    assert result.code == 2 and "expected K/N" in result.err
+
+
 def test_what_looks_at_all_rows_is_not_sharded(srlm: Srlm) -> None:
     (srlm.folder / "in.jsonl").write_text("")
     for argv in (["judge", "--meta"], ["make-eft", "--thin"]):

@@ -28,7 +28,7 @@ Out = Annotated[str, Option("--out", "-o", help="JSONL to write, plain or .gz; -
 
 def shard_of(text: str) -> Shard:
     """Return the part that `K/N` names."""
-    number, _, of = text.partition("/")
+    number, _, of = str(text).partition("/")  # srlm.toml may have a number
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise BadParameter(f"expected K/N, part K of N, from 1/N to N/N, got {text!r}")
     return Shard(int(number), int(of))

@@ -173,7 +173,7 @@ def stage(
     count_skipped(tally, rows or source)
     exceeded = limit(tally)
     try:
-        if exceeded and options.on_limit == "hold":
+        if exceeded and options.on_limit == "hold" and isinstance(writer, FileWriter):
             writer.close()
             exceeded.hint += f"; held back in {options.out}.part"
         else:

@@ -48,7 +48,7 @@ def settings(
         name, _, value = pair.partition("=")
         lines[name] = {"name": name, "value": value}
     for name, values in lines.items():
-        line = json.dumps(values, sort_keys=True) + "\n"
+        line = json.dumps(values, sort_keys=True, default=str) + "\n"
         if stamps is None:
             print(line, end="")
         else:
