@@ -59,7 +59,7 @@ def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = 
     )
     spec = TrainSpec(**{**spec, "out": Path(spec["out"])})
     # Prompts of other numbers than those of the training.
-    held_out = make(rows + held)[rows:]
+    held_out = make(rows + held)[rows:] or None
     train_on(make(rows), spec, **options, eval_rows=held_out, run=RunOptions(quiet=True, save_steps=2))
 
 

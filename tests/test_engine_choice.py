@@ -16,7 +16,7 @@ from srlm_cli.errors import EngineError, OptionError
 
 def test_without_vllm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"^vllm is not installed \(pip install 'srlm-cli\[vllm\]'"):
+    with pytest.raises(EngineError, match=r"^vllm is not installed \(pip install vllm;"):
         open_engine(EngineSpec("vllm", "some/model"))
 
 
