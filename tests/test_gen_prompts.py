@@ -218,3 +218,14 @@ def test_prompts_to_avoid_are_read_from_files(srlm: Srlm) -> None:
 def test_ranked_rows_serve_as_seeds(srlm: Srlm) -> None:
     ranked = [{**row, "responses": [{"text": "Yes.", "rank": 0}]} for row in SEEDS]
     assert srlm(*GEN, stdin=as_lines(ranked)).out == srlm(*GEN, stdin=as_lines(SEEDS)).out
+
+
+def test_other_texts_under_the_same_ids_are_other_seeds(srlm: Srlm) -> None:
+    def ask(word: str):
+        seeds = [{"id": str(n), "prompt": f"{word} number {n}?"} for n in range(9)]
+        argv = ["gen-prompts", "--engine", "echo", "--count", "3", "--max-tries", "1", "--on-limit", "hold"]
+        return srlm(*argv, "--out", "p.jsonl", stdin=as_lines(seeds))
+
+    assert ask("Question").code == 4
+    result = ask("Riddle")
+    assert result.code == 2 and "seeds" in result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -629,3 +630,16 @@ def test_an_older_page_is_replaced_through_a_link(srlm: Srlm, run_folder: Path) 
     (srlm.folder / "link.html").symlink_to("real.html")
     assert srlm("report", str(run_folder), "--html", "link.html").code == 0
     assert (srlm.folder / "link.html").is_symlink() and "old" not in (srlm.folder / "real.html").read_text()[:40]
+
+
+def test_figures_stay_whole_in_a_narrow_terminal() -> None:
+    from rich.console import Console
+
+    from srlm_cli.report.tables import Cell, Table
+    from srlm_cli.report.terminal import grid
+
+    figure = Cell("2.057", "1.99–2.12")
+    rows = [[Cell(name, note="how to read this line of the table"), figure] for name in ("loss", "rate")]
+    console = Console(width=60, record=True, file=io.StringIO())
+    console.print(grid(Table("Training", "", ["", "M1"], rows)))
+    assert console.export_text().count("2.057 [1.99–2.12]") == 2

@@ -117,3 +117,15 @@ def test_an_option_that_can_be_given_several_times_takes_a_text_or_a_list(srlm: 
     for value in ('"ift.jsonl"', '["ift.jsonl"]'):
         (srlm.folder / "srlm.toml").write_text(f"[gen-prompts]\navoid = {value}\ncount = 0\n")
         assert srlm("gen-prompts", "--engine", "echo", stdin='{"prompt": "Why not?"}\n').code == 0
+
+
+def test_the_text_of_a_template_is_part_of_its_stamp(srlm: Srlm) -> None:
+    stamps = []
+    for text in ("one", "two"):
+        for name in ("own", "meta"):
+            (srlm.folder / f"{name}.toml").write_text(f"text = '{text} of {name}'")
+        (srlm.folder / "my.toml").write_text('[judge]\ntemplate = "own.toml"\nmeta-template = "meta.toml"\n')
+        lines = srlm("settings", "--config", "my.toml").rows
+        stamps.append(next(line for line in lines if line["command"] == "judge"))
+    for key in ("template-hash", "meta-template-hash"):
+        assert stamps[0][key] != stamps[1][key]
