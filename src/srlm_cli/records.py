@@ -211,6 +211,25 @@ def human_values(ranked: Row) -> list[float]:
     return [0.0 - response["rank"] for response in responses]
 
 
+# --- rows of one id ---------------------------------------------------------------------------
+
+
+def refuse_two_prompts(responses: list[Row]) -> None:
+    """Raise BadRow for responses of one `prompt_id` to different prompts, as files that each count from 1 have them."""
+    first = responses[0]["prompt"]
+    for row in responses:
+        if row["prompt"] != first and as_messages(row["prompt"]) != as_messages(first):
+            raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each one an id of its own")
+
+
+def refuse_two_replies(responses: list[Row]) -> None:
+    """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
+    texts: dict[str, str] = {}
+    for row in responses:
+        if texts.setdefault(row["id"], row["response"]) != row["response"]:
+            raise BadRow(f"two replies have the id {row['id']}: give each ranking of a prompt an id of its own")
+
+
 # --- the pieces ------------------------------------------------------------------------------
 
 

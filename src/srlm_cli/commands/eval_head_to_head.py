@@ -145,5 +145,5 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
 
 
 def same(one: str, other: str) -> bool:
-    """Tell whether two names are of the same file, there or not yet."""
-    return one == other or ("-" not in (one, other) and os.path.realpath(one) == os.path.realpath(other))
+    """Tell whether two names are of the same file, or both of stdout."""
+    return one == other or ("-" not in (one, other) and run.same_file(one, other))

@@ -13,7 +13,6 @@ from srlm_cli.commands.grouping import grouped
 from srlm_cli.commands.options import In, Out, ReadOptions, Seed
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import Row
-from srlm_cli.stages.make_pairs import refuse_two_replies
 from srlm_cli.streams.reader import Reader
 
 
@@ -59,7 +58,7 @@ def reward(
     for prompt, rows in groupby(run.finished(reader), key=itemgetter("prompt_id")):
         group = list(rows)
         try:
-            refuse_two_replies(group)
+            records.refuse_two_replies(group)
         except BadRow as error:
             raise DataError(f"{reader.at}: {error}") from None
         prompts.add(prompt, pure.replies_of(group, seed, best))

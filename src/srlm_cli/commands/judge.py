@@ -174,7 +174,13 @@ def judgeable(row: Row) -> Row | list[Row]:
 def has_writer(rows: Reader) -> bool:
     """Tell whether the first row names the model that wrote it; if none does, a server's only model may judge."""
     first = rows.peek()
-    return bool(first and isinstance(first.get("model"), str) and first["model"])
+    return first is not None and named_in(first) is not None
+
+
+def named_in(row: Row) -> str | None:
+    """Return the model that a row says wrote it."""
+    model = row.get("model")
+    return model if isinstance(model, str) and model else None
 
 
 def writer_of(rows: Reader) -> str | None:
@@ -182,11 +188,12 @@ def writer_of(rows: Reader) -> str | None:
     first = rows.peek()
     if first is None:
         return None
-    if not isinstance(first.get("model"), str) or not first["model"]:
+    model = named_in(first)
+    if model is None:
         raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL says who is the judge")
-    if first["model"].split(":")[0] == "echo":
+    if model.split(":")[0] == "echo":
         raise OptionError(f"{rows.at}: the row was written by the echo engine", "--engine echo, or --model MODEL")
-    return first["model"]
+    return model
 
 
 def of_one_writer(rows: Iterable[Row], model: str | None) -> Iterator[Row]:

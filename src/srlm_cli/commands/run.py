@@ -352,7 +352,7 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
     if out in (None, "-") or not Path(out).is_file():
         return
     for path in inputs:
-        if path != "-" and os.path.exists(path) and os.path.samefile(out, path):
+        if path != "-" and same_file(out, path):
             raise OptionError(f"--out {out} is the input", "write to another file")
 
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row, as_messages, judged_record, ranked_record, responses_of
+from srlm_cli.records import (
+    Row,
+    as_messages,
+    judged_record,
+    ranked_record,
+    refuse_two_prompts,
+    refuse_two_replies,
+    responses_of,
+)
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.agreement import agreement
 from srlm_cli.stages.pair_choice import Choice, choose, drawn
@@ -103,22 +111,6 @@ def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[R
     if options.rejected_of:
         rejected_from = drawn(rejected_from, options.rejected_of, options.seed)
     return chosen_from, rejected_from
-
-
-def refuse_two_prompts(responses: list[Row]) -> None:
-    """Raise BadRow for responses of one `prompt_id` to different prompts, as files that each count from 1 have them."""
-    first = responses[0]["prompt"]
-    for row in responses:
-        if row["prompt"] != first and as_messages(row["prompt"]) != as_messages(first):
-            raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each one an id of its own")
-
-
-def refuse_two_replies(responses: list[Row]) -> None:
-    """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
-    texts: dict[str, str] = {}
-    for row in responses:
-        if texts.setdefault(row["id"], row["response"]) != row["response"]:
-            raise BadRow(f"two replies have the id {row['id']}: give each ranking of a prompt an id of its own")
 
 
 def scored(responses: list[Row]) -> list[Row]:

@@ -10,7 +10,7 @@ from typing import IO
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import BLANK, DAMAGED, checked_record, open_lines, parsed, shown
+from srlm_cli.streams.reader import BLANK, checked_record, numbered, open_lines, parsed, shown
 
 Check = Callable[[Row], Row | list[Row]]
 
@@ -52,14 +52,12 @@ class Lookup:
 
     def _rows(self, start: int, number: int) -> Iterator[tuple[int, int, list[Row]]]:
         """Yield (line number, where the line begins, its records) from a place in the file on."""
-        at = number - 1
-        try:
-            for at, line in enumerate(self.file, number):
-                here, start = start, start + len(line)
-                if (row := parsed(line)) is not BLANK:
-                    checked = checked_record(row, self.check)
-                    yield at, here, checked if isinstance(checked, list) else [checked]
-        except BadRow as error:
-            raise DataError(f"{self.path}:{at}: {error}") from None
-        except DAMAGED as error:
-            raise DataError(f"{self.path}:{at + 1}: cannot be read on: {error}") from None
+        for at, line in numbered(self.path, self.file, number):
+            here, start = start, start + len(line)
+            if (row := parsed(line)) is BLANK:
+                continue
+            try:
+                checked = checked_record(row, self.check)
+            except BadRow as error:
+                raise DataError(f"{self.path}:{at}: {error}") from None
+            yield at, here, checked if isinstance(checked, list) else [checked]

@@ -7,7 +7,7 @@ import json
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
@@ -22,8 +22,6 @@ import msgspec
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import Rejects
-
-DAMAGED = (OSError, EOFError, zlib.error)  # what reading on raises, of a `.gz` above all
 
 
 @dataclass(frozen=True)
@@ -171,16 +169,12 @@ class Reader:
         """Yield (line number, text, row or the JSONLinesError) for each line that is not blank."""
         before, end = self.span
         offset, passed = self._passed
-        number = first = before + passed
-        try:
-            if offset:
-                lines.seek(offset)
-            for number, line in enumerate(islice(lines, before, end), first + 1):
-                row = parsed(line)
-                if row is not BLANK:
-                    yield number, line, row
-        except DAMAGED as error:
-            raise DataError(f"{shown(path)}:{number + 1}: cannot be read on: {error}") from None
+        if offset:
+            lines.seek(offset)
+        for number, line in numbered(path, islice(lines, before, end), before + passed + 1):
+            row = parsed(line)
+            if row is not BLANK:
+                yield number, line, row
 
     def _lines(self) -> int:
         """Return how many lines a file has, or its first `limit` rows take; stdin can be read only once."""
@@ -191,14 +185,8 @@ class Reader:
                 "write them to a file, and give it as --in FILE",
             )
         if self.limit is None:
-            count = 0
             with open_lines(path) as lines:
-                try:
-                    for count, _ in enumerate(lines, 1):  # noqa: B007
-                        pass
-                except DAMAGED as error:
-                    raise DataError(f"{shown(path)}:{count + 1}: cannot be read on: {error}") from None
-            return count
+                return sum(1 for _ in numbered(path, lines))
         wanted = Reader(self.paths, self.check, on_error=self.on_error, limit=self.limit, traced=False)
         for _ in wanted:
             pass
@@ -237,6 +225,16 @@ def open_lines(path: str) -> Iterator[IO[bytes]]:
         raise OptionError(f"cannot open {path}: {error.strerror or error}", _unfinished(path)) from None
     with opened:
         yield opened
+
+
+def numbered(path: str, lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]]:
+    """Yield lines with their numbers; raise DataError where a file, a `.gz` above all, cannot be read on."""
+    number = first - 1
+    try:
+        for number, line in enumerate(lines, first):
+            yield number, line
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shown(path)}:{number + 1}: cannot be read on: {error}") from None
 
 
 def count_lines(paths: list[str]) -> int | None:
