@@ -639,7 +639,7 @@ def test_figures_stay_whole_in_a_narrow_terminal() -> None:
     from srlm_cli.report.terminal import grid
 
     figure = Cell("2.057", "1.99–2.12")
-    rows = [[Cell(name, note="how to read this line of the table"), figure] for name in ("loss", "rate")]
+    rows = [[Cell(name, note="how to read this line of the table"), figure, figure] for name in ("loss", "rate")]
     console = Console(width=60, record=True, file=io.StringIO())
-    console.print(grid(Table("Training", "", ["", "M1"], rows)))
-    assert console.export_text().count("2.057 [1.99–2.12]") == 2
+    console.print(grid(Table("Training", "", ["", "M1", "M2"], rows)))
+    assert console.export_text().count("2.057 [1.99–2.12]") == 4
