@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -40,11 +39,6 @@ def clean_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Return the environment without this project's variables and without those of colour."""
     kept = {k: v for k, v in os.environ.items() if k not in LOUD and (not k.startswith("SRLM_") or k == "SRLM_HOME")}
     return {**kept, "PYTHONIOENCODING": "utf-8", **(extra or {})}
-
-
-def hear_ctrl_c() -> None:
-    """Undo an inherited "ignore Ctrl-C", which background jobs of a shell have."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def as_bytes(text: str | bytes) -> bytes:
@@ -97,7 +91,7 @@ class Srlm:
         self, command: list[str], stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any
     ) -> Result:
         """Run a command to its end; `stdin` is a text or a file descriptor."""
-        popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": hear_ctrl_c, **popen}
+        popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen}
         popen |= {"stdin": stdin} if isinstance(stdin, int) else {"input": as_bytes(stdin)}
         done = subprocess.run(command, cwd=self.folder, env=clean_env(env), timeout=60, **popen)
         return Result(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
@@ -107,7 +101,7 @@ class Srlm:
         pipe = subprocess.PIPE
         return subprocess.Popen(
             [*command, *args], stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.folder, env=clean_env(),
-            preexec_fn=hear_ctrl_c, bufsize=0,
+            bufsize=0,
         )  # fmt: skip
 
 

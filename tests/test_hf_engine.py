@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -239,6 +241,25 @@ def test_pages_are_taken_from_both_ends_and_filled_up():
     assert (store.low, store.high) == (2, 7)
     assert (store.keys[0][0] == 5).all() and (store.keys[0][7] == 7).all()
     assert store.take(4) == [2, 3, 4, 5] and not store.keys[0][2:6].any()
+
+
+def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
+    """A server's next job, or the next pair of files, must find its memory free without waiting for a collector."""
+    engine = opened("llama")
+    made = []
+
+    def remembered(*args):
+        made.append(weakref.ref(pages := Pages(*args)))
+        return pages
+
+    monkeypatch.setattr(refill, "Pages", remembered)
+    gc.collect()
+    gc.disable()
+    try:
+        list(engine.generate([ask(text, seeds=(0, 1)) for text in PROMPTS]))
+    finally:
+        gc.enable()
+    assert len(made) == 1 and made[0]() is None
 
 
 # --- seeds and order -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import clean_env, hear_ctrl_c, read_rows, write_rows
+from helpers import clean_env, read_rows, write_rows
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
 
@@ -222,7 +222,7 @@ def test_ctrl_c_ends_every_process(tiny, tmp_path):
             "sample", "--in", QUICKSTART / "ift.jsonl", "--model", tiny, "--engine", "vllm", "--data-parallel-size", 2,
             "--batch-size", 1, "-n", 1, "--max-new-tokens", 300, "--out", out,
         ),
-        stderr=subprocess.PIPE, text=True, env=clean_env(EAGER), start_new_session=True, preexec_fn=hear_ctrl_c,
+        stderr=subprocess.PIPE, text=True, env=clean_env(EAGER), start_new_session=True,
     )  # fmt: skip
     part = Path(f"{out}.part")
     while process.poll() is None and not (part.exists() and part.stat().st_size):

@@ -114,8 +114,10 @@ class Step:
         self.rows = len(own)
         self.seen_by: list[list[int]] = [[] for _ in own]  # by row, the numbers of the outputs that it sees
         self.positions = self._tensor([span.start + span.count - 1 for span in own])
-        low = _Part(self, slice(0, pages.low), own, 0)
-        high = _Part(self, slice(pages.high, pages.count), shared, low.outputs)
+        low = _Part(pages, slice(0, pages.low), own, self.positions)
+        high = _Part(pages, slice(pages.high, pages.count), shared, self.positions)
+        low.note(self.seen_by, before=0)
+        high.note(self.seen_by, before=low.outputs)
         self.parts = [low, high]
         for row in members if self.common else ():
             self.seen_by[row].append(low.outputs + high.outputs + row)
@@ -164,38 +166,47 @@ class Step:
 
 
 class _Part:
-    """The spans in one slice of the store, each page asked by all rows that see it; `before` outputs come first."""
+    """The spans in one slice of the store, each page asked by all rows that see it; `positions` are those of the rows.
 
-    def __init__(self, step: Step, pages: slice, spans: list[Span], before: int) -> None:
-        self.step, self.slice = step, pages
+    It knows nothing of its step: in a ring the two, and the store with them, would outlive their use.
+    """
+
+    def __init__(self, pages: Pages, part: slice, spans: list[Span], positions: torch.Tensor) -> None:
+        self.pages, self.slice, self.spans, self.positions = pages, part, spans, positions
         self.width = max((len(span.rows) for span in spans), default=0)
-        count = pages.stop - pages.start
+        count = part.stop - part.start
         self.outputs = count * self.width
         rows, filled, starts = [[0] * self.width for _ in range(count)], [0] * count, [0] * count
         for span in spans:
             for at, page in enumerate(span.pages):
-                page -= pages.start
+                page -= part.start
                 rows[page][: len(span.rows)] = span.rows
                 filled[page], starts[page] = min(PAGE, span.count - at * PAGE), span.start + at * PAGE
-                for place, row in enumerate(span.rows):
-                    step.seen_by[row].append(before + page * self.width + place)
-        self.rows, self.filled, self.starts = (step._tensor(numbers) for numbers in (rows, filled, starts))
+        device = positions.device
+        self.rows, self.filled, self.starts = (torch.tensor(of, device=device) for of in (rows, filled, starts))
         self._biases: dict[int | None, torch.Tensor] = {}
+
+    def note(self, seen_by: list[list[int]], before: int) -> None:
+        """Add to each row the numbers of the outputs that it sees here, where `before` others come first."""
+        for span in self.spans:
+            for page in span.pages:
+                for place, row in enumerate(span.rows):
+                    seen_by[row].append(before + (page - self.slice.start) * self.width + place)
 
     def attend(self, layer: int, queries, heads: int, scaling: float, window: int | None):
         """Return the outputs and the log-sum-exp of each page for each row that sees it."""
         groups = queries.shape[1] // heads
         asked = queries[self.rows].unflatten(2, (heads, groups)).transpose(1, 2).flatten(2, 3)
-        keys = self.step.pages.keys[layer][self.slice].transpose(1, 2)
-        values = self.step.pages.values[layer][self.slice].transpose(1, 2)
+        keys = self.pages.keys[layer][self.slice].transpose(1, 2)
+        values = self.pages.values[layer][self.slice].transpose(1, 2)
         return _attend(asked, keys, values, self._bias(window, groups, queries.dtype), scaling)
 
     def _bias(self, window: int | None, groups: int, dtype: torch.dtype) -> torch.Tensor:
         if window not in self._biases:
-            offsets = torch.arange(PAGE, device=self.step.device)
+            offsets = torch.arange(PAGE, device=self.positions.device)
             seen = (offsets < self.filled[:, None])[:, None]
             if window is not None:
-                position = self.step.positions[self.rows].repeat_interleave(groups, 1)[..., None]
+                position = self.positions[self.rows].repeat_interleave(groups, 1)[..., None]
                 seen = seen & ((self.starts[:, None] + offsets)[:, None] > position - window)
             self._biases[window] = _bias(seen, dtype)[:, None]
         return self._biases[window]
