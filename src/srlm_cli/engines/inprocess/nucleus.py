@@ -11,6 +11,7 @@ import torch
 BLOCK = 16
 BEST_BLOCKS = 128
 PREFILTER = 256
+CACHED_ROWS = 32  # a processor draws for so many rows at a time: what it computes on the way stays in its cache
 
 
 def uniforms(seed: int, count: int) -> list[float]:
@@ -23,6 +24,9 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
     logits: (rows, vocabulary), float32. temperature, top_p, uniform: (rows,). Returns (rows,) token ids.
     """
+    if logits.device.type == "cpu" and len(logits) > CACHED_ROWS:
+        parts = zip(*(of.split(CACHED_ROWS) for of in (logits, temperature, top_p, uniform)), strict=True)
+        return torch.cat([draw(*part) for part in parts])
     greedy = temperature <= 0
     if bool(greedy.all()):
         return logits.argmax(-1)
@@ -55,20 +59,21 @@ def most_probable(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     numbers: (rows, vocabulary). All three are (rows, count). The maxima of blocks say in which blocks
     to look: one that is not looked into holds nothing larger than the smallest maximum of those that
     are. So every candidate down to that number is in its true place, without a look at all the others.
+    A block is a column of the vocabulary laid out in `BLOCK` lines, whose maxima are found line by line.
     """
     rows, vocabulary = numbers.shape
     whole = vocabulary // BLOCK
     if whole <= 2 * BEST_BLOCKS:
         top, ids = torch.topk(numbers, min(PREFILTER, vocabulary), dim=-1)
         return top, ids, torch.ones_like(ids, dtype=torch.bool)
-    blocks = numbers[:, : whole * BLOCK].view(rows, whole, BLOCK)
-    maxima, best = torch.topk(blocks.amax(-1), BEST_BLOCKS, dim=-1)
-    inside = blocks.gather(1, best[..., None].expand(-1, -1, BLOCK)).flatten(1)
-    places = (best[..., None] * BLOCK + torch.arange(BLOCK, device=numbers.device)).flatten(1)
+    blocks = numbers[:, : whole * BLOCK].view(rows, BLOCK, whole)
+    maxima, best = torch.topk(blocks.amax(1), BEST_BLOCKS, dim=-1, sorted=False)
+    inside = blocks.gather(2, best[:, None].expand(-1, BLOCK, -1)).flatten(1)
+    places = (best[:, None] + whole * torch.arange(BLOCK, device=numbers.device)[:, None]).flatten(1)
     rest = torch.arange(whole * BLOCK, vocabulary, device=numbers.device).expand(rows, -1)
     inside, places = torch.cat([inside, numbers[:, whole * BLOCK :]], 1), torch.cat([places, rest], 1)
     top, at = torch.topk(inside, PREFILTER, dim=-1)
-    return top, places.gather(1, at), top >= maxima[:, -1:]
+    return top, places.gather(1, at), top >= maxima.amin(-1, keepdim=True)
 
 
 def _draw_sorted(
