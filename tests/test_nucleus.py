@@ -58,12 +58,12 @@ def test_both_ways_of_the_draw_are_tried_above():
     assert 1 < sizes[0.5, 0.7] < 32 and sizes[1.5, 0.95] > PREFILTER
 
 
-@pytest.mark.parametrize("clustered", [False, True])
-def test_candidates_that_are_sure_are_the_largest_of_all(clustered):
+@pytest.mark.parametrize("probable", [None, slice(640, 648), slice(40, 1024, 128)], ids=["any", "neighbours", "block"])
+def test_candidates_that_are_sure_are_the_largest_of_all(probable):
     torch.manual_seed(2)
     logits = torch.randn(6, VOCABULARY)
-    if clustered:  # all that is probable in one block, and in the rest behind the last whole block
-        logits[:, 640:648] += 10
+    if probable:  # all that is probable side by side or in one block, and in the rest behind the last whole line
+        logits[:, probable] += 10
         logits[:, -5:] += 12
     top, ids, sure = most_probable(logits)
     wanted = logits.sort(-1, descending=True)
