@@ -20,9 +20,8 @@ import torch
 import transformers
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess.attention import Span, Step
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
-from srlm_cli.engines.inprocess.pages import PAGE, Pages
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
 
 SHARE = 4
 BATCHES = (1, 16, 64, 128)
@@ -52,7 +51,7 @@ def packed_step(model: PackedModel, rows: int, prompt: int, written: int) -> Cal
     own = [Span(pages.take(per_row), written, prompt, [row]) for row in range(rows)]
     for store in (*pages.keys.values(), *pages.values.values()):
         store.normal_()
-    return lambda: model.step([7] * rows, Step(pages, own, shared, None, [], model.device))
+    return lambda: model.step([7] * rows, pages, own, shared, None, [])
 
 
 def bare_step(net, rows: int, context: int) -> Callable[[], object]:

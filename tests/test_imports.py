@@ -17,7 +17,7 @@ from helpers import Srlm, as_lines
 HOUSE = Path(srlm_cli.__file__).parent
 HEAVY = {
     "torch", "transformers", "trl", "peft", "datasets", "scipy", "numpy", "accelerate", "gguf", "openai", "vllm",
-    "matplotlib", "pandas",
+    "matplotlib", "pandas", "numba",
 }  # fmt: skip
 
 SPY = """
@@ -118,7 +118,7 @@ def test_evaluations_are_as_pure_as_stages(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("engines", "engines/inprocess"), ids=name_of)
 def test_engines_know_their_protocol_and_their_own_library(path: Path) -> None:
-    allowed = {"engines", "errors", "seeds", "records", "models", "streams.console"}
+    allowed = {"engines", "errors", "seeds", "records", "models", "streams.console", "cores"}
     assert [name for name in own_imports(path) if not known(name, allowed)] == []
 
 

@@ -12,15 +12,15 @@ SIZES = {
     "pad_token_id": 258,
 }  # fmt: skip
 GPT2 = {"vocab_size": 300, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512, "eos_token_id": 257}
-KINDS = {
-    "llama": ("LlamaConfig", SIZES),
+KINDS = {  # with heads of 16 a step on a processor is compiled, with heads of 8 it is not
+    "llama": ("LlamaConfig", {**SIZES, "hidden_size": 64}),
     "qwen2": ("Qwen2Config", SIZES),
     "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 8}),
     "phi3": ("Phi3Config", SIZES),
     "gpt2": ("GPT2Config", GPT2),
     "gpt_neox": ("GPTNeoXConfig", {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}),
     "opt": ("OPTConfig", {**SIZES, "ffn_dim": 64, "word_embed_proj_dim": 32}),
-    "mistral": ("MistralConfig", {**SIZES, "sliding_window": 24}),
+    "mistral": ("MistralConfig", {**SIZES, "hidden_size": 64, "sliding_window": 24}),
     "gemma3": (
         "Gemma3TextConfig",
         {**SIZES, "head_dim": 8, "sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]},

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextvars import ContextVar
+from functools import cache
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -43,26 +46,57 @@ class ThreadCount:
 
 
 class Watch:
-    """Takes a look once a second, and sets torch's threads by it. The calling thread must be the one that computes."""
+    """Takes a look once a second, and sets torch's threads by it, in each of the threads that compute and call it."""
 
     def __init__(self, most: int) -> None:
         self.count = ThreadCount(most)
         self.seen = _now()
+        self.looking = Lock()
 
     def __call__(self, *unused: Any) -> None:
-        """Look, if a second has passed since the last one."""
-        if time.monotonic() - self.seen[0] < SECONDS:
-            return
-        before, self.seen = self.seen, _now()
-        wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
-        had = self.count.threads
-        if (threads := self.count.look(used / wall, idle / wall)) != had:
-            import torch
-
-            torch.set_num_threads(threads)
+        """Look, if a second has passed since the last one, and compute with what there is for this thread."""
+        if time.monotonic() - self.seen[0] >= SECONDS and self.looking.acquire(blocking=False):
+            try:
+                before, self.seen = self.seen, _now()
+                wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
+                self.count.look(used / wall, idle / wall)
+            finally:
+                self.looking.release()
+        _compute_with(self.count.threads)
 
 
 _watch: Watch | None = None
+_parts: ContextVar[int] = ContextVar("parts", default=1)  # of each thread that computes, which has a context of its own
+_mine: ContextVar[int] = ContextVar("mine", default=0)
+
+
+def most() -> int:
+    """Return how many threads may compute here when nothing else computes."""
+    return _watch.count.most if _watch else _at_start()
+
+
+def compute_with_part(parts: int) -> None:
+    """Let this thread compute from now on with one of so many equal parts of the threads that there are."""
+    _parts.set(parts)
+    _compute_with(_watch.count.threads if _watch else _at_start())
+
+
+@cache
+def _at_start() -> int:
+    """Return the threads that are set when this is first asked."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _compute_with(threads: int) -> None:
+    """Set this thread's part of so many threads, unless it has it already."""
+    import torch
+
+    mine = max(1, threads // _parts.get())
+    if mine != (_mine.get() or most()):
+        _mine.set(mine)
+        torch.set_num_threads(mine)
 
 
 def share_cores(net: Module) -> None:

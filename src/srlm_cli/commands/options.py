@@ -116,7 +116,7 @@ class EngineOptions:
     engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = "hf"
     batch_size: Annotated[
         int, Option("--batch-size", min=1, help="Completions written at the same time; fewer where memory is short.")
-    ] = 128
+    ] = 256
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
     dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
     tensor_parallel_size: Annotated[

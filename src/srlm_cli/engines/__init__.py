@@ -25,7 +25,7 @@ class EngineSpec:
     model: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    batch_size: int = 128
+    batch_size: int = 256
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
     base_url: str | None = None

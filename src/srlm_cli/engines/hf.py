@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import closing
+from threading import Lock
 
 import torch
 
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.inprocess import lanes
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
+from srlm_cli.engines.inprocess.lanes import Lanes
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
 from srlm_cli.engines.inprocess.plain import PlainModel, PlainWriter
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task
+from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
 from srlm_cli.engines.rendering import chat_text, token_ids
 
 BATCHES_A_WINDOW = 4
@@ -38,6 +42,7 @@ class HfEngine:
         self.device = models.pick_device(spec.device)
         self.tokenizer = models.load_tokenizer(spec.model)
         self.net = models.load_model(spec.model, models.pick_dtype(spec.dtype, self.device), self.device).eval()
+        self._tokenizing = Lock()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         if self.device == "cpu":
@@ -52,8 +57,10 @@ class HfEngine:
         Requests are read ahead of the oldest unfinished one by `BATCHES_A_WINDOW` batches at most:
         what a killed run has to do again.
         """
-        pending = iter(requests)
-        writer = self._writer()
+        with closing(self._writer()) as writer:
+            yield from self._written(iter(requests), writer)
+
+    def _written(self, pending: Iterator[Request], writer: TaskWriter) -> Iterator[Completion]:
         chooser = Chooser(self.reader)
         begun: deque[Task] = deque()
         while True:
@@ -67,12 +74,17 @@ class HfEngine:
             if not begun and not taken:
                 return
 
-    def _writer(self) -> Writer | PlainWriter:
+    def _writer(self) -> TaskWriter:
         if isinstance(self.reader, PlainModel):
             return PlainWriter(self.reader, self.stops, self.batch_size)
-        return Writer(self.reader, self.stops, self.batch_size, self.context, self._choice)
+        count = lanes.count(self.batch_size, self.device)
 
-    def _take(self, pending: Iterator[Request], begun: deque[Task], writer: Writer | PlainWriter) -> list[Task]:
+        def one(limit: int) -> Writer:
+            return Writer(self.reader, self.stops, limit, self.context, self._choice, 1 / count)
+
+        return Lanes(one, count, self.stops, self.batch_size) if count > 1 else one(self.batch_size)
+
+    def _take(self, pending: Iterator[Request], begun: deque[Task], writer: TaskWriter) -> list[Task]:
         """Take requests until a batch waits to be written or chosen from; those to be written go to the writer."""
         taken: list[Task] = []
         open_rows = sum(len(task.request.seeds) for task in begun)
@@ -125,4 +137,5 @@ class HfEngine:
         return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
-        return token_ids(self.tokenizer, text)
+        with self._tokenizing:  # lanes ask for choices, too
+            return token_ids(self.tokenizer, text)

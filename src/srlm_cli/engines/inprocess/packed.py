@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess.attention import Reading, Span, Step, Unsupported, passing
-from srlm_cli.engines.inprocess.pages import PAGE, Pages
+from srlm_cli.engines.inprocess import compiled_step
+from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, passing
+from srlm_cli.engines.inprocess.compiled_step import CompiledStep
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
+from srlm_cli.engines.inprocess.step import Step
 from srlm_cli.engines.inprocess.texts import Text
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -41,11 +44,26 @@ class PackedModel:
                 text.keys, text.values = {}, {}
         return logits
 
-    def step(self, tokens: list[int], step: Step) -> torch.Tensor:
-        """Return the logits behind one new token a row, (rows, vocabulary), float32."""
+    def step(
+        self,
+        tokens: list[int],
+        pages: Pages,
+        own: list[Span],
+        shared: list[Span],
+        common: Text | None,
+        members: list[int],
+    ) -> torch.Tensor:
+        """Return the logits behind one new token a row, (rows, vocabulary), float32.
+
+        A row sees the shared spans that name it and its own span, one a row, in order, the new token included;
+        `members` are the rows that begin with the common text.
+        """
+        seen = (pages, own, shared, common, members)
+        compiled = compiled_step.fits(self.layers, self.net.dtype, self.device)
+        step = CompiledStep(*seen) if compiled else Step(*seen, self.device)
         return self._forward(step, torch.tensor(tokens), step.positions, 0)
 
-    def _forward(self, run: Reading | Step, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
+    def _forward(self, run: Pass, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
         ids, positions = ids.to(self.device)[None], positions.to(self.device)[None]
         with passing(run, self.configs):
             output = self.net(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
@@ -74,6 +92,7 @@ class PackedModel:
         ids = torch.randint(config.vocab_size, (14,), generator=draw).tolist()
         first = Text(ids[:9], kept=True)
         second = Text([*ids[:5], *ids[9:13]], first, 5)
+        wanted = torch.stack([self._plain(tokens) for tokens in (ids[:9], second.tokens, [*ids[:9], *ids[13:]])])
         packed = self.read([first, second])
         self.layers = {
             layer: tuple(
@@ -88,9 +107,8 @@ class PackedModel:
         third = Text(ids[:9], slots=page[0] * PAGE + torch.arange(9, device=self.device))
         self.read([third], pages)
         own = Span(pages.take(1), 1, 9, [0])
-        stepped = self.step(ids[13:], Step(pages, [own], [Span(page, 9, 0, [0])], None, [], self.device))
-        wanted = [self._plain(ids[:9]), self._plain(second.tokens), self._plain([*ids[:9], *ids[13:]])]
-        return _alike(torch.cat([packed, stepped]), torch.stack(wanted), self.net.dtype)
+        stepped = self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
+        return _alike(torch.cat([packed, stepped]), wanted, self.net.dtype)
 
     def _plain(self, ids: list[int]) -> torch.Tensor:
         return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()

@@ -1,12 +1,13 @@
 """Keys and values of many rows in pages of one store, written in place and never copied to grow.
 
 A row's own pages are taken from the low end, those that several rows share from the high end, so
-that each kind lies together and attention reads it as one slice. A hole between pages in use is read
+that each kind lies together and can be read as one slice. A hole between pages in use is then read
 for nothing: `compact` fills holes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import torch
@@ -18,10 +19,32 @@ class NoRoom(Exception):
     """All pages are taken."""
 
 
+@dataclass(frozen=True)
+class Span:
+    """Tokens in pages, one behind the other: `count` of them, the first at position `start` of the rows that see it."""
+
+    pages: list[int]
+    count: int
+    start: int
+    rows: list[int]
+
+    @property
+    def last_position(self) -> int:
+        return self.start + self.count - 1
+
+    @property
+    def last_slot(self) -> int:
+        """Where the last token lies in the store: page times `PAGE` plus offset."""
+        page, offset = divmod(self.count - 1, PAGE)
+        return self.pages[page] * PAGE + offset
+
+
 class Pages:
     """A store of `count` pages of `PAGE` tokens for each attention layer.
 
-    `layers` gives the shapes of one token's key and value, (heads, size) each, by layer.
+    `layers` gives the shapes of one token's key and value, (heads, size) each, by layer. Keys lie as
+    (pages, heads, size, PAGE), so that a query's product with all keys of a page runs along memory;
+    values as (pages, heads, PAGE, size).
     """
 
     def __init__(
@@ -29,10 +52,10 @@ class Pages:
     ) -> None:
         self.count = count
         self.keys, self.values = {}, {}
-        for layer, (key, value) in layers.items():
+        for layer, ((heads, key_size), (_, value_size)) in layers.items():
             # An operating system gives memory only to what is written: a large store costs nothing yet.
-            self.keys[layer] = torch.empty(count, PAGE, *key, dtype=dtype, device=device)
-            self.values[layer] = torch.empty(count, PAGE, *value, dtype=dtype, device=device)
+            self.keys[layer] = torch.empty(count, heads, key_size, PAGE, dtype=dtype, device=device)
+            self.values[layer] = torch.empty(count, heads, PAGE, value_size, dtype=dtype, device=device)
         self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
         self._low_holes: list[int] = []
         self._high_holes: list[int] = []  # negated: the highest hole first
@@ -92,5 +115,6 @@ class Pages:
 
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values, (tokens, heads, size), at `slots`: page times `PAGE` plus offset."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)
+        pages, offsets = slots // PAGE, slots % PAGE
+        self.keys[layer][pages, :, :, offsets] = keys
+        self.values[layer][pages, :, offsets] = values

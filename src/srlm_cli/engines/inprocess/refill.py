@@ -10,11 +10,10 @@ import torch
 
 from srlm_cli.engines.base import Request
 from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.attention import Span, Step
 from srlm_cli.engines.inprocess.choices import Choice, answer
 from srlm_cli.engines.inprocess.nucleus import draw, uniforms
 from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages
+from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages, Span
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter, Written
 from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
@@ -72,14 +71,20 @@ class Writer(TaskWriter):
         limit: int,
         context: int,
         choice_of: Callable[[Request], Choice | None],
+        memory_share: float = 1.0,
     ) -> None:
         super().__init__(stops, limit)
-        self.model, self.context, self.choice_of = model, context, choice_of
+        self.model, self.context, self.choice_of, self.memory_share = model, context, choice_of, memory_share
         self.reads: dict[Task, Read] = {}
         self.rows: list[Row] = []
         self.pages: Pages | None = None
         self.common: Text | None = None
         self.last: Text | None = None
+
+    @property
+    def open(self) -> int:
+        """How many completions are to be written, those under way included."""
+        return self.backlog + len(self.rows)
 
     def advance(self) -> None:
         """Begin completions where there is room, and write one token of each; halve the rows when memory runs out."""
@@ -141,7 +146,8 @@ class Writer(TaskWriter):
         """Make the store when it is first needed: of all memory that may be used, no more than ever can be."""
         if self.pages is None:
             most = (self.limit + 1) * 2 * _pages_for(self.context)
-            count = memory.for_cache(self.model.device) // (self.model.token_bytes() * PAGE)
+            room = int(memory.for_cache(self.model.device) * self.memory_share)
+            count = room // (self.model.token_bytes() * PAGE)
             self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.net.dtype, self.model.device)
 
     def _read(self, tasks: list[Task]) -> None:
@@ -203,8 +209,7 @@ class Writer(TaskWriter):
             Span(read.pages, len(read.task.prompt) - read.common, read.common, rows) for read, rows in seen_by.items()
         ]
         members = [at for at, row in enumerate(self.rows) if row.read.common]
-        step = Step(self.pages, own, shared, self.common, members, self.model.device)
-        logits = self.model.step([row.tokens[-1] for row in self.rows], step)
+        logits = self.model.step([row.tokens[-1] for row in self.rows], self.pages, own, shared, self.common, members)
         self._append(self.rows, logits)
 
     def _append(self, rows: list[Row], logits: torch.Tensor) -> None:

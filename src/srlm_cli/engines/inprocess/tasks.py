@@ -55,3 +55,6 @@ class TaskWriter:
     def backlog(self) -> int:
         """How many completions wait to be begun."""
         return sum(len(task.left) for task in self.waiting)
+
+    def close(self) -> None:
+        """End what is under way: nothing, but for writers with threads of their own."""
