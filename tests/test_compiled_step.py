@@ -7,7 +7,7 @@ import pytest
 import torch
 from numba.core.caching import FunctionCache
 
-from srlm_cli.engines.inprocess import compiled_step, kernels
+from srlm_cli.engines.inprocess import compiled_step, jit, kernels
 from srlm_cli.engines.inprocess.compiled_step import CompiledStep
 from srlm_cli.engines.inprocess.pages import Pages, Span
 from srlm_cli.engines.inprocess.step import Step
@@ -93,8 +93,8 @@ def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch):
             raise RuntimeError("cannot cache function: no locator available")
         return njit(*args, **options)
 
-    njit = kernels.numba.njit
-    monkeypatch.setattr(kernels.numba, "njit", decorator)
+    njit = jit.numba.njit
+    monkeypatch.setattr(jit.numba, "njit", decorator)
     assert stored(kernels.compiled.__wrapped__(1, 1, 16)[0]) == 16
 
 

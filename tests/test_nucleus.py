@@ -41,13 +41,19 @@ def p_value(tokens: torch.Tensor, wanted: torch.Tensor) -> float:
     return chisquare(observed[kept], expected[kept]).pvalue
 
 
+def by_torch(logits, temperature, top_p, uniform):
+    """Draw as it is done on a GPU."""
+    return draw_nucleus(logits / temperature[:, None], top_p, uniform)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 0.7, 1.0, 1.5])
 @pytest.mark.parametrize("top_p", [0.7, 0.9, 0.95, 1.0])
-def test_frequencies_are_those_of_the_nucleus(temperature, top_p):
+@pytest.mark.parametrize("way", [draw, by_torch])
+def test_frequencies_are_those_of_the_nucleus(temperature, top_p, way):
     torch.manual_seed(1)
     logits = torch.randn(VOCABULARY) * 2
     settings = [torch.full((DRAWS,), value) for value in (temperature, top_p)]
-    tokens = draw(logits.expand(DRAWS, -1), *settings, torch.rand(DRAWS))
+    tokens = way(logits.expand(DRAWS, -1), *settings, torch.rand(DRAWS))
     assert p_value(tokens, exact(logits, temperature, top_p)) > 1e-4
 
 
@@ -83,8 +89,25 @@ def test_the_prefilter_changes_no_draw():
         cumulative = torch.softmax(ordered.double(), -1).cumsum(-1)
         size = (cumulative < top_p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         at = (cumulative <= uniform[:, None] * cumulative.gather(-1, size)).sum(-1, keepdim=True).minimum(size)
-        same = draw_nucleus(logits, top_p, uniform) == ids.gather(-1, at)[:, 0]
-        assert same.sum() >= 199  # a draw at the very edge of a token may round to its neighbour
+        for way in (draw, by_torch):
+            same = way(logits, torch.ones(200), torch.full((200,), top_p), uniform) == ids.gather(-1, at)[:, 0]
+            assert same.sum() >= 199  # a draw at the very edge of a token may round to its neighbour
+
+
+def test_logits_that_are_no_numbers_or_infinite_end_no_run():
+    logits = torch.full((3, VOCABULARY), float("-inf"))
+    logits[0], logits[1, 7], logits[2, [3, 9]] = float("nan"), 1.0, 2.0
+    tokens = draw(logits, torch.ones(3), torch.ones(3), torch.tensor([0.5, 0.999, 0.999]))
+    assert 0 <= tokens[0] < VOCABULARY and tokens[1:].tolist() == [7, 9]
+
+
+def test_the_last_token_of_a_nucleus_can_be_drawn_and_none_behind_it():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    drawn = [
+        draw(logits, torch.ones(1), torch.tensor([0.65]), torch.tensor([uniform])).item()
+        for uniform in (0.0, 0.57, 0.58, 0.9999999)
+    ]
+    assert drawn == [0, 0, 1, 1]
 
 
 def test_each_row_is_drawn_by_its_own_settings():

@@ -76,7 +76,11 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--dtype", default="auto", help="of all contenders; auto as srlm picks it for this processor")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each contender, in turn")
-    parser.add_argument("--rows", default="32,64,128", help="completions at once: each size is tried, the best is run")
+    parser.add_argument(
+        "--rows",
+        default="32,64,128",
+        help="completions at once: each size is tried, the best is run; 'srlm=256' is a size for one contender alone",
+    )
     parser.add_argument("--probe", type=int, default=defaults["probe"], help=f"{unit} in the trial of a size")
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, by name")
@@ -123,9 +127,10 @@ def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> 
     """Return a contender with the batch size that was the fastest on a part of the work."""
     python = given.vllm_python if name == "vllm" else sys.executable
     best = None
-    for rows in map(int, given.rows.split(",")):
+    sizes = sizes_for(name, given.rows)
+    for rows in sizes:
         contender = Contender.start(name, python, {**job, "rows": rows})
-        if "," not in given.rows:
+        if len(sizes) == 1:
             return contender
         trial = contender.run(given.probe)
         print(f"  {name}, {rows} at once, {given.probe} requests: {rate(trial, counted):.1f}/s", flush=True)
@@ -136,6 +141,13 @@ def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> 
         else:
             contender.stop()
     return best[1]
+
+
+def sizes_for(name: str, sizes: str) -> list[int]:
+    """Return the batch sizes to try with a contender: those that name it, else those that name none."""
+    parts = [size.rpartition("=") for size in sizes.split(",")]
+    own = [int(size) for whose, _, size in parts if whose == name]
+    return own or [int(size) for whose, _, size in parts if not whose]
 
 
 def tokens(tokenizer, request) -> list[int]:

@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
+from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.pages import PAGE
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
@@ -38,7 +39,7 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
     bfloat16 as its bits in uint16.
     """
 
-    @_jit
+    @jit
     def store(keys, values, new_keys, new_values, slots):
         """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
         for row in range(len(slots)):
@@ -49,7 +50,7 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                     keys[there + at * PAGE + offset] = new_keys[here + at]
                     values[there + offset * size + at] = new_values[here + at]
 
-    @_jit
+    @jit
     def attend(queries, keys, values, spans, pages, rows, lowest, outputs, tops, sums):
         """Add to what rows have gathered what they see in spans of tokens, and divide by the sum of their weights.
 
@@ -90,23 +91,6 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                 outputs[at] *= share
 
     return store, attend
-
-
-def _jit(function: Callable) -> Callable:
-    """Compile a function that lets other threads go on, and keep it for the next process where that can be."""
-    options = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
-    try:
-        compiled = numba.njit(**options, cache=True)(function)
-    except RuntimeError:  # there is no folder to keep it in
-        return numba.njit(**options)(function)
-
-    def call(*arguments):
-        try:
-            compiled(*arguments)
-        except OSError:  # the folder is full: what could not be kept is compiled all the same
-            compiled(*arguments)
-
-    return call
 
 
 # --- vectors ---------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import torch
 
+from srlm_cli.engines.inprocess import compiled_draw
+
 BLOCK = 16
 BEST_BLOCKS = 128
 PREFILTER = 256
-CACHED_ROWS = 32  # a processor draws for so many rows at a time: what it computes on the way stays in its cache
 
 
 def uniforms(seed: int, count: int) -> list[float]:
@@ -24,13 +25,14 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
     logits: (rows, vocabulary), float32. temperature, top_p, uniform: (rows,). Returns (rows,) token ids.
     """
-    if logits.device.type == "cpu" and len(logits) > CACHED_ROWS:
-        parts = zip(*(of.split(CACHED_ROWS) for of in (logits, temperature, top_p, uniform)), strict=True)
-        return torch.cat([draw(*part) for part in parts])
     greedy = temperature <= 0
     if bool(greedy.all()):
         return logits.argmax(-1)
-    drawn = draw_nucleus(logits / torch.where(greedy, 1.0, temperature)[:, None], top_p, uniform)
+    temperature = torch.where(greedy, 1.0, temperature)
+    if logits.device.type == "cpu":
+        drawn = compiled_draw.draw(logits, temperature, top_p, uniform)
+    else:
+        drawn = draw_nucleus(logits / temperature[:, None], top_p, uniform)
     return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
 
 

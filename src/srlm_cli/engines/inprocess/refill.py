@@ -200,9 +200,10 @@ class Writer(TaskWriter):
         self._move(self.pages.compact())
         seen_by: dict[Read, list[int]] = {}
         own = []
+        full = [row for row in self.rows if len(row.tokens) > len(row.pages) * PAGE]
+        for row, page in zip(full, self.pages.take(len(full)), strict=True):
+            row.pages.append(page)
         for at, row in enumerate(self.rows):
-            if len(row.tokens) > len(row.pages) * PAGE:
-                row.pages += self.pages.take(1)
             seen_by.setdefault(row.read, []).append(at)
             own.append(Span(row.pages, len(row.tokens), len(row.read.task.prompt), [at]))
         shared = [

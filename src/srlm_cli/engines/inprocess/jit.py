@@ -1,0 +1,24 @@
+"""Compile functions with numba."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numba
+
+
+def jit(function: Callable) -> Callable:
+    """Compile a function that lets other threads go on, and keep it for the next process where that can be."""
+    options = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
+    try:
+        compiled = numba.njit(**options, cache=True)(function)
+    except RuntimeError:  # there is no folder to keep it in
+        return numba.njit(**options)(function)
+
+    def call(*arguments):
+        try:
+            compiled(*arguments)
+        except OSError:  # the folder is full: what could not be kept is compiled all the same
+            compiled(*arguments)
+
+    return call
