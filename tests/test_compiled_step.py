@@ -55,6 +55,20 @@ def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype
     torch.testing.assert_close(given, expected, **({"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}))
 
 
+def test_weights_are_exact_to_the_last_digits():
+    """Of two keys, one of which has `score` more than the other."""
+    for score in (0.01, 0.2, 0.34, 0.35, 0.5, 0.69, 0.7, 1.0, 3.3, 12.0):
+        pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 1, torch.float32, "cpu")
+        own = [Span(pages.take(1), 2, 0, [0])]
+        pages.keys[0].zero_()
+        pages.keys[0][0, 0, 0, 0] = score
+        query = torch.zeros(1, 1, 1, 16)
+        query[..., 0] = 1.0
+        step = CompiledStep(pages, own, [], None, [])
+        given = step.attend(0, query, torch.zeros_like(query), torch.ones_like(query), 1.0, None)
+        assert given[0, 0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(np.float64(np.float32(score)))), rel=1e-6)
+
+
 def test_large_scores_are_weighed_without_overflow():
     pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 2, torch.float32, "cpu")
     own = [Span(pages.take(2), 40, 0, [0])]

@@ -15,6 +15,7 @@ import tiny_models
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling, end_of
 from srlm_cli.engines.inprocess import choices, memory, pages, refill
+from srlm_cli.engines.inprocess.attention import NAME, passing
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import NoRoom, Pages
 from srlm_cli.engines.inprocess.plain import PlainModel
@@ -145,6 +146,19 @@ def test_moving_pages_together_changes_nothing(opened, monkeypatch):
         [ask(text, Sampling(0.0, 1.0, (3, 90, 5, 120)[at % 4])) for at, text in enumerate(PROMPTS * 2)],
     )
     assert any(moved)
+
+
+def test_a_configuration_within_a_configuration_is_put_back(opened):
+    """To set what a configuration names sets it in those within it, too."""
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model("gemma3")
+    configs = [whole, whole.text_config]
+    for config in configs:
+        config._attn_implementation = "sdpa"
+    with passing(None, configs), passing(None, configs):
+        assert [config._attn_implementation for config in configs] == [NAME, NAME]
+    assert [config._attn_implementation for config in configs] == ["sdpa", "sdpa"]
 
 
 # --- memory ----------------------------------------------------------------------------------

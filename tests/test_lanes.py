@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -60,12 +62,16 @@ def test_three_lanes_write_the_rows_of_one_in_order(engine, request):
 
 
 def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
-    def then(place: int, text: str) -> Request:
-        messages = [{"role": "user", "content": "a"}]
-        return Request(messages, Sampling(0.0, 1.0, 1), (0,), prefix=text, choices=("1", "2"))
+    def asking(at: int) -> Request:
+        messages = [{"role": "user", "content": f"a{at}"}]
 
-    asked = [Request([{"role": "user", "content": f"a{at}"}], SAMPLING, (at, 7), then=then) for at in range(12)]
-    answered = [completion.then for completion in engine.generate(asked)]
+        def then(place: int, text: str) -> Request:
+            return Request(messages, Sampling(0.0, 1.0, 1), (0,), prefix=text, choices=("1", "2"))
+
+        return Request(messages, SAMPLING, (at, 7), then=then)
+
+    answered = [completion.then for completion in engine.generate(map(asking, range(12)))]
+    assert [len(of) for of in answered] == [2] * 12
     assert all(isinstance(one, Completion) and abs(sum(one.probabilities) - 1) < 1e-5 for of in answered for one in of)
 
 
@@ -78,6 +84,49 @@ def test_lanes_share_the_memory(engine, three, monkeypatch):
     monkeypatch.setattr(refill, "Pages", lambda *given: made.append(given[1]) or opened(*given))
     assert texts(engine.generate(requests(16))) == wanted
     assert made == [16, 16, 16]
+
+
+def test_a_call_within_a_call_is_answered(engine, three):
+    alone = [completion.texts for completion in engine.generate(requests(9))]
+    outer = engine.generate(requests(9))
+    first = next(outer)
+    within = engine.generate(requests(5))
+    assert [next(within).texts, first.texts] == [alone[0]] * 2
+    within.close()
+    assert texts(outer) == alone[1:]
+    assert not lane_threads()
+
+
+def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, monkeypatch):
+    wanted = texts(engine.generate(requests()))
+    draw, failed = refill.draw, set()
+
+    def short(logits, *settings):
+        if len(logits) > 1 and len(failed) < 2 and threading.current_thread().name not in failed:
+            failed.add(threading.current_thread().name)
+            raise torch.OutOfMemoryError("out of memory")
+        return draw(logits, *settings)
+
+    monkeypatch.setattr(refill, "draw", short)
+    assert texts(engine.generate(requests())) == wanted
+    assert len(failed) == 2
+
+
+def test_the_stores_go_when_the_requests_are_answered(engine, three, monkeypatch):
+    made, opened = [], refill.Pages
+
+    def remembered(*given):
+        made.append(weakref.ref(pages := opened(*given)))
+        return pages
+
+    monkeypatch.setattr(refill, "Pages", remembered)
+    gc.collect()
+    gc.disable()
+    try:
+        list(engine.generate(requests()))
+    finally:
+        gc.enable()
+    assert len(made) == 3 and all(store() is None for store in made)
 
 
 def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch):
@@ -154,6 +203,8 @@ def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engi
     [
         (256, "cpu", 2, 2),
         (256, "cpu", 64, 8),
+        (256, "cpu", 12, 6),
+        (256, "cpu", 15, 7),
         (63, "cpu", 2, 1),
         (64, "cpu", 2, 2),
         (1, "cpu", 2, 1),
@@ -169,15 +220,16 @@ def test_a_thread_computes_with_its_part_of_the_cores(monkeypatch):
     monkeypatch.setattr(cores, "_watch", cores.Watch(6))
     before, seen = torch.get_num_threads(), []
 
-    def compute():
-        for parts in (2, 3, 6, 12, 1):
+    def compute(*of: int) -> None:
+        for parts in of:
             cores.compute_with_part(parts)
             seen.append(torch.get_num_threads())
 
-    thread = threading.Thread(target=compute)
-    thread.start()
-    thread.join()
-    assert seen == [3, 2, 1, 1, 6]
+    for of in ((2, 3, 6, 12, 1, 6), (1,)):  # a thread begins with what another one set last
+        thread = threading.Thread(target=compute, args=of)
+        thread.start()
+        thread.join()
+    assert seen == [3, 2, 1, 1, 6, 1, 6]
     assert torch.get_num_threads() == before
 
 

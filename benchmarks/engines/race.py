@@ -19,10 +19,15 @@ from srlm_cli import models
 
 HERE = Path(__file__).parent
 CONTENDERS = {
-    "srlm": "srlm_engine.py",
-    "transformers": "transformers_generate.py",
-    "vllm": "vllm_generate.py",
+    "srlm": ["srlm_engine.py"],
+    "transformers": ["transformers_generate.py"],
+    "vllm": ["vllm_generate.py"],
+    # other ways of transformers, none of which has been faster on a CPU
+    "static": ["transformers_generate.py", "static"],  # a cache of fixed size
+    "compiled": ["transformers_generate.py", "compiled"],  # and a forward pass by torch.compile
+    "continuous": ["transformers_continuous.py"],  # generate_batch
 }
+RACED = ("srlm", "transformers", "vllm")
 
 
 @dataclass
@@ -38,8 +43,9 @@ class Contender:
     @classmethod
     def start(cls, name: str, python: str, job: dict) -> Contender:
         """Start a contender and wait until it has loaded and warmed up."""
+        script, *ways = CONTENDERS[name]
         process = subprocess.Popen(
-            [python, str(HERE / "contenders" / CONTENDERS[name])],
+            [python, str(HERE / "contenders" / script), *ways],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -83,7 +89,7 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
     )
     parser.add_argument("--probe", type=int, default=defaults["probe"], help=f"{unit} in the trial of a size")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--only", default=",".join(CONTENDERS), help="contenders, by name")
+    parser.add_argument("--only", default=",".join(RACED), help=f"contenders: {', '.join(CONTENDERS)}")
     parser.add_argument("--vllm-python", default=".venv-vllm/bin/python", help="Python that has vllm (make test-vllm)")
     parser.add_argument("--write", metavar="FILE", help="put the table into a Markdown file")
     return parser
@@ -147,7 +153,8 @@ def sizes_for(name: str, sizes: str) -> list[int]:
     """Return the batch sizes to try with a contender: those that name it, else those that name none."""
     parts = [size.rpartition("=") for size in sizes.split(",")]
     own = [int(size) for whose, _, size in parts if whose == name]
-    return own or [int(size) for whose, _, size in parts if not whose]
+    found = own or [int(size) for whose, _, size in parts if not whose]
+    return found or sys.exit(f"--rows {sizes} has no size for {name}")
 
 
 def tokens(tokenizer, request) -> list[int]:

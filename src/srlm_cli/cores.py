@@ -55,19 +55,26 @@ class Watch:
 
     def __call__(self, *unused: Any) -> None:
         """Look, if a second has passed since the last one, and compute with what there is for this thread."""
-        if time.monotonic() - self.seen[0] >= SECONDS and self.looking.acquire(blocking=False):
+        if self.looking.acquire(blocking=False):
             try:
-                before, self.seen = self.seen, _now()
-                wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
-                self.count.look(used / wall, idle / wall)
+                self._look()
             finally:
                 self.looking.release()
-        _compute_with(self.count.threads)
+        threads = self.count.threads
+        if threads != (_seen.get() or self.count.most):
+            _compute_with(threads)
+
+    def _look(self) -> None:
+        if time.monotonic() - self.seen[0] >= SECONDS:
+            before, self.seen = self.seen, _now()
+            wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
+            self.count.look(used / wall, idle / wall)
 
 
 _watch: Watch | None = None
-_parts: ContextVar[int] = ContextVar("parts", default=1)  # of each thread that computes, which has a context of its own
-_mine: ContextVar[int] = ContextVar("mine", default=0)
+# Of each thread that computes, which has a context of its own: its part, and all the threads it last heard of.
+_parts: ContextVar[int] = ContextVar("parts", default=1)
+_seen: ContextVar[int] = ContextVar("seen", default=0)
 
 
 def most() -> int:
@@ -90,12 +97,12 @@ def _at_start() -> int:
 
 
 def _compute_with(threads: int) -> None:
-    """Set this thread's part of so many threads, unless it has it already."""
+    """Set this thread's part of so many threads."""
     import torch
 
+    _seen.set(threads)
     mine = max(1, threads // _parts.get())
-    if mine != (_mine.get() or most()):
-        _mine.set(mine)
+    if mine != torch.get_num_threads():
         torch.set_num_threads(mine)
 
 

@@ -1,10 +1,17 @@
-"""Contender: `transformers.generate`, prompts batched by length, all completions of a prompt in one batch."""
+"""Contender: `transformers.generate`, prompts batched by length, all completions of a prompt in one batch.
+
+    transformers_generate.py [static | compiled]
+
+The cache is the dynamic one; or one of fixed size; or that and a forward pass that torch.compile made.
+"""
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from protocol import Job, Run, serve
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompileConfig
 from transformers.utils import logging
 
 
@@ -17,6 +24,12 @@ def open_contender(job: Job) -> Run:
     torch.manual_seed(0)
     stops = {"stop_strings": job["stops"], "tokenizer": tokenizer} if job["stops"] else {}
     stop_ids = torch.tensor(job["stop_ids"])
+    ways = {"cache_implementation": "static"} if sys.argv[1:] else {}
+    if "compiled" in sys.argv:
+        ways["compile_config"] = CompileConfig(fullgraph=False, mode="default", dynamic=True)
+        ways["compile_config"]._compile_all_devices = True  # by default only on a GPU
+    elif ways:
+        ways["disable_compile"] = True
 
     def batch(requests: list[dict]) -> int:
         inputs = tokenizer.pad({"input_ids": [one["tokens"] for one in requests]}, return_tensors="pt")
@@ -33,6 +46,7 @@ def open_contender(job: Job) -> Run:
                 eos_token_id=job["stop_ids"],
                 pad_token_id=job["stop_ids"][0],
                 **stops,
+                **ways,
             )[:, width:]
         ended = torch.isin(written, stop_ids).long()
         return int((ended.cumsum(-1) - ended == 0).sum())  # up to the first stop token, which counts

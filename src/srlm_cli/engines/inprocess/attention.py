@@ -135,8 +135,9 @@ def passing(run: Pass, configs: list) -> Iterator[None]:
     """Let the models of these configurations attend by `run` in this thread, and as before when no thread needs it."""
     token = _under_way.set(run)
     with _switching:
-        for config in configs:
-            users, before = _switched.get(id(config), (0, config._attn_implementation))
+        named = [config._attn_implementation for config in configs]  # to set one sets those within it, too
+        for config, name in zip(configs, named, strict=True):
+            users, before = _switched.get(id(config), (0, name))
             _switched[id(config)] = users + 1, before
             config._attn_implementation = NAME
     try:

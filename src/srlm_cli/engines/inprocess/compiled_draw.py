@@ -28,7 +28,7 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
     return tokens
 
 
-@jit
+@jit()
 def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
     """Set the tokens of rows whose largest logits are `tops`; weights and ids, (vocabulary,), are to compute with."""
     vocabulary = len(weights)
@@ -36,15 +36,15 @@ def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
     powers = bits.view(np.float32)
     for row in range(len(tokens)):
         of_row, top = logits[row * vocabulary : (row + 1) * vocabulary], tops[row]
-        # The weight of a token is exp((logit - top) / temperature): a power of two, its whole part put into the
-        # exponent's bits and the rest by a polynomial (the coefficients of Cephes' exp2f).
+        # The weight of a token is exp((logit - top) / temperature): a power of two, its nearest whole part put into
+        # the exponent's bits and the rest by a polynomial (the coefficients of Cephes' exp2f).
         scale = LOG2_E / temperature[row]
         total = 0.0
         for begin in range(0, vocabulary, CHUNK):
             some, of_some = of_row[begin : begin + CHUNK], weights[begin : begin + CHUNK]
             for at in range(len(some)):
                 power = max((some[at] - top) * scale, np.float32(-126))
-                whole = np.floor(power)
+                whole = np.floor(power + np.float32(0.5))
                 rest = power - whole
                 bits[at] = (np.int32(whole) + np.int32(127)) << np.int32(23)
                 weight = np.float32(1.535336188319500e-4)

@@ -7,18 +7,27 @@ from collections.abc import Callable
 import numba
 
 
-def jit(function: Callable) -> Callable:
-    """Compile a function that lets other threads go on, and keep it for the next process where that can be."""
-    options = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
-    try:
-        compiled = numba.njit(**options, cache=True)(function)
-    except RuntimeError:  # there is no folder to keep it in
-        return numba.njit(**options)(function)
+def jit(shape: str = "") -> Callable[[Callable], Callable]:
+    """Compile a function that lets other threads go on, and keep it for the next process where that can be.
 
-    def call(*arguments):
+    `shape` names what is fixed in the code from outside of it, so that what is kept for one shape is not taken, nor
+    overwritten, for another. numba keeps code by the text of the function's own file and what the function names.
+    """
+
+    def compiler(function: Callable) -> Callable:
+        function.__qualname__ += shape
+        options = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
         try:
-            compiled(*arguments)
-        except OSError:  # the folder is full: what could not be kept is compiled all the same
-            compiled(*arguments)
+            compiled = numba.njit(**options, cache=True)(function)
+        except RuntimeError:  # there is no folder to keep it in
+            return numba.njit(**options)(function)
 
-    return call
+        def call(*arguments):
+            try:
+                compiled(*arguments)
+            except OSError:  # the folder is full: what could not be kept is compiled all the same
+                compiled(*arguments)
+
+        return call
+
+    return compiler

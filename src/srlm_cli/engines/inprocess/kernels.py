@@ -23,7 +23,8 @@ LOWEST = np.float32(-1e30)  # the score of a key that is not seen
 LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
-ZERO, ONE = np.float32(0), np.float32(1)
+ONE = np.float32(1)
+assert PAGE == 2 * WIDTH, "the scores of a page are two vectors"
 
 
 def fits(size: int) -> bool:
@@ -38,19 +39,20 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
     All arrays are flat. keys: (pages, heads, size, PAGE), values: (pages, heads, PAGE, size), both float32, or
     bfloat16 as its bits in uint16.
     """
+    page_size, shape = PAGE, f"{heads}_{groups}_{size}"
 
-    @jit
+    @jit(shape)
     def store(keys, values, new_keys, new_values, slots):
         """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
         for row in range(len(slots)):
-            page, offset = divmod(slots[row], PAGE)
+            page, offset = divmod(slots[row], page_size)
             for head in range(heads):
-                here, there = (row * heads + head) * size, (page * heads + head) * PAGE * size
+                here, there = (row * heads + head) * size, (page * heads + head) * page_size * size
                 for at in range(size):
-                    keys[there + at * PAGE + offset] = new_keys[here + at]
+                    keys[there + at * page_size + offset] = new_keys[here + at]
                     values[there + offset * size + at] = new_values[here + at]
 
-    @jit
+    @jit(shape)
     def attend(queries, keys, values, spans, pages, rows, lowest, outputs, tops, sums):
         """Add to what rows have gathered what they see in spans of tokens, and divide by the sum of their weights.
 
@@ -59,14 +61,14 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
         its pages begin and end in `pages` and its rows in `rows`, its tokens, and the position of the first.
         lowest: (rows,), the first position that a row sees.
         """
-        weights = np.empty(PAGE, np.float32)
+        weights = np.empty(page_size, np.float32)
         for span in range(len(spans)):
             first_page, last_page, first_row, last_row, count, start = spans[span]
             for at in range(first_page, last_page):
-                begin = start + (at - first_page) * PAGE
-                filled = min(PAGE, count - (at - first_page) * PAGE)
+                begin = start + (at - first_page) * page_size
+                filled = min(page_size, count - (at - first_page) * page_size)
                 for head in range(heads):
-                    there = (pages[at] * heads + head) * PAGE * size
+                    there = (pages[at] * heads + head) * page_size * size
                     for place in range(first_row, last_row):
                         row = rows[place]
                         unseen = max(0, lowest[row] - begin)
@@ -158,7 +160,7 @@ def _add_times(typing, total, number, vector):
 
     def generate(context, builder, signature, arguments):
         total, number, vector = arguments
-        return _call(builder, "fma", _FLOATS, _each(builder, number), vector, total)
+        return _call(builder, "fmuladd", _FLOATS, _each(builder, number), vector, total)
 
     return _vector(_vector, types.float32, _vector), generate
 
@@ -202,7 +204,7 @@ def _sum(typing, one, other):
 def _exp_above(typing, vector, top):
     """Return exp(number - top) of each number, none of which is larger than `top`.
 
-    It is a power of two, its whole part put into the exponent's bits and the rest by a polynomial (the
+    It is a power of two, its nearest whole part put into the exponent's bits and the rest by a polynomial (the
     coefficients of Cephes' exp2f).
     """
 
@@ -210,10 +212,10 @@ def _exp_above(typing, vector, top):
         vector, top = arguments
         power = builder.fmul(builder.fsub(vector, _each(builder, top)), _all(LOG2_E))
         power = _call(builder, "maxnum", _FLOATS, power, _all(-126))
-        whole = _call(builder, "floor", _FLOATS, power)
+        whole = _call(builder, "floor", _FLOATS, builder.fadd(power, _all(0.5)))
         rest, result = builder.fsub(power, whole), _all(EXP2[0])
         for coefficient in EXP2[1:]:
-            result = _call(builder, "fma", _FLOATS, result, rest, _all(coefficient))
+            result = _call(builder, "fmuladd", _FLOATS, result, rest, _all(coefficient))
         exponent = builder.add(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [127] * WIDTH))
         return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(_INTS, [23] * WIDTH)), _FLOATS))
 

@@ -138,7 +138,7 @@ class Writer(TaskWriter):
         if not chosen and not self.rows:
             raise EngineError(
                 f"a prompt of {len(self.waiting[0].prompt)} tokens does not fit into memory",
-                "a smaller model or prompt",
+                "a smaller model or prompt" + (", or --batch-size 32" if self.memory_share < 1 else ""),
             )
         return chosen
 
