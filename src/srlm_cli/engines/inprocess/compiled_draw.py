@@ -60,7 +60,8 @@ def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
                 sum_of_some += of_some[at]
             total += sum_of_some
 
-        wanted = min(np.float64(top_p[row]), 1.0) * total
+        whole = top_p[row] >= 1  # then what is less probable than the token that is drawn need not be known
+        wanted = np.float64(uniform[row] if whole else top_p[row]) * total
         least = LEAST
         while True:
             found, mass = 0, 0.0
@@ -82,7 +83,8 @@ def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
         while mass < wanted and size < found - 1:
             size += 1
             mass += candidates[order[size]]
-        drawn = np.float64(uniform[row]) * mass
+        drawn = wanted if whole else np.float64(uniform[row]) * mass
+        size = found - 1 if whole else size
         at, mass = 0, np.float64(candidates[order[0]])
         while mass <= drawn and at < size:
             at += 1
