@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-import weakref
 
 import pytest
 import torch
@@ -111,23 +109,6 @@ def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, m
     monkeypatch.setattr(refill, "draw", short)
     assert texts(engine.generate(requests())) == wanted
     assert len(failed) == 2
-
-
-def test_the_stores_go_when_the_requests_are_answered(engine, three, monkeypatch):
-    made, opened = [], refill.Pages
-
-    def remembered(*given):
-        made.append(weakref.ref(pages := opened(*given)))
-        return pages
-
-    monkeypatch.setattr(refill, "Pages", remembered)
-    gc.collect()
-    gc.disable()
-    try:
-        list(engine.generate(requests()))
-    finally:
-        gc.enable()
-    assert len(made) == 3 and all(store() is None for store in made)
 
 
 def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch):

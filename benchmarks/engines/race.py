@@ -22,7 +22,7 @@ CONTENDERS = {
     "srlm": ["srlm_engine.py"],
     "transformers": ["transformers_generate.py"],
     "vllm": ["vllm_generate.py"],
-    # other ways of transformers, none of which has been faster on a CPU
+    # other ways of transformers, raced only where they are named
     "static": ["transformers_generate.py", "static"],  # a cache of fixed size
     "compiled": ["transformers_generate.py", "compiled"],  # and a forward pass by torch.compile
     "continuous": ["transformers_continuous.py"],  # generate_batch

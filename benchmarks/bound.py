@@ -1,0 +1,78 @@
+"""How many tokens a second a machine can write at most in the races of `engines/`, whatever program writes them.
+
+    python benchmarks/bound.py sample --rows prompts.jsonl --each 4 --tokens-a-row 213
+    python benchmarks/bound.py judge --rows responses.jsonl --each 3 --tokens-a-row 100
+
+Counted are the products with all weights for each generated token, those of reading each prompt (without the part
+that it shares with an earlier one, and without the head), and the keys and values of each row read once a token,
+those of a prompt once for all its rows. The rates of a large product and of a long read are measured first.
+`--tokens-a-row` is what the race printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "engines"))
+
+import torch
+from race import hardware, tokens
+from step import machine
+from work import requests_of
+
+from srlm_cli import models
+from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.texts import Text, find_parents
+
+
+def main() -> None:
+    """Count, measure, and print the bound."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("task", choices=["sample", "judge"])
+    parser.add_argument("--rows", type=Path, required=True, help="prompts or replies, JSONL")
+    parser.add_argument("--each", type=int, required=True, help="completions a prompt, judgements a reply")
+    parser.add_argument("--tokens-a-row", type=float, required=True)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    given = parser.parse_args()
+    models.quiet_libraries()
+    tokenizer = models.load_tokenizer(given.model)
+    sampling = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 256}
+    asked = requests_of(given.task, str(given.rows), given.each, sampling)
+    texts = [Text(tokens(tokenizer, request)) for request in asked]
+    find_parents(texts, [])
+    net = models.load_model(given.model, "float32").eval()
+    model = PackedModel(net, "cpu")
+    with torch.inference_mode():
+        if not model.fits():
+            raise SystemExit(f"{given.model} does not run packed")
+        rate, bandwidth = machine(net.dtype)
+    weights = sum(weight.numel() for weight in net.parameters())
+    head = net.get_output_embeddings().weight.numel()
+    written = len(asked) * given.each * given.tokens_a_row
+    fresh = sum(len(text.fresh) for text in texts)
+    seen = given.tokens_a_row / 2 + sum(len(text.tokens) for text in texts) / len(texts) / given.each
+    parts = {
+        f"products with {weights / 1e6:.1f}M weights": 2 * weights / rate,
+        f"its share of reading {fresh} prompt tokens": 2 * (weights - head) / rate * fresh / written,
+        f"keys and values of {seen:.0f} tokens of {model.token_bytes() / 1e3:.0f} kB": seen
+        * model.token_bytes()
+        / bandwidth,
+    }
+    print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
+    print(f"{hardware()}; {rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
+    print(f"{len(asked)} requests x {given.each}, {written:.0f} tokens written")
+    for name, seconds in parts.items():
+        print(f"  {name}: {seconds * 1e3:.2f} ms a token")
+    products, reading, memory = parts.values()
+    for name, seconds in {
+        "one after the other": products + reading + memory,
+        "memory read beside the products": max(products + reading, memory),
+    }.items():
+        print(f"{name}: at most {1 / seconds:.0f} tokens/s, {1 / seconds / given.tokens_a_row:.2f} rows/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What each part of decoding on a CPU brings: tokens a second with all of them, and without one at a time.
+
+    python benchmarks/decoding.py --data FOLDER [--prompts N] [--max-new-tokens N] [--repeats N]
+
+Prompts and settings are those of `engines/sample.py`: N=4, temperature 0.7, top-p 0.9. All ways are run in turn in
+one process, each first on a few of the requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest.mock import patch
+
+sys.path.insert(0, str(Path(__file__).parent / "engines"))
+
+import torch
+from sample import prompts
+
+from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines.inprocess import compiled_step, lanes, nucleus
+
+
+def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
+    """Draw as on a GPU."""
+    return nucleus.draw_nucleus(logits / temperature[:, None], top_p, uniform)
+
+
+WAYS = {
+    "all": [],
+    "one lane": [patch.object(lanes, "count", lambda rows, device: 1)],
+    "attention by torch": [patch.object(compiled_step, "fits", lambda layers, dtype, device: False)],
+    "draws by torch": [patch.object(nucleus.compiled_draw, "draw", draw_by_torch)],
+}
+
+
+def main() -> None:
+    """Measure in turn and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True, help="folder of vicuna_bench and koala, or a JSONL file")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=1)
+    given = parser.parse_args()
+    engine = open_engine(EngineSpec("hf", given.model, batch_size=given.batch_size))
+    sampling = Sampling(0.7, 0.9, given.max_new_tokens)
+    asked = [
+        Request([{"role": "user", "content": row["prompt"]}], sampling, tuple(range(4 * at, 4 * at + 4)))
+        for at, row in enumerate(prompts(given.data, given.prompts))
+    ]
+
+    def rate(requests: list[Request]) -> float:
+        started = time.perf_counter()
+        tokens = sum(done.tokens_out for done in engine.generate(requests))
+        return tokens / (time.perf_counter() - started)
+
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {given.model}, {len(asked)} prompts x 4")
+    for _ in range(given.repeats):
+        for way, patches in WAYS.items():
+            with ExitStack() as stack:
+                for one in patches:
+                    stack.enter_context(one)
+                rate(asked[:2])
+                rates[way].append(rate(asked))
+            print(f"  {way}: {rates[way][-1]:.0f} tokens/s", flush=True)
+    for way, found in rates.items():
+        ratios = sorted(whole / part for whole, part in zip(rates["all"], found, strict=True))
+        print(
+            f"{way:20} {statistics.median(found):6.0f} tokens/s; all: {statistics.median(ratios):.2f} times "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
