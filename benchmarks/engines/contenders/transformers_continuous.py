@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from protocol import Job, Run, serve
 from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
@@ -26,8 +28,9 @@ def open_contender(job: Job) -> Run:
 
     def run(requests: list[dict]) -> tuple[int, int]:
         prompts = [one["tokens"] for one in requests for _ in one["seeds"]]
-        with torch.inference_mode():
-            done = model.generate_batch(prompts, settings, batching)
+        done = model.generate_batch(prompts, settings, batching)
+        if failed := [one.error for one in done.values() if one.error]:
+            sys.exit(f"continuous batching failed: {failed[0]}")
         return sum(len(one.generated_tokens) for one in done.values()), len(done)
 
     return run
