@@ -15,10 +15,11 @@ from srlm_cli.engines.inprocess.texts import Text
 
 COMMON = 70  # tokens that some rows begin with
 HEADS, GROUPS = 2, 3
+CLOSE = {torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}, torch.float16: {"rtol": 1e-3, "atol": 1e-3}}
 
 
 def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return what three rows get from the step of torch in float32, and from the compiled one.
+    """Return what three rows get from the step of torch in float32, and from the compiled one, which stores a dtype.
 
     The first two share a prompt of 40 tokens, behind the common text if they are members; the last has one of 5.
     """
@@ -29,8 +30,9 @@ def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) 
     fresh = torch.randn(2, 1, HEADS, 3, size, generator=draw).to(dtype)
     before = torch.randn(2, HEADS, COMMON, size, generator=draw).to(dtype)
     given, kept = [], []
-    for kind, of in ((Step, torch.float32), (CompiledStep, dtype)):
-        pages = Pages({0: (torch.Size((HEADS, size)), torch.Size((HEADS, size)))}, 12, of, "cpu")
+    for kind, stored in ((Step, torch.float32), (CompiledStep, dtype)):
+        of = torch.float32 if dtype == torch.float16 else stored  # with products in float16 all else is float32
+        pages = Pages({0: (torch.Size((HEADS, size)), torch.Size((HEADS, size)))}, 12, stored, "cpu")
         shared = [Span(pages.take(2, shared=True), 40, starts[0], [0, 1])]
         shared += [Span(pages.take(1, shared=True), 5, starts[1], [2])]
         own = [Span(pages.take(3), 65, starts[0] + 40, [0]), Span(pages.take(1), 1, starts[0] + 40, [1])]
@@ -49,10 +51,10 @@ def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) 
 @pytest.mark.parametrize("size", [16, 64, 80])
 @pytest.mark.parametrize("members", [[], [0, 1, 2], [0, 1], [2]], ids=str)
 @pytest.mark.parametrize("window", [None, 3, 33, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype):
     expected, given = both(size, dtype, window, members)
-    torch.testing.assert_close(given, expected, **({"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}))
+    torch.testing.assert_close(given, expected, **CLOSE.get(dtype, {}))
 
 
 def test_weights_are_exact_to_the_last_digits():
@@ -87,7 +89,8 @@ def test_what_compiled_code_cannot_read_is_left_to_torch():
 
     assert compiled_step.fits(layers(64, 64), torch.float32, "cpu")
     assert compiled_step.fits(layers(64, 64), torch.bfloat16, "cpu")
-    assert not compiled_step.fits(layers(64, 64), torch.float16, "cpu")
+    assert compiled_step.fits(layers(64, 64), torch.float16, "cpu")
+    assert not compiled_step.fits(layers(64, 64), torch.float64, "cpu")
     assert not compiled_step.fits(layers(64, 64), torch.float32, "cuda:0")
     assert not compiled_step.fits(layers(64, 32), torch.float32, "cpu")
     assert not compiled_step.fits(layers(24, 24), torch.float32, "cpu")

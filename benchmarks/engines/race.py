@@ -36,6 +36,7 @@ class Contender:
 
     name: str
     rows: int
+    dtype: str
     process: subprocess.Popen
     versions: dict[str, str] = field(default_factory=dict)
     runs: list[dict] = field(default_factory=list)
@@ -50,7 +51,7 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
         )
-        contender = cls(name, job["rows"], process)
+        contender = cls(name, job["rows"], job["dtype"], process)
         contender.versions = contender.tell(json.dumps(job))["ready"]
         return contender
 
@@ -80,7 +81,11 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
     """Return the options that all races have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="auto", help="of all contenders; auto as srlm picks it for this processor")
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        help="auto: each contender's fastest on this processor; 'float32,srlm=float16' is a type for one alone",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each contender, in turn")
     parser.add_argument(
         "--rows",
@@ -103,7 +108,6 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
     sampling = {name: work["sampling"][name] for name in ("temperature", "top_p")}
     job = {
         "model": folder,
-        "dtype": models.pick_dtype(given.dtype, "cpu"),
         "sampling": {**sampling, "max_tokens": given.max_new_tokens},
         "stops": stops,
         "stop_ids": stop_ids(folder, tokenizer),
@@ -114,7 +118,7 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
         ],
     }
     command = "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    print(f"{command}\n{hardware()}\n{len(asked)} requests x {work['each']}, {job['dtype']}", flush=True)
+    print(f"{command}\n{hardware()}\n{len(asked)} requests x {work['each']}", flush=True)
     contenders = [best_size(name, given, job, counted) for name in given.only.split(",")]
     for repeat in range(given.repeats):
         for contender in contenders:
@@ -125,15 +129,16 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
     table = as_table(contenders, counted, unit)
     print(table)
     if given.write:
-        about = f"{hardware()}. {len(asked)} requests x {work['each']}, up to {given.max_new_tokens} new tokens, "
-        write_section(Path(given.write), work["task"], f"{about}{job['dtype']}. Made by `{command}`.\n\n{table}")
+        about = f"{hardware()}. {len(asked)} requests x {work['each']}, up to {given.max_new_tokens} new tokens"
+        write_section(Path(given.write), work["task"], f"{about}. Made by `{command}`.\n\n{table}")
 
 
 def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> Contender:
     """Return a contender with the batch size that was the fastest on a part of the work."""
     python = given.vllm_python if name == "vllm" else sys.executable
     best = None
-    sizes = sizes_for(name, given.rows)
+    sizes = [int(size) for size in named_for(name, given.rows, "--rows")]
+    job = {**job, "dtype": dtype_for(name, given.dtype)}
     for rows in sizes:
         contender = Contender.start(name, python, {**job, "rows": rows})
         if len(sizes) == 1:
@@ -149,12 +154,18 @@ def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> 
     return best[1]
 
 
-def sizes_for(name: str, sizes: str) -> list[int]:
-    """Return the batch sizes to try with a contender: those that name it, else those that name none."""
-    parts = [size.rpartition("=") for size in sizes.split(",")]
-    own = [int(size) for whose, _, size in parts if whose == name]
-    found = own or [int(size) for whose, _, size in parts if not whose]
-    return found or sys.exit(f"--rows {sizes} has no size for {name}")
+def named_for(name: str, choices: str, option: str) -> list[str]:
+    """Return those of an option's choices that name a contender, else those that name none."""
+    parts = [choice.rpartition("=") for choice in choices.split(",")]
+    own = [choice for whose, _, choice in parts if whose == name]
+    found = own or [choice for whose, _, choice in parts if not whose]
+    return found or sys.exit(f"{option} {choices} has none for {name}")
+
+
+def dtype_for(name: str, dtypes: str) -> str:
+    """Return the type that a contender computes in."""
+    (dtype,) = named_for(name, dtypes, "--dtype")
+    return models.pick_dtype(dtype, "cpu", float16=name == "srlm")
 
 
 def tokens(tokenizer, request) -> list[int]:
@@ -185,17 +196,16 @@ def as_table(contenders: list[Contender], counted: str, unit: str) -> str:
     """Return the rates as a Markdown table, with the first contender's ratio to each, repeat by repeat."""
     ratio = f"{contenders[0].name}'s ratio to it"
     lines = [
-        f"| contender | rows at once | {unit}/s (lowest to highest) | tokens a row | {ratio} | versions |",
-        "|---|---|---|---|---|---|",
+        f"| contender | rows at once | dtype | {unit}/s (lowest to highest) | tokens a row | {ratio} | versions |",
+        "|---|---|---|---|---|---|---|",
     ]
     for one in contenders:
         rates = [rate(run, counted) for run in one.runs]
         ratios = [rate(a, counted) / rate(b, counted) for a, b in zip(contenders[0].runs, one.runs, strict=True)]
         length = statistics.fmean(run["tokens"] / run["rows"] for run in one.runs)
         versions = ", ".join(f"{name} {number}" for name, number in one.versions.items())
-        lines.append(
-            f"| {one.name} | {one.rows} | {spread(rates, 1)} | {length:.0f} | {spread(ratios, 2)} | {versions} |"
-        )
+        cells = (one.name, one.rows, one.dtype, spread(rates, 1), f"{length:.0f}", spread(ratios, 2), versions)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 

@@ -90,7 +90,9 @@ def devices() -> list[str]:
         lines.append("device       mps")
     lines.append(f"device       cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     device = pick_device("auto")
-    lines.append(f"auto         device {device}, dtype {pick_dtype('auto', device)} for sampling and judging")
+    lines.append(
+        f"auto         device {device}, dtype {pick_dtype('auto', device, float16=True)} for sampling and judging"
+    )
     return lines
 
 

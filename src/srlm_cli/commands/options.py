@@ -118,7 +118,9 @@ class EngineOptions:
         int, Option("--batch-size", min=1, help="Completions written at the same time; fewer where memory is short.")
     ] = 256
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
-    dtype: Annotated[Dtype, Option("--dtype", help="auto: bfloat16 where the processor is fast in it.")] = "auto"
+    dtype: Annotated[
+        Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, where the processor is fast in it.")
+    ] = "auto"
     tensor_parallel_size: Annotated[
         int,
         Option("--tensor-parallel-size", min=1, help="GPUs that share the layers of one model, with --engine vllm."),

@@ -17,7 +17,7 @@ import torch
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.inprocess import lanes
+from srlm_cli.engines.inprocess import float16, lanes, memory
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
 from srlm_cli.engines.inprocess.lanes import Lanes
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
@@ -41,11 +41,17 @@ class HfEngine:
         self.batch_size = spec.batch_size
         self.device = models.pick_device(spec.device)
         self.tokenizer = models.load_tokenizer(spec.model)
-        self.net = models.load_model(spec.model, models.pick_dtype(spec.dtype, self.device), self.device).eval()
+        dtype = models.pick_dtype(spec.dtype, self.device, float16=True)
+        halves = dtype == "float16" and models.has_float16(self.device)
+        self.net = models.load_model(spec.model, "float32" if halves else dtype, self.device).eval()
         self._tokenizing = Lock()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
         if self.device == "cpu":
+            memory.keep_freed()
+        if halves:
+            float16.use_in(self.net)
+        elif self.device == "cpu":
             lay_by_input(self.net)
         packed = PackedModel(self.net, self.device)
         with torch.inference_mode():

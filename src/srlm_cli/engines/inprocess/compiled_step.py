@@ -40,7 +40,8 @@ class CompiledStep:
         groups = query.shape[1] // heads
         store, attend = kernels.compiled(heads, groups, size)
         keys, values = _flat(self.pages.keys[layer]), _flat(self.pages.values[layer])
-        store(keys, values, _flat(key[0].transpose(0, 1)), _flat(value[0].transpose(0, 1)), self.slots)
+        fresh = (of[0].transpose(0, 1).to(self.pages.dtype) for of in (key, value))
+        store(keys, values, *map(_flat, fresh), self.slots)
         queries = query[0].transpose(0, 1).unflatten(1, (heads, groups))
         outputs, tops, sums = self._begun(layer, queries, scaling, window)
         parts = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window))
@@ -78,7 +79,8 @@ class CompiledStep:
         return self._lowest[window]
 
 
-_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}  # what numpy knows a type as
+# What compiled code takes a type as.
+_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
 def fits(layers: dict[int, tuple[torch.Size, torch.Size]], dtype: torch.dtype, device: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess import compiled_step
+from srlm_cli.engines.inprocess import compiled_step, float16
 from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, passing
 from srlm_cli.engines.inprocess.compiled_step import CompiledStep
 from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
@@ -19,7 +19,8 @@ SHIFTING_ROPES = {"dynamic", "longrope"}
 class PackedModel:
     """The forward passes of a model over packed tokens.
 
-    `layers` has the shapes of a token's key and value by attention layer, known after `fits`.
+    `layers` has the shapes of a token's key and value by attention layer, and `stored` the type that they are
+    stored as, both known after `fits`.
     """
 
     def __init__(self, net, device: str) -> None:
@@ -28,6 +29,7 @@ class PackedModel:
             {id(part.config): part.config for part in net.modules() if hasattr(part, "config")}.values()
         )
         self.layers: dict[int, tuple[torch.Size, torch.Size]] = {}
+        self.stored = net.dtype
 
     def read(self, texts: list[Text], pages: Pages | None = None) -> torch.Tensor:
         """Return the logits behind each text, (texts, vocabulary), float32; no text may be its parent's beginning.
@@ -59,7 +61,7 @@ class PackedModel:
         `members` are the rows that begin with the common text.
         """
         seen = (pages, own, shared, common, members)
-        compiled = compiled_step.fits(self.layers, self.net.dtype, self.device)
+        compiled = compiled_step.fits(self.layers, self.stored, self.device)
         step = CompiledStep(*seen) if compiled else Step(*seen, self.device)
         return self._forward(step, torch.tensor(tokens), step.positions, 0)
 
@@ -72,7 +74,7 @@ class PackedModel:
     def token_bytes(self) -> int:
         """Return how many bytes the keys and values of one token take."""
         numbers = sum(key.numel() + value.numel() for key, value in self.layers.values())
-        return numbers * self.net.dtype.itemsize
+        return numbers * self.stored.itemsize
 
     # --- does it fit? ------------------------------------------------------------------------
 
@@ -102,13 +104,15 @@ class PackedModel:
         }
         if len(self.layers) != config.num_hidden_layers:
             return False
-        pages = Pages(self.layers, 3, self.net.dtype, self.device)
+        if float16.multiplies(self.net) and compiled_step.fits(self.layers, torch.float16, self.device):
+            self.stored = torch.float16
+        pages = Pages(self.layers, 3, self.stored, self.device)
         page = pages.take(1, shared=True)
         third = Text(ids[:9], slots=page[0] * PAGE + torch.arange(9, device=self.device))
         self.read([third], pages)
         own = Span(pages.take(1), 1, 9, [0])
         stepped = self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
-        return _alike(torch.cat([packed, stepped]), wanted, self.net.dtype)
+        return _alike(torch.cat([packed, stepped]), wanted, self.stored)
 
     def _plain(self, ids: list[int]) -> torch.Tensor:
         return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()

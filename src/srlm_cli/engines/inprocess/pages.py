@@ -50,7 +50,7 @@ class Pages:
     def __init__(
         self, layers: dict[int, tuple[torch.Size, torch.Size]], count: int, dtype: torch.dtype, device: str
     ) -> None:
-        self.count = count
+        self.count, self.dtype = count, dtype
         self.keys, self.values = {}, {}
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
             # An operating system gives memory only to what is written: a large store costs nothing yet.
@@ -116,5 +116,5 @@ class Pages:
     def write(self, layer: int, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store keys and values, (tokens, heads, size), at `slots`: page times `PAGE` plus offset."""
         pages, offsets = slots // PAGE, slots % PAGE
-        self.keys[layer][pages, :, :, offsets] = keys
-        self.values[layer][pages, :, offsets] = values
+        self.keys[layer][pages, :, :, offsets] = keys.to(self.dtype)
+        self.values[layer][pages, :, offsets] = values.to(self.dtype)

@@ -148,7 +148,7 @@ class Writer(TaskWriter):
             most = (self.limit + 1) * 2 * _pages_for(self.context)
             room = int(memory.for_cache(self.model.device) * self.memory_share)
             count = room // (self.model.token_bytes() * PAGE)
-            self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.net.dtype, self.model.device)
+            self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.stored, self.model.device)
 
     def _read(self, tasks: list[Task]) -> None:
         if not tasks:
