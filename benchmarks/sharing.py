@@ -2,9 +2,10 @@
 
     python benchmarks/sharing.py [--model MODEL] [--rows N] [--tokens N] [--repeats N]
 
-Each process draws `--rows` completions of at most `--tokens` tokens, 64 at a time. Measured in turn: one process
-alone; two at once as srlm shares the cores; with half of the threads each from the start (OMP_NUM_THREADS);
-and with as many threads each as there are cores, as torch leaves it. The load and a warm-up are left out.
+Each process draws `--rows` completions of at most `--tokens` tokens, as many at a time as srlm does. Measured in
+turn: one process alone; two at once as srlm shares the cores; with half of the threads each from the start
+(OMP_NUM_THREADS); and with as many threads each as there are cores, as torch leaves it. The load and a warm-up are
+left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from srlm_cli.engines.base import Request, Sampling
 
 def draw(model: str, rows: int, tokens: int) -> None:
     """Load a model, say so, wait for a line, draw completions, and print the tokens and the threads at the end."""
-    engine = open_engine(EngineSpec("hf", model, batch_size=64))
+    engine = open_engine(EngineSpec("hf", model))
     asked = [{"role": "user", "content": "Count on from one, in words, without an end."}]
 
     def run(count: int, length: int) -> int:

@@ -219,10 +219,11 @@ def hardware() -> str:
     """Return the processor, its cores and the memory."""
     about = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     found = re.search(r"model name\s*: (.+)", about)
-    amx = ", AMX" if "amx_bf16" in about else ", AVX512-BF16" if "avx512_bf16" in about else ""
+    names = {"amx_bf16": "AMX", "avx512_fp16": "AVX512-FP16", "avx512_bf16": "AVX512-BF16"}
+    products = "".join(f", {said}" for name, said in names.items() if name in about)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     name = found[1] if found else platform.processor() or platform.machine()
-    return f"{name}{amx}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
+    return f"{name}{products}, {os.cpu_count()} cores, {memory:.0f} GiB, Python {platform.python_version()}"
 
 
 def write_section(path: Path, name: str, text: str) -> None:

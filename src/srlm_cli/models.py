@@ -234,7 +234,7 @@ def has_bfloat16(device: str) -> bool:
     """Tell whether a device multiplies bfloat16 matrices faster than float32 ones.
 
     On x86 that takes AMX: with AVX512-BF16 alone most bfloat16 products take longer, as
-    benchmarks/bfloat16.py shows.
+    benchmarks/dtypes.py shows.
     """
     import torch
 
