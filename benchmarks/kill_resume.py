@@ -37,7 +37,7 @@ QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 
 def commands(folder: Path, model: str | None) -> dict[str, list[str]]:
     """Return the command lines to kill, by name."""
-    engine = ["--model", model, "--batch-size", "8"] if model else ["--engine", "echo"]
+    engine = ["--model", model, "--batch-size", "8", "--dtype", "float32"] if model else ["--engine", "echo"]
     short = ["--max-new-tokens", "12"] if model else []
     responses = folder / "responses.jsonl"
     sample = ["sample", "--in", str(QUICKSTART / "ift.jsonl"), *engine, *short, "--limit", "60" if model else "150"]
