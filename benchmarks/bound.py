@@ -16,54 +16,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
-import numba
-import numpy as np
 import torch
 from race import hardware, tokens
-from step import machine
+from step import float16_rate, machine
 from work import requests_of
 
 from srlm_cli import models
 from srlm_cli.engines.inprocess import float16
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.texts import Text, find_parents
-
-DEEP, TIMES = 64, 200_000
-
-
-@numba.njit(nogil=True, boundscheck=False)
-def small_products(packed, weights, outputs, scales):
-    """Multiply the same few rows with the same few weights, again and again."""
-    rows, width = len(scales), float16.PANEL
-    for _ in range(TIMES):
-        float16._add_tile(rows, width, packed, 0, weights, 0, DEEP, outputs, 0, width, scales, 0, False)
-
-
-def float16_rate() -> float:
-    """Return the products a second (FLOP/s) in float16 of all threads at once."""
-    rows, width = float16.HEIGHTS[0], float16.PANEL
-    given = [
-        (np.zeros(rows * DEEP, np.int32), torch.zeros(width * DEEP, dtype=torch.int16).numpy(),
-         torch.zeros(rows * width).numpy(), np.ones(rows, np.float32))
-        for _ in range(torch.get_num_threads())
-    ]  # fmt: skip
-    small_products(*given[0])
-    best = 0.0
-    for _ in range(5):
-        threads = [threading.Thread(target=small_products, args=one) for one in given]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, 2 * rows * width * DEEP * TIMES * len(threads) / (time.perf_counter() - started))
-    return best
 
 
 def main() -> None:

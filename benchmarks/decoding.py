@@ -25,6 +25,7 @@ from sample import prompts
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
 from srlm_cli.engines.inprocess import compiled_step, lanes, nucleus
+from srlm_cli.models import pick_dtype
 
 
 def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
@@ -32,11 +33,15 @@ def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
     return nucleus.draw_nucleus(logits / temperature[:, None], top_p, uniform)
 
 
-WAYS = {
-    "all": [],
-    "one lane": [patch.object(lanes, "count", lambda rows, device: 1)],
-    "attention by torch": [patch.object(compiled_step, "fits", lambda layers, dtype, device: False)],
-    "draws by torch": [patch.object(nucleus.compiled_draw, "draw", draw_by_torch)],
+WAYS = {  # the dtype, and what is done otherwise
+    "all": ("auto", []),
+    "one lane": ("auto", [patch.object(lanes, "count", lambda rows, device: 1)]),
+    "draws by torch": ("auto", [patch.object(nucleus.compiled_draw, "draw", draw_by_torch)]),
+    "float32": ("float32", []),
+    "float32, attention by torch": (
+        "float32",
+        [patch.object(compiled_step, "fits", lambda layers, dtype, device: False)],
+    ),
 }
 
 
@@ -50,33 +55,38 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=1)
     given = parser.parse_args()
-    engine = open_engine(EngineSpec("hf", given.model, batch_size=given.batch_size))
+    engines = {
+        dtype: open_engine(EngineSpec("hf", given.model, dtype=dtype, batch_size=given.batch_size))
+        for dtype in ("auto", "float32")
+    }
     sampling = Sampling(0.7, 0.9, given.max_new_tokens)
     asked = [
         Request([{"role": "user", "content": row["prompt"]}], sampling, tuple(range(4 * at, 4 * at + 4)))
         for at, row in enumerate(prompts(given.data, given.prompts))
     ]
 
-    def rate(requests: list[Request]) -> float:
+    def rate(dtype: str, requests: list[Request]) -> float:
         started = time.perf_counter()
-        tokens = sum(done.tokens_out for done in engine.generate(requests))
+        tokens = sum(done.tokens_out for done in engines[dtype].generate(requests))
         return tokens / (time.perf_counter() - started)
 
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
+    auto = pick_dtype("auto", "cpu", float16=True)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {given.model}, {len(asked)} prompts x 4")
+    print(f"all is {auto}")
     for _ in range(given.repeats):
-        for way, patches in WAYS.items():
+        for way, (dtype, patches) in WAYS.items():
             with ExitStack() as stack:
                 for one in patches:
                     stack.enter_context(one)
-                rate(asked[:2])
-                rates[way].append(rate(asked))
+                rate(dtype, asked[:2])
+                rates[way].append(rate(dtype, asked))
             print(f"  {way}: {rates[way][-1]:.0f} tokens/s", flush=True)
     for way, found in rates.items():
         ratios = sorted(whole / part for whole, part in zip(rates["all"], found, strict=True))
         print(
-            f"{way:20} {statistics.median(found):6.0f} tokens/s; all: {statistics.median(ratios):.2f} times "
+            f"{way:28} {statistics.median(found):6.0f} tokens/s; all: {statistics.median(ratios):.2f} times "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f})"
         )
 
