@@ -23,7 +23,7 @@ import torch
 from sample import prompts
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import float16, memory
+from srlm_cli.engines.inprocess import float16
 from srlm_cli.engines.inprocess.float16 import Float16Linear
 
 LAYERS, WIDE, NARROW = 60, 1536, 576
@@ -96,7 +96,6 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50)
     given = parser.parse_args()
     models.quiet_libraries()
-    memory.keep_freed()
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, has_bfloat16: {models.has_bfloat16('cpu')}, "

@@ -17,7 +17,7 @@ import torch
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.inprocess import float16, lanes, memory
+from srlm_cli.engines.inprocess import float16, lanes
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
 from srlm_cli.engines.inprocess.lanes import Lanes
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
@@ -47,8 +47,6 @@ class HfEngine:
         self._tokenizing = Lock()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        if self.device == "cpu":
-            memory.keep_freed()
         if halves:
             float16.use_in(self.net)
         elif self.device == "cpu":
