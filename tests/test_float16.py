@@ -11,6 +11,8 @@ from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
 from srlm_cli.engines.inprocess import float16
 from srlm_cli.engines.inprocess.float16 import Float16Linear
+from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.texts import Text
 
 SHAPES = [(16, 64), (64, 128), (100, 70), (576, 192), (576, 577), (1536, 576)]
 
@@ -112,6 +114,23 @@ def test_each_token_written_in_float16_is_among_the_most_probable_in_float32(eng
             logits = exact.net(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         behind = logits.amax(-1) - logits[torch.arange(len(tokens)), torch.tensor(tokens)]
         assert (behind < 0.02 * logits.std(-1)).all()
+
+
+@pytest.mark.parametrize("kind", tiny_models.KINDS)
+def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind):
+    monkeypatch.setattr(models, "has_float16", lambda device: device == "cpu")
+    monkeypatch.setattr(models, "has_bfloat16", lambda device: False)
+    folder = str(tiny_models.save(tmp_path, kind))
+    exact, auto = (open_engine(EngineSpec("hf", folder, dtype=dtype)) for dtype in ("float32", "auto"))
+    packed = isinstance(exact.reader, PackedModel)
+    assert float16.multiplies(auto.net) == isinstance(auto.reader, PackedModel) == packed
+    assert auto.net.dtype == torch.float32
+    texts = [exact._tokens(text) for text in ("a", "tell me " * 20 + "more")]
+    with torch.inference_mode():
+        wanted, given = (engine.reader.read([Text(tokens) for tokens in texts]) for engine in (exact, auto))
+    assert away(given, wanted.double()) < (0.01 if packed else 1e-6)
+    asked = Request([{"role": "user", "content": "a"}], Sampling(0.7, 0.9, 9), (0, 1))
+    assert [len(done.texts) for done in auto.generate([asked])] == [2]
 
 
 def test_a_token_takes_half_the_memory(engines):

@@ -41,19 +41,11 @@ class HfEngine:
         self.batch_size = spec.batch_size
         self.device = models.pick_device(spec.device)
         self.tokenizer = models.load_tokenizer(spec.model)
-        dtype = models.pick_dtype(spec.dtype, self.device, float16=True)
-        halves = dtype == "float16" and models.has_float16(self.device)
-        self.net = models.load_model(spec.model, "float32" if halves else dtype, self.device).eval()
+        self.reader = _reader(spec, self.device)
+        self.net = self.reader.net
         self._tokenizing = Lock()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
-        if halves:
-            float16.use_in(self.net)
-        elif self.device == "cpu":
-            lay_by_input(self.net)
-        packed = PackedModel(self.net, self.device)
-        with torch.inference_mode():
-            self.reader = packed if packed.fits() else PlainModel(self.net, self.device)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in order.
@@ -143,3 +135,23 @@ class HfEngine:
     def _tokens(self, text: str) -> list[int]:
         with self._tokenizing:  # lanes ask for choices, too
             return token_ids(self.tokenizer, text)
+
+
+def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:
+    """Load a model; in float16 on a CPU where it can be packed, else in the dtype that is fast with PyTorch."""
+    if models.pick_dtype(spec.dtype, device, float16=True) == "float16" and models.has_float16(device):
+        net = models.load_model(spec.model, "float32", device).eval()
+        float16.use_in(net)
+        if packed := _packed(net, device):
+            return packed
+        del net
+    net = models.load_model(spec.model, models.pick_dtype(spec.dtype, device), device).eval()
+    if device == "cpu":
+        lay_by_input(net)
+    return _packed(net, device) or PlainModel(net, device)
+
+
+def _packed(net, device: str) -> PackedModel | None:
+    packed = PackedModel(net, device)
+    with torch.inference_mode():
+        return packed if packed.fits() else None

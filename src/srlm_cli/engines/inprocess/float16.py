@@ -62,7 +62,7 @@ class Float16Linear(torch.nn.Module):
         scaled = (weight * 2.0**-exponent).to(torch.float16)
         padded = pad(scaled, (0, self.depth - self.in_features, 0, self.width - self.out_features))
         panels = [panel.t().flatten() for panel in padded.split(PANEL)]
-        self.weight = torch.cat(panels).view(torch.int16).numpy()  # of each panel (depth, its outputs), as bits
+        self.panels = torch.cat(panels).view(torch.int16).numpy()  # of each panel (depth, its outputs), as bits
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float(), persistent=False)
         self.scale = np.float32(2.0**exponent)
 
@@ -84,9 +84,9 @@ class Float16Linear(torch.nn.Module):
         """Set the outputs of `count` rows, (rows, width), or add to the bias in them; all are flat."""
         packed, scales = torch.empty(len(rows), dtype=torch.int32).numpy(), np.empty(count, np.float32)
         _pack(rows, self.depth, self.scale, packed, scales)
-        given = (packed, self.depth, self.weight, outputs, scales, self.bias is None)
+        given = (packed, self.depth, self.panels, outputs, scales, self.bias is None)
         panels = -(-self.width // PANEL)
-        parts = min(torch.get_num_threads(), panels, max(FEW, count) * len(self.weight) // GRAIN) or 1
+        parts = min(torch.get_num_threads(), panels, max(FEW, count) * len(self.panels) // GRAIN) or 1
         edges = [panels * part // parts for part in range(parts + 1)]
         others: list[Future] = [
             _helpers().submit(_multiply, *given, *edges[part : part + 2]) for part in range(1, parts)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from zlib import crc32
 
 import numba
+
+from srlm_cli.engines.inprocess import vectors
+
+WRITTEN_WITH = format(crc32(inspect.getsource(vectors).encode()), "08x")
 
 
 def jit(shape: str = "") -> Callable[[Callable], Callable]:
     """Compile a function that lets other threads go on, and keep it for the next process where that can be.
 
     `shape` names what is fixed in the code from outside of it, so that what is kept for one shape is not taken, nor
-    overwritten, for another. numba keeps code by the text of the function's own file and what the function names.
+    overwritten, for another. numba keeps code by the text of the function's own file and what the function names;
+    what `vectors` writes into it is told by `WRITTEN_WITH`.
     """
 
     def compiler(function: Callable) -> Callable:
-        function.__qualname__ += shape
+        function.__qualname__ += f"{shape}_{WRITTEN_WITH}"
         options = {"fastmath": True, "nogil": True, "boundscheck": False, "error_model": "numpy"}
         try:
             compiled = numba.njit(**options, cache=True)(function)
