@@ -7,6 +7,7 @@ ends makes room at once (`inprocess.refill`); other models are left to `generate
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -28,6 +29,9 @@ from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
 from srlm_cli.engines.rendering import chat_text, token_ids
 
 BATCHES_A_WINDOW = 4
+
+# PyTorch reads this at its first tensor: Linux then gives large ones memory by 2 MiB instead of 4 KiB at a time.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 class HfEngine:
