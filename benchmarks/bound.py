@@ -7,8 +7,7 @@ Counted are the products with all weights for each generated token, those of rea
 that it shares with an earlier one, and without the head), and the keys and values of each row read once a token,
 those of a prompt once for all its rows. The rates of products and of a long read are measured first: in float32
 that of a large product by PyTorch, in float16 that of a small one by srlm's own code, whose numbers never leave
-the cache.
-`--tokens-a-row` is what the race printed.
+the cache. `--tokens-a-row` is what the race printed.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def small_products(packed, weights, outputs, scales):
     """Multiply the same few rows with the same few weights, again and again."""
     rows, width = len(scales), float16.PANEL
     for _ in range(TIMES):
-        float16._add_tile(rows, width, packed, 0, weights, 0, DEEP, outputs, 0, width, scales, 0, False)
+        float16._add_tile(rows, width, packed, 0, weights, 0, 0, DEEP, outputs, 0, width, scales, 0, False)
 
 
 def float16_rate() -> float:

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from srlm_cli import cores
 from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import FLOAT, HALF, INT, LONG, address, call, each, loop
+from srlm_cli.engines.inprocess.vectors import FLOAT, HALF, INT, LONG, address, call, each, loop, prefetch
 
 DEPTH = 64  # products that are summed in float16
 ROWS_BITS = 9  # rows are scaled to below 2^9, weights to below 1: no sum of so many reaches 2^15
@@ -32,6 +32,8 @@ HEIGHTS = (6, 4, 2, 1)  # rows that are computed together: 6 x 128 sums are what
 LANE = 16  # numbers of a row that lie together
 BLOCK = 22 * HEIGHTS[0]  # rows that stay in the cache while all weights pass by
 UNROLLED = 8
+AHEAD = 3  # lines of later weights that are asked for by each `UNROLLED` products of a sum
+HALVES_A_LINE = 32
 GRAIN = 1 << 24  # products that are worth a thread
 FEW = 16  # rows, for which reading the weights takes longer than the products
 
@@ -123,12 +125,13 @@ def _pack(rows, depth, weights_scale, packed, scales):
 
 @jit()
 def _multiply(packed, depth, weights, outputs, scales, empty, first, last):
-    """Add the products of packed rows with panels of weights, the first one to before the last, to outputs.
+    """Add the products of packed rows with panels of weights, from the first to before the last, to outputs.
 
-    Where these are `empty` there is nothing to add to.
+    Set outputs where they are `empty`. The weights that come next are asked for while these are multiplied: a part
+    of them by each group of rows.
 
-    packed: int32 with each number twice, by groups of rows: (depth / LANE, rows, LANE). weights: of each panel
-    (depth, its outputs), float16 as its bits. outputs: (rows, width), float32. scales: (rows,).
+    packed: int32 with each number twice, by groups of rows: (depth / LANE, rows, LANE).
+    weights: of each panel (depth, its outputs), float16 as its bits. outputs: (rows, width), float32. scales: (rows,).
     """
     width = len(outputs) // len(scales)
     for panel in range(first, last):
@@ -140,7 +143,10 @@ def _multiply(packed, depth, weights, outputs, scales, empty, first, last):
             while at < len(scales):
                 height = _height(len(scales) - at)
                 row, output = at * depth + begin * height, at * width + left
-                _add_tile(height, some, packed, row, weights, weight, deep, outputs, output, width, scales, at, keep)
+                later = weight + some * deep * (len(scales) + at) // len(scales)
+                _add_tile(
+                    height, some, packed, row, weights, weight, later, deep, outputs, output, width, scales, at, keep
+                )
                 at += height
 
 
@@ -194,18 +200,23 @@ def _save_twice(typing, numbers, at, scale, packed, to):
 
 
 @intrinsic
-def _add_tile(typing, height, some, packed, row, weights, weight, depth, outputs, output, width, scales, scale, keep):
+def _add_tile(
+    typing, height, some, packed, row, weights, weight, later, depth, outputs, output, width, scales, scale, keep
+):
     """Add the products of `height` packed rows with `depth` x `some` weights, times the rows' scales, to outputs.
 
     Set them where nothing is to be kept.
     """
 
     def generate(context, builder, signature, arguments):
-        height, some, packed, row, weights, weight, depth, outputs, output, width, scales, scale, keep = arguments
+        height, some, packed, row, weights, weight, later, depth, outputs, output, width, scales, scale, keep = (
+            arguments
+        )
         packed = address(context, builder, signature.args[2], packed, row, INT)
+        later = address(context, builder, signature.args[4], weights, later, HALF)
         weights = address(context, builder, signature.args[4], weights, weight, _HALVES)
-        outputs = address(context, builder, signature.args[7], outputs, output, FLOAT)
-        scales = address(context, builder, signature.args[10], scales, scale, FLOAT)
+        outputs = address(context, builder, signature.args[8], outputs, output, FLOAT)
+        scales = address(context, builder, signature.args[11], scales, scale, FLOAT)
         done = builder.append_basic_block("done")
         sizes = [(rows, outs // 32) for outs in (PANEL, LAST) for rows in HEIGHTS]
         chosen = builder.switch(builder.add(builder.mul(some, LONG(LANE)), height), done)
@@ -213,7 +224,7 @@ def _add_tile(typing, height, some, packed, row, weights, weight, depth, outputs
             block = builder.append_basic_block(f"tile{rows}x{vectors}")
             chosen.add_case(LONG(vectors * 32 * LANE + rows), block)
             builder.position_at_end(block)
-            sums = _sums(builder, rows, vectors, packed, weights, depth)
+            sums = _sums(builder, rows, vectors, packed, weights, later, depth)
             for at in range(rows):
                 line = builder.gep(outputs, [builder.mul(width, LONG(at))])
                 factor = builder.load(builder.gep(scales, [LONG(at)]), align=4)
@@ -222,32 +233,21 @@ def _add_tile(typing, height, some, packed, row, weights, weight, depth, outputs
         builder.position_at_end(done)
         return context.get_dummy_value()
 
-    place = types.intp
-    arguments = (
-        place,
-        place,
-        packed,
-        place,
-        weights,
-        place,
-        place,
-        outputs,
-        place,
-        place,
-        scales,
-        place,
-        types.boolean,
-    )
-    return types.void(*arguments), generate
+    at = types.intp
+    taken = (at, at, packed, at, weights, at, at, at, outputs, at, at, scales, at, types.boolean)
+    return types.void(*taken), generate
 
 
-def _sums(builder, rows: int, vectors: int, packed, weights, depth) -> list:
-    """Return the sums of the products of rows with weights, so many vectors a row."""
+def _sums(builder, rows: int, vectors: int, packed, weights, later, depth) -> list:
+    """Return the sums of the products of rows with weights, so many vectors a row; ask for some of later weights."""
 
     def body(step, sums):
         lane, within = builder.lshr(step, LONG(LANE.bit_length() - 1)), builder.and_(step, LONG(LANE - 1))
         numbers = builder.gep(packed, [builder.add(builder.mul(lane, LONG(rows * LANE)), within)])
         line = builder.gep(weights, [builder.mul(step, LONG(vectors))])
+        for nth in range(AHEAD):
+            place = builder.add(builder.mul(step, LONG(AHEAD * HALVES_A_LINE // UNROLLED)), LONG(nth * HALVES_A_LINE))
+            prefetch(builder, builder.gep(later, [place]), near=2)
         for at in range(UNROLLED):
             seen = [builder.load(builder.gep(line, [LONG(vectors * at + nth)]), align=2) for nth in range(vectors)]
             for row in range(rows):

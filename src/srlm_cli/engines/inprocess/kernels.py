@@ -24,6 +24,7 @@ LEAST = -64  # the logarithm, base 2, of the least weight: nothing beside 1, and
 LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
+CACHE_LINE = 512  # bits
 TOGETHER = 4  # queries of a head, and vectors of an output, that are computed side by side
 assert PAGE == 2 * WIDTH, "the scores of a page are two vectors"
 
@@ -109,11 +110,12 @@ def _page_adder(groups: int, size: int):
             def pointer(at: int, array, place, of=FLOAT):
                 return address(context, builder, signature.args[at], array, place, of)
 
-            number = _NUMBERS[signature.args[2].dtype]
+            stored = signature.args[2].dtype
+            number = _NUMBERS[stored]
             first = builder.mul(query, LONG(size))
             queries, outputs = pointer(0, queries, first), pointer(9, outputs, first)
             weights, tops, sums = pointer(8, weights, LONG(0)), pointer(10, tops, query), pointer(11, sums, query)
-            page = _Page(builder, number, size, unseen, filled)
+            page = _Page(builder, number, CACHE_LINE // stored.bitwidth, size, unseen, filled)
             keys, later_keys = pointer(2, keys, there, number), pointer(2, keys, later, number)
             values, later_values = pointer(3, values, there, number), pointer(3, values, later, number)
             for begin in range(0, groups, TOGETHER):
@@ -135,8 +137,9 @@ def _page_adder(groups: int, size: int):
 class _Page:
     """Writes the code that reads a page, of `size` numbers a token, for several queries at once."""
 
-    def __init__(self, builder, number, size: int, unseen, filled) -> None:
+    def __init__(self, builder, number, a_line: int, size: int, unseen, filled) -> None:
         self.builder, self.number, self.size, self.unseen, self.filled = builder, number, size, unseen, filled
+        self.a_line = a_line  # numbers that the cache loads together
 
     def scores(self, queries, several: range, keys, later) -> list[list]:
         """Return the scores of the page's keys, two vectors a query."""
@@ -208,8 +211,7 @@ class _Page:
                 builder.store(total, place, align=4)
 
     def _prefetch(self, later, begin, count: int) -> None:
-        bytes_each = self.number.width // 8 if isinstance(self.number, ir.IntType) else 4 if self.number == FLOAT else 2
-        for at in range(0, count, 64 // bytes_each):
+        for at in range(0, count, self.a_line):
             prefetch(self.builder, self.builder.gep(later, [self.builder.add(begin, LONG(at))]))
 
     def _numbers(self, numbers, place):

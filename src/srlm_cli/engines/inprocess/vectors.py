@@ -51,9 +51,9 @@ def loop(builder, count, step: int, values: list, body) -> list:
     return results
 
 
-def prefetch(builder, place) -> None:
-    """Ask memory for what will be read soon."""
+def prefetch(builder, place, near: int = 3) -> None:
+    """Ask memory for what will be read soon: into the first cache (3) or the second (2)."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
     operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(operation, [builder.bitcast(place, byte), INT(0), INT(3), INT(1)])
+    builder.call(operation, [builder.bitcast(place, byte), INT(0), INT(near), INT(1)])
