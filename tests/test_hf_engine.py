@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import re
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -471,3 +475,12 @@ def test_a_text_finds_the_longest_beginning_it_shares():
     find_parents(texts, [known])
     assert [text.shared for text in texts] == [2, 3, 3, 0]
     assert [text.parent for text in texts] == [known, texts[0], texts[0], None]
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")
+@pytest.mark.parametrize("asked", [{}, {"THP_MEM_ALLOC_ENABLE": "0"}], ids=["by default", "against"])
+def test_large_tensors_are_given_huge_pages(monkeypatch, asked):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    code = "import srlm_cli.engines.hf, torch; kept = torch.zeros(1 << 24); print(open('/proc/self/smaps').read())"
+    seen = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
+    assert bool(re.search(r"^VmFlags:.*\bhg\b", seen.stdout, re.MULTILINE)) == (not asked), seen.stderr
