@@ -9,9 +9,11 @@ from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, pas
 from srlm_cli.engines.inprocess.compiled_step import CompiledStep
 from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
 from srlm_cli.engines.inprocess.step import Step
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.engines.inprocess.texts import Text, passes
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+# More than a processor's cache holds makes a pass slower; the weights have to pass by for each.
+TOKENS_A_PASS = {"cpu": 512}
 # Rotary embeddings that change with the longest row of the batch: a row would depend on its neighbours.
 SHIFTING_ROPES = {"dynamic", "longrope"}
 
@@ -36,15 +38,18 @@ class PackedModel:
 
         A text's parent comes before it, or is kept from an earlier read.
         """
+        logits = [self._read(some, pages) for some in passes(texts, TOKENS_A_PASS.get(self.device))]
+        for text in texts:
+            if not text.kept:
+                text.keys, text.values = {}, {}
+        return torch.cat(logits)
+
+    def _read(self, texts: list[Text], pages: Pages | None) -> torch.Tensor:
         fresh = [text.fresh for text in texts]
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        logits = self._forward(Reading(texts, pages), ids, torch.cat(positions), ends.to(self.device))
-        for text in texts:
-            if not text.kept:
-                text.keys, text.values = {}, {}
-        return logits
+        return self._forward(Reading(texts, pages), ids, torch.cat(positions), ends.to(self.device))
 
     def step(
         self,

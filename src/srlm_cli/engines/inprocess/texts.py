@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +44,18 @@ def find_parents(texts: list[Text], known: list[Text]) -> None:
             shared = min(alike(text.tokens, other.tokens), len(text.tokens) - 1)
             if shared > text.shared:
                 text.parent, text.shared = other, shared
+
+
+def passes(texts: list[Text], size: int | None) -> Iterator[list[Text]]:
+    """Yield the texts in their order, as many at a time as have `size` fresh tokens at most; a longer one alone."""
+    some: list[Text] = []
+    for text in texts:
+        if some and size is not None and sum(len(one.fresh) for one in (*some, text)) > size:
+            yield some
+            some = []
+        some.append(text)
+    if some:
+        yield some
 
 
 def alike(one: list[int], other: list[int]) -> int:
