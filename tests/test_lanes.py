@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import dataclass
 
+import psutil
 import pytest
 import torch
 
@@ -27,12 +34,12 @@ def engine(tmp_path_factory):
 
 @pytest.fixture
 def three(monkeypatch):
-    """Open three lanes, however few rows there are; return the threads in which steps were made."""
+    """Open three lanes, however few rows there are; return the processes that have told of completions."""
     monkeypatch.setattr(lanes, "count", lambda rows, device: 3)
     monkeypatch.setattr(lanes, "MIN_ROWS", 1)
-    seen: set[str] = set()
-    step = refill.Writer._step
-    monkeypatch.setattr(refill.Writer, "_step", lambda w: seen.add(threading.current_thread().name) or step(w))
+    seen: set[int] = set()
+    hear = lanes.Lane.hear
+    monkeypatch.setattr(lanes.Lane, "hear", lambda lane: seen.add(lane.process.pid) or hear(lane))
     return seen
 
 
@@ -47,26 +54,28 @@ def texts(completions) -> list[list[str]]:
     return [completion.texts for completion in completions]
 
 
-def lane_threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name.startswith("lane")]
-
-
 def test_three_lanes_write_the_rows_of_one_in_order(engine, request):
     alone = list(engine.generate(requests()))
     used = request.getfixturevalue("three")
     assert list(engine.generate(requests())) == alone
     assert len(used) == 3
-    assert not lane_threads()
+    assert not multiprocessing.active_children()
+
+
+@dataclass
+class Ask:
+    """Ask which of two digits goes on from a text."""
+
+    messages: list
+
+    def __call__(self, place: int, text: str) -> Request:
+        return Request(self.messages, Sampling(0.0, 1.0, 1), (0,), prefix=text, choices=("1", "2"))
 
 
 def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
     def asking(at: int) -> Request:
         messages = [{"role": "user", "content": f"a{at}"}]
-
-        def then(place: int, text: str) -> Request:
-            return Request(messages, Sampling(0.0, 1.0, 1), (0,), prefix=text, choices=("1", "2"))
-
-        return Request(messages, Sampling(1.0, 1.0, 6), (at, 7), then=then)
+        return Request(messages, Sampling(1.0, 1.0, 6), (at, 7), then=Ask(messages))
 
     told = [answer for completion in engine.generate(map(asking, range(12))) for answer in completion.then]
     answered = [answer for answer in told if answer]
@@ -74,15 +83,19 @@ def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
     assert all(isinstance(one, Completion) and abs(sum(one.probabilities) - 1) < 1e-5 for one in answered)
 
 
-def test_lanes_share_the_memory(engine, three, monkeypatch):
+def test_lanes_share_the_memory(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests(16)))
     room = engine.reader.token_bytes() * pages.PAGE * 48
     monkeypatch.setattr(memory, "for_cache", lambda device: room)
-    made = []
     opened = refill.Pages
-    monkeypatch.setattr(refill, "Pages", lambda *given: made.append(given[1]) or opened(*given))
+
+    def noting(layers, count, *more):
+        (tmp_path / str(os.getpid())).write_text(str(count))
+        return opened(layers, count, *more)
+
+    monkeypatch.setattr(refill, "Pages", noting)
     assert texts(engine.generate(requests(16))) == wanted
-    assert made == [16, 16, 16]
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["16", "16", "16"]
 
 
 def test_a_call_within_a_call_is_answered(engine, three):
@@ -93,56 +106,69 @@ def test_a_call_within_a_call_is_answered(engine, three):
     assert [next(within).texts, first.texts] == [alone[0]] * 2
     within.close()
     assert texts(outer) == alone[1:]
-    assert not lane_threads()
+    assert not multiprocessing.active_children()
 
 
-def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, monkeypatch):
+def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests()))
-    draw, failed = refill.draw, set()
+    draw = refill.draw
 
     def short(logits, *settings):
-        if len(logits) > 1 and len(failed) < 2 and threading.current_thread().name not in failed:
-            failed.add(threading.current_thread().name)
+        if len(logits) > 1 and not (failed := tmp_path / str(os.getpid())).exists():
+            failed.touch()
             raise torch.OutOfMemoryError("out of memory")
         return draw(logits, *settings)
 
     monkeypatch.setattr(refill, "draw", short)
     assert texts(engine.generate(requests())) == wanted
-    assert len(failed) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch):
+@pytest.mark.parametrize("error", [EngineError("the model has gone", "look for it"), ZeroDivisionError("a fault")])
+def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch, error):
     draw, calls = refill.draw, []
 
     def broken(*given):
         calls.append(1)
         if len(calls) > 20:
-            raise EngineError("the model has gone")
+            raise error
         return draw(*given)
 
     monkeypatch.setattr(refill, "draw", broken)
-    with pytest.raises(EngineError, match="the model has gone"):
+    with pytest.raises(type(error), match=str(error.args[0])) as met:
         list(engine.generate(requests()))
-    assert not lane_threads()
+    assert "in broken" in met.value.__notes__[0]
+    assert str(met.value) == str(error)
+    assert not multiprocessing.active_children()
 
 
-def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch):
+def test_a_lane_that_is_killed_is_told_in_one_line(engine, three, monkeypatch):
+    generated = engine.generate(requests())
+    next(generated)
+    for lane in multiprocessing.active_children():
+        os.kill(lane.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"has ended \(exit -9\)"):
+        list(generated)
+    assert not multiprocessing.active_children()
+
+
+def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch, tmp_path):
     """A pass over many prompts may take minutes."""
-    begun, within, behind = threading.Event(), set(), []
     first, second = engine.net.model.layers
+    begun, behind = tmp_path / "begun", tmp_path / "behind"
 
     def slow(*given, forward=first.forward, **more):
-        within.add(threading.current_thread())
-        begun.set()
-        time.sleep(0.5)
+        begun.touch()
+        time.sleep(2)
         return forward(*given, **more)
 
     def note(*given, forward=second.forward, **more):
-        behind.append(threading.current_thread())
+        behind.touch()
         return forward(*given, **more)
 
     def interrupted(*given, **more):
-        assert begun.wait(30)
+        while not begun.exists():
+            time.sleep(0.01)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(first, "forward", slow)
@@ -150,34 +176,74 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch)
     monkeypatch.setattr(lanes, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(engine.generate(requests()))
-    assert within and not behind
-    assert not lane_threads()
+    assert begun.exists() and not behind.exists()
+    assert not multiprocessing.active_children()
+
+
+def test_lanes_end_when_the_process_that_asks_is_killed(engine, tmp_path):
+    code = f"""
+import multiprocessing
+from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines.inprocess import lanes
+lanes.count = lambda rows, device: 3
+lanes.MIN_ROWS = 1
+engine = open_engine(EngineSpec(model={engine.model!r}, dtype="float32"))
+asked = [Request([dict(role="user", content="a")], Sampling(1.0, 1.0, 400), tuple(range(9)))] * 999
+generated = engine.generate(asked)
+next(generated)
+print(*(lane.pid for lane in multiprocessing.active_children()), flush=True)
+list(generated)
+"""
+    script = tmp_path / "ask.py"
+    script.write_text(code)
+    asking = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in asking.stdout.readline().split()]
+    assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
+    asking.kill()
+    asking.wait()
+    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=30)
+    assert not alive
 
 
 def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engine, monkeypatch):
     monkeypatch.setattr(lanes, "MIN_ROWS", 4)
-    handed: list[int] = []
+    monkeypatch.setattr(lanes, "wait", lambda pipes: [])
 
-    class Idle(refill.Writer):
-        def advance(self):
-            handed.append(self.open)
-            self.waiting.clear()
+    class Idle:
+        def __init__(self, limit):
+            self.limit, self.open, self.pipe = limit, 0, None
+
+        def give(self, tasks, busy):
+            assert self.open == sum(len(task.left) for task in tasks)
+
+    monkeypatch.setattr(lanes, "Lane", Idle)
 
     def handed_over(rows: int) -> list[int]:
-        del handed[:]
-        several = lanes.Lanes(lambda limit: Idle(engine.reader, engine.stops, limit, 512, None), 3, engine.stops, 24)
+        several = lanes.Lanes(lambda limit: limit, 3, engine.stops, 24)
         for request in requests(40):
-            task = refill.Task(request, [1], 1)
-            several.add(task)
+            several.add(refill.Task(request, [1], 1))
             if several.backlog >= rows:
                 break
         several.advance()
-        several.close()
-        return handed
+        return [lane.open for lane in several.lanes if lane.open]
 
     assert len(handed_over(4)) == 1
     assert len(handed_over(8)) == 2
-    assert len(handed_over(24)) == 3 and max(handed) <= 8 + 3
+    assert len(handed_over(24)) == 3 and max(handed_over(24)) <= 8 + 3
+
+
+def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkeypatch):
+    most = []
+    give = lanes.Lane.give
+
+    def noting(lane, tasks, busy):
+        give(lane, tasks, busy)
+        most.append(lane.open)
+
+    monkeypatch.setattr(lanes.Lane, "give", noting)
+    list(engine.generate(requests()))
+    assert max(most) <= 2 + 3  # of six rows two a lane, and the last task as it is
 
 
 @pytest.mark.parametrize(
@@ -194,8 +260,15 @@ def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engi
     ],
 )
 def test_how_many_lanes_there_are(monkeypatch, rows, device, cores_here, expected):
+    monkeypatch.setattr(lanes, "FORKS", True)
     monkeypatch.setattr(cores, "most", lambda: cores_here)
     assert lanes.count(rows, device) == expected
+
+
+def test_a_system_that_does_not_fork_has_one_lane(monkeypatch):
+    monkeypatch.setattr(lanes, "FORKS", False)
+    monkeypatch.setattr(cores, "most", lambda: 8)
+    assert lanes.count(256, "cpu") == 1
 
 
 def test_a_thread_computes_with_its_part_of_the_cores(monkeypatch):

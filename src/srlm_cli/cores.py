@@ -68,7 +68,7 @@ class Watch:
         if time.monotonic() - self.seen[0] >= SECONDS:
             before, self.seen = self.seen, _now()
             wall, used, idle = (after - earlier for after, earlier in zip(self.seen, before, strict=True))
-            self.count.look(used / wall, idle / wall)
+            self.count.look(_parts.get() * used / wall, idle / wall)  # the other parts are as busy
 
 
 _watch: Watch | None = None

@@ -49,7 +49,8 @@ class Request:
     probable one at temperature 0).
 
     `then`, given the place of a seed and the text that it made, returns a question with choices that goes
-    on from this text, or None. An engine that still has the text at hand may answer it at once.
+    on from this text, or None. An engine that still has the text at hand may answer it at once; some hand it
+    to other processes, so it is one that pickle takes.
     """
 
     messages: list[Message]

@@ -11,7 +11,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from threading import Lock
 
 import torch
 
@@ -47,7 +46,6 @@ class HfEngine:
         self.tokenizer = models.load_tokenizer(spec.model)
         self.reader = _reader(spec, self.device)
         self.net = self.reader.net
-        self._tokenizing = Lock()
         self.stops = Stops(self.net, self.tokenizer)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
@@ -137,8 +135,7 @@ class HfEngine:
         return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
-        with self._tokenizing:  # lanes ask for choices, too
-            return token_ids(self.tokenizer, text)
+        return token_ids(self.tokenizer, text)
 
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import Event, Lock
+from threading import Lock
 from typing import Protocol
 
 import torch
@@ -23,10 +23,6 @@ from srlm_cli.engines.inprocess.texts import Text
 NAME = "srlm_packed"
 # What layers pass on that does not change the scores; anything else means another attention than ours.
 HARMLESS = {"dropout", "position_ids", "cache_position", "use_cache", "is_causal", "output_attentions", "layer_type"}
-
-
-class GivenUp(Exception):
-    """The pass under way is not wanted any more."""
 
 
 class Unsupported(Exception):
@@ -125,7 +121,6 @@ class Pass(Protocol):
 
 
 _under_way: ContextVar[Pass] = ContextVar("under_way")
-_ended: ContextVar[Event | None] = ContextVar("ended", default=None)
 _switching = Lock()
 _switched: dict[int, tuple[int, str]] = {}  # by configuration: passes under way, and what it named before
 
@@ -153,22 +148,10 @@ def passing(run: Pass, configs: list) -> Iterator[None]:
         _under_way.reset(token)
 
 
-@contextmanager
-def giving_up(ended: Event) -> Iterator[None]:
-    """Raise GivenUp in the middle of this thread's passes when `ended` is set."""
-    token = _ended.set(ended)
-    try:
-        yield
-    finally:
-        _ended.reset(token)
-
-
 def attend(
     module, query, key, value, attention_mask, scaling: float | None = None, sliding_window: int | None = None, **others
 ) -> tuple[torch.Tensor, None]:
     """Attend as the pass under way says; raise Unsupported where a layer asks for more than that."""
-    if (ended := _ended.get()) and ended.is_set():
-        raise GivenUp
     unknown = [name for name, setting in others.items() if name not in HARMLESS and setting not in (None, False)]
     if unknown or attention_mask is not None:
         raise Unsupported(", ".join(unknown) or "a mask of its own")

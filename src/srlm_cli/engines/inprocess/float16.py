@@ -9,6 +9,7 @@ powers of two, so that no sum can be too large. The error is half of what bfloat
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 
@@ -101,6 +102,10 @@ class Float16Linear(torch.nn.Module):
 @cache
 def _helpers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, cores.most() - 1), "product")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # threads are not forked
 
 
 # --- compiled code ---------------------------------------------------------------------------

@@ -1,30 +1,43 @@
-"""Several writers side by side, each of which computes in one thread at a time, with a part of the cores.
+"""Several writers side by side, each in a process of its own that computes in one thread, with a part of the cores.
 
-While one waits for memory the other computes, and none waits for the threads of a product to meet. What it
-brings: docs/measurements.md.
+While one waits for memory the others compute, and none waits for the threads of a product to meet, or for Python's
+lock. The processes are forked, so that all see the same weights. What it brings: docs/measurements.md.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from threading import Event
+from contextlib import suppress
+from itertools import count as numbers
+from multiprocessing.connection import Connection, wait
+from queue import SimpleQueue
+from threading import Thread
 
 import torch
 
 from srlm_cli import cores
-from srlm_cli.engines.inprocess.attention import giving_up
+from srlm_cli.engines.base import Completion
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import TaskWriter
+from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
+from srlm_cli.errors import EngineError
 
 # Rows that make a lane of their own worth while: with fewer, reading all weights once a lane costs more than it brings.
 MIN_ROWS = 32
+FORKS = sys.platform == "linux"  # elsewhere a process that has threads is not safe to fork
+
+Given = tuple[int, list[tuple[int, Task]]]  # how many lanes are at work, and tasks with their numbers
+Told = tuple[int, list[tuple[int, Completion]]]  # how many completions have ended, and the answers to tasks
 
 
 def count(rows: int, device: str) -> int:
     """Return in how many lanes so many rows are best written, each with as many of the cores as the others."""
-    if device != "cpu":
+    if device != "cpu" or not FORKS:
         return 1
     most = cores.most()
     lanes = max(1, min(most, rows // MIN_ROWS))
@@ -39,44 +52,115 @@ class Lanes(TaskWriter):
 
     def __init__(self, open_writer: Callable[[int], Writer], lanes: int, stops: Stops, limit: int) -> None:
         super().__init__(stops, limit)
-        self.writers = [open_writer(-(-limit // lanes)) for _ in range(lanes)]
-        self.open = [0] * lanes  # completions that a lane has to write, as known when it last stood still
-        self.pool = ThreadPoolExecutor(lanes, "lane")
-        self.running: dict[Future[None], int] = {}  # which lane it is
-        self.ended = Event()
+        self.lanes = [Lane(open_writer(-(-limit // lanes))) for _ in range(lanes)]
 
     def advance(self) -> None:
-        """Let each lane go on that has something to write, and wait until one of them has gone on."""
-        idle = [lane for lane in range(len(self.writers)) if lane not in self.running.values()]
-        for lane in idle:
-            self._hand_over(lane)
-        going_on = [lane for lane in idle if self.open[lane]]
-        busy = len(self.running) + len(going_on)
-        for lane in going_on:
-            self.running[self.pool.submit(self._advance, self.writers[lane], busy)] = lane
-        for done in wait(self.running, return_when=FIRST_COMPLETED).done:
-            lane = self.running.pop(done)
-            done.result()
-            self.open[lane] = self.writers[lane].open
+        """Hand tasks over where there is room, and wait until some completions have ended."""
+        handed = [self._for_lane(at) for at in range(len(self.lanes))]
+        busy = sum(lane.open > 0 for lane in self.lanes)
+        for lane, tasks in zip(self.lanes, handed, strict=True):
+            lane.give(tasks, busy)
+        told = wait([lane.pipe for lane in self.lanes if lane.open])
+        for lane in self.lanes:
+            if lane.pipe in told:
+                lane.hear()
 
     def close(self) -> None:
         """End what is under way, in the middle of a step."""
-        self.ended.set()
-        self.pool.shutdown()
+        for lane in self.lanes:
+            lane.process.kill()
+        for lane in self.lanes:
+            lane.process.join()
+            lane.pipe.close()
 
-    def _advance(self, writer: Writer, busy: int) -> None:
-        cores.compute_with_part(busy)
-        with torch.inference_mode(), giving_up(self.ended):
-            writer.advance()
+    def _for_lane(self, at: int) -> list[Task]:
+        """Take tasks that wait for a lane: an equal share of all that is left, where that is enough for several."""
+        left = self.backlog + sum(lane.open for lane in self.lanes)
+        lanes = max(1, min(len(self.lanes), left // MIN_ROWS))
+        lane, tasks = self.lanes[at], []
+        share = min(lane.limit, -(-left // lanes)) if at < lanes else 0
+        while self.waiting and lane.open < share:
+            tasks.append(self.waiting.popleft())
+            lane.open += len(tasks[-1].left)
+        return tasks
 
-    def _hand_over(self, lane: int) -> None:
-        """Hand tasks that wait over to a lane: an equal share of all that is left, where that is enough for several."""
-        left = self.backlog + sum(self.open)
-        lanes = max(1, min(len(self.writers), left // MIN_ROWS))
-        if lane >= lanes:
-            return
-        writer = self.writers[lane]
-        share = min(writer.limit, -(-left // lanes))
-        while self.waiting and self.open[lane] < share:
-            writer.waiting.append(self.waiting.popleft())
-            self.open[lane] += len(writer.waiting[-1].left)
+
+class Lane:
+    """One writer in a process of its own: `open` completions of the tasks it was given have not ended yet."""
+
+    def __init__(self, writer: Writer) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.pipe, theirs = fork.Pipe()
+        self.process = fork.Process(target=_serve, args=(writer, theirs, self.pipe), name="lane", daemon=True)
+        self.process.start()
+        theirs.close()
+        self.limit, self.open, self.busy = writer.limit, 0, 0
+        self.tasks: dict[int, Task] = {}
+        self.numbers = numbers()
+
+    def give(self, tasks: list[Task], busy: int) -> None:
+        """Hand tasks over to be written; `busy` lanes are at work, this one included."""
+        numbered = list(zip(self.numbers, tasks, strict=False))
+        self.tasks.update(numbered)
+        if self.open and (tasks or busy != self.busy):
+            self.busy = busy
+            with suppress(OSError):  # `hear` says that it has ended
+                self.pipe.send((busy, numbered))
+
+    def hear(self) -> None:
+        """Take note of completions that have ended; raise what the process has met."""
+        try:
+            told = self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            raise EngineError(
+                f"a process that wrote rows has ended (exit {self.process.exitcode})",
+                "was memory short? a smaller --batch-size takes less",
+            ) from None
+        if isinstance(told, BaseException):
+            raise told
+        ended, answers = told
+        self.open -= ended
+        for number, answer in answers:
+            self.tasks.pop(number).answer = answer
+
+
+# --- in the lane's process -------------------------------------------------------------------
+
+
+def _serve(writer: Writer, pipe: Connection, other_end: Connection) -> None:
+    """Write what is asked for until the process that asks has gone."""
+    other_end.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    given: SimpleQueue[Given] = SimpleQueue()
+    # Not in this thread: OpenMP takes it for one that has others waiting, and these were not forked.
+    Thread(target=_write, args=(writer, given, pipe), daemon=True).start()
+    with suppress(EOFError, OSError):
+        while True:
+            given.put(pipe.recv())
+    os._exit(0)
+
+
+def _write(writer: Writer, given: SimpleQueue[Given], pipe: Connection) -> None:
+    """Write completions of the tasks that are given, and tell what has ended, or what went wrong."""
+    tasks: dict[int, Task] = {}
+    try:
+        with torch.inference_mode():
+            while True:
+                while not writer.open or not given.empty():
+                    busy, numbered = given.get()
+                    cores.compute_with_part(busy)
+                    tasks.update(numbered)
+                    writer.waiting.extend(task for _, task in numbered)
+                before = writer.open
+                writer.advance()
+                if ended := before - writer.open:
+                    answers = [(number, task.answer) for number, task in tasks.items() if task.answer]
+                    for number, _ in answers:
+                        del tasks[number]
+                    pipe.send((ended, answers))
+    except Exception as error:
+        error.add_note("".join(traceback.format_exception(error)))
+        with suppress(OSError):
+            pipe.send(error)
