@@ -10,6 +10,7 @@ and a warm-up are left out.
 
 from __future__ import annotations
 
+import json
 import random
 import tempfile
 from pathlib import Path
@@ -19,6 +20,16 @@ from race import options, race
 from srlm_cli import templates
 
 
+def shuffled_prompts(lines: list[str]) -> list[str]:
+    """Return rows in an order in which any part is a fair sample; those of a prompt stay side by side, as sampled."""
+    of_prompt: dict[str, list[str]] = {}
+    for line in lines:
+        of_prompt.setdefault(json.loads(line)["prompt_id"], []).append(line)
+    groups = list(of_prompt.values())
+    random.Random(0).shuffle(groups)
+    return [line for group in groups for line in group]
+
+
 def main() -> None:
     """Make the work and race."""
     parser = options(__doc__, "replies", probe=16)
@@ -26,8 +37,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=1040)
     parser.add_argument("-k", type=int, default=3)
     given = parser.parse_args()
-    lines = given.replies.read_text(encoding="utf-8").splitlines(keepends=True)
-    random.Random(0).shuffle(lines)
+    lines = shuffled_prompts(given.replies.read_text(encoding="utf-8").splitlines(keepends=True))
     rubric = templates.load("additive", fields={"prompt", "response"}, reads=True)
     with tempfile.TemporaryDirectory() as scratch:
         rows = Path(scratch) / "replies.jsonl"

@@ -50,26 +50,28 @@ class Reading:
             elif text.kept:  # a copy, since a view would keep all that was read beside it
                 own_key, own_value = own_key.clone(), own_value.clone()
             text.keys[layer], text.values[layer] = own_key, own_value
-            groups = query.shape[1] // key.shape[1]
-            mask = self._mask(at, window, query.device)
-            out = scaled_dot_product_attention(
-                query[:, :, start:end],
-                own_key.repeat_interleave(groups, 0)[None],
-                own_value.repeat_interleave(groups, 0)[None],
-                attn_mask=mask,
-                is_causal=mask is None and end - start > 1,
-                scale=scaling,
-            )
-            parts.append(out)
+            parts.append(self._attend(at, query[:, :, start:end], own_key[None], own_value[None], scaling, window))
             start = end
         self._store(layer)
         return torch.cat(parts, 2).transpose(1, 2)
+
+    def _attend(self, at: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
+        """Return what fresh tokens of a text get, (1, heads, fresh, size), from its tokens up to themselves."""
+        text, heads = self.texts[at], key.shape[1]
+        groups, fresh = query.shape[1] // heads, len(text.fresh)
+        window = window if window is not None and len(text.tokens) > window else None
+        trained = query.requires_grad  # then a log-sum-exp would need a gradient, and has none
+        if window is None and text.shared and fresh > 1 and _is_flash(query, key, value) and not trained:
+            return _behind(text.shared, query, key, value, scaling)
+        mask = self._mask(at, window, query.device)
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        causal = mask is None and fresh > 1
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=causal, scale=scaling)
 
     def _mask(self, at: int, window: int | None, device) -> torch.Tensor | None:
         """Return which keys each fresh token of a text may see, None where plain causality says it."""
         text = self.texts[at]
         total = len(text.tokens)
-        window = window if window is not None and total > window else None
         if window is None and (not text.shared or len(text.fresh) == 1):
             return None
         if (at, window) not in self.masks:
@@ -98,16 +100,38 @@ def attended(query, key, value, bias, scaling: float) -> tuple[torch.Tensor, tor
 
     query: (texts, heads, queries, size). key, value: (texts, heads, tokens, size).
     """
-    if query.device.type == "cpu" and key.shape[-1] == value.shape[-1] and key.stride(-1) == 1:
-        # The public function does not return the log-sum-exp.
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        output, total = flash(query, key, value, attn_mask=bias, scale=scaling)
+    if _is_flash(query, key, value):
+        output, total = _flash(query, key, value, attn_mask=bias, scale=scaling)
     else:
         scores = (query @ key.transpose(-1, -2)).float() * scaling
         scores = scores if bias is None else scores + bias
         total = torch.logsumexp(scores, -1)
         output = (scores - total[..., None]).exp().to(value.dtype) @ value
     return output.transpose(1, 2), total.transpose(1, 2)
+
+
+# The public function does not return the log-sum-exp.
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+def _is_flash(query, key, value) -> bool:
+    return query.device.type == "cpu" and key.shape[-1] == value.shape[-1] and key.stride(-1) == 1
+
+
+def _behind(shared: int, query, key, value, scaling: float) -> torch.Tensor:
+    """Return what fresh tokens get, (1, heads, fresh, size), which see `shared` tokens before them, and are causal.
+
+    The two parts are weighed by the log-sum-exp of their scores, which is exact (Milakov and Gimelshein, arXiv
+    1805.02867). One mask over both would make all products that it hides.
+    """
+    _, heads, fresh, size = query.shape
+    asked = query.reshape(1, key.shape[1], -1, size)  # all queries of a head of keys side by side
+    before, total_before = _flash(asked, key[:, :, :shared], value[:, :, :shared], scale=scaling)
+    groups = heads // key.shape[1]
+    own_key, own_value = (of[:, :, shared:].repeat_interleave(groups, 1) for of in (key, value))
+    own, total = _flash(query, own_key, own_value, is_causal=True, scale=scaling)
+    share = torch.sigmoid(total - total_before.reshape(1, heads, fresh))[..., None]
+    return torch.lerp(before.reshape(query.shape).float(), own.float(), share).to(query.dtype)
 
 
 # --- the door in transformers ----------------------------------------------------------------

@@ -7,6 +7,7 @@ rescaled whenever a larger score comes, which is exact (Milakov and Gimelshein, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -25,7 +26,9 @@ LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
 CACHE_LINE = 512  # bits
-TOGETHER = 4  # queries of a head, and vectors of an output, that are computed side by side
+TOGETHER = 6  # queries of a head that are computed side by side: a vector of the page is loaded once for all
+CHAINS = 8
+COLUMNS = 4  # vectors of an output that are
 assert PAGE == 2 * WIDTH, "the scores of a page are two vectors"
 
 
@@ -41,7 +44,8 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
     All arrays are flat. keys: (pages, heads, size, PAGE), values: (pages, heads, PAGE, size), both float32, or
     bfloat16 as its bits in uint16, or float16 as its bits in int16.
     """
-    page_size, shape, add_page = PAGE, f"{heads}_{groups}_{size}", _page_adder(groups, size)
+    page_size, shape, together = PAGE, f"{heads}_{groups}_{size}", max(1, TOGETHER // groups)
+    add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
 
     @jit(shape)
     def store(keys, values, new_keys, new_values, slots):
@@ -63,7 +67,8 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
         its pages begin and end in `pages` and its rows in `rows`, its tokens, and the position of the first.
         lowest: (rows,), the first position that a row sees.
         """
-        weights = np.empty(groups * page_size, np.float32)
+        weights = np.empty(together * groups * page_size, np.float32)
+        queries_of, unseen = np.empty(together, np.int64), np.empty(together, np.int64)
         for span in range(len(spans)):
             first_page, last_page, first_row, last_row, count, start = spans[span]
             for at in range(first_page, last_page):
@@ -73,14 +78,45 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                 for head in range(heads):
                     there = (pages[at] * heads + head) * page_size * size
                     later = there + page_size * size if head + 1 < heads else following * heads * page_size * size
+                    found = 0
                     for place in range(first_row, last_row):
                         row = rows[place]
-                        unseen = max(0, lowest[row] - begin)
-                        if unseen < filled:
-                            query = (row * heads + head) * groups
+                        queries_of[found] = (row * heads + head) * groups
+                        unseen[found] = max(0, lowest[row] - begin)
+                        found += unseen[found] < filled
+                        if found == together:
+                            found = 0
                             add_page(
-                                queries, query, keys, values, there, later, unseen, filled, weights, outputs, tops, sums
+                                queries,
+                                queries_of,
+                                0,
+                                unseen,
+                                keys,
+                                values,
+                                there,
+                                later,
+                                filled,
+                                weights,
+                                outputs,
+                                tops,
+                                sums,
                             )
+                    for one in range(found):
+                        add_page_alone(
+                            queries,
+                            queries_of,
+                            one,
+                            unseen,
+                            keys,
+                            values,
+                            there,
+                            later,
+                            filled,
+                            weights,
+                            outputs,
+                            tops,
+                            sums,
+                        )
         for query in range(len(sums)):
             share = np.float32(1) / sums[query]
             for at in range(query * size, (query + 1) * size):
@@ -95,119 +131,148 @@ _FLOATS, _INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT, WIDTH)
 _NUMBERS = {types.float32: FLOAT, types.int16: HALF, types.uint16: ir.IntType(16)}
 
 
-def _page_adder(groups: int, size: int):
-    """Return what adds to the outputs of the `groups` queries from `query` on what they see in the page at `there`.
+def _page_adder(groups: int, size: int, together: int):
+    """Return what adds to the outputs of some queries what they see in the page at `there`.
 
-    They see its keys from `unseen` on to before `filled`. `later` is the page that comes next, which memory is asked
-    for. weights: (groups, PAGE), to compute with.
+    They are those of so many rows `together`: `groups` each, from the first that `queries_of` has from `place` on. Of
+    the page a row sees the keys from its `unseen` on to before `filled`. `later` is the page that comes next, which
+    memory is asked for. weights: (together x groups, PAGE), to compute with.
     """
 
     @intrinsic
-    def add_page(typing, queries, query, keys, values, there, later, unseen, filled, weights, outputs, tops, sums):
+    def add_page(
+        typing, queries, queries_of, place, unseen, keys, values, there, later, filled, weights, outputs, tops, sums
+    ):
         def generate(context, builder, signature, arguments):
-            queries, query, keys, values, there, later, unseen, filled, weights, outputs, tops, sums = arguments
+            queries, queries_of, place, unseen, keys, values, there, later, filled, weights, outputs, tops, sums = (
+                arguments
+            )
 
             def pointer(at: int, array, place, of=FLOAT):
                 return address(context, builder, signature.args[at], array, place, of)
 
-            stored = signature.args[2].dtype
+            def query_of(row: int, group: int) -> _Query:
+                at = builder.add(place, LONG(row))
+                nth = builder.add(builder.load(pointer(1, queries_of, at, LONG), align=8), LONG(group))
+                first = builder.mul(nth, LONG(size))
+                return _Query(
+                    pointer(0, queries, first),
+                    builder.load(pointer(3, unseen, at, LONG), align=8),
+                    pointer(9, weights, LONG((row * groups + group) * PAGE)),
+                    pointer(10, outputs, first),
+                    pointer(11, tops, nth),
+                    pointer(12, sums, nth),
+                )
+
+            stored = signature.args[4].dtype
             number = _NUMBERS[stored]
-            first = builder.mul(query, LONG(size))
-            queries, outputs = pointer(0, queries, first), pointer(9, outputs, first)
-            weights, tops, sums = pointer(8, weights, LONG(0)), pointer(10, tops, query), pointer(11, sums, query)
-            page = _Page(builder, number, CACHE_LINE // stored.bitwidth, size, unseen, filled)
-            keys, later_keys = pointer(2, keys, there, number), pointer(2, keys, later, number)
-            values, later_values = pointer(3, values, there, number), pointer(3, values, later, number)
-            for begin in range(0, groups, TOGETHER):
-                several = range(begin, min(begin + TOGETHER, groups))
-                scores = page.scores(queries, several, keys, later_keys)
-                shares = [
-                    page.weigh(pair, weights, group, tops, sums) for pair, group in zip(scores, several, strict=True)
-                ]
-                page.gather(weights, several, shares, values, later_values, outputs)
+            keys, later_keys = pointer(4, keys, there, number), pointer(4, keys, later, number)
+            values, later_values = pointer(5, values, there, number), pointer(5, values, later, number)
+            page = _Page(builder, number, CACHE_LINE // stored.bitwidth, size, filled)
+            asking = [query_of(row, group) for row in range(together) for group in range(groups)]
+            blocks = -(-len(asking) // TOGETHER)
+            for block in range(blocks):
+                some = asking[len(asking) * block // blocks : len(asking) * (block + 1) // blocks]
+                scores = page.scores(some, keys, later_keys)
+                shares = [page.weigh(pair, query) for pair, query in zip(scores, some, strict=True)]
+                page.gather(some, shares, values, later_values)
             return context.get_dummy_value()
 
-        place = types.intp
-        arguments = (queries, place, keys, values, place, place, place, place, weights, outputs, tops, sums)
-        return types.void(*arguments), generate
+        numbers = (queries, queries_of, types.intp, unseen, keys, values, types.intp, types.intp, types.intp)
+        return types.void(*numbers, weights, outputs, tops, sums), generate
 
     return add_page
+
+
+@dataclass(frozen=True)
+class _Query:
+    """Where a query's numbers lie, and the first key of the page that it sees."""
+
+    asked: ir.Value
+    unseen: ir.Value
+    weights: ir.Value
+    output: ir.Value
+    top: ir.Value
+    sum: ir.Value
 
 
 class _Page:
     """Writes the code that reads a page, of `size` numbers a token, for several queries at once."""
 
-    def __init__(self, builder, number, a_line: int, size: int, unseen, filled) -> None:
-        self.builder, self.number, self.size, self.unseen, self.filled = builder, number, size, unseen, filled
+    def __init__(self, builder, number, a_line: int, size: int, filled) -> None:
+        self.builder, self.number, self.size, self.filled = builder, number, size, filled
         self.a_line = a_line  # numbers that the cache loads together
 
-    def scores(self, queries, several: range, keys, later) -> list[list]:
+    def scores(self, queries: list[_Query], keys, later) -> list[list]:
         """Return the scores of the page's keys, two vectors a query."""
         builder = self.builder
 
+        apart = 2 if len(queries) < CHAINS // 2 else 1  # sums of a score: a processor adds to several at a time
+
         def body(at, sums):
-            for odd in range(2):
-                line = builder.mul(builder.add(at, LONG(odd)), LONG(PAGE))
+            for part in range(apart):
+                line = builder.mul(builder.add(at, LONG(part)), LONG(PAGE))
                 self._prefetch(later, line, PAGE)
                 pair = [self._numbers(keys, builder.add(line, LONG(half * WIDTH))) for half in range(2)]
-                for nth, group in enumerate(several):
-                    query = builder.gep(queries, [builder.add(at, LONG(group * self.size + odd))])
-                    asked = each(builder, builder.load(query, align=4), WIDTH)
+                for nth, query in enumerate(queries):
+                    asked = builder.gep(query.asked, [builder.add(at, LONG(part))])
+                    asked = each(builder, builder.load(asked, align=4), WIDTH)
                     for half in range(2):
-                        place = 4 * nth + 2 * odd + half
+                        place = (part * len(queries) + nth) * 2 + half
                         sums[place] = call(builder, "fmuladd", _FLOATS, asked, pair[half], sums[place])
             return sums
 
-        sums = loop(builder, LONG(self.size), 2, [_all(0)] * 4 * len(several), body)
-        even_and_odd = [
-            [builder.fadd(sums[at + half], sums[at + 2 + half]) for half in range(2)] for at in range(0, len(sums), 4)
+        sums = loop(builder, LONG(self.size), apart, [_all(0)] * 2 * apart * len(queries), body)
+        count = 2 * len(queries)
+        if apart == 2:
+            sums = [builder.fadd(even, odd) for even, odd in zip(sums[:count], sums[count:], strict=True)]
+        pairs = zip(sums[::2], sums[1::2], strict=True)
+        return [
+            [self._within(vector, query.unseen, half * WIDTH) for half, vector in enumerate(pair)]
+            for pair, query in zip(pairs, queries, strict=True)
         ]
-        return [[self._within(vector, half * WIDTH) for half, vector in enumerate(pair)] for pair in even_and_odd]
 
-    def weigh(self, scores: list, weights, group: int, tops, sums):
+    def weigh(self, scores: list, query: _Query):
         """Save the weights of the page's keys for a query; return what it gathered before is to be multiplied by."""
         builder = self.builder
-        top_at, sum_at = (builder.gep(of, [LONG(group)]) for of in (tops, sums))
-        before = builder.load(top_at, align=4)
+        before = builder.load(query.top, align=4)
         largest = call(builder, "vector.reduce.fmax", FLOAT, call(builder, "maxnum", _FLOATS, *scores))
         top = builder.select(builder.fcmp_ordered(">", largest, before), largest, before)
         rescaled = _exp_above(builder, each(builder, before, WIDTH), top)
         given = [_exp_above(builder, vector, top) for vector in scores]
         for half, vector in enumerate(given):
-            builder.store(vector, self._at(weights, LONG(group * PAGE + half * WIDTH), _FLOATS), align=4)
+            builder.store(vector, self._at(query.weights, LONG(half * WIDTH), _FLOATS), align=4)
         zero, both = ir.Constant(FLOAT, 0.0), builder.fadd(*given)
         total = call(builder, "vector.reduce.fadd", FLOAT, zero, both, fastmath=("reassoc",))
         factor = builder.extract_element(rescaled, INT(0))
-        builder.store(builder.fadd(builder.fmul(builder.load(sum_at, align=4), factor), total), sum_at, align=4)
-        builder.store(top, top_at, align=4)
+        builder.store(builder.fadd(builder.fmul(builder.load(query.sum, align=4), factor), total), query.sum, align=4)
+        builder.store(top, query.top, align=4)
         return rescaled
 
-    def gather(self, weights, several: range, shares: list, values, later, outputs) -> None:
+    def gather(self, queries: list[_Query], shares: list, values, later) -> None:
         """Rescale what queries have gathered, and add the page's values times their weights."""
         builder = self.builder
-        for begin in range(0, self.size, TOGETHER * WIDTH):
-            columns = range(begin, min(begin + TOGETHER * WIDTH, self.size), WIDTH)
-
-            def places(columns=columns):
-                return [self._at(outputs, LONG(group * self.size + at), _FLOATS) for group in several for at in columns]
+        for begin in range(0, self.size, COLUMNS * WIDTH):
+            columns = range(begin, min(begin + COLUMNS * WIDTH, self.size), WIDTH)
 
             def body(key, sums, columns=columns):
                 line = builder.mul(key, LONG(self.size))
                 self._prefetch(later, builder.add(line, LONG(columns[0])), len(columns) * WIDTH)
                 seen = [self._numbers(values, builder.add(line, LONG(at))) for at in columns]
-                for nth, group in enumerate(several):
-                    weight = builder.load(builder.gep(weights, [builder.add(key, LONG(group * PAGE))]), align=4)
+                for nth, query in enumerate(queries):
+                    weight = builder.load(builder.gep(query.weights, [key]), align=4)
                     weight = each(builder, weight, WIDTH)
                     for at, vector in enumerate(seen):
                         place = nth * len(seen) + at
                         sums[place] = call(builder, "fmuladd", _FLOATS, weight, vector, sums[place])
                 return sums
 
+            places = [self._at(query.output, LONG(at), _FLOATS) for query in queries for at in columns]
             begun = [
                 builder.fmul(builder.load(place, align=4), shares[at // len(columns)])
-                for at, place in enumerate(places())
+                for at, place in enumerate(places)
             ]
-            for place, total in zip(places(), loop(builder, self.filled, 1, begun, body), strict=True):
+            for place, total in zip(places, loop(builder, self.filled, 1, begun, body), strict=True):
                 builder.store(total, place, align=4)
 
     def _prefetch(self, later, begin, count: int) -> None:
@@ -228,10 +293,10 @@ class _Page:
     def _at(self, numbers, place, of):
         return self.builder.bitcast(self.builder.gep(numbers, [place]), of.as_pointer())
 
-    def _within(self, scores, begin: int):
+    def _within(self, scores, unseen, begin: int):
         """Return scores of keys from `begin` on, in which those that are not seen are `LOWEST`."""
         builder = self.builder
-        first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (self.unseen, self.filled))
+        first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (unseen, self.filled))
         places = ir.Constant(_INTS, list(range(begin, begin + WIDTH)))
         inside = builder.and_(builder.icmp_signed(">=", places, first), builder.icmp_signed("<", places, last))
         return builder.select(inside, scores, _all(LOWEST))
