@@ -72,7 +72,7 @@ class Packing:
         ids = [token for text in texts for token in text.fresh]
         positions = [place for text in texts for place in range(text.shared, len(text.tokens))]
         kept = [packed_place(text, place) for text, wanted in zip(texts, places, strict=True) for place in wanted]
-        with passing(Reading(texts, None), self.packed.configs):
+        with passing(Reading(texts, None, trained=True), self.packed.configs):
             output = model(
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.tensor([positions]),

@@ -32,11 +32,12 @@ class Unsupported(Exception):
 class Reading:
     """A pass over the fresh tokens of texts, each behind what it shares with its parent.
 
-    Keys and values from a text's token `first_slot` on are stored at its `slots`, if it has any.
+    Keys and values from a text's token `first_slot` on are stored at its `slots`, if it has any. What is `trained`
+    has a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
     """
 
-    def __init__(self, texts: list[Text], pages: Pages | None) -> None:
-        self.texts, self.pages = texts, pages
+    def __init__(self, texts: list[Text], pages: Pages | None, trained: bool = False) -> None:
+        self.texts, self.pages, self.trained = texts, pages, trained
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
@@ -60,8 +61,8 @@ class Reading:
         text, heads = self.texts[at], key.shape[1]
         groups, fresh = query.shape[1] // heads, len(text.fresh)
         window = window if window is not None and len(text.tokens) > window else None
-        trained = query.requires_grad  # then a log-sum-exp would need a gradient, and has none
-        if window is None and text.shared and fresh > 1 and _is_flash(query, key, value) and not trained:
+        joined = window is None and text.shared and fresh > 1 and not self.trained  # a log-sum-exp has no gradient
+        if joined and _is_flash(query, key, value):
             return _behind(text.shared, query, key, value, scaling)
         mask = self._mask(at, window, query.device)
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
