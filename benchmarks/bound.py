@@ -6,7 +6,7 @@
 Counted are the products with all weights for each generated token, those of reading each prompt (without the part
 that it shares with an earlier one, and without the head), and the keys and values of each row read once a token,
 those of a prompt once for all its rows. The rates of products and of a long read are measured first: in float32
-that of a large product by PyTorch, in float16 that of a small one by srlm's own code, whose numbers never leave
+that of a large product by PyTorch, in 16 bits that of a small one by srlm's own code, whose numbers never leave
 the cache. `--tokens-a-row` is what the race printed.
 """
 
@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
 import torch
 from race import hardware, tokens
-from step import float16_rate, machine
+from step import machine, own_rate
 from work import requests_of
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import float16
+from srlm_cli.engines.inprocess import halves
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.texts import Text, find_parents
 
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--each", type=int, required=True, help="completions a prompt, judgements a reply")
     parser.add_argument("--tokens-a-row", type=float, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", choices=["auto", "float32", "float16"], default="auto", help="auto as in srlm")
+    parser.add_argument(
+        "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto", help="auto as in srlm"
+    )
     given = parser.parse_args()
     models.quiet_libraries()
     tokenizer = models.load_tokenizer(given.model)
@@ -49,11 +51,12 @@ def main() -> None:
     net = models.load_model(given.model, "float32").eval()
     weights = sum(weight.numel() for weight in net.parameters())
     head = net.get_output_embeddings().weight.numel()
-    half = models.pick_dtype(given.dtype, "cpu", float16=True) == "float16"
+    kind = models.pick_dtype(given.dtype, "cpu", float16=True)
+    half = halves.type_for(kind, "cpu")
     rate, bandwidth = machine(net.dtype)
     if half:
-        float16.use_in(net)
-        rate = float16_rate()
+        halves.use_in(net, half)
+        rate = own_rate(half)
     model = PackedModel(net, "cpu")
     with torch.inference_mode():
         if not model.fits():
@@ -70,7 +73,6 @@ def main() -> None:
     }
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
     print(hardware())
-    kind = "float16" if half else "float32"
     print(f"{kind}: {rate / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.1f} GB/s, {torch.get_num_threads()} threads")
     print(f"{len(asked)} requests x {given.each}, {written:.0f} tokens written")
     for name, seconds in parts.items():

@@ -24,7 +24,7 @@ from sample import prompts
 
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.inprocess import compiled_step, lanes, nucleus
+from srlm_cli.engines.inprocess import compiled_passes, lanes, nucleus
 from srlm_cli.models import pick_dtype
 
 
@@ -40,7 +40,7 @@ WAYS = {  # the dtype, and what is done otherwise
     "float32": ("float32", []),
     "float32, attention by torch": (
         "float32",
-        [patch.object(compiled_step, "fits", lambda layers, dtype, device: False)],
+        [patch.object(compiled_passes, "fits", lambda layers, dtype, device: False)],
     ),
 }
 

@@ -20,11 +20,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
 import torch
+from race import hardware
 from sample import prompts
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import float16
-from srlm_cli.engines.inprocess.float16 import Float16Linear
+from srlm_cli.engines.inprocess import halves
+from srlm_cli.engines.inprocess.halves import HalfLinear
 
 LAYERS, WIDE, NARROW = 60, 1536, 576
 MODEL = "smollm2-135m-instruct"
@@ -36,12 +37,22 @@ def layers() -> dict[str, list[Callable[[torch.Tensor], torch.Tensor]]]:
     made = {"float32": plain}
     for dtype in (torch.bfloat16, torch.float16):
         weights = [layer.weight.detach().to(dtype) for layer in plain]
-        made[f"{dtype} by torch".removeprefix("torch.")] = [
+        made[f"{named(dtype)} by torch"] = [
             lambda rows, weight=weight: torch.nn.functional.linear(rows.to(weight.dtype), weight) for weight in weights
         ]
-    if models.has_float16("cpu"):
-        made["float16 by srlm"] = [Float16Linear(layer) for layer in plain]
+    if half := own():
+        made[f"{named(half)} by srlm"] = [HalfLinear(layer, half) for layer in plain]
     return made
+
+
+def own() -> torch.dtype | None:
+    """Return the type of 16 bits that srlm multiplies in on this processor itself."""
+    return halves.type_for(models.pick_dtype("auto", "cpu", float16=True), "cpu")
+
+
+def named(dtype: torch.dtype) -> str:
+    """Return the name of a type."""
+    return str(dtype).removeprefix("torch.")
 
 
 def seconds(several: list[Callable[[torch.Tensor], torch.Tensor]], rows: torch.Tensor) -> float:
@@ -74,8 +85,9 @@ def divergence(data: Path, count: int) -> None:
     texts = [tokenizer(row["prompt"], truncation=True, max_length=512)["input_ids"] for row in prompts(data, count)]
     exact = models.load_model(MODEL, "float32").eval()
     others = {"bfloat16 by torch": models.load_model(MODEL, "bfloat16").eval()}
-    others["float16 by srlm"] = models.load_model(MODEL, "float32").eval()
-    float16.use_in(others["float16 by srlm"])
+    if half := own():
+        others[f"{named(half)} by srlm"] = models.load_model(MODEL, "float32").eval()
+        halves.use_in(others[f"{named(half)} by srlm"], half)
     sums, unlike, positions = dict.fromkeys(others, 0.0), dict.fromkeys(others, 0), 0
     for ids in texts:
         wanted = exact(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -97,10 +109,8 @@ def main() -> None:
     given = parser.parse_args()
     models.quiet_libraries()
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, has_bfloat16: {models.has_bfloat16('cpu')}, "
-        f"has_float16: {models.has_float16('cpu')}"
-    )
+    print(f"{hardware()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"auto: {models.pick_dtype('auto', 'cpu', float16=True)}, multiplied by {'srlm' if own() else 'torch'}")
     with torch.inference_mode():
         speed()
         if given.data:

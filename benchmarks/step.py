@@ -13,23 +13,23 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 import transformers
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import float16
+from srlm_cli.engines.inprocess import halves
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
 from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
+from srlm_cli.engines.inprocess.products import Kind, compiled
 
 SHARE = 4
 BATCHES = (1, 16, 64, 128)
-DEEP, TIMES = 64, 200_000
+ROWS, DEEP, WIDE, TIMES = 132, 256, 1024, 1000
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -47,33 +47,25 @@ def machine(dtype: torch.dtype) -> tuple[float, float]:
     return rate, max(long.nbytes / seconds(long.sum) for _ in range(5))
 
 
-@numba.njit(nogil=True, boundscheck=False)
-def small_products(packed, weights, outputs, scales):
-    """Multiply the same few rows with the same few weights, again and again."""
-    rows, width = len(scales), float16.PANEL
-    for _ in range(TIMES):
-        float16._add_tile(rows, width, packed, 0, weights, 0, 0, DEEP, outputs, 0, width, scales, 0, False)
-
-
-def float16_rate() -> float:
-    """Return the products a second (FLOP/s) in float16 of all threads at once."""
-    rows, width = float16.HEIGHTS[0], float16.PANEL
+def own_rate(half: torch.dtype) -> float:
+    """Return the products a second (FLOP/s) of all threads at once by srlm's own code, on what is in the cache."""
+    kind = Kind.of(half)
+    _, multiply = compiled(kind)
+    threads = torch.get_num_threads()
     given = [
-        (np.zeros(rows * DEEP, np.int32), torch.zeros(width * DEEP, dtype=torch.int16).numpy(),
-         torch.zeros(rows * width).numpy(), np.ones(rows, np.float32))
-        for _ in range(torch.get_num_threads())
+        (np.zeros(ROWS * DEEP // kind.together, np.int32), DEEP, torch.zeros(WIDE * DEEP, dtype=torch.int16).numpy(),
+         torch.zeros(ROWS * WIDE).numpy(), np.ones(ROWS, np.float32), True, 0, WIDE // kind.panel)
+        for _ in range(threads)
     ]  # fmt: skip
-    small_products(*given[0])
-    best = 0.0
-    for _ in range(5):
-        threads = [threading.Thread(target=small_products, args=one) for one in given]
-        started = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        best = max(best, 2 * rows * width * DEEP * TIMES * len(threads) / (time.perf_counter() - started))
-    return best
+
+    def work(which: int) -> None:
+        for _ in range(TIMES):
+            multiply(*given[which])
+
+    work(0)
+    with ThreadPoolExecutor(threads) as pool:
+        took = min(seconds(lambda: list(pool.map(work, range(threads)))) for _ in range(5))
+    return 2 * ROWS * WIDE * DEEP * TIMES * threads / took
 
 
 def packed_step(model: PackedModel, rows: int, prompt: int, written: int) -> Callable[[], object]:
@@ -108,22 +100,21 @@ def main() -> None:
     """Time both steps in turn at every batch size, and print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--dtype", default="float32", help="float16 is srlm's own; the bare step is float32 then")
+    parser.add_argument("--dtype", default="float32", help="the bare step has it by torch")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--written", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     models.quiet_libraries()
-    half = asked.dtype == "float16"
-    dtype = "float32" if half else asked.dtype
-    net = models.load_model(asked.model, dtype).eval()
-    model = PackedModel(models.load_model(asked.model, dtype).eval(), "cpu")
-    float16.use_in(model.net) if half else lay_by_input(model.net)
+    half = halves.type_for(asked.dtype, "cpu")
+    net = models.load_model(asked.model, "float32" if asked.dtype == "float16" else asked.dtype).eval()
+    model = PackedModel(models.load_model(asked.model, "float32" if half else asked.dtype).eval(), "cpu")
+    halves.use_in(model.net, half) if half else lay_by_input(model.net)
     with torch.inference_mode():
         if not model.fits():
             raise SystemExit(f"{asked.model} does not run packed")
         rate, bandwidth = machine(net.dtype)
-        rate = float16_rate() if half else rate
+        rate = own_rate(half) if half else rate
         weights = sum(weight.numel() for weight in net.parameters())  # a tied embedding is one, and used as the head
         print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
         print(f"{asked.model}, {asked.dtype}: {weights / 1e6:.0f}M weights, {model.token_bytes() / 1e3:.0f} kB a token")

@@ -233,20 +233,28 @@ def pick_dtype(dtype: str, device: str, *, float16: bool = False) -> str:
 def has_bfloat16(device: str) -> bool:
     """Tell whether a device multiplies bfloat16 matrices faster than float32 ones.
 
-    On x86 that takes AMX: with AVX512-BF16 alone most bfloat16 products take longer, as
-    benchmarks/dtypes.py shows.
+    On x86 that takes AMX, or AVX512-BF16 in a processor of AMD's: in Intel's without AMX most bfloat16 products
+    take longer, as benchmarks/dtypes.py shows.
     """
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    can = torch.cpu.get_capabilities()
+    return device == "cpu" and (has_amx() or (bool(can.get("avx512_bf16")) and "AMD" in str(can.get("cpu_name"))))
+
+
+def has_amx() -> bool:
+    """Tell whether the CPU multiplies bfloat16 matrices in tiles (AMX)."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def has_float16(device: str) -> bool:
     """Tell whether a device is a CPU that multiplies in float16 itself, as AVX512-FP16 does: twice as fast.
 
-    `engines.inprocess.float16` uses it.
+    `engines.inprocess.products` uses it.
     """
     import torch
 

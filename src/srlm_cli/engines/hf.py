@@ -17,7 +17,7 @@ import torch
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.inprocess import float16, lanes
+from srlm_cli.engines.inprocess import halves, lanes
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
 from srlm_cli.engines.inprocess.lanes import Lanes
 from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
@@ -139,10 +139,10 @@ class HfEngine:
 
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:
-    """Load a model; in float16 on a CPU where it can be packed, else in the dtype that is fast with PyTorch."""
-    if models.pick_dtype(spec.dtype, device, float16=True) == "float16" and models.has_float16(device):
+    """Load a model; on a CPU that has a type of 16 bits for it with our products, else in the dtype of PyTorch."""
+    if half := halves.type_for(models.pick_dtype(spec.dtype, device, float16=True), device):
         net = models.load_model(spec.model, "float32", device).eval()
-        float16.use_in(net)
+        halves.use_in(net, half)
         if packed := _packed(net, device):
             return packed
         del net

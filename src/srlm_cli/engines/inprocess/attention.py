@@ -32,8 +32,8 @@ class Unsupported(Exception):
 class Reading:
     """A pass over the fresh tokens of texts, each behind what it shares with its parent.
 
-    Keys and values from a text's token `first_slot` on are stored at its `slots`, if it has any. What is `trained`
-    has a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
+    Keys and values from a text's token `first_slot` on are stored in its pages, if it has any. What is `trained` has
+    a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
     """
 
     def __init__(self, texts: list[Text], pages: Pages | None, trained: bool = False) -> None:
@@ -41,8 +41,23 @@ class Reading:
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
-        start, parts = 0, []
-        for at, text in enumerate(self.texts):
+        parts, start = [], 0
+        for at, (own_key, own_value) in enumerate(self._with_shared(layer, key, value)):
+            text = self.texts[at]
+            text.keys[layer], text.values[layer] = own_key, own_value
+            end = start + len(text.fresh)
+            parts.append(self._attend(at, query[:, :, start:end], own_key[None], own_value[None], scaling, window))
+            start = end
+        stored = [text for text in self.texts if text.pages]
+        if self.pages and stored:
+            slots = torch.cat([text.slots for text in stored]).to(query.device)
+            self.pages.write(layer, slots, *(of.transpose(0, 1) for of in self._to_store(stored, layer)))
+        return torch.cat(parts, 2).transpose(1, 2)
+
+    def _with_shared(self, layer: int, key, value) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the keys and values of each text, (heads, tokens, size), from (1, heads, fresh tokens of all, size)."""
+        start = 0
+        for text in self.texts:
             end = start + len(text.fresh)
             own_key, own_value = key[0, :, start:end], value[0, :, start:end]
             if text.parent:
@@ -50,11 +65,14 @@ class Reading:
                 own_value = torch.cat([text.parent.values[layer][:, : text.shared], own_value], 1)
             elif text.kept:  # a copy, since a view would keep all that was read beside it
                 own_key, own_value = own_key.clone(), own_value.clone()
-            text.keys[layer], text.values[layer] = own_key, own_value
-            parts.append(self._attend(at, query[:, :, start:end], own_key[None], own_value[None], scaling, window))
+            yield own_key, own_value
             start = end
-        self._store(layer)
-        return torch.cat(parts, 2).transpose(1, 2)
+
+    def _to_store(self, texts: list[Text], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values, (heads, tokens, size), that go to the slots of texts."""
+        keys = torch.cat([text.keys[layer][:, text.first_slot :] for text in texts], 1)
+        values = torch.cat([text.values[layer][:, text.first_slot :] for text in texts], 1)
+        return keys, values
 
     def _attend(self, at: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         """Return what fresh tokens of a text get, (1, heads, fresh, size), from its tokens up to themselves."""
@@ -81,14 +99,6 @@ class Reading:
             seen = keys <= queries
             self.masks[at, window] = seen if window is None else seen & (keys > queries - window)
         return self.masks[at, window]
-
-    def _store(self, layer: int) -> None:
-        stored = [text for text in self.texts if text.slots is not None and len(text.slots)]
-        if self.pages and stored:
-            keys = torch.cat([text.keys[layer][:, text.first_slot :] for text in stored], 1)
-            values = torch.cat([text.values[layer][:, text.first_slot :] for text in stored], 1)
-            slots = torch.cat([text.slots for text in stored])
-            self.pages.write(layer, slots, keys.transpose(0, 1), values.transpose(0, 1))
 
 
 def bias_of(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,9 @@
-"""Attention of one new token a row over keys and values in pages, on a processor, compiled by numba.
+"""Attention over keys and values in pages, on a processor, compiled by numba; each row asks for one token.
 
-A page is read from memory once for all rows that see it. What a row has gathered from its pages so far is
-rescaled whenever a larger score comes, which is exact (Milakov and Gimelshein, arXiv 1805.02867).
+A page is read from memory once for all rows that see it, one behind the other. In bfloat16 scores and outputs are
+sums of pairs of products, for which two numbers of a key, and two values of a number, lie side by side. What a row
+has gathered from its pages so far is rescaled whenever a larger score comes, which is exact (Milakov and
+Gimelshein, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -17,7 +19,19 @@ from numba.extending import intrinsic
 
 from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.pages import PAGE
-from srlm_cli.engines.inprocess.vectors import FLOAT, HALF, INT, LONG, address, call, each, loop, prefetch
+from srlm_cli.engines.inprocess.vectors import (
+    FLOAT,
+    HALF,
+    INT,
+    LONG,
+    add_pairs,
+    address,
+    as_bfloat,
+    call,
+    each,
+    loop,
+    prefetch,
+)
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
 LOWEST = np.float32(-1e30)  # the score of a key that is not seen
@@ -38,37 +52,52 @@ def fits(size: int) -> bool:
 
 
 @cache
-def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
-    """Return `store` and `attend` for models of `heads` heads of keys and values, each asked by `groups` queries.
+def storing(heads: int, size: int, paired: bool) -> Callable:
+    """Return `store` for models of so many heads of keys and values. All arrays are flat.
 
-    All arrays are flat. keys: (pages, heads, size, PAGE), values: (pages, heads, PAGE, size), both float32, or
-    bfloat16 as its bits in uint16, or float16 as its bits in int16.
+    keys: (pages, heads, size, PAGE), values: (pages, heads, PAGE, size), both float32, or float16 as its bits in
+    int16. `paired` they are bfloat16 as its bits in uint16, and lie as (pages, heads, size / 2, PAGE, 2) and (pages,
+    heads, PAGE / 2, size, 2).
     """
-    page_size, shape, together = PAGE, f"{heads}_{groups}_{size}", max(1, TOGETHER // groups)
-    add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
+    page_size, near = PAGE, 2 if paired else 1
 
-    @jit(shape)
+    @jit(f"{heads}_{size}_{paired}")
     def store(keys, values, new_keys, new_values, slots):
         """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
         for row in range(len(slots)):
             page, offset = divmod(slots[row], page_size)
+            above, beside = offset // near, offset % near
             for head in range(heads):
                 here, there = (row * heads + head) * size, (page * heads + head) * page_size * size
+                value = there + above * size * near + beside
+                for at in range(size // near):
+                    for one in range(near):
+                        keys[there + (at * page_size + offset) * near + one] = new_keys[here + at * near + one]
                 for at in range(size):
-                    keys[there + at * page_size + offset] = new_keys[here + at]
-                    values[there + offset * size + at] = new_values[here + at]
+                    values[value + at * near] = new_values[here + at]
 
-    @jit(shape)
-    def attend(queries, keys, values, spans, pages, rows, lowest, outputs, tops, sums):
+    return store
+
+
+@cache
+def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
+    """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
+    page_size, together = PAGE, max(1, TOGETHER // groups)
+    add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
+
+    @jit(f"{heads}_{groups}_{size}_{paired}")
+    def attend(queries, keys, values, spans, pages, rows, lowest, highest, outputs, tops, sums):
         """Add to what rows have gathered what they see in spans of tokens, and divide by the sum of their weights.
 
-        queries, outputs: (rows, heads x groups, size), float32, the queries scaled already. tops, sums: (rows,
-        heads x groups), the largest score so far and the sum of the weights. spans: (spans, 6), of each where
-        its pages begin and end in `pages` and its rows in `rows`, its tokens, and the position of the first.
-        lowest: (rows,), the first position that a row sees.
+        queries, outputs: (rows, heads x groups, size), float32, the queries scaled already; `paired` queries are
+        bfloat16, two in an int32. tops, sums: (rows, heads x groups), the largest score so far and the sum of the
+        weights. spans: (spans, 6), of each where its pages begin and end in `pages` and its rows in `rows`, its
+        tokens, and the position of the first. lowest, highest: (rows,), the first and the last position that a row
+        sees.
         """
         weights = np.empty(together * groups * page_size, np.float32)
-        queries_of, unseen = np.empty(together, np.int64), np.empty(together, np.int64)
+        queries_of = np.empty(together, np.int64)
+        unseen, seen = np.empty(together, np.int64), np.empty(together, np.int64)
         for span in range(len(spans)):
             first_page, last_page, first_row, last_row, count, start = spans[span]
             for at in range(first_page, last_page):
@@ -83,7 +112,8 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                         row = rows[place]
                         queries_of[found] = (row * heads + head) * groups
                         unseen[found] = max(0, lowest[row] - begin)
-                        found += unseen[found] < filled
+                        seen[found] = min(filled, highest[row] - begin + 1)
+                        found += unseen[found] < seen[found]
                         if found == together:
                             found = 0
                             add_page(
@@ -91,6 +121,7 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                                 queries_of,
                                 0,
                                 unseen,
+                                seen,
                                 keys,
                                 values,
                                 there,
@@ -107,6 +138,7 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
                             queries_of,
                             one,
                             unseen,
+                            seen,
                             keys,
                             values,
                             there,
@@ -122,7 +154,7 @@ def compiled(heads: int, groups: int, size: int) -> tuple[Callable, Callable]:
             for at in range(query * size, (query + 1) * size):
                 outputs[at] *= share
 
-    return store, attend
+    return attend
 
 
 # --- a page of one head, seen by the queries of a row -----------------------------------------
@@ -135,18 +167,20 @@ def _page_adder(groups: int, size: int, together: int):
     """Return what adds to the outputs of some queries what they see in the page at `there`.
 
     They are those of so many rows `together`: `groups` each, from the first that `queries_of` has from `place` on. Of
-    the page a row sees the keys from its `unseen` on to before `filled`. `later` is the page that comes next, which
-    memory is asked for. weights: (together x groups, PAGE), to compute with.
+    the `filled` keys of the page a row sees those from its `unseen` on to before its `seen`. `later` is the page that
+    comes next, which memory is asked for. weights: (together x groups, PAGE), to compute with.
     """
 
     @intrinsic
     def add_page(
-        typing, queries, queries_of, place, unseen, keys, values, there, later, filled, weights, outputs, tops, sums
-    ):
+        typing, queries, queries_of, place, unseen, seen, keys, values, there, later, filled, weights, outputs, tops,
+        sums,
+    ):  # fmt: skip
+        paired = keys.dtype == types.uint16
+
         def generate(context, builder, signature, arguments):
-            queries, queries_of, place, unseen, keys, values, there, later, filled, weights, outputs, tops, sums = (
-                arguments
-            )
+            (queries, queries_of, place, unseen, seen, keys, values, there, later, filled, weights, outputs, tops,
+             sums) = arguments  # fmt: skip
 
             def pointer(at: int, array, place, of=FLOAT):
                 return address(context, builder, signature.args[at], array, place, of)
@@ -155,20 +189,22 @@ def _page_adder(groups: int, size: int, together: int):
                 at = builder.add(place, LONG(row))
                 nth = builder.add(builder.load(pointer(1, queries_of, at, LONG), align=8), LONG(group))
                 first = builder.mul(nth, LONG(size))
+                asked = builder.mul(nth, LONG(size // 2)) if paired else first
                 return _Query(
-                    pointer(0, queries, first),
+                    pointer(0, queries, asked, INT if paired else FLOAT),
                     builder.load(pointer(3, unseen, at, LONG), align=8),
-                    pointer(9, weights, LONG((row * groups + group) * PAGE)),
-                    pointer(10, outputs, first),
-                    pointer(11, tops, nth),
-                    pointer(12, sums, nth),
+                    builder.load(pointer(4, seen, at, LONG), align=8),
+                    pointer(10, weights, LONG((row * groups + group) * PAGE)),
+                    pointer(11, outputs, first),
+                    pointer(12, tops, nth),
+                    pointer(13, sums, nth),
                 )
 
-            stored = signature.args[4].dtype
+            stored = signature.args[5].dtype
             number = _NUMBERS[stored]
-            keys, later_keys = pointer(4, keys, there, number), pointer(4, keys, later, number)
-            values, later_values = pointer(5, values, there, number), pointer(5, values, later, number)
-            page = _Page(builder, number, CACHE_LINE // stored.bitwidth, size, filled)
+            keys, later_keys = pointer(5, keys, there, number), pointer(5, keys, later, number)
+            values, later_values = pointer(6, values, there, number), pointer(6, values, later, number)
+            page = (_PairedPage if paired else _Page)(builder, number, size, filled)
             asking = [query_of(row, group) for row in range(together) for group in range(groups)]
             blocks = -(-len(asking) // TOGETHER)
             for block in range(blocks):
@@ -178,7 +214,7 @@ def _page_adder(groups: int, size: int, together: int):
                 page.gather(some, shares, values, later_values)
             return context.get_dummy_value()
 
-        numbers = (queries, queries_of, types.intp, unseen, keys, values, types.intp, types.intp, types.intp)
+        numbers = (queries, queries_of, types.intp, unseen, seen, keys, values, types.intp, types.intp, types.intp)
         return types.void(*numbers, weights, outputs, tops, sums), generate
 
     return add_page
@@ -186,10 +222,11 @@ def _page_adder(groups: int, size: int, together: int):
 
 @dataclass(frozen=True)
 class _Query:
-    """Where a query's numbers lie, and the first key of the page that it sees."""
+    """Where a query's numbers lie, the first key of the page that it sees, and the first behind those that it sees."""
 
     asked: ir.Value
     unseen: ir.Value
+    seen: ir.Value
     weights: ir.Value
     output: ir.Value
     top: ir.Value
@@ -199,9 +236,12 @@ class _Query:
 class _Page:
     """Writes the code that reads a page, of `size` numbers a token, for several queries at once."""
 
-    def __init__(self, builder, number, a_line: int, size: int, filled) -> None:
+    near = 1  # numbers of a key, and values of a number, that lie side by side and are multiplied at once
+
+    def __init__(self, builder, number, size: int, filled) -> None:
         self.builder, self.number, self.size, self.filled = builder, number, size, filled
-        self.a_line = a_line  # numbers that the cache loads together
+        bits = {FLOAT: 32}.get(number, 16)
+        self.a_line = CACHE_LINE // (bits * self.near)  # of these that the cache loads together
 
     def scores(self, queries: list[_Query], keys, later) -> list[list]:
         """Return the scores of the page's keys, two vectors a query."""
@@ -219,16 +259,17 @@ class _Page:
                     asked = each(builder, builder.load(asked, align=4), WIDTH)
                     for half in range(2):
                         place = (part * len(queries) + nth) * 2 + half
-                        sums[place] = call(builder, "fmuladd", _FLOATS, asked, pair[half], sums[place])
+                        sums[place] = self._add(sums[place], asked, pair[half])
             return sums
 
-        sums = loop(builder, LONG(self.size), apart, [_all(0)] * 2 * apart * len(queries), body)
+        steps = LONG(self.size // self.near)
+        sums = loop(builder, steps, apart, [_all(0)] * 2 * apart * len(queries), body)
         count = 2 * len(queries)
         if apart == 2:
             sums = [builder.fadd(even, odd) for even, odd in zip(sums[:count], sums[count:], strict=True)]
         pairs = zip(sums[::2], sums[1::2], strict=True)
         return [
-            [self._within(vector, query.unseen, half * WIDTH) for half, vector in enumerate(pair)]
+            [self._within(vector, query, half * WIDTH) for half, vector in enumerate(pair)]
             for pair, query in zip(pairs, queries, strict=True)
         ]
 
@@ -240,8 +281,7 @@ class _Page:
         top = builder.select(builder.fcmp_ordered(">", largest, before), largest, before)
         rescaled = _exp_above(builder, each(builder, before, WIDTH), top)
         given = [_exp_above(builder, vector, top) for vector in scores]
-        for half, vector in enumerate(given):
-            builder.store(vector, self._at(query.weights, LONG(half * WIDTH), _FLOATS), align=4)
+        self._save(given, query.weights)
         zero, both = ir.Constant(FLOAT, 0.0), builder.fadd(*given)
         total = call(builder, "vector.reduce.fadd", FLOAT, zero, both, fastmath=("reassoc",))
         factor = builder.extract_element(rescaled, INT(0))
@@ -260,11 +300,10 @@ class _Page:
                 self._prefetch(later, builder.add(line, LONG(columns[0])), len(columns) * WIDTH)
                 seen = [self._numbers(values, builder.add(line, LONG(at))) for at in columns]
                 for nth, query in enumerate(queries):
-                    weight = builder.load(builder.gep(query.weights, [key]), align=4)
-                    weight = each(builder, weight, WIDTH)
+                    weight = each(builder, self._weight(query.weights, key), WIDTH)
                     for at, vector in enumerate(seen):
                         place = nth * len(seen) + at
-                        sums[place] = call(builder, "fmuladd", _FLOATS, weight, vector, sums[place])
+                        sums[place] = self._add(sums[place], weight, vector)
                 return sums
 
             places = [self._at(query.output, LONG(at), _FLOATS) for query in queries for at in columns]
@@ -272,34 +311,66 @@ class _Page:
                 builder.fmul(builder.load(place, align=4), shares[at // len(columns)])
                 for at, place in enumerate(places)
             ]
-            for place, total in zip(places, loop(builder, self.filled, 1, begun, body), strict=True):
+            steps = builder.udiv(builder.add(self.filled, LONG(self.near - 1)), LONG(self.near))
+            for place, total in zip(places, loop(builder, steps, 1, begun, body), strict=True):
                 builder.store(total, place, align=4)
 
     def _prefetch(self, later, begin, count: int) -> None:
         for at in range(0, count, self.a_line):
-            prefetch(self.builder, self.builder.gep(later, [self.builder.add(begin, LONG(at))]))
+            place = self.builder.mul(self.builder.add(begin, LONG(at)), LONG(self.near))
+            prefetch(self.builder, self.builder.gep(later, [place]))
 
     def _numbers(self, numbers, place):
         """Return a vector of the page as float32."""
         builder = self.builder
         loaded = builder.load(self._at(numbers, place, ir.VectorType(self.number, WIDTH)), align=2)
-        if self.number == FLOAT:
-            return loaded
-        if self.number == HALF:
-            return builder.fpext(loaded, _FLOATS)
-        shifted = builder.shl(builder.zext(loaded, _INTS), ir.Constant(_INTS, [16] * WIDTH))
-        return builder.bitcast(shifted, _FLOATS)  # bfloat16 is the upper half of a float32
+        return loaded if self.number == FLOAT else builder.fpext(loaded, _FLOATS)
+
+    def _add(self, sums, one, other):
+        """Return sums plus the products of two vectors."""
+        return call(self.builder, "fmuladd", _FLOATS, one, other, sums)
+
+    def _save(self, weights: list, to) -> None:
+        for half, vector in enumerate(weights):
+            self.builder.store(vector, self._at(to, LONG(half * WIDTH), _FLOATS), align=4)
+
+    def _weight(self, weights, key):
+        return self.builder.load(self.builder.gep(weights, [key]), align=4)
 
     def _at(self, numbers, place, of):
         return self.builder.bitcast(self.builder.gep(numbers, [place]), of.as_pointer())
 
-    def _within(self, scores, unseen, begin: int):
-        """Return scores of keys from `begin` on, in which those that are not seen are `LOWEST`."""
+    def _within(self, scores, query: _Query, begin: int):
+        """Return scores of keys from `begin` on, in which those that a query does not see are `LOWEST`."""
         builder = self.builder
-        first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (unseen, self.filled))
+        first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (query.unseen, query.seen))
         places = ir.Constant(_INTS, list(range(begin, begin + WIDTH)))
         inside = builder.and_(builder.icmp_signed(">=", places, first), builder.icmp_signed("<", places, last))
         return builder.select(inside, scores, _all(LOWEST))
+
+
+class _PairedPage(_Page):
+    """A page in bfloat16, whose numbers are multiplied two by two."""
+
+    near = 2
+
+    def _numbers(self, numbers, place):
+        """Return a vector of pairs of the page."""
+        place = self.builder.mul(place, LONG(self.near))
+        return self.builder.load(self._at(numbers, place, _INTS), align=2)
+
+    def _add(self, sums, one, other):
+        return add_pairs(self.builder, sums, one, other)
+
+    def _save(self, weights: list, to) -> None:
+        builder = self.builder
+        for half, vector in enumerate(weights):
+            rounded = builder.trunc(as_bfloat(builder, vector), ir.VectorType(ir.IntType(16), WIDTH))
+            builder.store(rounded, self._at(to, LONG(half * WIDTH // 2), rounded.type), align=4)
+
+    def _weight(self, weights, key):
+        place = self.builder.gep(weights, [key])
+        return self.builder.load(self.builder.bitcast(place, INT.as_pointer()), align=4)
 
 
 def _exp_above(builder, vector, top):

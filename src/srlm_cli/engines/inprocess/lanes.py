@@ -22,6 +22,7 @@ import torch
 
 from srlm_cli import cores
 from srlm_cli.engines.base import Completion
+from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
@@ -133,6 +134,7 @@ def _serve(writer: Writer, pipe: Connection, other_end: Connection) -> None:
     other_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    memory.keep_freed()
     given: SimpleQueue[Given] = SimpleQueue()
     # Not in this thread: OpenMP takes it for one that has others waiting, and these were not forked.
     Thread(target=_write, args=(writer, given, pipe), daemon=True).start()

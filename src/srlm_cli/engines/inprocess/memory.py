@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import torch
 from srlm_cli.errors import EngineError
 
 SHARE = 0.5
+# Options of glibc's mallopt, and how large what is freed may be that it keeps for the next allocation.
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
+KEPT, AT_ONCE, OLDEST_LIMIT = 1 << 30, 1 << 26, 1 << 25
 
 
 def for_cache(device: str) -> int:
@@ -25,6 +29,20 @@ def _free_on_host() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: half of all that there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def keep_freed() -> None:
+    """Let the C library keep what is freed for the next allocation, of any thread, where that library is glibc.
+
+    Else the memory of each large tensor is given back, and asked for anew page by page. For a process that ends with
+    its job: what is kept is of no use to the next one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt:
+        mallopt(ARENA_MAX, 1)
+        mallopt(TRIM_THRESHOLD, KEPT)
+        mallopt(TOP_PAD, AT_ONCE)
+        mallopt(MMAP_THRESHOLD, KEPT) or mallopt(MMAP_THRESHOLD, OLDEST_LIMIT)
 
 
 def halve(count: int, error: RuntimeError) -> int:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess import compiled_step, float16
+from srlm_cli.engines.inprocess import compiled_passes, halves
 from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, passing
-from srlm_cli.engines.inprocess.compiled_step import CompiledStep
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
+from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
+from srlm_cli.engines.inprocess.pages import Pages, Span
 from srlm_cli.engines.inprocess.step import Step
 from srlm_cli.engines.inprocess.texts import Text, passes
 
@@ -49,7 +49,9 @@ class PackedModel:
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        return self._forward(Reading(texts, pages), ids, torch.cat(positions), ends.to(self.device))
+        compiled = self.compiled and pages and all(text.pages for text in texts)
+        run = CompiledReading(texts, pages) if compiled else Reading(texts, pages)
+        return self._forward(run, ids, torch.cat(positions), ends.to(self.device))
 
     def step(
         self,
@@ -66,8 +68,7 @@ class PackedModel:
         `members` are the rows that begin with the common text.
         """
         seen = (pages, own, shared, common, members)
-        compiled = compiled_step.fits(self.layers, self.stored, self.device)
-        step = CompiledStep(*seen) if compiled else Step(*seen, self.device)
+        step = CompiledStep(*seen) if self.compiled else Step(*seen, self.device)
         return self._forward(step, torch.tensor(tokens), step.positions, 0)
 
     def _forward(self, run: Pass, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
@@ -75,6 +76,11 @@ class PackedModel:
         with passing(run, self.configs):
             output = self.net(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
         return output.logits[0].float()
+
+    @property
+    def compiled(self) -> bool:
+        """Tell whether keys and values in pages are read by compiled code, the common text's, too."""
+        return compiled_passes.fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
         """Return how many bytes the keys and values of one token take."""
@@ -109,12 +115,12 @@ class PackedModel:
         }
         if len(self.layers) != config.num_hidden_layers:
             return False
-        if float16.multiplies(self.net) and compiled_step.fits(self.layers, torch.float16, self.device):
-            self.stored = torch.float16
+        half = halves.type_of(self.net)
+        if half and compiled_passes.fits(self.layers, half, self.device):
+            self.stored = half
         pages = Pages(self.layers, 3, self.stored, self.device)
         page = pages.take(1, shared=True)
-        third = Text(ids[:9], slots=page[0] * PAGE + torch.arange(9, device=self.device))
-        self.read([third], pages)
+        self.read([Text(ids[:9], pages=page)], pages)
         own = Span(pages.take(1), 1, 9, [0])
         stepped = self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
         return _alike(torch.cat([packed, stepped]), wanted, self.stored)

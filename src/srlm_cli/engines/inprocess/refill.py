@@ -161,11 +161,9 @@ class Writer(TaskWriter):
         reads = []
         try:
             for task, text in zip(tasks, texts, strict=True):
-                reads.append(Read(task, self._common_with(task), []))
-                text.first_slot = reads[-1].common
-                count = len(task.prompt) - text.first_slot
-                reads[-1].pages = self.pages.take(_pages_for(count), shared=True)
-                text.slots = _slots(reads[-1].pages, count).to(self.model.device)
+                text.common = self._common_with(task)
+                text.pages = self.pages.take(_pages_for(len(task.prompt) - text.first_slot), shared=True)
+                reads.append(Read(task, text.first_slot, text.pages))
             logits = self.model.read(texts, self.pages)
         except (NoRoom, RuntimeError):
             for read in reads:
@@ -183,15 +181,16 @@ class Writer(TaskWriter):
         length = min(min(alike(first, task.prompt), len(task.prompt) - 1) for task in tasks)
         if length >= MIN_COMMON:
             common = Text(first[:length], kept=True)
-            self.model.read([common])
+            if self.model.compiled:
+                common.pages = self.pages.take(_pages_for(length), shared=True)
+            self.model.read([common], self.pages)
             self.common = common
 
-    def _common_with(self, task: Task) -> int:
-        """Return the length of the common text if a prompt goes on from it, else 0."""
+    def _common_with(self, task: Task) -> Text | None:
+        """Return the common text if a prompt goes on from it."""
         if self.common is None or len(task.prompt) <= len(self.common.tokens):
-            return 0
-        length = len(self.common.tokens)
-        return length if task.prompt[:length] == self.common.tokens else 0
+            return None
+        return self.common if task.prompt[: len(self.common.tokens)] == self.common.tokens else None
 
     # --- going on ----------------------------------------------------------------------------
 
@@ -284,7 +283,7 @@ class Writer(TaskWriter):
 
     def _move(self, moved: dict[int, int]) -> None:
         if moved:
-            for holder in (*self.rows, *self.reads.values()):
+            for holder in (*self.rows, *self.reads.values(), *([self.common] if self.common else [])):
                 holder.pages = [moved.get(page, page) for page in holder.pages]
 
     def _keep_rows(self, count: int) -> None:
@@ -309,8 +308,3 @@ class Writer(TaskWriter):
 
 def _pages_for(tokens: int) -> int:
     return -(-tokens // PAGE)
-
-
-def _slots(pages: list[int], count: int) -> torch.Tensor:
-    """Return where the first `count` tokens of pages lie in the store."""
-    return (torch.tensor(pages)[:, None] * PAGE + torch.arange(PAGE)).flatten()[:count]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from srlm_cli.engines.inprocess.pages import PAGE
+
 LOOK_BACK = 8
 
 
@@ -15,18 +17,29 @@ class Text:
     """Tokens to read. The first `shared` of them are those of `parent`, which is read earlier.
 
     `keys` and `values`, (heads, tokens, size) by layer, are there while the text is being read, and
-    afterwards when it is `kept` for later ones that begin alike. Those from token `first_slot` on go
-    to the `slots` of a store, where there are any.
+    afterwards when it is `kept` for later ones that begin alike. They go to `pages` of a store, where
+    there are any; those of the `common` text, with which this one begins, are in its own pages.
     """
 
     tokens: list[int]
     parent: Text | None = None
     shared: int = 0
     kept: bool = False
-    slots: torch.Tensor | None = None
-    first_slot: int = 0
+    pages: list[int] = field(default_factory=list)
+    common: Text | None = None
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     values: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def first_slot(self) -> int:
+        """The first token whose key and value are in the text's own pages."""
+        return len(self.common.tokens) if self.common else 0
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Where the tokens from `first_slot` on lie in the store: page times `PAGE` plus offset."""
+        all_slots = (torch.tensor(self.pages)[:, None] * PAGE + torch.arange(PAGE)).flatten()
+        return all_slots[: len(self.tokens) - self.first_slot]
 
     @property
     def fresh(self) -> list[int]:

@@ -1,11 +1,72 @@
-"""How compiled code says vectors to LLVM: what `kernels` and `float16` share."""
+"""How compiled code says vectors to LLVM: what `kernels` and `products` share."""
 
 from __future__ import annotations
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils
 
 FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(64)
+_FLOATS, _INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)
+
+
+class _Bfloat(ir.types.Type):
+    """LLVM's bfloat16, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat)
+
+
+def has_halves() -> bool:
+    """Tell whether the processor multiplies in float16 itself (AVX512-FP16)."""
+    return bool(binding.get_host_cpu_features().get("avx512fp16"))
+
+
+def add_halves(builder, sums, one, other):
+    """Return 32 sums in float16 plus the products of two vectors in float16."""
+    if has_halves():
+        return call(builder, "fma", sums.type, one, other, sums)
+    wide = ir.VectorType(FLOAT, 32)  # LLVM would call a function for each number, which is not there
+    total = call(builder, "fmuladd", wide, *(builder.fpext(of, wide) for of in (one, other, sums)))
+    return builder.fptrunc(total, sums.type)
+
+
+def has_pairs() -> bool:
+    """Tell whether the processor sums products of pairs of bfloat16 numbers by one instruction (AVX512-BF16)."""
+    return bool(binding.get_host_cpu_features().get("avx512bf16"))
+
+
+def add_pairs(builder, sums, one, other):
+    """Return 16 sums in float32 plus the products of two pairs of bfloat16 each, one pair in 32 bits."""
+    if has_pairs():
+        pairs = ir.VectorType(_Bfloat(), 32)
+        kind = ir.FunctionType(_FLOATS, [_FLOATS, pairs, pairs])
+        operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+        return builder.call(operation, [sums, builder.bitcast(one, pairs), builder.bitcast(other, pairs)])
+    for first, second in zip(of_pairs(builder, one), of_pairs(builder, other), strict=True):
+        sums = call(builder, "fmuladd", _FLOATS, first, second, sums)
+    return sums
+
+
+def of_pairs(builder, pairs) -> tuple:
+    """Return the first and the second numbers of 16 pairs of bfloat16, which are the upper halves of float32."""
+    first = builder.shl(pairs, ir.Constant(_INTS, [16] * 16))
+    second = builder.and_(pairs, ir.Constant(_INTS, [-65536] * 16))
+    return builder.bitcast(first, _FLOATS), builder.bitcast(second, _FLOATS)
+
+
+def as_bfloat(builder, floats):
+    """Return 16 float32 numbers rounded to the nearest bfloat16, as their bits in int32."""
+    bits = builder.bitcast(floats, _INTS)
+    upper = builder.lshr(bits, ir.Constant(_INTS, [16] * 16))
+    last = builder.and_(upper, ir.Constant(_INTS, [1] * 16))
+    rounded = builder.add(bits, builder.add(last, ir.Constant(_INTS, [0x7FFF] * 16)))
+    return builder.lshr(rounded, ir.Constant(_INTS, [16] * 16))
 
 
 def address(context, builder, array_type, array, at, of):

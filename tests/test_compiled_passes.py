@@ -1,0 +1,187 @@
+"""A compiled step gives what a step of torch gives, whatever rows see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numba.core.caching import FunctionCache
+
+from srlm_cli.engines.inprocess import compiled_passes, jit, kernels, vectors
+from srlm_cli.engines.inprocess.attention import Reading
+from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep, _Paged
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
+from srlm_cli.engines.inprocess.step import Step
+from srlm_cli.engines.inprocess.texts import Text
+
+COMMON = 70  # tokens that some rows begin with
+HEADS, GROUPS = 2, 3
+CLOSE = {torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}, torch.float16: {"rtol": 1e-3, "atol": 1e-3}}
+
+
+LAYER = {size: {0: (torch.Size((HEADS, size)), torch.Size((HEADS, size)))} for size in (16, 64, 80)}
+
+
+def fill(pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Store keys and values, (pages, heads, PAGE, size), as compiled code reads them."""
+    slots = np.arange(pages.count * PAGE)
+    of_tokens = (of.transpose(1, 2).flatten(0, 1) for of in (keys, values))
+    _Paged(pages, [], slots).store(0, *of_tokens, slots)
+
+
+def contents(pages: Pages) -> torch.Tensor:
+    """Return the keys and values in pages, (2, pages, heads, PAGE, size), as float32."""
+    keys, values = pages.keys[0], pages.values[0]
+    if pages.dtype == torch.bfloat16:
+        count, heads, size, _ = keys.shape
+        keys = keys.view(count, heads, size // 2, PAGE, 2).transpose(3, 4).reshape(keys.shape)
+        values = values.view(count, heads, PAGE // 2, size, 2).transpose(3, 4).reshape(values.shape)
+    return torch.stack([keys.transpose(2, 3), values]).float()
+
+
+def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return what three rows get from the step of torch in float32, and from the compiled one, which stores a dtype.
+
+    The first two share a prompt of 40 tokens, behind the common text if they are members; the last has one of 5.
+    """
+    draw = torch.Generator().manual_seed(0)
+    starts = [COMMON if 0 in members else 0, COMMON if 2 in members else 0]
+    numbers = torch.randn(2, 12, HEADS, PAGE, size, generator=draw).to(dtype).float()
+    asked = torch.randn(1, GROUPS * HEADS, 3, size, generator=draw).to(dtype).float()
+    fresh = torch.randn(2, 1, HEADS, 3, size, generator=draw).to(dtype).float()
+    given, kept = [], []
+    for kind, stored in ((Step, torch.float32), (CompiledStep, dtype)):
+        pages = Pages(LAYER[size], 12, stored, "cpu")
+        shared = [Span(pages.take(2, shared=True), 40, starts[0], [0, 1])]
+        shared += [Span(pages.take(1, shared=True), 5, starts[1], [2])]
+        own = [Span(pages.take(3), 65, starts[0] + 40, [0]), Span(pages.take(1), 1, starts[0] + 40, [1])]
+        own += [Span(pages.take(2), 64, starts[1] + 5, [2])]
+        common = Text([0] * COMMON, pages=pages.take(3, shared=True))
+        before = numbers[:, common.pages].transpose(1, 2).flatten(2, 3)[:, :, :COMMON]
+        common.keys[0], common.values[0] = before
+        if kind is CompiledStep:
+            fill(pages, *numbers)
+        else:
+            pages.keys[0][:], pages.values[0][:] = numbers[0].transpose(2, 3), numbers[1]
+        step = kind(pages, own, shared, common, members, *(["cpu"] if kind is Step else []))
+        given.append(step.attend(0, asked, *fresh, size**-0.5, window))
+        kept.append(torch.stack([pages.keys[0].transpose(2, 3), pages.values[0]]) if kind is Step else contents(pages))
+        assert step.positions.tolist() == [starts[0] + 104, starts[0] + 40, starts[1] + 68]
+    assert torch.equal(*kept)  # the new tokens are stored
+    return given[0], given[1]
+
+
+@pytest.mark.parametrize("size", [16, 64, 80])
+@pytest.mark.parametrize("members", [[], [0, 1, 2], [0, 1], [2]], ids=str)
+@pytest.mark.parametrize("window", [None, 3, 33, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype):
+    expected, given = both(size, dtype, window, members)
+    torch.testing.assert_close(given, expected, **CLOSE.get(dtype, {}))
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize("window", [None, 3, 33, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
+    """Behind a common text: one alone, one that goes on from it, and one that goes on from the common text only."""
+    draw = torch.Generator().manual_seed(0)
+    pages = {Reading: None, CompiledReading: Pages(LAYER[size], 30, dtype, "cpu")}
+    lengths = (COMMON, 150, 129, COMMON + 1)
+    given: dict[type, list[torch.Tensor]] = {Reading: [], CompiledReading: []}
+    numbers = [torch.randn(3, GROUPS * HEADS, sum(lengths), size, generator=draw).to(dtype).float() for _ in range(2)]
+    for kind, of in given.items():
+        common = Text([0] * COMMON, kept=True)
+        first = Text([*common.tokens, *range(1, 81)], common, COMMON, common=common)
+        second = Text([*first.tokens[:120], *range(9)], first, 120, common=common)
+        third = Text([*common.tokens, 5], common, COMMON, common=common)
+        for texts, (asked, keys, values) in zip(([common], [first, second, third]), numbers, strict=True):
+            fresh = sum(len(text.fresh) for text in texts)
+            new = (asked[None, :, :fresh], keys[None, :HEADS, :fresh], values[None, :HEADS, :fresh])
+            for text in texts if pages[kind] else ():
+                text.pages = pages[kind].take(-(-(len(text.tokens) - text.first_slot) // PAGE), shared=True)
+            run = kind(texts, pages[kind])
+            of.append(run.attend(0, *new, size**-0.5, window))
+    for expected, compiled in zip(*given.values(), strict=True):
+        assert compiled.shape == expected.shape
+        torch.testing.assert_close(compiled, expected, **CLOSE.get(dtype, {}))
+
+
+@pytest.mark.parametrize("members", [[], [0, 1, 2]], ids=str)
+def test_a_processor_without_products_of_pairs_gives_the_same(monkeypatch, members):
+    expected, given = both(64, torch.bfloat16, None, members)
+    monkeypatch.setattr(vectors, "has_pairs", lambda: False)
+    attending = kernels.attending.__wrapped__
+    monkeypatch.setattr(kernels, "attending", attending)
+    monkeypatch.setattr(kernels, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
+    torch.testing.assert_close(both(64, torch.bfloat16, None, members)[1], given, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_are_exact_to_the_last_digits():
+    """Of two keys, one of which has `score` more than the other."""
+    for score in (0.01, 0.2, 0.34, 0.35, 0.5, 0.69, 0.7, 1.0, 3.3, 12.0):
+        pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 1, torch.float32, "cpu")
+        own = [Span(pages.take(1), 2, 0, [0])]
+        pages.keys[0].zero_()
+        pages.keys[0][0, 0, 0, 0] = score
+        query = torch.zeros(1, 1, 1, 16)
+        query[..., 0] = 1.0
+        step = CompiledStep(pages, own, [], None, [])
+        given = step.attend(0, query, torch.zeros_like(query), torch.ones_like(query), 1.0, None)
+        assert given[0, 0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(np.float64(np.float32(score)))), rel=1e-6)
+
+
+def test_large_scores_are_weighed_without_overflow():
+    pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 2, torch.float32, "cpu")
+    own = [Span(pages.take(2), 40, 0, [0])]
+    pages.keys[0].fill_(1.0)
+    pages.values[0].fill_(2.0)
+    pages.values[0][1] = 4.0
+    pages.keys[0][1, :, :, 3] = 2.0  # the only key that counts, in the last page
+    query, new = torch.full((1, 1, 1, 16), 1e4), torch.ones(1, 1, 1, 16)
+    step = CompiledStep(pages, own, [], None, [])
+    assert torch.equal(step.attend(0, query, new, new, 1.0, None), torch.full((1, 1, 1, 16), 4.0))
+
+
+def test_what_compiled_code_cannot_read_is_left_to_torch():
+    def layers(key: int, value: int) -> dict:
+        return {0: (torch.Size((2, key)), torch.Size((2, value)))}
+
+    assert compiled_passes.fits(layers(64, 64), torch.float32, "cpu")
+    assert compiled_passes.fits(layers(64, 64), torch.bfloat16, "cpu")
+    assert compiled_passes.fits(layers(64, 64), torch.float16, "cpu")
+    assert not compiled_passes.fits(layers(64, 64), torch.float64, "cpu")
+    assert not compiled_passes.fits(layers(64, 64), torch.float32, "cuda:0")
+    assert not compiled_passes.fits(layers(64, 32), torch.float32, "cpu")
+    assert not compiled_passes.fits(layers(24, 24), torch.float32, "cpu")
+
+
+def stored(store) -> float:
+    """Return the sum of what is in a page behind a store of sixteen ones."""
+    keys, values = np.zeros(512, np.float32), np.zeros(512, np.float32)
+    store(keys, values, np.ones(16, np.float32), np.ones(16, np.float32), np.array([3]))
+    assert (keys == values.reshape(32, 16).T.ravel()).all()
+    return keys.sum()
+
+
+def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch):
+    def decorator(*args, cache: bool = False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*args, **options)
+
+    njit = jit.numba.njit
+    monkeypatch.setattr(jit.numba, "njit", decorator)
+    assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
+
+
+def test_code_is_compiled_where_the_folder_is_full(monkeypatch):
+    def full(*given):
+        tried.append(1)
+        raise OSError(28, "No space left on device")
+
+    tried = []
+    monkeypatch.setattr(FunctionCache, "load_overload", lambda *given: None)
+    monkeypatch.setattr(FunctionCache, "save_overload", full)
+    assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
+    assert tried
