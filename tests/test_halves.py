@@ -72,7 +72,7 @@ def without_pairs():
         patch.setattr(products, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
         made = products.compiled.__wrapped__(products.BFLOAT16)
         numbers = np.zeros(64, np.float32)
-        made[0](numbers, 64, np.float32(1), np.zeros(32, np.int32), np.zeros(1, np.float32))
+        made[0](numbers, 64, np.zeros(32, np.int32), np.zeros(1, np.float32))
     return lambda kind: made
 
 

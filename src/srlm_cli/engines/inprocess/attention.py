@@ -183,6 +183,11 @@ def passing(run: Pass, configs: list) -> Iterator[None]:
         _under_way.reset(token)
 
 
+def under_way() -> Pass | None:
+    """Return the pass that is under way in this thread."""
+    return _under_way.get(None)
+
+
 def attend(
     module, query, key, value, attention_mask, scaling: float | None = None, sliding_window: int | None = None, **others
 ) -> tuple[torch.Tensor, None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -19,7 +20,6 @@ from torch.nn.functional import pad
 from srlm_cli import cores, models
 from srlm_cli.engines.inprocess.products import LANE, Kind, compiled
 
-BLOCK = 132  # rows that stay in the cache while all weights pass by
 GRAIN = 1 << 24  # products that are worth a thread
 FEW = 16  # rows, for which reading the weights takes longer than the products
 
@@ -66,26 +66,49 @@ class HalfLinear(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.depth > self.in_features:
             inputs = pad(inputs, (0, self.depth - self.in_features))
-        rows = inputs.numel() // self.depth
+        rows = inputs.contiguous().view(-1, self.depth)
+        outputs = self.begun(len(rows))
+        for some, sums in zip(rows.split(self.kind.block), outputs.split(self.kind.block), strict=True):
+            self.add(Packed.of(some, self.kind), sums, keep=self.bias is not None)
+        return outputs[:, : self.out_features].view(*inputs.shape[:-1], self.out_features)
+
+    @property
+    def plain(self) -> bool:
+        """Tell whether inputs and outputs fill what is computed together."""
+        return (self.depth, self.width) == (self.in_features, self.out_features)
+
+    def begun(self, rows: int) -> torch.Tensor:
+        """Return outputs, (rows, width), with the bias in them, if there is one."""
         outputs = torch.empty(rows, self.width)
         if self.bias is not None:
             outputs[:, : self.out_features] = self.bias
-        numbers, sums = inputs.contiguous().view(-1).numpy(), outputs.view(-1).numpy()
-        for begin in range(0, rows, BLOCK):
-            end = min(rows, begin + BLOCK)
-            of_rows, of_sums = slice(begin * self.depth, end * self.depth), slice(begin * self.width, end * self.width)
-            self._add(end - begin, numbers[of_rows], sums[of_sums])
-        return outputs[:, : self.out_features].view(*inputs.shape[:-1], self.out_features)
+        return outputs
 
-    def _add(self, count: int, rows: np.ndarray, outputs: np.ndarray) -> None:
-        """Set the outputs of `count` rows, (rows, width), or add to the bias in them; all are flat."""
-        pack, multiply = compiled(self.kind)
-        packed, scales = torch.empty(len(rows) // self.kind.together, dtype=torch.int32), np.empty(count, np.float32)
-        pack(rows, self.depth, self.scale, packed.numpy(), scales)
-        given = (packed.numpy(), self.depth, self.panels, outputs, scales, self.bias is None)
+    def add(self, rows: Packed, outputs: torch.Tensor, keep: bool) -> None:
+        """Add the products of rows to outputs, (rows, width); set them where nothing is to be kept."""
+        _, multiply = compiled(self.kind)
+        scales = rows.scales if self.scale == 1 else rows.scales * self.scale
+        given = (rows.numbers, self.depth, self.panels, outputs.view(-1).numpy(), scales, not keep)
         panels = -(-self.width // self.kind.panel)
-        parts = min(torch.get_num_threads(), panels, max(FEW, count) * len(self.panels) // GRAIN) or 1
+        parts = min(torch.get_num_threads(), panels, max(FEW, len(scales)) * len(self.panels) // GRAIN) or 1
         in_parts(parts, panels, lambda first, last: multiply(*given, first, last))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows as they are multiplied: in 16 bits, and what undoes the scale of each."""
+
+    numbers: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def of(cls, rows: torch.Tensor, kind: Kind) -> Packed:
+        """Pack rows, (rows, depth), float32, in order."""
+        pack, _ = compiled(kind)
+        count, depth = rows.shape
+        packed = cls(np.empty(count * depth // kind.together, np.int32), np.empty(count, np.float32))
+        pack(rows.view(-1).numpy(), depth, packed.numbers, packed.scales)
+        return packed
 
 
 def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:

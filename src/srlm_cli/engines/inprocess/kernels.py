@@ -23,12 +23,14 @@ from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
     HALF,
     INT,
+    LOG2_E,
     LONG,
     add_pairs,
     address,
     as_bfloat,
     call,
     each,
+    exp2,
     loop,
     prefetch,
 )
@@ -36,9 +38,6 @@ from srlm_cli.engines.inprocess.vectors import (
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
 LOWEST = np.float32(-1e30)  # the score of a key that is not seen
 LEAST = -64  # the logarithm, base 2, of the least weight: nothing beside 1, and its products are no denormal numbers
-LOG2_E = 1.4426950408889634
-EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
-        2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
 CACHE_LINE = 512  # bits
 TOGETHER = 6  # queries of a head that are computed side by side: a vector of the page is loaded once for all
 CHAINS = 8
@@ -374,19 +373,9 @@ class _PairedPage(_Page):
 
 
 def _exp_above(builder, vector, top):
-    """Return exp(number - top) of each number, none of which is larger than `top`.
-
-    It is a power of two, its nearest whole part put into the exponent's bits and the rest by a polynomial (the
-    coefficients of Cephes' exp2f).
-    """
+    """Return exp(number - top) of each number, none of which is larger than `top`."""
     power = builder.fmul(builder.fsub(vector, each(builder, top, WIDTH)), _all(LOG2_E))
-    power = call(builder, "maxnum", _FLOATS, power, _all(LEAST))
-    whole = call(builder, "floor", _FLOATS, builder.fadd(power, _all(0.5)))
-    rest, result = builder.fsub(power, whole), _all(EXP2[0])
-    for coefficient in EXP2[1:]:
-        result = call(builder, "fmuladd", _FLOATS, result, rest, _all(coefficient))
-    exponent = builder.add(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [127] * WIDTH))
-    return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(_INTS, [23] * WIDTH)), _FLOATS))
+    return exp2(builder, call(builder, "maxnum", _FLOATS, power, _all(LEAST)))
 
 
 def _all(number: float) -> ir.Constant:

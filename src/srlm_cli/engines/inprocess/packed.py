@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess import compiled_passes, halves
+from srlm_cli.engines.inprocess import compiled_passes, fused, halves
 from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, passing
 from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
 from srlm_cli.engines.inprocess.pages import Pages, Span
@@ -118,12 +118,18 @@ class PackedModel:
         half = halves.type_of(self.net)
         if half and compiled_passes.fits(self.layers, half, self.device):
             self.stored = half
+        alike = _alike(torch.cat([packed, self._in_pages(ids)]), wanted, self.stored)
+        if alike and half and self.compiled:
+            fused.use_in(self.net, lambda: self._in_pages(ids))
+        return alike
+
+    def _in_pages(self, ids: list[int]) -> torch.Tensor:
+        """Return the logits behind the last token, which sees the first nine in pages."""
         pages = Pages(self.layers, 3, self.stored, self.device)
         page = pages.take(1, shared=True)
         self.read([Text(ids[:9], pages=page)], pages)
         own = Span(pages.take(1), 1, 9, [0])
-        stepped = self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
-        return _alike(torch.cat([packed, stepped]), wanted, self.stored)
+        return self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
 
     def _plain(self, ids: list[int]) -> torch.Tensor:
         return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()

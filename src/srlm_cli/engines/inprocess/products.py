@@ -55,6 +55,7 @@ class Kind:
     together: int
     panel: int
     depth: int  # products that are summed before the sums are added to the outputs
+    block: int  # rows that stay in the cache while all weights pass by
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Kind:
@@ -74,8 +75,8 @@ class Kind:
         return 2.0 ** math.frexp(weights.abs().max().item())[1] if self is FLOAT16 else 1.0
 
 
-FLOAT16 = Kind("float16", together=1, panel=128, depth=64)
-BFLOAT16 = Kind("bfloat16", together=2, panel=64, depth=256)  # 32 kB of weights stay in the first cache
+FLOAT16 = Kind("float16", together=1, panel=128, depth=64, block=132)
+BFLOAT16 = Kind("bfloat16", together=2, panel=64, depth=256, block=528)  # 32 kB of weights stay in the first cache
 
 
 @cache
@@ -86,8 +87,8 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
     save, add_tile = (_save_twice if scaled else _save_pairs), _tile_adder(kind)
 
     @jit(kind.name)
-    def pack(rows, depth, weights_scale, packed, scales):
-        """Scale rows, (rows, depth), and lay them in 16 bits as `multiply` reads them; set what undoes all scales."""
+    def pack(rows, depth, packed, scales):
+        """Scale rows, (rows, depth), and lay them in 16 bits as `multiply` reads them; set what undoes their scales."""
         at = 0
         steps = depth // together
         while at < len(scales):
@@ -97,7 +98,7 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
                 if scaled:
                     exponent = ROWS_BITS - math.frexp(_largest(rows, row * depth, depth))[1]
                     scale = np.float32(2.0) ** np.float32(min(100, exponent))
-                scales[row] = weights_scale / scale
+                scales[row] = np.float32(1) / scale
                 for lane in range(steps // LANE):
                     place = at * steps + (lane * height + row - at) * LANE
                     save(rows, row * depth + lane * LANE * together, scale, packed, place)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils
 
 FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(64)
+LOG2_E = 1.4426950408889634
+EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
+        2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
 _FLOATS, _INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)
 
 
@@ -90,6 +94,24 @@ def call(builder, name: str, result, *arguments, **options):
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     operation = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{vector.count}{letter}")
     return builder.call(operation, arguments, **options)
+
+
+def exp2(builder, power):
+    """Return 2 to the power of each of 16 numbers from -126 to 127.
+
+    The nearest whole part of the power is put into the exponent's bits, and the rest is the work of a polynomial (the
+    coefficients of Cephes' exp2f).
+    """
+    whole = call(builder, "floor", _FLOATS, builder.fadd(power, _same(0.5)))
+    rest, result = builder.fsub(power, whole), _same(EXP2[0])
+    for coefficient in EXP2[1:]:
+        result = call(builder, "fmuladd", _FLOATS, result, rest, _same(coefficient))
+    exponent = builder.add(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [127] * 16))
+    return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(_INTS, [23] * 16)), _FLOATS))
+
+
+def _same(number: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [float(np.float32(number))] * 16)
 
 
 def loop(builder, count, step: int, values: list, body) -> list:

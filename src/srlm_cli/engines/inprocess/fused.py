@@ -1,0 +1,220 @@
+"""Layers of the Llama family in one go, on a CPU that multiplies in 16 bits itself.
+
+What such a layer does between its products takes longer by operations of torch than by compiled code, and each
+operation costs its call. A layer is computed here as its modules would, from the same weights. One that is made of
+anything else, or gives anything else when it is tried out, is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from srlm_cli.engines.inprocess.attention import Pass, under_way
+from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
+from srlm_cli.engines.inprocess.halves import HalfLinear, Packed
+from srlm_cli.engines.inprocess.jit import jit
+from srlm_cli.engines.inprocess.vectors import FLOAT, LOG2_E, LONG, address, call, exp2, loop
+
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+SILU = {"SiLU", "SiLUActivation"}
+CLOSE = 1e-2  # of what a layer adds: more than another order of sums makes, with products in 16 bits
+
+
+def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
+    """Compute those layers of a model by `FusedLayer` that give the same by it while `run` runs the model."""
+    trials = [(layer, Trial(FusedLayer.of(layer))) for layer in net.modules() if FusedLayer.fits(layer)]
+    for layer, trial in trials:
+        layer.forward = trial.forward
+    run()
+    for layer, trial in trials:
+        del layer.forward
+        if trial.away < CLOSE:
+            layer.forward = trial.layer.forward
+
+
+@dataclass
+class Trial:
+    """Computes a layer both ways: `away` is the largest difference so far, as a share of what the layer adds."""
+
+    layer: FusedLayer
+    away: float = 0.0
+
+    def forward(self, hidden_states: torch.Tensor, *positional, **named) -> torch.Tensor:
+        """Return what the layer gives by its modules."""
+        wanted = self.layer.forward_before(hidden_states, *positional, **named)
+        try:
+            given = self.layer.forward(hidden_states.clone(), *positional, **named)
+            away = (given - wanted).norm(dim=-1) / (wanted - hidden_states).norm(dim=-1)
+            self.away = max(self.away, away.nan_to_num(nan=1.0).max().item())
+        except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
+            self.away = float("inf")  # its modules can do without
+        return wanted
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A root mean square norm (Zhang and Sennrich, arXiv 1910.07467)."""
+
+    weight: np.ndarray
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: torch.nn.Module) -> Norm:
+        return cls(module.weight.detach().float().numpy(), float(module.variance_epsilon))
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        normed = torch.empty_like(rows)
+        _norm(rows.view(-1).numpy(), self.weight, np.float32(self.epsilon), normed.view(-1).numpy())
+        return normed
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """One layer: the modules that multiply, and what is between them."""
+
+    forward_before: Callable[..., torch.Tensor]  # by its modules
+    attention: torch.nn.Module
+    mlp: torch.nn.Module
+    norms: tuple[Norm, Norm]
+
+    @classmethod
+    def fits(cls, layer: torch.nn.Module) -> bool:
+        """Tell whether a layer is made of such parts, and of nothing else."""
+        if {name for name, _ in layer.named_children()} != LAYER:
+            return False
+        norms = (layer.input_layernorm, layer.post_attention_layernorm)
+        parts = ((layer.self_attn, ATTENTION), (layer.mlp, MLP))
+        if any({name for name, _ in part.named_children()} != wanted for part, wanted in parts):
+            return False
+        products = [module for part, _ in parts for name, module in part.named_children() if name != "act_fn"]
+        return (
+            all(hasattr(norm, "variance_epsilon") and not list(norm.children()) for norm in norms)
+            and type(layer.mlp.act_fn).__name__ in SILU
+            and all(isinstance(module, HalfLinear) and module.plain for module in products)
+        )
+
+    @classmethod
+    def of(cls, layer: torch.nn.Module) -> FusedLayer:
+        norms = Norm.of(layer.input_layernorm), Norm.of(layer.post_attention_layernorm)
+        return cls(layer.forward, layer.self_attn, layer.mlp, norms)
+
+    def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
+        """Return hidden states, (1, rows, hidden), behind the layer; those before it are not needed any more."""
+        run = under_way()
+        if position_embeddings is None or not isinstance(run, CompiledStep | CompiledReading):
+            return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
+        rows = hidden_states[0].contiguous()
+        cosine, sine = (of[0].float().contiguous() for of in position_embeddings)
+        self._attend(run, rows, cosine, sine)
+        for some in rows.split(self.mlp.gate_proj.kind.block):
+            self._feed_forward(some)
+        return rows[None]
+
+    def _attend(self, run: Pass, rows: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
+        """Add to hidden states, (rows, hidden), what the tokens get that they see."""
+        part, size = self.attention, cosine.shape[-1]
+        projections = (part.q_proj, part.k_proj, part.v_proj)
+        made = [of.begun(len(rows)) for of in projections]
+        block = part.q_proj.kind.block
+        for begin in range(0, len(rows), block):
+            packed = Packed.of(self.norms[0](rows[begin : begin + block]), part.q_proj.kind)
+            for of, outputs in zip(projections, made, strict=True):
+                of.add(packed, outputs[begin : begin + block], keep=of.bias is not None)
+        for outputs in made[:2]:
+            _rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
+        query, key, value = (outputs.view(len(rows), -1, size).transpose(0, 1)[None] for outputs in made)
+        window = getattr(part, "sliding_window", None)
+        gathered = run.attend(part.layer_idx, query, key, value, part.scaling, window)
+        _add(part.o_proj, gathered.view(len(rows), -1), rows)
+
+    def _feed_forward(self, rows: torch.Tensor) -> None:
+        """Add to hidden states, (rows, hidden), what their tokens make of them."""
+        packed = Packed.of(self.norms[1](rows), self.mlp.gate_proj.kind)
+        gate, up = ((of, of.begun(len(rows))) for of in (self.mlp.gate_proj, self.mlp.up_proj))
+        for of, outputs in (gate, up):
+            of.add(packed, outputs, keep=of.bias is not None)
+        _silu_times(gate[1].view(-1).numpy(), up[1].view(-1).numpy())
+        _add(self.mlp.down_proj, gate[1], rows)
+
+
+def _add(layer: HalfLinear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
+    """Add to outputs, (rows, width), what a layer makes of inputs."""
+    if layer.bias is not None:
+        outputs += layer.bias
+    for some, sums in zip(inputs.split(layer.kind.block), outputs.split(layer.kind.block), strict=True):
+        layer.add(Packed.of(some, layer.kind), sums, keep=True)
+
+
+# --- compiled code ---------------------------------------------------------------------------
+
+_FLOATS = ir.VectorType(FLOAT, 16)
+
+
+@jit()
+def _norm(rows, weight, epsilon, normed):
+    """Divide rows, (rows, size), by their root mean square, and multiply them by weights."""
+    size = len(weight)
+    for begin in range(0, len(rows), size):
+        total = np.float32(0)
+        for at in range(size):
+            total += rows[begin + at] * rows[begin + at]
+        share = np.float32(1) / np.sqrt(total / np.float32(size) + epsilon)
+        for at in range(size):
+            normed[begin + at] = weight[at] * (rows[begin + at] * share)
+
+
+@jit()
+def _rotate(heads, cosine, sine, size):
+    """Rotate the heads of rows, (rows, heads, size), by the angles of each row's position, (rows, size).
+
+    Number i and number i + size / 2 are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
+    """
+    rows, half = len(cosine) // size, size // 2
+    width = len(heads) // rows
+    for row in range(rows):
+        for begin in range(row * width, (row + 1) * width, size):
+            for at in range(half):
+                one, other, angle = heads[begin + at], heads[begin + at + half], row * size + at
+                heads[begin + at] = one * cosine[angle] - other * sine[angle]
+                heads[begin + at + half] = other * cosine[angle + half] + one * sine[angle + half]
+
+
+@jit()
+def _silu_times(gate, up):
+    """Make the gate's numbers g sigmoid(g) times those beside them."""
+    _silu_times_all(gate, up, len(gate))
+
+
+@intrinsic
+def _silu_times_all(typing, gate, up, count):
+    def generate(context, builder, signature, arguments):
+        gate, up, count = arguments
+        gates = address(context, builder, signature.args[0], gate, LONG(0), FLOAT)
+        ups = address(context, builder, signature.args[1], up, LONG(0), FLOAT)
+
+        def same(number: float) -> ir.Constant:
+            return ir.Constant(_FLOATS, [number] * 16)
+
+        def body(step, nothing):
+            place, beside = (builder.bitcast(builder.gep(of, [step]), _FLOATS.as_pointer()) for of in (gates, ups))
+            number = builder.load(place, align=4)
+            power = builder.fmul(number, same(-LOG2_E))
+            power = call(builder, "minnum", _FLOATS, call(builder, "maxnum", _FLOATS, power, same(-126.0)), same(127.0))
+            share = builder.fadd(exp2(builder, power), same(1.0))
+            made = builder.fdiv(builder.fmul(number, builder.load(beside, align=4)), share)
+            builder.store(made, place, align=4)
+            return nothing
+
+        loop(builder, count, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(gate, up, types.intp), generate

@@ -1,0 +1,115 @@
+"""Layers in one go give what their modules give, and layers that are anything else are left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+import tiny_models
+from srlm_cli.engines.inprocess import fused, halves
+from srlm_cli.engines.inprocess.fused import FusedLayer, Norm
+from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.pages import Pages, Span
+from srlm_cli.engines.inprocess.texts import Text
+
+SIZES = {**tiny_models.SIZES, "hidden_size": 64, "num_hidden_layers": 3}
+FAMILY = {
+    "llama": ("LlamaConfig", SIZES),
+    "biased": ("LlamaConfig", {**SIZES, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("MistralConfig", {**SIZES, "sliding_window": 24}),
+    "qwen2": ("Qwen2Config", SIZES),
+}
+OTHERS = {
+    "granite": ("GraniteConfig", {**SIZES, "residual_multiplier": 0.5}),  # the same parts, added otherwise
+    "gelu": ("LlamaConfig", {**SIZES, "hidden_act": "gelu"}),
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 16}),  # norms of queries and keys
+    "no whole panel": ("LlamaConfig", {**SIZES, "intermediate_size": 72}),
+}
+
+
+def model(name: str, sizes: dict) -> PackedModel:
+    """Return a model with random weights that multiplies in bfloat16."""
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(**sizes, initializer_range=0.1)
+    net = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for bias in (weight for key, weight in net.named_parameters() if key.endswith("bias")):
+            bias.normal_()
+    halves.use_in(net, torch.bfloat16)
+    return PackedModel(net, "cpu")
+
+
+def fused_layers(packed: PackedModel) -> int:
+    return sum(isinstance(getattr(vars(layer).get("forward"), "__self__", None), FusedLayer)
+               for layer in packed.net.modules())  # fmt: skip
+
+
+def written(packed: PackedModel) -> torch.Tensor:
+    """Return the logits behind two prompts that begin alike, and behind one more token of each."""
+    pages = Pages(packed.layers, 12, packed.stored, "cpu")
+    common = Text(list(range(70)), kept=True, pages=pages.take(3, shared=True))
+    packed.read([common], pages)
+    texts = [Text([*common.tokens, *more], common, 70, common=common) for more in (range(40), [5, 6])]
+    for text in texts:
+        text.pages = pages.take(2, shared=True)
+    read = packed.read(texts, pages)
+    own = [Span(pages.take(1), 1, len(text.tokens), [row]) for row, text in enumerate(texts)]
+    shared = [Span(text.pages, len(text.tokens) - 70, 70, [row]) for row, text in enumerate(texts)]
+    return torch.cat([read, packed.step([7, 8], pages, own, shared, common, [0, 1])])
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_a_fused_model_gives_what_its_modules_give(monkeypatch, kind):
+    packed, made = model(*FAMILY[kind]), []
+    feed = FusedLayer._feed_forward
+    monkeypatch.setattr(FusedLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
+    with torch.inference_mode():
+        assert packed.fits() and fused_layers(packed) == 3
+        made.clear()
+        given = written(packed)
+        assert made == [70] * 3 + [42] * 3 + [2] * 3
+        for layer in packed.net.model.layers:
+            del layer.forward
+        wanted = written(packed)
+        assert len(made) == 9
+    assert (given - wanted).norm() / wanted.norm() < 5e-3
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_layers_of_another_kind_are_left_alone(kind):
+    packed = model(*OTHERS[kind])
+    with torch.inference_mode():
+        assert packed.fits() and fused_layers(packed) == 0
+
+
+def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
+    packed = model(*FAMILY["llama"])
+    with torch.inference_mode():
+        assert packed.fits()
+        before = packed.read([Text([1, 2, 3])])  # no pages to store it in
+        for layer in packed.net.model.layers:
+            del layer.forward
+        assert torch.equal(packed.read([Text([1, 2, 3])]), before)
+
+
+def test_what_lies_between_products_is_as_torch_has_it():
+    torch.manual_seed(0)
+    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(48, eps=1e-5)
+    with torch.no_grad():
+        norm.weight.normal_()
+    for scale in (1e-4, 1.0, 1e4):
+        rows = torch.randn(5, 48) * scale
+        torch.testing.assert_close(Norm.of(norm)(rows), norm(rows).detach(), rtol=1e-5, atol=1e-6)
+    gate = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])])
+    up = torch.randn(64)
+    wanted = torch.nn.functional.silu(gate) * up
+    fused._silu_times(gate.numpy(), up.numpy())
+    torch.testing.assert_close(gate, wanted, rtol=1e-5, atol=1e-12)
+
+
+def test_a_layer_that_fails_in_the_trial_is_left_alone(monkeypatch):
+    packed = model(*FAMILY["llama"])
+    monkeypatch.setattr(FusedLayer, "_attend", lambda *of: torch.zeros(2) + torch.zeros(3))
+    with torch.inference_mode():
+        assert packed.fits() and fused_layers(packed) == 0
