@@ -8,7 +8,7 @@ anything else, or gives anything else when it is tried out, is left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,9 +49,22 @@ class Trial:
     away: float = 0.0
 
     def forward(self, hidden_states: torch.Tensor, *positional, **named) -> torch.Tensor:
-        """Return what the layer gives by its modules."""
-        wanted = self.layer.forward_before(hidden_states, *positional, **named)
+        """Return what the layer gives by its modules, and learn from them what they ask of the pass."""
+        run = under_way()
+        attend, asked = run.attend, []
+
+        def noted(layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
+            asked.append((layer, scaling, window))
+            return attend(layer, query, key, value, scaling, window)
+
+        run.attend = noted
         try:
+            wanted = self.layer.forward_before(hidden_states, *positional, **named)
+        finally:
+            del run.attend
+        try:
+            ((layer, scaling, window),) = asked
+            self.layer = replace(self.layer, layer=layer, scaling=scaling, window=window)
             given = self.layer.forward(hidden_states.clone(), *positional, **named)
             away = (given - wanted).norm(dim=-1) / (wanted - hidden_states).norm(dim=-1)
             self.away = max(self.away, away.nan_to_num(nan=1.0).max().item())
@@ -79,12 +92,18 @@ class Norm:
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """One layer: the modules that multiply, and what is between them."""
+    """One layer: the modules that multiply, and what is between them.
+
+    `layer` is its number, `scaling` that of scores, and it sees the last `window` tokens, if that is not None.
+    """
 
     forward_before: Callable[..., torch.Tensor]  # by its modules
     attention: torch.nn.Module
     mlp: torch.nn.Module
     norms: tuple[Norm, Norm]
+    layer: int = 0
+    scaling: float = 1.0
+    window: int | None = None
 
     @classmethod
     def fits(cls, layer: torch.nn.Module) -> bool:
@@ -132,8 +151,7 @@ class FusedLayer:
         for outputs in made[:2]:
             _rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
         query, key, value = (outputs.view(len(rows), -1, size).transpose(0, 1)[None] for outputs in made)
-        window = getattr(part, "sliding_window", None)
-        gathered = run.attend(part.layer_idx, query, key, value, part.scaling, window)
+        gathered = run.attend(self.layer, query, key, value, self.scaling, self.window)
         _add(part.o_proj, gathered.view(len(rows), -1), rows)
 
     def _feed_forward(self, rows: torch.Tensor) -> None:
