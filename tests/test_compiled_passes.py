@@ -10,7 +10,7 @@ from numba.core.caching import FunctionCache
 from srlm_cli.engines.inprocess import compiled_passes, jit, kernels, vectors
 from srlm_cli.engines.inprocess.attention import Reading
 from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep, _Paged
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span, pages_for
 from srlm_cli.engines.inprocess.step import Step
 from srlm_cli.engines.inprocess.texts import Text
 
@@ -52,11 +52,11 @@ def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) 
     given, kept = [], []
     for kind, stored in ((Step, torch.float32), (CompiledStep, dtype)):
         pages = Pages(LAYER[size], 12, stored, "cpu")
-        shared = [Span(pages.take(2, shared=True), 40, starts[0], [0, 1])]
+        shared = [Span(pages.take(pages_for(40), shared=True), 40, starts[0], [0, 1])]
         shared += [Span(pages.take(1, shared=True), 5, starts[1], [2])]
-        own = [Span(pages.take(3), 65, starts[0] + 40, [0]), Span(pages.take(1), 1, starts[0] + 40, [1])]
-        own += [Span(pages.take(2), 64, starts[1] + 5, [2])]
-        common = Text([0] * COMMON, pages=pages.take(3, shared=True))
+        own = [Span(pages.take(pages_for(65)), 65, starts[0] + 40, [0]), Span(pages.take(1), 1, starts[0] + 40, [1])]
+        own += [Span(pages.take(pages_for(64)), 64, starts[1] + 5, [2])]
+        common = Text([0] * COMMON, pages=pages.take(pages_for(COMMON), shared=True))
         before = numbers[:, common.pages].transpose(1, 2).flatten(2, 3)[:, :, :COMMON]
         common.keys[0], common.values[0] = before
         if kind is CompiledStep:
@@ -99,7 +99,7 @@ def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
             fresh = sum(len(text.fresh) for text in texts)
             new = (asked[None, :, :fresh], keys[None, :HEADS, :fresh], values[None, :HEADS, :fresh])
             for text in texts if pages[kind] else ():
-                text.pages = pages[kind].take(-(-(len(text.tokens) - text.first_slot) // PAGE), shared=True)
+                text.pages = pages[kind].take(pages_for(len(text.tokens) - text.first_slot), shared=True)
             run = kind(texts, pages[kind])
             of.append(run.attend(0, *new, size**-0.5, window))
     for expected, compiled in zip(*given.values(), strict=True):
@@ -133,7 +133,7 @@ def test_weights_are_exact_to_the_last_digits():
 
 def test_large_scores_are_weighed_without_overflow():
     pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 2, torch.float32, "cpu")
-    own = [Span(pages.take(2), 40, 0, [0])]
+    own = [Span(pages.take(2), PAGE + 8, 0, [0])]
     pages.keys[0].fill_(1.0)
     pages.values[0].fill_(2.0)
     pages.values[0][1] = 4.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
 
 import numpy as np
 from llvmlite import ir
@@ -42,7 +42,7 @@ CACHE_LINE = 512  # bits
 TOGETHER = 6  # queries of a head that are computed side by side: a vector of the page is loaded once for all
 CHAINS = 8
 COLUMNS = 4  # vectors of an output that are
-assert PAGE == 2 * WIDTH, "the scores of a page are two vectors"
+VECTORS = PAGE // WIDTH  # of scores
 
 
 def fits(size: int) -> bool:
@@ -60,7 +60,7 @@ def storing(heads: int, size: int, paired: bool) -> Callable:
     """
     page_size, near = PAGE, 2 if paired else 1
 
-    @jit(f"{heads}_{size}_{paired}")
+    @jit(f"{heads}_{size}_{paired}_{PAGE}")
     def store(keys, values, new_keys, new_values, slots):
         """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
         for row in range(len(slots)):
@@ -84,7 +84,7 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     page_size, together = PAGE, max(1, TOGETHER // groups)
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
 
-    @jit(f"{heads}_{groups}_{size}_{paired}")
+    @jit(f"{heads}_{groups}_{size}_{paired}_{PAGE}")
     def attend(queries, keys, values, spans, pages, rows, lowest, highest, outputs, tops, sums):
         """Add to what rows have gathered what they see in spans of tokens, and divide by the sum of their weights.
 
@@ -209,7 +209,7 @@ def _page_adder(groups: int, size: int, together: int):
             for block in range(blocks):
                 some = asking[len(asking) * block // blocks : len(asking) * (block + 1) // blocks]
                 scores = page.scores(some, keys, later_keys)
-                shares = [page.weigh(pair, query) for pair, query in zip(scores, some, strict=True)]
+                shares = page.weigh(scores, some)
                 page.gather(some, shares, values, later_values)
             return context.get_dummy_value()
 
@@ -243,50 +243,59 @@ class _Page:
         self.a_line = CACHE_LINE // (bits * self.near)  # of these that the cache loads together
 
     def scores(self, queries: list[_Query], keys, later) -> list[list]:
-        """Return the scores of the page's keys, two vectors a query."""
+        """Return the scores of the page's keys, `VECTORS` a query."""
         builder = self.builder
-
-        apart = 2 if len(queries) < CHAINS // 2 else 1  # sums of a score: a processor adds to several at a time
+        many = VECTORS * len(queries)
+        apart = 2 if many < CHAINS else 1  # sums of a score: a processor adds to several at a time
 
         def body(at, sums):
             for part in range(apart):
                 line = builder.mul(builder.add(at, LONG(part)), LONG(PAGE))
                 self._prefetch(later, line, PAGE)
-                pair = [self._numbers(keys, builder.add(line, LONG(half * WIDTH))) for half in range(2)]
+                seen = [self._numbers(keys, builder.add(line, LONG(nth * WIDTH))) for nth in range(VECTORS)]
                 for nth, query in enumerate(queries):
                     asked = builder.gep(query.asked, [builder.add(at, LONG(part))])
                     asked = each(builder, builder.load(asked, align=4), WIDTH)
-                    for half in range(2):
-                        place = (part * len(queries) + nth) * 2 + half
-                        sums[place] = self._add(sums[place], asked, pair[half])
+                    for place, vector in enumerate(seen, part * many + nth * VECTORS):
+                        sums[place] = self._add(sums[place], asked, vector)
             return sums
 
         steps = LONG(self.size // self.near)
-        sums = loop(builder, steps, apart, [_all(0)] * 2 * apart * len(queries), body)
-        count = 2 * len(queries)
+        sums = loop(builder, steps, apart, [_all(0)] * apart * many, body)
         if apart == 2:
-            sums = [builder.fadd(even, odd) for even, odd in zip(sums[:count], sums[count:], strict=True)]
-        pairs = zip(sums[::2], sums[1::2], strict=True)
+            sums = [builder.fadd(even, odd) for even, odd in zip(sums[:many], sums[many:], strict=True)]
         return [
-            [self._within(vector, query, half * WIDTH) for half, vector in enumerate(pair)]
-            for pair, query in zip(pairs, queries, strict=True)
+            [self._within(sums[nth * VECTORS + at], query, at * WIDTH) for at in range(VECTORS)]
+            for nth, query in enumerate(queries)
         ]
 
-    def weigh(self, scores: list, query: _Query):
-        """Save the weights of the page's keys for a query; return what it gathered before is to be multiplied by."""
+    def weigh(self, scores: list[list], queries: list[_Query]) -> list:
+        """Save the weights of the page's keys for queries; return what they gathered before is to be multiplied by."""
         builder = self.builder
-        before = builder.load(query.top, align=4)
-        largest = call(builder, "vector.reduce.fmax", FLOAT, call(builder, "maxnum", _FLOATS, *scores))
-        top = builder.select(builder.fcmp_ordered(">", largest, before), largest, before)
-        rescaled = _exp_above(builder, each(builder, before, WIDTH), top)
-        given = [_exp_above(builder, vector, top) for vector in scores]
-        self._save(given, query.weights)
-        zero, both = ir.Constant(FLOAT, 0.0), builder.fadd(*given)
-        total = call(builder, "vector.reduce.fadd", FLOAT, zero, both, fastmath=("reassoc",))
-        factor = builder.extract_element(rescaled, INT(0))
-        builder.store(builder.fadd(builder.fmul(builder.load(query.sum, align=4), factor), total), query.sum, align=4)
-        builder.store(top, query.top, align=4)
-        return rescaled
+        before = [builder.load(query.top, align=4) for query in queries]
+        tops = []
+        for vectors, top in zip(scores, before, strict=True):
+            largest = reduce(lambda one, other: call(builder, "maxnum", _FLOATS, one, other), vectors)
+            largest = call(builder, "vector.reduce.fmax", FLOAT, largest)
+            tops.append(builder.select(builder.fcmp_ordered(">", largest, top), largest, top))
+        given = [[_exp_above(builder, vector, top) for vector in of] for of, top in zip(scores, tops, strict=True)]
+        shares = self._shares(before, tops)
+        for query, vectors, top, share in zip(queries, given, tops, shares, strict=True):
+            self._save(vectors, query.weights)
+            total = call(builder, "vector.reduce.fadd", FLOAT, ir.Constant(FLOAT, 0.0), reduce(builder.fadd, vectors),
+                         fastmath=("reassoc",))  # fmt: skip
+            total = builder.fadd(builder.fmul(builder.load(query.sum, align=4), share), total)
+            builder.store(total, query.sum, align=4)
+            builder.store(top, query.top, align=4)
+        return [each(builder, share, WIDTH) for share in shares]
+
+    def _shares(self, before: list, tops: list) -> list:
+        """Return exp(before - top) of each query, all by one vector."""
+        builder, lower = self.builder, _all(0)
+        for at, (one, top) in enumerate(zip(before, tops, strict=True)):
+            lower = builder.insert_element(lower, builder.fsub(one, top), INT(at))
+        raised = _exp_above(builder, lower, ir.Constant(FLOAT, 0.0))
+        return [builder.extract_element(raised, INT(at)) for at in range(len(tops))]
 
     def gather(self, queries: list[_Query], shares: list, values, later) -> None:
         """Rescale what queries have gathered, and add the page's values times their weights."""

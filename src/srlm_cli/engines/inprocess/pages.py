@@ -12,7 +12,12 @@ from heapq import heappop, heappush
 
 import torch
 
-PAGE = 32
+PAGE = 64  # tokens
+
+
+def pages_for(tokens: int) -> int:
+    """Return how many pages so many tokens take."""
+    return -(-tokens // PAGE)
 
 
 class NoRoom(Exception):

@@ -13,7 +13,7 @@ from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.choices import Choice, answer
 from srlm_cli.engines.inprocess.nucleus import draw, uniforms
 from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages, Span
+from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages, Span, pages_for
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter, Written
 from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
@@ -130,7 +130,7 @@ class Writer(TaskWriter):
         for task in self.waiting:
             read = task in self.reads
             tokens += 0 if read else len(task.prompt)
-            pages -= (0 if read else _pages_for(len(task.prompt))) + min(len(task.left), room - seeds)
+            pages -= (0 if read else pages_for(len(task.prompt))) + min(len(task.left), room - seeds)
             if seeds >= room or (chosen and tokens > MAX_READ_TOKENS) or pages < 0:
                 break
             chosen.append(task)
@@ -145,7 +145,7 @@ class Writer(TaskWriter):
     def _open_pages(self) -> None:
         """Make the store when it is first needed: of all memory that may be used, no more than ever can be."""
         if self.pages is None:
-            most = (self.limit + 1) * 2 * _pages_for(self.context)
+            most = (self.limit + 1) * 2 * pages_for(self.context)
             room = int(memory.for_cache(self.model.device) * self.memory_share)
             count = room // (self.model.token_bytes() * PAGE)
             self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.stored, self.model.device)
@@ -162,7 +162,7 @@ class Writer(TaskWriter):
         try:
             for task, text in zip(tasks, texts, strict=True):
                 text.common = self._common_with(task)
-                text.pages = self.pages.take(_pages_for(len(task.prompt) - text.first_slot), shared=True)
+                text.pages = self.pages.take(pages_for(len(task.prompt) - text.first_slot), shared=True)
                 reads.append(Read(task, text.first_slot, text.pages))
             logits = self.model.read(texts, self.pages)
         except (NoRoom, RuntimeError):
@@ -182,7 +182,7 @@ class Writer(TaskWriter):
         if length >= MIN_COMMON:
             common = Text(first[:length], kept=True)
             if self.model.compiled:
-                common.pages = self.pages.take(_pages_for(length), shared=True)
+                common.pages = self.pages.take(pages_for(length), shared=True)
             self.model.read([common], self.pages)
             self.common = common
 
@@ -255,7 +255,7 @@ class Writer(TaskWriter):
         if same < begun or len(choice.shared) - same > MAX_CLOSING:
             return None
         row.tokens = choice.shared[begun : same + 1]
-        needed = _pages_for(len(row.tokens))
+        needed = pages_for(len(row.tokens))
         self.pages.give_back(row.pages[needed:])
         row.pages = row.pages[:needed]
         return Closing(choice, deque(choice.shared[same + 1 :]), written)
@@ -304,7 +304,3 @@ class Writer(TaskWriter):
             self._forget(read)
         again = [task for task in dict.fromkeys(row.read.task for row in back) if task not in self.waiting]
         self.waiting.extendleft(reversed(again))
-
-
-def _pages_for(tokens: int) -> int:
-    return -(-tokens // PAGE)
