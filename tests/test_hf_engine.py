@@ -414,10 +414,10 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
     engine = opened(kind, batch_size=8)
     rubric, taken_back = "" if few_pages else RUBRIC, []
     if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 10)
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 12)
         keep = refill.Writer._keep_rows
         monkeypatch.setattr(refill.Writer, "_keep_rows", lambda *a: taken_back.append(a[1]) or keep(*a))
-    lengths = [Sampling(1.0, 1.0, (3, 40, 100)[at % 3]) for at in range(len(PROMPTS))]
+    lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
         ask(rubric + text, length, (0, 1, 2), then=lambda _, made, text=text: behind(made, rubric + text))
         for text, length in zip(PROMPTS, lengths, strict=True)
