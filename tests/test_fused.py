@@ -13,7 +13,7 @@ from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import Pages, Span
 from srlm_cli.engines.inprocess.texts import Text
 
-SIZES = {**tiny_models.SIZES, "hidden_size": 64, "num_hidden_layers": 3}
+SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
 FAMILY = {
     "llama": ("LlamaConfig", SIZES),
     "biased": ("LlamaConfig", {**SIZES, "attention_bias": True, "mlp_bias": True}),
@@ -23,7 +23,8 @@ FAMILY = {
 OTHERS = {
     "granite": ("GraniteConfig", {**SIZES, "residual_multiplier": 0.5}),  # the same parts, added otherwise
     "gelu": ("LlamaConfig", {**SIZES, "hidden_act": "gelu"}),
-    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 16}),  # norms of queries and keys
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 32}),  # norms of queries and keys
+    "small heads": ("LlamaConfig", {**SIZES, "hidden_size": 64}),
     "no whole panel": ("LlamaConfig", {**SIZES, "intermediate_size": 72}),
 }
 

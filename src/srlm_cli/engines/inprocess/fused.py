@@ -20,7 +20,7 @@ from srlm_cli.engines.inprocess.attention import Pass, under_way
 from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
 from srlm_cli.engines.inprocess.halves import HalfLinear, Packed
 from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import FLOAT, LOG2_E, LONG, address, call, exp2, loop
+from srlm_cli.engines.inprocess.vectors import FLOAT, LOG2_E, LONG, address, call, each, exp2, loop
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -119,6 +119,7 @@ class FusedLayer:
             all(hasattr(norm, "variance_epsilon") and not list(norm.children()) for norm in norms)
             and type(layer.mlp.act_fn).__name__ in SILU
             and all(isinstance(module, HalfLinear) and module.plain for module in products)
+            and getattr(layer.self_attn, "head_dim", 0) % 32 == 0
         )
 
     @classmethod
@@ -182,12 +183,8 @@ def _norm(rows, weight, epsilon, normed):
     """Divide rows, (rows, size), by their root mean square, and multiply them by weights."""
     size = len(weight)
     for begin in range(0, len(rows), size):
-        total = np.float32(0)
-        for at in range(size):
-            total += rows[begin + at] * rows[begin + at]
-        share = np.float32(1) / np.sqrt(total / np.float32(size) + epsilon)
-        for at in range(size):
-            normed[begin + at] = weight[at] * (rows[begin + at] * share)
+        share = np.float32(1) / np.sqrt(_squares(rows, begin, size) / np.float32(size) + epsilon)
+        _scaled(rows, begin, size, share, weight, normed)
 
 
 @jit()
@@ -196,14 +193,11 @@ def _rotate(heads, cosine, sine, size):
 
     Number i and number i + size / 2 are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
     """
-    rows, half = len(cosine) // size, size // 2
+    rows = len(cosine) // size
     width = len(heads) // rows
     for row in range(rows):
         for begin in range(row * width, (row + 1) * width, size):
-            for at in range(half):
-                one, other, angle = heads[begin + at], heads[begin + at + half], row * size + at
-                heads[begin + at] = one * cosine[angle] - other * sine[angle]
-                heads[begin + at + half] = other * cosine[angle + half] + one * sine[angle + half]
+            _rotate_one(heads, begin, cosine, sine, row * size, size // 2)
 
 
 @jit()
@@ -213,23 +207,99 @@ def _silu_times(gate, up):
 
 
 @intrinsic
+def _squares(typing, numbers, begin, count):
+    """Return the sum of squares of so many numbers, a multiple of 16."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, begin, count = arguments
+        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
+
+        def body(step, sums):
+            number = _vector(builder, first, step)[1]
+            return [call(builder, "fmuladd", _FLOATS, number, number, sums[0])]
+
+        (sums,) = loop(builder, count, 16, [_same(0.0)], body)
+        zero = ir.Constant(FLOAT, 0.0)
+        return call(builder, "vector.reduce.fadd", FLOAT, zero, sums, fastmath=("reassoc",))
+
+    return types.float32(numbers, types.intp, types.intp), generate
+
+
+@intrinsic
+def _scaled(typing, numbers, begin, count, share, weight, to):
+    """Put so many numbers, a multiple of 16, times a share and times weights, to the same place of another array."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, begin, count, share, weight, to = arguments
+        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
+        weights = address(context, builder, signature.args[4], weight, LONG(0), FLOAT)
+        target = address(context, builder, signature.args[5], to, begin, FLOAT)
+        shares = each(builder, share, 16)
+
+        def body(step, nothing):
+            scaled = builder.fmul(_vector(builder, first, step)[1], shares)
+            made = builder.fmul(scaled, _vector(builder, weights, step)[1])
+            builder.store(made, _vector(builder, target, step)[0], align=4)
+            return nothing
+
+        loop(builder, count, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, types.intp, types.float32, weight, to), generate
+
+
+def _vector(builder, begin, step) -> tuple:
+    """Return the place of 16 numbers, and these."""
+    place = builder.bitcast(builder.gep(begin, [step]), _FLOATS.as_pointer())
+    return place, builder.load(place, align=4)
+
+
+def _same(number: float) -> ir.Constant:
+    return ir.Constant(_FLOATS, [number] * 16)
+
+
+@intrinsic
+def _rotate_one(typing, head, begin, cosine, sine, angle, half):
+    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on."""
+
+    def generate(context, builder, signature, arguments):
+        head, begin, cosine, sine, angle, half = arguments
+        numbers = address(context, builder, signature.args[0], head, begin, FLOAT)
+        cosines = address(context, builder, signature.args[2], cosine, angle, FLOAT)
+        sines = address(context, builder, signature.args[3], sine, angle, FLOAT)
+
+        def body(step, nothing):
+            behind = builder.add(step, half)
+            (place, one), (beside, other) = (_vector(builder, numbers, at) for at in (step, behind))
+            (cos, sin), (cos_behind, sin_behind) = (
+                (_vector(builder, cosines, at)[1], _vector(builder, sines, at)[1]) for at in (step, behind)
+            )
+            builder.store(builder.fsub(builder.fmul(one, cos), builder.fmul(other, sin)), place, align=4)
+            rotated = builder.fadd(builder.fmul(other, cos_behind), builder.fmul(one, sin_behind))
+            builder.store(rotated, beside, align=4)
+            return nothing
+
+        loop(builder, half, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(head, types.intp, cosine, sine, types.intp, types.intp), generate
+
+
+@intrinsic
 def _silu_times_all(typing, gate, up, count):
     def generate(context, builder, signature, arguments):
         gate, up, count = arguments
         gates = address(context, builder, signature.args[0], gate, LONG(0), FLOAT)
         ups = address(context, builder, signature.args[1], up, LONG(0), FLOAT)
 
-        def same(number: float) -> ir.Constant:
-            return ir.Constant(_FLOATS, [number] * 16)
-
         def body(step, nothing):
-            place, beside = (builder.bitcast(builder.gep(of, [step]), _FLOATS.as_pointer()) for of in (gates, ups))
-            number = builder.load(place, align=4)
-            power = builder.fmul(number, same(-LOG2_E))
-            power = call(builder, "minnum", _FLOATS, call(builder, "maxnum", _FLOATS, power, same(-126.0)), same(127.0))
-            share = builder.fadd(exp2(builder, power), same(1.0))
-            made = builder.fdiv(builder.fmul(number, builder.load(beside, align=4)), share)
-            builder.store(made, place, align=4)
+            place, number = _vector(builder, gates, step)
+            power = builder.fmul(number, _same(-LOG2_E))
+            power = call(builder, "maxnum", _FLOATS, power, _same(-126.0))
+            power = call(builder, "minnum", _FLOATS, power, _same(127.0))
+            share = builder.fadd(exp2(builder, power), _same(1.0))
+            made = builder.fmul(number, _vector(builder, ups, step)[1])
+            builder.store(builder.fdiv(made, share), place, align=4)
             return nothing
 
         loop(builder, count, 16, [], body)
