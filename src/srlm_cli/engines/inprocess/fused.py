@@ -119,7 +119,7 @@ class FusedLayer:
             all(hasattr(norm, "variance_epsilon") and not list(norm.children()) for norm in norms)
             and type(layer.mlp.act_fn).__name__ in SILU
             and all(isinstance(module, HalfLinear) and module.plain for module in products)
-            and getattr(layer.self_attn, "head_dim", 0) % 32 == 0
+            and getattr(layer.self_attn, "head_dim", 1) % 32 == 0
         )
 
     @classmethod
