@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -184,6 +185,22 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
     assert away(given, wanted.double()) < {torch.float16: 0.01 if packed else 1e-6, torch.bfloat16: 0.05}[half]
     asked = Request([{"role": "user", "content": "a"}], Sampling(0.7, 0.9, 9), (0, 1))
     assert [len(done.texts) for done in auto.generate([asked])] == [2]
+
+
+def test_with_amx_torch_multiplies_and_compiled_code_attends(monkeypatch, tmp_path):
+    monkeypatch.setattr(models, "has_amx", lambda: True)
+    folder = str(tiny_models.save(tmp_path))
+    exact, amx = (open_engine(EngineSpec("hf", folder, dtype=dtype, batch_size=6)) for dtype in ("float32", "auto"))
+    assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and halves.type_of(amx.net) is None
+    assert amx.reader.compiled
+    asked = [
+        Request([{"role": "user", "content": text}], Sampling(0.0, 1.0, 12), (0,), choices=("0", "1", "2"))
+        for text in ("a", "tell me " * 20 + "more", "tell me " * 20 + "less")
+    ]
+    for given, wanted in zip(amx.generate(asked), exact.generate(asked), strict=True):
+        assert given.probabilities == pytest.approx(wanted.probabilities, abs=0.05)
+    written = [replace(request, choices=(), seeds=(0, 1)) for request in asked]
+    assert [done.tokens_out > 0 for done in amx.generate(written)] == [True] * 3
 
 
 def test_a_token_takes_half_the_memory(engines):
