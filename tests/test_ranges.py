@@ -110,6 +110,22 @@ NO_ROW = '{"prompt": "Why?"}'
 NO_UTF8 = '{"prompt": "Why?", "response": "\ud800", "score": 1}'
 
 
+# What is wrong with them stands in a field that no pair has.
+BROKEN = [
+    f'{{"prompt": "Why?", "response": "a", "score": 1, "judgements": ["fine", {value}]}}'
+    for value in ('"\\u12g4"', '"\\x"', '"\x01"', "NaN", "-Infinity", "1e400", "01", "tru", '"\ud800"', '{"a": 1,}')
+]
+
+
+@pytest.mark.parametrize("bad", BROKEN, ids=repr)
+def test_what_no_pair_has_must_be_json_too(srlm: Srlm, bad: str) -> None:
+    lines = judged()
+    write(srlm, [*lines[:200], bad, *lines[200:]])
+    one, several, done = both(srlm)
+    assert one.code == several.code == 3 and "judged.jsonl:201: not " in one.err and done
+    assert (several.out, several.err) == (one.out, one.err)
+
+
 @pytest.mark.parametrize(("bad", "at"), [("{", 0), (NO_ROW, 1), (NO_UTF8, 150), ("[]", 300), ("{", 301), (NO_ROW, -1)])
 def test_a_bad_row_is_named_by_its_line_and_nothing_before_it_is_lost(srlm: Srlm, bad: str, at: int) -> None:
     lines = judged()
