@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--duckdb", default=sys.executable)
     parser.add_argument("--folder")
     options = parser.parse_args()
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled, for all contenders
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         judged, pairs = options.file or Path(scratch) / "judged.jsonl", Path(scratch) / "pairs.jsonl"
         if not options.file:

@@ -76,7 +76,7 @@ def test_meta_tells_the_version_of_a_vllm_in_other_processes(monkeypatch: pytest
             return "0.32.0"
         raise PackageNotFoundError(distribution)
 
-    monkeypatch.setattr(run, "version", version)
+    monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
     engine = LazyEngine(EngineSpec("vllm", "some/model", data_parallel_size=2))
     assert "vllm" not in run.meta("sample", None, run.Tally(), engine)["versions"]

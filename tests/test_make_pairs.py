@@ -46,6 +46,14 @@ def test_the_highest_is_chosen_and_the_lowest_rejected() -> None:
     }
 
 
+def test_a_pair_has_its_fields_in_one_order_whatever_that_of_its_rows_is() -> None:
+    rows = [{"source": "s", **row, "judge": "M1"} for row in rows_of("Why?", [2, 4])]
+    turned = [dict(reversed(row.items())) for row in rows]
+    [one], [other] = pairs_of(rows), pairs_of([scored_record(row) for row in turned])
+    assert one == other
+    assert list(one)[:3] == ["prompt_id", "prompt", "source"] and list(other)[:3] == ["prompt_id", "prompt", "judge"]
+
+
 def test_a_tie_is_dropped_and_does_not_end_the_batch() -> None:
     rows = rows_of("One?", [1, 1, 1]) + rows_of("Two?", [0, 3]) + rows_of("Three?", [5, 5]) + rows_of("Four?", [2, 4])
     assert [pair["score_chosen"] for pair in pairs_of(rows)] == [3, 4]
@@ -260,6 +268,8 @@ def test_numbers_seen_before_are_known() -> None:
     seen = spill.Seen()
     numbers = [0, -1, 2**63 - 1, -(2**63), 0, -1, 5]
     assert [seen.add(number) for number in numbers] == [True, True, True, True, False, False, True]
+    assert seen.add_all(iter([7, 0, 8, 8, 7, 9, -1, 5])) == [True, False, True, False, False, True, False, False]
+    assert seen.add_all([]) == []
 
 
 SAME_ID = [

@@ -22,7 +22,7 @@ if not hasattr(os, "sched_getaffinity"):
 IN_RANGES = """
 import sys
 from srlm_cli.streams import ranges
-ranges.SIZE, ranges.WORTHWHILE, ranges.processes = 700, 0, lambda: 3
+ranges.SIZE, ranges.PIECE, ranges.WORTHWHILE, ranges.processes = 700, 90, 0, lambda: 3
 parts = ranges.Ranges.__iter__
 def counted(self):
     for part in parts(self):
@@ -110,6 +110,22 @@ NO_ROW = '{"prompt": "Why?"}'
 NO_UTF8 = '{"prompt": "Why?", "response": "\ud800", "score": 1}'
 
 
+# What is wrong with them stands in a field that no pair has.
+BROKEN = [
+    f'{{"prompt": "Why?", "response": "a", "score": 1, "judgements": ["fine", {value}]}}'
+    for value in ('"\\u12g4"', '"\\x"', '"\x01"', "NaN", "-Infinity", "1e400", "01", "tru", '"\ud800"', '{"a": 1,}')
+]
+
+
+@pytest.mark.parametrize("bad", BROKEN, ids=repr)
+def test_what_no_pair_has_must_be_json_too(srlm: Srlm, bad: str) -> None:
+    lines = judged()
+    write(srlm, [*lines[:200], bad, *lines[200:]])
+    one, several, done = both(srlm)
+    assert one.code == several.code == 3 and "judged.jsonl:201: not " in one.err and done
+    assert (several.out, several.err) == (one.out, one.err)
+
+
 @pytest.mark.parametrize(("bad", "at"), [("{", 0), (NO_ROW, 1), (NO_UTF8, 150), ("[]", 300), ("{", 301), (NO_ROW, -1)])
 def test_a_bad_row_is_named_by_its_line_and_nothing_before_it_is_lost(srlm: Srlm, bad: str, at: int) -> None:
     lines = judged()
@@ -162,6 +178,23 @@ def test_a_process_that_is_killed_is_gone_on_without(srlm: Srlm) -> None:
     found = srlm.run([sys.executable, "-c", MORTAL + IN_RANGES, "make-pairs", "--in", "judged.jsonl"])
     assert found.code == 0 and found.out == srlm("make-pairs", "--in", "judged.jsonl").out
     assert (srlm.folder / "parts").read_text().count("part") == 2 * 3  # those before its third
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 90, 1000])
+def test_lines_read_by_pieces_are_those_of_the_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(ranges, "PIECE", size)
+    path = tmp_path / "lines"
+    path.write_bytes(b"a\n\n\nlonger\r\n\nb\n\xe2\x80\xa8c\n\nno end")
+    lines = path.open("rb").readlines()
+    ends = [sum(map(len, lines[:n])) for n in range(len(lines) + 1)]
+    with open(path, "rb", buffering=size) as file:
+        for first in range(len(ends)):
+            for last in range(first, len(ends)):
+                file.seek(ends[first])
+                found = ranges.Lines(file, ends[last])
+                assert list(found) == lines[first:last] and found.count == last - first
 
 
 def test_ranges_are_whole_groups_and_all_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

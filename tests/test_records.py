@@ -119,6 +119,25 @@ def test_a_score_may_be_null() -> None:
     assert records.judged_record({"prompt": "Hello?", "response": "Yes.", "score": None})["score"] is None
 
 
+@pytest.mark.parametrize("change", [{}, {"k": 3}, {"score": 4.5}, {"score": None}, {"response": ""}])
+def test_a_row_that_is_told_to_be_judged_is_its_own_record(change: dict) -> None:
+    row = {"response": "Yes.", "score": 4, "lang": "en", "prompt": "Hello?", "prompt_id": "p", "id": "p/0", **change}
+    assert records.is_judged(row) and records.judged_record(row) == row
+
+
+@pytest.mark.parametrize("field", ["id", "prompt_id", "prompt", "response", "score"])
+@pytest.mark.parametrize("value", [..., "", " \n", 7, True, None, [], SPOKEN, {"a": 1}])
+def test_a_row_that_has_to_be_looked_at_is_not_told_to_be_judged(field: str, value: object) -> None:
+    row = {"response": "Yes.", "score": 4, "prompt": "Hello?", "prompt_id": "p", "id": "p/0", field: value}
+    if value is ...:
+        del row[field]
+    try:
+        same = records.judged_record(row) == row
+    except BadRow:
+        same = False
+    assert not records.is_judged(row) or same
+
+
 def test_a_ranked_row_becomes_its_responses() -> None:
     replies = [{"text": "A", "rank": 1}, {"text": "B", "rank": 0}, {"text": "C", "rank": 2, "score": None}]
     ranked = records.ranked_record({"id": "r", "prompt": "Hello?", "responses": replies, "lang": "en"})

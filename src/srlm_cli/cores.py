@@ -14,8 +14,6 @@ from functools import cache
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 if TYPE_CHECKING:
     from torch.nn import Module
 
@@ -119,6 +117,8 @@ def share_cores(net: Module) -> None:
 
 def _now() -> tuple[float, float, float]:
     """Return the seconds of the clock, of this process on all cores, and of the idle cores it may use."""
+    import psutil  # late: it takes a command 6 ms
+
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
     idle = sum(cores[at].idle + getattr(cores[at], "iowait", 0.0) for at in mine if at < len(cores))

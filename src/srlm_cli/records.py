@@ -139,6 +139,18 @@ def judged_record(row: Row) -> Row:
     return row
 
 
+def is_judged(row: Row) -> bool:
+    """Tell at once of most rows that `judged_record` would give them back with their fields in another order."""
+    try:
+        own, group, prompt, response = row["id"], row["prompt_id"], row["prompt"], row["response"]
+        score = row["score"]
+    except KeyError:
+        return False
+    texts = type(own) is type(group) is type(prompt) is type(response) is str
+    known = score is None or type(score) is float or type(score) is int
+    return bool(texts and known and own and group and prompt and not prompt.isspace())
+
+
 def meta_record(row: Row) -> Row:
     """Return a row of `srlm judge --meta`: a response row with `judge_prompt`, `targets` and `battles`."""
     row = response_record(row)
@@ -224,6 +236,8 @@ def refuse_two_prompts(responses: list[Row]) -> None:
 
 def refuse_two_replies(responses: list[Row]) -> None:
     """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
+    if len({row["id"] for row in responses}) == len(responses):
+        return
     texts: dict[str, str] = {}
     for row in responses:
         if texts.setdefault(row["id"], row["response"]) != row["response"]:

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +419,8 @@ def versions(*elsewhere: str) -> dict[str, str]:
 
 def version_of(library: str) -> str:
     """Return the version of an installed library, `unknown` where no distribution of it tells."""
+    from importlib.metadata import PackageNotFoundError, version  # late: it takes a command 9 ms
+
     for distribution in LIBRARIES[library]:
         try:
             return version(distribution)

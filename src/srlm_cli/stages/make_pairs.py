@@ -10,6 +10,7 @@ from srlm_cli.errors import BadRow
 from srlm_cli.records import (
     Row,
     as_messages,
+    is_judged,
     judged_record,
     ranked_record,
     refuse_two_prompts,
@@ -47,8 +48,11 @@ class PairOptions(Choice):
 def scored_record(row: Row) -> Row | list[Row]:
     """Return a judged row, or the responses of a ranked row, scored by what people thought of them.
 
-    Their `score` is the human score, or minus the rank, and `score_from` is `human`.
+    Their `score` is the human score, or minus the rank, and `score_from` is `human`. A row of `srlm judge`
+    is returned as it stands: there are many.
     """
+    if is_judged(row):
+        return row
     if "responses" in row and "response" not in row:
         return [{**row, "score": row["human"], "score_from": PEOPLE} for row in responses_of(ranked_record(row))]
     return judged_record(row)
@@ -76,7 +80,7 @@ def make_pairs(
             rows=[pair] if pair else [],
             read=len(responses),
             dropped={reason: 1} if reason else {},
-            counts={"prompts": 1, "unscored": sum(row["score"] is None for row in responses)},
+            counts={"prompts": 1, "unscored": [row["score"] for row in responses].count(None)},
             at_end=at_end,
         )
 
@@ -130,20 +134,22 @@ def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
 
 def of_choice(chosen: Row, rejected: Row, options: PairOptions) -> Row:
     """Return what a pair owes to a variant: the price of a character, the two models."""
-    models = {"model_chosen": chosen.get("model"), "model_rejected": rejected.get("model")}
-    return {**({"length_alpha": options.alpha} if options.alpha else {}), **(models if options.earlier else {})}
+    found = {"length_alpha": options.alpha} if options.alpha else {}
+    if options.earlier:
+        found |= {"model_chosen": chosen.get("model"), "model_rejected": rejected.get("model")}
+    return found
 
 
 def pair_row(chosen: Row, rejected: Row) -> Row:
     """Return a row that TRL's DPOTrainer takes as it is, with where it came from beside it."""
-    shared = {key: value for key, value in chosen.items() if key not in NOT_OF_A_PAIR and rejected.get(key) == value}
+    shared = {key: value for key, value in chosen.items() if key not in NOT_SHARED and rejected.get(key) == value}
     return {
+        "prompt_id": chosen["prompt_id"],
+        "prompt": as_messages(chosen["prompt"]),
         **shared,
         "id": chosen["prompt_id"],
-        "prompt": as_messages(chosen["prompt"]),
         "chosen": [{"role": "assistant", "content": chosen["response"]}],
         "rejected": [{"role": "assistant", "content": rejected["response"]}],
-        "prompt_id": chosen["prompt_id"],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "chosen_id": chosen["id"],
@@ -158,6 +164,7 @@ NOT_OF_A_PAIR = {
     "score", "scores", "score_from", "judgements", "judgement_finish_reasons",
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
 }  # fmt: skip
+NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
 
 
 def by_people(row: Row) -> bool:
@@ -167,7 +174,7 @@ def by_people(row: Row) -> bool:
 
 def group_of(row: Row) -> Group:
     """Return what responses have in common that can be compared: their prompt and who scored them."""
-    return row["prompt_id"], by_people(row)
+    return row["prompt_id"], row.get("score_from") == PEOPLE
 
 
 def groups(

@@ -58,8 +58,9 @@ def choose(
     if best < worst:
         return None, "none better than the earlier model's"
     slack = choice.rho * (best - worst) * (1 + ROUNDING)
-    chosen = shortest([row for row, value in zip(chosen_from, upper, strict=True) if value >= best - slack], choice)
-    rejected = longest([row for row, value in zip(rejected_from, lower, strict=True) if value <= worst + slack], choice)
+    least, most = best - slack, worst + slack
+    chosen = shortest([chosen_from[at] for at, value in enumerate(upper) if value >= least], choice)
+    rejected = longest([rejected_from[at] for at, value in enumerate(lower) if value <= most], choice)
     gap = choice.value(chosen) - choice.value(rejected)
     if gap <= 0:
         return None, "tie"

@@ -16,7 +16,6 @@ from math import isfinite
 from pathlib import Path
 from typing import IO, Any
 
-import jsonlines
 import msgspec
 
 from srlm_cli.errors import BadRow, DataError, OptionError
@@ -203,12 +202,12 @@ class Reader:
 
 def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
     """Return what `check` makes of what `parsed` has found in a line; raise BadRow where it is no good row."""
-    if isinstance(row, jsonlines.InvalidLineError):
+    if type(row) is dict:
+        return check(row)
+    if isinstance(row, ValueError):
         cause = row.__cause__ or row
         raise BadRow(f"not UTF-8 text: {cause}" if isinstance(cause, UnicodeError) else f"not JSON: {cause}")
-    if not isinstance(row, dict):
-        raise BadRow(f"expected a JSON object, got {type(row).__name__}")
-    return check(row)
+    raise BadRow(f"expected a JSON object, got {type(row).__name__}")
 
 
 @contextmanager
@@ -279,6 +278,8 @@ def parsed(line: bytes) -> Any:
             return row
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
+    import jsonlines  # late: it takes a command 9 ms, and most never meet such a line
+
     try:
         return jsonlines.Reader([line], loads=strict_loads).read(skip_empty=True)
     except EOFError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Hashable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from itertools import groupby
 from operator import itemgetter
@@ -17,7 +17,7 @@ from srlm_cli.streams.writer import encode
 
 T = TypeVar("T")
 CACHE_KIB = 32 << 10
-TAKE_IN = "INSERT OR IGNORE INTO seen VALUES (?)"
+TAKE_IN = "INSERT OR FAIL INTO seen VALUES (?)"
 
 
 class Spill:
@@ -46,10 +46,16 @@ class Seen(Spill):
 
     def add_all(self, keys: Iterable[int]) -> list[bool]:
         """Take in keys one after the other; return of each whether it is new."""
-        try:
-            return [self.database.execute(TAKE_IN, (key,)).rowcount == 1 for key in keys]
-        except sqlite3.OperationalError as error:
-            raise no_room(error) from None
+        left, new = list(keys), []
+        with full_disk():
+            while left:
+                before = self.database.total_changes
+                with suppress(sqlite3.IntegrityError):  # it stops behind those that are new
+                    self.database.executemany(TAKE_IN, zip(left, strict=False))
+                taken = self.database.total_changes - before
+                new += [True] * taken + [False] * (taken < len(left))
+                del left[: taken + 1]
+        return new
 
 
 class ByKey(Spill, Generic[T]):
