@@ -39,6 +39,8 @@ class Reading:
     def __init__(self, texts: list[Text], pages: Pages | None, trained: bool = False) -> None:
         self.texts, self.pages, self.trained = texts, pages, trained
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        self.stored = [text for text in texts if text.pages]
+        self.slots = torch.cat([text.slots for text in self.stored]) if self.stored else None
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         parts, start = [], 0
@@ -48,10 +50,9 @@ class Reading:
             end = start + len(text.fresh)
             parts.append(self._attend(at, query[:, :, start:end], own_key[None], own_value[None], scaling, window))
             start = end
-        stored = [text for text in self.texts if text.pages]
-        if self.pages and stored:
-            slots = torch.cat([text.slots for text in stored]).to(query.device)
-            self.pages.write(layer, slots, *(of.transpose(0, 1) for of in self._to_store(stored, layer)))
+        if self.pages and self.stored:
+            self.slots = self.slots.to(query.device)
+            self.pages.write(layer, self.slots, *(of.transpose(0, 1) for of in self._to_store(layer)))
         return torch.cat(parts, 2).transpose(1, 2)
 
     def _with_shared(self, layer: int, key, value) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -68,10 +69,10 @@ class Reading:
             yield own_key, own_value
             start = end
 
-    def _to_store(self, texts: list[Text], layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values, (heads, tokens, size), that go to the slots of texts."""
-        keys = torch.cat([text.keys[layer][:, text.first_slot :] for text in texts], 1)
-        values = torch.cat([text.values[layer][:, text.first_slot :] for text in texts], 1)
+    def _to_store(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values, (heads, tokens, size), that go to `slots`."""
+        keys = torch.cat([text.keys[layer][:, text.first_slot :] for text in self.stored], 1)
+        values = torch.cat([text.values[layer][:, text.first_slot :] for text in self.stored], 1)
         return keys, values
 
     def _attend(self, at: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:

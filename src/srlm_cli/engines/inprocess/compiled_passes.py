@@ -46,14 +46,13 @@ class CompiledReading(Reading):
             if text.common:
                 behind.setdefault(text.common, []).extend(of_text)
         begun = [Span(common.pages, len(common.tokens), 0, of_texts) for common, of_texts in behind.items()]
-        self.slots = torch.cat([text.slots for text in texts]).numpy()
         positions = np.concatenate([np.arange(text.shared, len(text.tokens)) for text in texts])
         self.paged = _Paged(pages, [*begun, *spans], positions)
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         for text, (own_key, own_value) in zip(self.texts, self._with_shared(layer, key, value), strict=True):
             text.keys[layer], text.values[layer] = own_key, own_value
-        self.paged.store(layer, *(of.transpose(0, 1) for of in self._to_store(self.texts, layer)), self.slots)
+        self.paged.store(layer, *(of.transpose(0, 1) for of in self._to_store(layer)), self.slots.numpy())
         return self.paged.attend(layer, query, scaling, window)
 
 
