@@ -24,7 +24,7 @@ from sample import prompts
 
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.inprocess import compiled_passes, lanes, nucleus
+from srlm_cli.engines.inprocess import compiled_passes, fused, lanes, nucleus
 from srlm_cli.models import pick_dtype
 
 
@@ -36,6 +36,7 @@ def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
 WAYS = {  # the dtype, and what is done otherwise
     "all": ("auto", []),
     "one lane": ("auto", [patch.object(lanes, "count", lambda rows, device: 1)]),
+    "layers by their modules": ("auto", [patch.object(fused, "under_way", lambda: None)]),
     "draws by torch": ("auto", [patch.object(nucleus.compiled_draw, "draw", draw_by_torch)]),
     "float32": ("float32", []),
     "float32, attention by torch": (

@@ -208,6 +208,23 @@ def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind,
     assert max(sizes) > most
 
 
+def test_out_of_memory_where_prompts_begin_alike_keeps_no_pages(opened, monkeypatch):
+    engine, stores, tries = opened(batch_size=8), [], []
+    open_pages, read = refill.Writer._open_pages, PackedModel.read
+    monkeypatch.setattr(refill.Writer, "_open_pages", lambda writer: (open_pages(writer), stores.append(writer.pages)))
+
+    def short(self, texts, into=None):
+        tries.append(stores[-1].free if stores else 0)
+        if len(tries) < 3:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return read(self, texts, into)
+
+    monkeypatch.setattr(PackedModel, "read", short)
+    requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 5), (0, 1)) for text in PROMPTS[:4]]
+    assert len(list(engine.generate(requests))) == 4
+    assert tries[0] == tries[1] == tries[2] < stores[0].count
+
+
 def test_out_of_memory_with_one_row_is_told(opened, monkeypatch):
     def never(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -183,7 +183,11 @@ class Writer(TaskWriter):
             common = Text(first[:length], kept=True)
             if self.model.compiled:
                 common.pages = self.pages.take(pages_for(length), shared=True)
-            self.model.read([common], self.pages)
+            try:
+                self.model.read([common], self.pages)
+            except RuntimeError:
+                self.pages.give_back(common.pages, shared=True)
+                raise
             self.common = common
 
     def _common_with(self, task: Task) -> Text | None:
