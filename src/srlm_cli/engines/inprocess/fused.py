@@ -98,9 +98,12 @@ class FusedLayer:
     """
 
     forward_before: Callable[..., torch.Tensor]  # by its modules
-    attention: torch.nn.Module
-    mlp: torch.nn.Module
     norms: tuple[Norm, Norm]
+    projections: tuple[HalfLinear, HalfLinear, HalfLinear]  # of queries, keys and values
+    output: HalfLinear
+    gate: HalfLinear
+    up: HalfLinear
+    down: HalfLinear
     layer: int = 0
     scaling: float = 1.0
     window: int | None = None
@@ -125,7 +128,9 @@ class FusedLayer:
     @classmethod
     def of(cls, layer: torch.nn.Module) -> FusedLayer:
         norms = Norm.of(layer.input_layernorm), Norm.of(layer.post_attention_layernorm)
-        return cls(layer.forward, layer.self_attn, layer.mlp, norms)
+        part, mlp = layer.self_attn, layer.mlp
+        projections = part.q_proj, part.k_proj, part.v_proj
+        return cls(layer.forward, norms, projections, part.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
     def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
         """Return hidden states, (1, rows, hidden), behind the layer; those before it are not needed any more."""
@@ -133,44 +138,41 @@ class FusedLayer:
         if position_embeddings is None or not isinstance(run, CompiledStep | CompiledReading):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
         rows = hidden_states[0].contiguous()
-        cosine, sine = (of[0].float().contiguous() for of in position_embeddings)
-        self._attend(run, rows, cosine, sine)
-        for some in rows.split(self.mlp.gate_proj.kind.block):
-            self._feed_forward(some)
+        self._attend(run, rows, *(of[0].float().contiguous() for of in position_embeddings))
+        for at in self.gate.kind.blocks(len(rows)):
+            self._feed_forward(rows[at])
         return rows[None]
 
     def _attend(self, run: Pass, rows: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
         """Add to hidden states, (rows, hidden), what the tokens get that they see."""
-        part, size = self.attention, cosine.shape[-1]
-        projections = (part.q_proj, part.k_proj, part.v_proj)
-        made = [of.begun(len(rows)) for of in projections]
-        block = part.q_proj.kind.block
-        for begin in range(0, len(rows), block):
-            packed = Packed.of(self.norms[0](rows[begin : begin + block]), part.q_proj.kind)
-            for of, outputs in zip(projections, made, strict=True):
-                of.add(packed, outputs[begin : begin + block], keep=of.bias is not None)
+        count, size = cosine.shape
+        made = [of.begun(count) for of in self.projections]
+        for at in self.gate.kind.blocks(count):
+            packed = Packed.of(self.norms[0](rows[at]), self.gate.kind)
+            for of, outputs in zip(self.projections, made, strict=True):
+                of.add(packed, outputs[at], keep=of.has_bias)
         for outputs in made[:2]:
             _rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
-        query, key, value = (outputs.view(len(rows), -1, size).transpose(0, 1)[None] for outputs in made)
+        query, key, value = (outputs.view(count, -1, size).transpose(0, 1)[None] for outputs in made)
         gathered = run.attend(self.layer, query, key, value, self.scaling, self.window)
-        _add(part.o_proj, gathered.view(len(rows), -1), rows)
+        _add(self.output, gathered.view(count, -1), rows)
 
     def _feed_forward(self, rows: torch.Tensor) -> None:
         """Add to hidden states, (rows, hidden), what their tokens make of them."""
-        packed = Packed.of(self.norms[1](rows), self.mlp.gate_proj.kind)
-        gate, up = ((of, of.begun(len(rows))) for of in (self.mlp.gate_proj, self.mlp.up_proj))
-        for of, outputs in (gate, up):
-            of.add(packed, outputs, keep=of.bias is not None)
-        _silu_times(gate[1].view(-1).numpy(), up[1].view(-1).numpy())
-        _add(self.mlp.down_proj, gate[1], rows)
+        packed = Packed.of(self.norms[1](rows), self.gate.kind)
+        gate, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
+        self.gate.add(packed, gate, keep=self.gate.has_bias)
+        self.up.add(packed, up, keep=self.up.has_bias)
+        _silu_times(gate.view(-1).numpy(), up.view(-1).numpy())
+        _add(self.down, gate, rows)
 
 
 def _add(layer: HalfLinear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
     """Add to outputs, (rows, width), what a layer makes of inputs."""
-    if layer.bias is not None:
+    if layer.has_bias:
         outputs += layer.bias
-    for some, sums in zip(inputs.split(layer.kind.block), outputs.split(layer.kind.block), strict=True):
-        layer.add(Packed.of(some, layer.kind), sums, keep=True)
+    for at in layer.kind.blocks(len(inputs)):
+        layer.add(Packed.of(inputs[at], layer.kind), outputs[at], keep=True)
 
 
 # --- compiled code ---------------------------------------------------------------------------

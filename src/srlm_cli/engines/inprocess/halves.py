@@ -62,14 +62,15 @@ class HalfLinear(torch.nn.Module):
         panels = [_laid(panel, self.kind.together) for panel in padded.split(self.kind.panel)]
         self.panels = torch.cat(panels).view(torch.int16).numpy()
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float(), persistent=False)
+        self.has_bias = layer.bias is not None
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.depth > self.in_features:
             inputs = pad(inputs, (0, self.depth - self.in_features))
         rows = inputs.contiguous().view(-1, self.depth)
         outputs = self.begun(len(rows))
-        for some, sums in zip(rows.split(self.kind.block), outputs.split(self.kind.block), strict=True):
-            self.add(Packed.of(some, self.kind), sums, keep=self.bias is not None)
+        for at in self.kind.blocks(len(rows)):
+            self.add(Packed.of(rows[at], self.kind), outputs[at], keep=self.has_bias)
         return outputs[:, : self.out_features].view(*inputs.shape[:-1], self.out_features)
 
     @property
@@ -80,7 +81,7 @@ class HalfLinear(torch.nn.Module):
     def begun(self, rows: int) -> torch.Tensor:
         """Return outputs, (rows, width), with the bias in them, if there is one."""
         outputs = torch.empty(rows, self.width)
-        if self.bias is not None:
+        if self.has_bias:
             outputs[:, : self.out_features] = self.bias
         return outputs
 
@@ -118,6 +119,9 @@ def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:
 
 def in_parts(parts: int, count: int, work: Callable[[int, int], None]) -> None:
     """Do `work(first, before)` on range(count) in so many parts at a time, each in a thread."""
+    if parts == 1:
+        work(0, count)
+        return
     edges = [count * part // parts for part in range(parts + 1)]
     others: list[Future] = [_helpers().submit(work, *edges[part : part + 2]) for part in range(1, parts)]
     work(*edges[:2])

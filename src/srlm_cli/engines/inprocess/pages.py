@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
+import numpy as np
 import torch
 
 PAGE = 64  # tokens
@@ -58,9 +59,8 @@ class Pages:
         self.count, self.dtype = count, dtype
         self.keys, self.values = {}, {}
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
-            # An operating system gives memory only to what is written: a large store costs nothing yet.
-            self.keys[layer] = torch.empty(count, heads, key_size, PAGE, dtype=dtype, device=device)
-            self.values[layer] = torch.empty(count, heads, PAGE, value_size, dtype=dtype, device=device)
+            self.keys[layer] = _zeros((count, heads, key_size, PAGE), dtype, device)
+            self.values[layer] = _zeros((count, heads, PAGE, value_size), dtype, device)
         self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
         self._low_holes: list[int] = []
         self._high_holes: list[int] = []  # negated: the highest hole first
@@ -79,15 +79,12 @@ class Pages:
         return [-hole if shared else hole for hole in reused] + self._extend(count - len(reused), shared)
 
     def _extend(self, count: int, shared: bool) -> list[int]:
-        """Take pages at the edge, with zeros in them: a masked key has no weight, but must not be NaN."""
+        """Take pages at the edge."""
         if shared:
             self.high -= count
-        else:
-            self.low += count
-        fresh = range(self.high, self.high + count) if shared else range(self.low - count, self.low)
-        for store in (*self.keys.values(), *self.values.values()) if count else ():
-            store[fresh.start : fresh.stop].zero_()
-        return list(fresh)
+            return list(range(self.high, self.high + count))
+        self.low += count
+        return list(range(self.low - count, self.low))
 
     def give_back(self, pages: list[int], shared: bool = False) -> None:
         """Make pages free again."""
@@ -123,3 +120,14 @@ class Pages:
         pages, offsets = slots // PAGE, slots % PAGE
         self.keys[layer][pages, :, :, offsets] = keys.to(self.dtype)
         self.values[layer][pages, :, offsets] = values.to(self.dtype)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Return zeros: a masked key has no weight, but must not be NaN.
+
+    To a processor an operating system gives memory, with zeros in it, only when it is written to: a large store costs
+    nothing yet. That is so for numpy's zeros; torch's are written.
+    """
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)).view(dtype)

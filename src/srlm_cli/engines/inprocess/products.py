@@ -70,6 +70,10 @@ class Kind:
     def outputs_a_vector(self) -> int:
         return 32 // self.together
 
+    def blocks(self, rows: int) -> list[slice]:
+        """Return the blocks of so many rows."""
+        return [slice(at, min(rows, at + self.block)) for at in range(0, rows, self.block)]
+
     def scale_of(self, weights: torch.Tensor) -> float:
         """Return the power of two that weights are divided by."""
         return 2.0 ** math.frexp(weights.abs().max().item())[1] if self is FLOAT16 else 1.0
