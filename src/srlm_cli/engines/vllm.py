@@ -18,8 +18,10 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: nothing is left behind
 
 import json
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from os.path import commonprefix
@@ -233,24 +235,39 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
         options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     folder = models.locate(spec.model)
     try:
-        return vllm.LLMEngine.from_engine_args(
-            vllm.EngineArgs(
-                model=models.locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
-                tokenizer=folder,
-                dtype=models.pick_dtype(spec.dtype, kind),
-                tensor_parallel_size=spec.tensor_parallel_size,
-                max_model_len=-1,  # the model's own, or what the memory holds
-                max_num_seqs=spec.batch_size,
-                enable_prefix_caching=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **options,
-            )
+        asked = vllm.EngineArgs(
+            model=models.locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
+            tokenizer=folder,
+            dtype=models.pick_dtype(spec.dtype, kind),
+            tensor_parallel_size=spec.tensor_parallel_size,
+            max_model_len=-1,  # the model's own, or what the memory holds
+            max_num_seqs=spec.batch_size,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            **options,
         )
+        with _hidden("llvmlite.binding.ffi"):
+            return vllm.LLMEngine.from_engine_args(asked)
     except Exception as error:  # of vLLM, and of whatever reads the model for it
         raise EngineError(
             f"vllm cannot load the model {spec.model}: {_first_line(error)}", "VLLM_LOGGING_LEVEL=INFO shows more"
         ) from error
+
+
+@contextmanager
+def _hidden(module: str) -> Iterator[None]:
+    """Hide a module while vLLM looks through all there are.
+
+    On a CPU it asks each object in them for its attributes. The library that llvmlite keeps there, once the hf engine
+    has been used in this process, has an attribute of any name, and breaks it.
+    """
+    found = sys.modules.pop(module, None)
+    try:
+        yield
+    finally:
+        if found:
+            sys.modules[module] = found
 
 
 def _lora(model: str) -> LoRARequest | None:
