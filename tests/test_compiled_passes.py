@@ -39,8 +39,12 @@ def contents(pages: Pages) -> torch.Tensor:
     return torch.stack([keys.transpose(2, 3), values]).float()
 
 
-def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+def both(
+    size: int, dtype: torch.dtype, window: int | None, members: list[int], given_in: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what three rows get from the step of torch in float32, and from the compiled one, which stores a dtype.
+
+    It is `given_in` another one where a whole model has it.
 
     The first two share a prompt of 40 tokens, behind the common text if they are members; the last has one of 5.
     """
@@ -64,19 +68,30 @@ def both(size: int, dtype: torch.dtype, window: int | None, members: list[int]) 
         else:
             pages.keys[0][:], pages.values[0][:] = numbers[0].transpose(2, 3), numbers[1]
         step = kind(pages, own, shared, common, members, *(["cpu"] if kind is Step else []))
-        given.append(step.attend(0, asked, *fresh, size**-0.5, window))
+        of = torch.float32 if kind is Step else given_in
+        given.append(step.attend(0, asked.to(of), *fresh.to(of), size**-0.5, window))
+        assert given[-1].dtype == of
         kept.append(torch.stack([pages.keys[0].transpose(2, 3), pages.values[0]]) if kind is Step else contents(pages))
         assert step.positions.tolist() == [starts[0] + 104, starts[0] + 40, starts[1] + 68]
     assert torch.equal(*kept)  # the new tokens are stored
-    return given[0], given[1]
+    return given[0], given[1].float()
 
 
 @pytest.mark.parametrize("size", [16, 64, 80])
 @pytest.mark.parametrize("members", [[], [0, 1, 2], [0, 1], [2]], ids=str)
 @pytest.mark.parametrize("window", [None, 3, 33, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype):
-    expected, given = both(size, dtype, window, members)
+@pytest.mark.parametrize(
+    ("dtype", "given_in"),
+    [
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype, given_in):
+    expected, given = both(size, dtype, window, members, given_in)
     torch.testing.assert_close(given, expected, **CLOSE.get(dtype, {}))
 
 

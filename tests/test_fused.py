@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import tiny_models
-from srlm_cli.engines.inprocess import fused, halves
+from srlm_cli.engines.inprocess import elementwise, halves
 from srlm_cli.engines.inprocess.fused import FusedLayer, Norm
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import Pages, Span
@@ -105,7 +105,7 @@ def test_what_lies_between_products_is_as_torch_has_it():
     gate = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])])
     up = torch.randn(64)
     wanted = torch.nn.functional.silu(gate) * up
-    fused._silu_times(gate.numpy(), up.numpy())
+    elementwise.silu_times(gate.numpy(), up.numpy())
     torch.testing.assert_close(gate, wanted, rtol=1e-5, atol=1e-12)
 
 

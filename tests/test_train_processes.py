@@ -43,7 +43,7 @@ fsdp_config:
 )
 SETTINGS = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
 ARGV = "--train-batch-size 4 --epochs 2 --learning-rate 1e-3 --final-learning-rate 1e-4 --device cpu".split()
-AS_SHIPPED = 5e-3 if models.has_bfloat16("cpu") else 1e-4  # what the command's own type may differ by
+AS_SHIPPED = (5e-3, 5e-4) if models.has_bfloat16("cpu") else ()  # what products in bfloat16 may differ by
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -58,7 +58,7 @@ def two_cpus(srlm: Srlm) -> str:
     return "two.yaml"
 
 
-def assert_alike(one: Path, other: Path, within: float = 1e-4) -> None:
+def assert_alike(one: Path, other: Path, within: float = 1e-4, rel: float | None = None) -> None:
     """Assert that two trainings took the same steps to the same weights."""
     a, b = (load_file(next(folder.glob("*.safetensors"))) for folder in (one, other))
     # Whole weights of a sharded model name the tied head too.
@@ -67,7 +67,7 @@ def assert_alike(one: Path, other: Path, within: float = 1e-4) -> None:
     for mine, theirs in zip(read_rows(one / "metrics.jsonl"), read_rows(other / "metrics.jsonl"), strict=True):
         assert mine.keys() == theirs.keys()
         for name in mine.keys() - {"tokens_per_second"}:
-            assert mine[name] == pytest.approx(theirs[name], abs=within, rel=within / 10), (name, mine["step"])
+            assert mine[name] == pytest.approx(theirs[name], abs=within, rel=rel), (name, mine["step"])
 
 
 def test_two_processes_train_as_one(srlm: Srlm, base: Path, two_cpus: str) -> None:
@@ -80,7 +80,7 @@ def test_two_processes_train_as_one(srlm: Srlm, base: Path, two_cpus: str) -> No
         "srlm dpo: 19 pairs, 1013 tokens, 539 of them trained on, the longest sequence has 39"
     ]
     train("dpo", 19, {**SETTINGS, "model": str(base), "out": srlm.folder / "one"})
-    assert_alike(srlm.folder / "one", srlm.folder / "two", AS_SHIPPED)
+    assert_alike(srlm.folder / "one", srlm.folder / "two", *AS_SHIPPED)
     assert not (srlm.folder / "two.part").exists()
 
 
@@ -206,7 +206,7 @@ def test_torchrun_and_kill_9_and_the_same_command_again(srlm: Srlm, base: Path, 
     again = srlm.run([*TORCHRUN, "-m", "srlm_cli", *argv], env=ALONE)
     assert again.code == 0 and again.rows[0]["resumed_from"] == 2, again.err
     train("sft", 18, {**SETTINGS, "model": str(base), "out": srlm.folder / "one"})
-    assert_alike(srlm.folder / "one", srlm.folder / "m", AS_SHIPPED)
+    assert_alike(srlm.folder / "one", srlm.folder / "m", *AS_SHIPPED)
 
 
 # --- without processes -----------------------------------------------------------------------

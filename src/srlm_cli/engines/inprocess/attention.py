@@ -40,23 +40,22 @@ class Reading:
         self.texts, self.pages, self.trained = texts, pages, trained
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
         self.stored = [text for text in texts if text.pages]
-        self.slots = torch.cat([text.slots for text in self.stored]) if self.stored else None
+        self.slots = torch.cat([text.slots for text in self.stored]).to(pages.device) if self.stored else None
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
+        self._take_in(layer, key, value)
         parts, start = [], 0
-        for at, (own_key, own_value) in enumerate(self._with_shared(layer, key, value)):
-            text = self.texts[at]
-            text.keys[layer], text.values[layer] = own_key, own_value
+        for at, text in enumerate(self.texts):
             end = start + len(text.fresh)
-            parts.append(self._attend(at, query[:, :, start:end], own_key[None], own_value[None], scaling, window))
+            of_text = (text.keys[layer][None], text.values[layer][None])
+            parts.append(self._attend(at, query[:, :, start:end], *of_text, scaling, window))
             start = end
-        if self.pages and self.stored:
-            self.slots = self.slots.to(query.device)
-            self.pages.write(layer, self.slots, *(of.transpose(0, 1) for of in self._to_store(layer)))
+        if self.stored:
+            self.pages.write(layer, self.slots, *self._to_store(layer))
         return torch.cat(parts, 2).transpose(1, 2)
 
-    def _with_shared(self, layer: int, key, value) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield the keys and values of each text, (heads, tokens, size), from (1, heads, fresh tokens of all, size)."""
+    def _take_in(self, layer: int, key, value) -> None:
+        """Give each text its keys and values, (heads, tokens, size), from (1, heads, fresh tokens of all, size)."""
         start = 0
         for text in self.texts:
             end = start + len(text.fresh)
@@ -66,14 +65,14 @@ class Reading:
                 own_value = torch.cat([text.parent.values[layer][:, : text.shared], own_value], 1)
             elif text.kept:  # a copy, since a view would keep all that was read beside it
                 own_key, own_value = own_key.clone(), own_value.clone()
-            yield own_key, own_value
+            text.keys[layer], text.values[layer] = own_key, own_value
             start = end
 
     def _to_store(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the keys and values, (heads, tokens, size), that go to `slots`."""
+        """Return the keys and values, (tokens, heads, size), that go to `slots`."""
         keys = torch.cat([text.keys[layer][:, text.first_slot :] for text in self.stored], 1)
         values = torch.cat([text.values[layer][:, text.first_slot :] for text in self.stored], 1)
-        return keys, values
+        return keys.transpose(0, 1), values.transpose(0, 1)
 
     def _attend(self, at: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         """Return what fresh tokens of a text get, (1, heads, fresh, size), from its tokens up to themselves."""

@@ -50,9 +50,8 @@ class CompiledReading(Reading):
         self.paged = _Paged(pages, [*begun, *spans], positions)
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
-        for text, (own_key, own_value) in zip(self.texts, self._with_shared(layer, key, value), strict=True):
-            text.keys[layer], text.values[layer] = own_key, own_value
-        self.paged.store(layer, *(of.transpose(0, 1) for of in self._to_store(layer)), self.slots.numpy())
+        self._take_in(layer, key, value)
+        self.paged.store(layer, *self._to_store(layer), self.slots.numpy())
         return self.paged.attend(layer, query, scaling, window)
 
 

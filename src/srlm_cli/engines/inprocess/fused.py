@@ -8,19 +8,15 @@ anything else, or gives anything else when it is tried out, is left as it is.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from srlm_cli.engines.inprocess.attention import Pass, under_way
 from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
+from srlm_cli.engines.inprocess.elementwise import norm, rotate, silu_times
 from srlm_cli.engines.inprocess.halves import HalfLinear, Packed
-from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import FLOAT, LOG2_E, LONG, address, call, each, exp2, loop
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -34,19 +30,22 @@ def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
     trials = [(layer, Trial(FusedLayer.of(layer))) for layer in net.modules() if FusedLayer.fits(layer)]
     for layer, trial in trials:
         layer.forward = trial.forward
-    run()
+    try:
+        run()
+    finally:
+        for layer, _ in trials:
+            del layer.forward
     for layer, trial in trials:
-        del layer.forward
-        if trial.away < CLOSE:
+        if trial.away and max(trial.away) < CLOSE:
             layer.forward = trial.layer.forward
 
 
 @dataclass
 class Trial:
-    """Computes a layer both ways: `away` is the largest difference so far, as a share of what the layer adds."""
+    """Computes a layer both ways: `away` has the largest difference of each pass, as a share of what the layer adds."""
 
     layer: FusedLayer
-    away: float = 0.0
+    away: list[float] = field(default_factory=list)
 
     def forward(self, hidden_states: torch.Tensor, *positional, **named) -> torch.Tensor:
         """Return what the layer gives by its modules, and learn from them what they ask of the pass."""
@@ -67,9 +66,9 @@ class Trial:
             self.layer = replace(self.layer, layer=layer, scaling=scaling, window=window)
             given = self.layer.forward(hidden_states.clone(), *positional, **named)
             away = (given - wanted).norm(dim=-1) / (wanted - hidden_states).norm(dim=-1)
-            self.away = max(self.away, away.nan_to_num(nan=1.0).max().item())
+            self.away.append(away.nan_to_num(nan=1.0).max().item())
         except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
-            self.away = float("inf")  # its modules can do without
+            self.away.append(float("inf"))  # its modules can do without
         return wanted
 
 
@@ -86,7 +85,7 @@ class Norm:
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         normed = torch.empty_like(rows)
-        _norm(rows.view(-1).numpy(), self.weight, np.float32(self.epsilon), normed.view(-1).numpy())
+        norm(rows.view(-1).numpy(), self.weight, np.float32(self.epsilon), normed.view(-1).numpy())
         return normed
 
 
@@ -152,7 +151,7 @@ class FusedLayer:
             for of, outputs in zip(self.projections, made, strict=True):
                 of.add(packed, outputs[at], keep=of.has_bias)
         for outputs in made[:2]:
-            _rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
+            rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
         query, key, value = (outputs.view(count, -1, size).transpose(0, 1)[None] for outputs in made)
         gathered = run.attend(self.layer, query, key, value, self.scaling, self.window)
         _add(self.output, gathered.view(count, -1), rows)
@@ -163,7 +162,7 @@ class FusedLayer:
         gate, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
         self.gate.add(packed, gate, keep=self.gate.has_bias)
         self.up.add(packed, up, keep=self.up.has_bias)
-        _silu_times(gate.view(-1).numpy(), up.view(-1).numpy())
+        silu_times(gate.view(-1).numpy(), up.view(-1).numpy())
         _add(self.down, gate, rows)
 
 
@@ -173,138 +172,3 @@ def _add(layer: HalfLinear, inputs: torch.Tensor, outputs: torch.Tensor) -> None
         outputs += layer.bias
     for at in layer.kind.blocks(len(inputs)):
         layer.add(Packed.of(inputs[at], layer.kind), outputs[at], keep=True)
-
-
-# --- compiled code ---------------------------------------------------------------------------
-
-_FLOATS = ir.VectorType(FLOAT, 16)
-
-
-@jit()
-def _norm(rows, weight, epsilon, normed):
-    """Divide rows, (rows, size), by their root mean square, and multiply them by weights."""
-    size = len(weight)
-    for begin in range(0, len(rows), size):
-        share = np.float32(1) / np.sqrt(_squares(rows, begin, size) / np.float32(size) + epsilon)
-        _scaled(rows, begin, size, share, weight, normed)
-
-
-@jit()
-def _rotate(heads, cosine, sine, size):
-    """Rotate the heads of rows, (rows, heads, size), by the angles of each row's position, (rows, size).
-
-    Number i and number i + size / 2 are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
-    """
-    rows = len(cosine) // size
-    width = len(heads) // rows
-    for row in range(rows):
-        for begin in range(row * width, (row + 1) * width, size):
-            _rotate_one(heads, begin, cosine, sine, row * size, size // 2)
-
-
-@jit()
-def _silu_times(gate, up):
-    """Make the gate's numbers g sigmoid(g) times those beside them."""
-    _silu_times_all(gate, up, len(gate))
-
-
-@intrinsic
-def _squares(typing, numbers, begin, count):
-    """Return the sum of squares of so many numbers, a multiple of 16."""
-
-    def generate(context, builder, signature, arguments):
-        numbers, begin, count = arguments
-        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
-
-        def body(step, sums):
-            number = _vector(builder, first, step)[1]
-            return [call(builder, "fmuladd", _FLOATS, number, number, sums[0])]
-
-        (sums,) = loop(builder, count, 16, [_same(0.0)], body)
-        zero = ir.Constant(FLOAT, 0.0)
-        return call(builder, "vector.reduce.fadd", FLOAT, zero, sums, fastmath=("reassoc",))
-
-    return types.float32(numbers, types.intp, types.intp), generate
-
-
-@intrinsic
-def _scaled(typing, numbers, begin, count, share, weight, to):
-    """Put so many numbers, a multiple of 16, times a share and times weights, to the same place of another array."""
-
-    def generate(context, builder, signature, arguments):
-        numbers, begin, count, share, weight, to = arguments
-        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
-        weights = address(context, builder, signature.args[4], weight, LONG(0), FLOAT)
-        target = address(context, builder, signature.args[5], to, begin, FLOAT)
-        shares = each(builder, share, 16)
-
-        def body(step, nothing):
-            scaled = builder.fmul(_vector(builder, first, step)[1], shares)
-            made = builder.fmul(scaled, _vector(builder, weights, step)[1])
-            builder.store(made, _vector(builder, target, step)[0], align=4)
-            return nothing
-
-        loop(builder, count, 16, [], body)
-        return context.get_dummy_value()
-
-    return types.void(numbers, types.intp, types.intp, types.float32, weight, to), generate
-
-
-def _vector(builder, begin, step) -> tuple:
-    """Return the place of 16 numbers, and these."""
-    place = builder.bitcast(builder.gep(begin, [step]), _FLOATS.as_pointer())
-    return place, builder.load(place, align=4)
-
-
-def _same(number: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [number] * 16)
-
-
-@intrinsic
-def _rotate_one(typing, head, begin, cosine, sine, angle, half):
-    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on."""
-
-    def generate(context, builder, signature, arguments):
-        head, begin, cosine, sine, angle, half = arguments
-        numbers = address(context, builder, signature.args[0], head, begin, FLOAT)
-        cosines = address(context, builder, signature.args[2], cosine, angle, FLOAT)
-        sines = address(context, builder, signature.args[3], sine, angle, FLOAT)
-
-        def body(step, nothing):
-            behind = builder.add(step, half)
-            (place, one), (beside, other) = (_vector(builder, numbers, at) for at in (step, behind))
-            (cos, sin), (cos_behind, sin_behind) = (
-                (_vector(builder, cosines, at)[1], _vector(builder, sines, at)[1]) for at in (step, behind)
-            )
-            builder.store(builder.fsub(builder.fmul(one, cos), builder.fmul(other, sin)), place, align=4)
-            rotated = builder.fadd(builder.fmul(other, cos_behind), builder.fmul(one, sin_behind))
-            builder.store(rotated, beside, align=4)
-            return nothing
-
-        loop(builder, half, 16, [], body)
-        return context.get_dummy_value()
-
-    return types.void(head, types.intp, cosine, sine, types.intp, types.intp), generate
-
-
-@intrinsic
-def _silu_times_all(typing, gate, up, count):
-    def generate(context, builder, signature, arguments):
-        gate, up, count = arguments
-        gates = address(context, builder, signature.args[0], gate, LONG(0), FLOAT)
-        ups = address(context, builder, signature.args[1], up, LONG(0), FLOAT)
-
-        def body(step, nothing):
-            place, number = _vector(builder, gates, step)
-            power = builder.fmul(number, _same(-LOG2_E))
-            power = call(builder, "maxnum", _FLOATS, power, _same(-126.0))
-            power = call(builder, "minnum", _FLOATS, power, _same(127.0))
-            share = builder.fadd(exp2(builder, power), _same(1.0))
-            made = builder.fmul(number, _vector(builder, ups, step)[1])
-            builder.store(builder.fdiv(made, share), place, align=4)
-            return nothing
-
-        loop(builder, count, 16, [], body)
-        return context.get_dummy_value()
-
-    return types.void(gate, up, types.intp), generate

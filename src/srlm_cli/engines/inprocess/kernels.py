@@ -21,8 +21,10 @@ from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.pages import PAGE
 from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
+    FLOATS,
     HALF,
     INT,
+    INTS,
     LOG2_E,
     LONG,
     add_pairs,
@@ -33,6 +35,7 @@ from srlm_cli.engines.inprocess.vectors import (
     exp2,
     loop,
     prefetch,
+    same,
 )
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
@@ -158,7 +161,6 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
 
 # --- a page of one head, seen by the queries of a row -----------------------------------------
 
-_FLOATS, _INTS = ir.VectorType(FLOAT, WIDTH), ir.VectorType(INT, WIDTH)
 _NUMBERS = {types.float32: FLOAT, types.int16: HALF, types.uint16: ir.IntType(16)}
 
 
@@ -261,7 +263,7 @@ class _Page:
             return sums
 
         steps = LONG(self.size // self.near)
-        sums = loop(builder, steps, apart, [_all(0)] * apart * many, body)
+        sums = loop(builder, steps, apart, [same(0)] * apart * many, body)
         if apart == 2:
             sums = [builder.fadd(even, odd) for even, odd in zip(sums[:many], sums[many:], strict=True)]
         return [
@@ -275,7 +277,7 @@ class _Page:
         before = [builder.load(query.top, align=4) for query in queries]
         tops = []
         for vectors, top in zip(scores, before, strict=True):
-            largest = reduce(lambda one, other: call(builder, "maxnum", _FLOATS, one, other), vectors)
+            largest = reduce(lambda one, other: call(builder, "maxnum", FLOATS, one, other), vectors)
             largest = call(builder, "vector.reduce.fmax", FLOAT, largest)
             tops.append(builder.select(builder.fcmp_ordered(">", largest, top), largest, top))
         given = [[_exp_above(builder, vector, top) for vector in of] for of, top in zip(scores, tops, strict=True)]
@@ -291,7 +293,7 @@ class _Page:
 
     def _shares(self, before: list, tops: list) -> list:
         """Return exp(before - top) of each query, all by one vector."""
-        builder, lower = self.builder, _all(0)
+        builder, lower = self.builder, same(0)
         for at, (one, top) in enumerate(zip(before, tops, strict=True)):
             lower = builder.insert_element(lower, builder.fsub(one, top), INT(at))
         raised = _exp_above(builder, lower, ir.Constant(FLOAT, 0.0))
@@ -314,7 +316,7 @@ class _Page:
                         sums[place] = self._add(sums[place], weight, vector)
                 return sums
 
-            places = [self._at(query.output, LONG(at), _FLOATS) for query in queries for at in columns]
+            places = [self._at(query.output, LONG(at), FLOATS) for query in queries for at in columns]
             begun = [
                 builder.fmul(builder.load(place, align=4), shares[at // len(columns)])
                 for at, place in enumerate(places)
@@ -332,15 +334,15 @@ class _Page:
         """Return a vector of the page as float32."""
         builder = self.builder
         loaded = builder.load(self._at(numbers, place, ir.VectorType(self.number, WIDTH)), align=2)
-        return loaded if self.number == FLOAT else builder.fpext(loaded, _FLOATS)
+        return loaded if self.number == FLOAT else builder.fpext(loaded, FLOATS)
 
     def _add(self, sums, one, other):
         """Return sums plus the products of two vectors."""
-        return call(self.builder, "fmuladd", _FLOATS, one, other, sums)
+        return call(self.builder, "fmuladd", FLOATS, one, other, sums)
 
     def _save(self, weights: list, to) -> None:
         for half, vector in enumerate(weights):
-            self.builder.store(vector, self._at(to, LONG(half * WIDTH), _FLOATS), align=4)
+            self.builder.store(vector, self._at(to, LONG(half * WIDTH), FLOATS), align=4)
 
     def _weight(self, weights, key):
         return self.builder.load(self.builder.gep(weights, [key]), align=4)
@@ -352,9 +354,9 @@ class _Page:
         """Return scores of keys from `begin` on, in which those that a query does not see are `LOWEST`."""
         builder = self.builder
         first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (query.unseen, query.seen))
-        places = ir.Constant(_INTS, list(range(begin, begin + WIDTH)))
+        places = ir.Constant(INTS, list(range(begin, begin + WIDTH)))
         inside = builder.and_(builder.icmp_signed(">=", places, first), builder.icmp_signed("<", places, last))
-        return builder.select(inside, scores, _all(LOWEST))
+        return builder.select(inside, scores, same(LOWEST))
 
 
 class _PairedPage(_Page):
@@ -365,7 +367,7 @@ class _PairedPage(_Page):
     def _numbers(self, numbers, place):
         """Return a vector of pairs of the page."""
         place = self.builder.mul(place, LONG(self.near))
-        return self.builder.load(self._at(numbers, place, _INTS), align=2)
+        return self.builder.load(self._at(numbers, place, INTS), align=2)
 
     def _add(self, sums, one, other):
         return add_pairs(self.builder, sums, one, other)
@@ -383,9 +385,5 @@ class _PairedPage(_Page):
 
 def _exp_above(builder, vector, top):
     """Return exp(number - top) of each number, none of which is larger than `top`."""
-    power = builder.fmul(builder.fsub(vector, each(builder, top, WIDTH)), _all(LOG2_E))
-    return exp2(builder, call(builder, "maxnum", _FLOATS, power, _all(LEAST)))
-
-
-def _all(number: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [float(np.float32(number))] * WIDTH)
+    power = builder.fmul(builder.fsub(vector, each(builder, top, WIDTH)), same(LOG2_E))
+    return exp2(builder, call(builder, "maxnum", FLOATS, power, same(LEAST)))

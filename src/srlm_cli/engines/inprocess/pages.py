@@ -56,12 +56,13 @@ class Pages:
     def __init__(
         self, layers: dict[int, tuple[torch.Size, torch.Size]], count: int, dtype: torch.dtype, device: str
     ) -> None:
-        self.count, self.dtype = count, dtype
+        self.count, self.dtype, self.device = count, dtype, device
         self.keys, self.values = {}, {}
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
             self.keys[layer] = _zeros((count, heads, key_size, PAGE), dtype, device)
             self.values[layer] = _zeros((count, heads, PAGE, value_size), dtype, device)
         self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
+        self._clean = [0, count]  # between these no page was ever taken
         self._low_holes: list[int] = []
         self._high_holes: list[int] = []  # negated: the highest hole first
 
@@ -79,12 +80,18 @@ class Pages:
         return [-hole if shared else hole for hole in reused] + self._extend(count - len(reused), shared)
 
     def _extend(self, count: int, shared: bool) -> list[int]:
-        """Take pages at the edge."""
+        """Take pages at the edge, with zeros in them: a masked key has no weight, but must not be NaN."""
         if shared:
             self.high -= count
-            return list(range(self.high, self.high + count))
-        self.low += count
-        return list(range(self.low - count, self.low))
+        else:
+            self.low += count
+        fresh = range(self.high, self.high + count) if shared else range(self.low - count, self.low)
+        first, last = self._clean
+        for used in (range(fresh.start, min(fresh.stop, first)), range(max(fresh.start, last), fresh.stop)):
+            for store in (*self.keys.values(), *self.values.values()) if used else ():
+                store[used.start : used.stop].zero_()
+        self._clean = [max(first, self.low), min(last, self.high)]
+        return list(fresh)
 
     def give_back(self, pages: list[int], shared: bool = False) -> None:
         """Make pages free again."""
@@ -123,10 +130,9 @@ class Pages:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Return zeros: a masked key has no weight, but must not be NaN.
+    """Return zeros; on a processor by numpy, whose zeros an operating system gives when they are first written to.
 
-    To a processor an operating system gives memory, with zeros in it, only when it is written to: a large store costs
-    nothing yet. That is so for numpy's zeros; torch's are written.
+    So a large store costs nothing yet.
     """
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -23,8 +23,10 @@ from numba.extending import intrinsic
 from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
+    FLOATS,
     HALF,
     INT,
+    INTS,
     LONG,
     add_halves,
     add_pairs,
@@ -34,6 +36,7 @@ from srlm_cli.engines.inprocess.vectors import (
     each,
     loop,
     prefetch,
+    same,
 )
 
 HEIGHTS = (6, 4, 2, 1)  # rows that are computed together: 6 rows of 4 vectors of sums are what the registers hold
@@ -160,8 +163,7 @@ def _height(left):
     return 0
 
 
-_HALVES, _FLOATS = ir.VectorType(HALF, 32), ir.VectorType(FLOAT, 16)
-_PAIRS, _BITS = ir.VectorType(INT, 16), ir.VectorType(ir.IntType(16), 16)
+_HALVES, _BITS = ir.VectorType(HALF, 32), ir.VectorType(ir.IntType(16), 16)
 
 
 @intrinsic
@@ -171,12 +173,12 @@ def _largest(typing, numbers, at, count):
     def generate(context, builder, signature, arguments):
         numbers, at, count = arguments
         begin = address(context, builder, signature.args[0], numbers, at, FLOAT)
-        zeros = ir.Constant(_FLOATS, [0.0] * 16)
+        zeros = same(0.0)
 
         def body(step, tops):
-            place = builder.bitcast(builder.gep(begin, [step]), _FLOATS.as_pointer())
-            size = call(builder, "fabs", _FLOATS, builder.load(place, align=4))
-            return [call(builder, "maxnum", _FLOATS, tops[0], size)]
+            place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
+            size = call(builder, "fabs", FLOATS, builder.load(place, align=4))
+            return [call(builder, "maxnum", FLOATS, tops[0], size)]
 
         (tops,) = loop(builder, count, LANE, [zeros], body)
         return call(builder, "vector.reduce.fmax", FLOAT, tops)
@@ -190,11 +192,11 @@ def _save_twice(typing, numbers, at, scale, packed, to):
 
     def generate(context, builder, signature, arguments):
         numbers, at, scale, packed, to = arguments
-        loaded = builder.load(address(context, builder, signature.args[0], numbers, at, _FLOATS), align=4)
+        loaded = builder.load(address(context, builder, signature.args[0], numbers, at, FLOATS), align=4)
         scaled = builder.fptrunc(builder.fmul(loaded, each(builder, scale, 16)), ir.VectorType(HALF, 16))
-        once = builder.zext(builder.bitcast(scaled, _BITS), _PAIRS)
-        twice = builder.or_(once, builder.shl(once, ir.Constant(_PAIRS, [16] * 16)))
-        builder.store(twice, address(context, builder, signature.args[3], packed, to, _PAIRS), align=4)
+        once = builder.zext(builder.bitcast(scaled, _BITS), INTS)
+        twice = builder.or_(once, builder.shl(once, ir.Constant(INTS, [16] * 16)))
+        builder.store(twice, address(context, builder, signature.args[3], packed, to, INTS), align=4)
         return context.get_dummy_value()
 
     return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
@@ -209,7 +211,7 @@ def _save_pairs(typing, numbers, at, scale, packed, to):
         place = address(context, builder, signature.args[0], numbers, at, FLOAT)
         target = address(context, builder, signature.args[3], packed, to, INT)
         for half in range(2):
-            begin = builder.bitcast(builder.gep(place, [LONG(half * 16)]), _FLOATS.as_pointer())
+            begin = builder.bitcast(builder.gep(place, [LONG(half * 16)]), FLOATS.as_pointer())
             rounded = builder.trunc(as_bfloat(builder, builder.load(begin, align=4)), _BITS)
             end = builder.bitcast(builder.gep(target, [LONG(half * 8)]), _BITS.as_pointer())
             builder.store(rounded, end, align=4)
@@ -283,7 +285,7 @@ def _sums(kind: Kind, builder, rows: int, vectors: int, packed, weights, later, 
                     sums[nth] = _added(kind, builder, sums[nth], everywhere, vector)
         return sums
 
-    zeros = ir.Constant(_HALVES, [0.0] * 32) if kind is FLOAT16 else ir.Constant(_FLOATS, [0.0] * 16)
+    zeros = ir.Constant(_HALVES, [0.0] * 32) if kind is FLOAT16 else same(0.0)
     return loop(builder, steps, UNROLLED, [zeros] * vectors * rows, body)
 
 
@@ -291,7 +293,7 @@ def _added(kind: Kind, builder, total, numbers, weights):
     """Return a vector of sums after one more step: of 32 sums in float16, or of 16 in float32."""
     if kind is FLOAT16:
         return add_halves(builder, total, builder.bitcast(numbers, _HALVES), weights)
-    return add_pairs(builder, total, numbers, builder.bitcast(weights, _PAIRS))
+    return add_pairs(builder, total, numbers, builder.bitcast(weights, INTS))
 
 
 def _add_scaled(builder, sums, scale, line, keep) -> None:
@@ -299,16 +301,16 @@ def _add_scaled(builder, sums, scale, line, keep) -> None:
     scales = each(builder, scale, 16)
     parts = [part for vector in sums for part in _in_float32(builder, vector)]
     for at, part in enumerate(parts):
-        place = builder.bitcast(builder.gep(line, [LONG(16 * at)]), _FLOATS.as_pointer())
-        before = builder.select(keep, builder.load(place, align=4), ir.Constant(_FLOATS, [0.0] * 16))
-        added = call(builder, "fma", _FLOATS, part, scales, before)
+        place = builder.bitcast(builder.gep(line, [LONG(16 * at)]), FLOATS.as_pointer())
+        before = builder.select(keep, builder.load(place, align=4), same(0.0))
+        added = call(builder, "fma", FLOATS, part, scales, before)
         builder.store(added, place, align=4)
 
 
 def _in_float32(builder, vector) -> list:
     """Return a vector as vectors of 16 numbers in float32."""
-    if vector.type == _FLOATS:
+    if vector.type == FLOATS:
         return [vector]
-    halves = [ir.Constant(_PAIRS, list(range(begin, begin + 16))) for begin in (0, 16)]
+    halves = [ir.Constant(INTS, list(range(begin, begin + 16))) for begin in (0, 16)]
     nothing = ir.Constant(_HALVES, ir.Undefined)
-    return [builder.fpext(builder.shuffle_vector(vector, nothing, half), _FLOATS) for half in halves]
+    return [builder.fpext(builder.shuffle_vector(vector, nothing, half), FLOATS) for half in halves]

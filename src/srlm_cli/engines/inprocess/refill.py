@@ -287,7 +287,7 @@ class Writer(TaskWriter):
 
     def _move(self, moved: dict[int, int]) -> None:
         if moved:
-            for holder in (*self.rows, *self.reads.values(), *([self.common] if self.common else [])):
+            for holder in filter(None, (*self.rows, *self.reads.values(), self.common)):
                 holder.pages = [moved.get(page, page) for page in holder.pages]
 
     def _keep_rows(self, count: int) -> None:

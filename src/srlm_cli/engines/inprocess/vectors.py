@@ -1,4 +1,4 @@
-"""How compiled code says vectors to LLVM: what `kernels` and `products` share."""
+"""How compiled code says vectors to LLVM: what `kernels`, `products` and `elementwise` share."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntTy
 LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
-_FLOATS, _INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)
+FLOATS, INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)  # what a register holds
 
 
 class _Bfloat(ir.types.Type):
@@ -49,28 +49,28 @@ def add_pairs(builder, sums, one, other):
     """Return 16 sums in float32 plus the products of two pairs of bfloat16 each, one pair in 32 bits."""
     if has_pairs():
         pairs = ir.VectorType(_Bfloat(), 32)
-        kind = ir.FunctionType(_FLOATS, [_FLOATS, pairs, pairs])
+        kind = ir.FunctionType(FLOATS, [FLOATS, pairs, pairs])
         operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
         return builder.call(operation, [sums, builder.bitcast(one, pairs), builder.bitcast(other, pairs)])
     for first, second in zip(of_pairs(builder, one), of_pairs(builder, other), strict=True):
-        sums = call(builder, "fmuladd", _FLOATS, first, second, sums)
+        sums = call(builder, "fmuladd", FLOATS, first, second, sums)
     return sums
 
 
 def of_pairs(builder, pairs) -> tuple:
     """Return the first and the second numbers of 16 pairs of bfloat16, which are the upper halves of float32."""
-    first = builder.shl(pairs, ir.Constant(_INTS, [16] * 16))
-    second = builder.and_(pairs, ir.Constant(_INTS, [-65536] * 16))
-    return builder.bitcast(first, _FLOATS), builder.bitcast(second, _FLOATS)
+    first = builder.shl(pairs, ir.Constant(INTS, [16] * 16))
+    second = builder.and_(pairs, ir.Constant(INTS, [-65536] * 16))
+    return builder.bitcast(first, FLOATS), builder.bitcast(second, FLOATS)
 
 
 def as_bfloat(builder, floats):
     """Return 16 float32 numbers rounded to the nearest bfloat16, as their bits in int32."""
-    bits = builder.bitcast(floats, _INTS)
-    upper = builder.lshr(bits, ir.Constant(_INTS, [16] * 16))
-    last = builder.and_(upper, ir.Constant(_INTS, [1] * 16))
-    rounded = builder.add(bits, builder.add(last, ir.Constant(_INTS, [0x7FFF] * 16)))
-    return builder.lshr(rounded, ir.Constant(_INTS, [16] * 16))
+    bits = builder.bitcast(floats, INTS)
+    upper = builder.lshr(bits, ir.Constant(INTS, [16] * 16))
+    last = builder.and_(upper, ir.Constant(INTS, [1] * 16))
+    rounded = builder.add(bits, builder.add(last, ir.Constant(INTS, [0x7FFF] * 16)))
+    return builder.lshr(rounded, ir.Constant(INTS, [16] * 16))
 
 
 def address(context, builder, array_type, array, at, of):
@@ -102,16 +102,17 @@ def exp2(builder, power):
     The nearest whole part of the power is put into the exponent's bits, and the rest is the work of a polynomial (the
     coefficients of Cephes' exp2f).
     """
-    whole = call(builder, "floor", _FLOATS, builder.fadd(power, _same(0.5)))
-    rest, result = builder.fsub(power, whole), _same(EXP2[0])
+    whole = call(builder, "floor", FLOATS, builder.fadd(power, same(0.5)))
+    rest, result = builder.fsub(power, whole), same(EXP2[0])
     for coefficient in EXP2[1:]:
-        result = call(builder, "fmuladd", _FLOATS, result, rest, _same(coefficient))
-    exponent = builder.add(builder.fptosi(whole, _INTS), ir.Constant(_INTS, [127] * 16))
-    return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(_INTS, [23] * 16)), _FLOATS))
+        result = call(builder, "fmuladd", FLOATS, result, rest, same(coefficient))
+    exponent = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * 16))
+    return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(INTS, [23] * 16)), FLOATS))
 
 
-def _same(number: float) -> ir.Constant:
-    return ir.Constant(_FLOATS, [float(np.float32(number))] * 16)
+def same(number: float) -> ir.Constant:
+    """Return 16 times a number in float32."""
+    return ir.Constant(FLOATS, [float(np.float32(number))] * 16)
 
 
 def loop(builder, count, step: int, values: list, body) -> list:

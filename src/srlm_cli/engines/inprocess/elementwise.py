@@ -1,0 +1,148 @@
+"""What a layer does to numbers between its products, compiled by numba: norms, rotations, gates; arrays are flat."""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from srlm_cli.engines.inprocess.jit import jit
+from srlm_cli.engines.inprocess.vectors import (
+    FLOAT,
+    FLOATS,
+    LOG2_E,
+    LONG,
+    address,
+    call,
+    each,
+    exp2,
+    loop,
+    same,
+)
+
+
+@jit()
+def norm(rows, weight, epsilon, normed):
+    """Divide rows, (rows, size), by their root mean square, and multiply them by weights."""
+    size = len(weight)
+    for begin in range(0, len(rows), size):
+        share = np.float32(1) / np.sqrt(_squares(rows, begin, size) / np.float32(size) + epsilon)
+        _scaled(rows, begin, size, share, weight, normed)
+
+
+@jit()
+def rotate(heads, cosine, sine, size):
+    """Rotate the heads of rows, (rows, heads, size), by the angles of each row's position, (rows, size).
+
+    Number i and number i + size / 2 are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
+    """
+    rows = len(cosine) // size
+    width = len(heads) // rows
+    for row in range(rows):
+        for begin in range(row * width, (row + 1) * width, size):
+            _rotate_one(heads, begin, cosine, sine, row * size, size // 2)
+
+
+@jit()
+def silu_times(gate, up):
+    """Make the gate's numbers g sigmoid(g) times those beside them."""
+    _silu_times_all(gate, up, len(gate))
+
+
+@intrinsic
+def _squares(typing, numbers, begin, count):
+    """Return the sum of squares of so many numbers, a multiple of 16."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, begin, count = arguments
+        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
+
+        def body(step, sums):
+            number = _vector(builder, first, step)[1]
+            return [call(builder, "fmuladd", FLOATS, number, number, sums[0])]
+
+        (sums,) = loop(builder, count, 16, [same(0.0)], body)
+        zero = ir.Constant(FLOAT, 0.0)
+        return call(builder, "vector.reduce.fadd", FLOAT, zero, sums, fastmath=("reassoc",))
+
+    return types.float32(numbers, types.intp, types.intp), generate
+
+
+@intrinsic
+def _scaled(typing, numbers, begin, count, share, weight, to):
+    """Put so many numbers, a multiple of 16, times a share and times weights, to the same place of another array."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, begin, count, share, weight, to = arguments
+        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
+        weights = address(context, builder, signature.args[4], weight, LONG(0), FLOAT)
+        target = address(context, builder, signature.args[5], to, begin, FLOAT)
+        shares = each(builder, share, 16)
+
+        def body(step, nothing):
+            scaled = builder.fmul(_vector(builder, first, step)[1], shares)
+            made = builder.fmul(scaled, _vector(builder, weights, step)[1])
+            builder.store(made, _vector(builder, target, step)[0], align=4)
+            return nothing
+
+        loop(builder, count, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, types.intp, types.float32, weight, to), generate
+
+
+def _vector(builder, begin, step) -> tuple:
+    """Return the place of 16 numbers, and these."""
+    place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
+    return place, builder.load(place, align=4)
+
+
+@intrinsic
+def _rotate_one(typing, head, begin, cosine, sine, angle, half):
+    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on."""
+
+    def generate(context, builder, signature, arguments):
+        head, begin, cosine, sine, angle, half = arguments
+        numbers = address(context, builder, signature.args[0], head, begin, FLOAT)
+        cosines = address(context, builder, signature.args[2], cosine, angle, FLOAT)
+        sines = address(context, builder, signature.args[3], sine, angle, FLOAT)
+
+        def body(step, nothing):
+            behind = builder.add(step, half)
+            (place, one), (beside, other) = (_vector(builder, numbers, at) for at in (step, behind))
+            (cos, sin), (cos_behind, sin_behind) = (
+                (_vector(builder, cosines, at)[1], _vector(builder, sines, at)[1]) for at in (step, behind)
+            )
+            builder.store(builder.fsub(builder.fmul(one, cos), builder.fmul(other, sin)), place, align=4)
+            rotated = builder.fadd(builder.fmul(other, cos_behind), builder.fmul(one, sin_behind))
+            builder.store(rotated, beside, align=4)
+            return nothing
+
+        loop(builder, half, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(head, types.intp, cosine, sine, types.intp, types.intp), generate
+
+
+@intrinsic
+def _silu_times_all(typing, gate, up, count):
+    def generate(context, builder, signature, arguments):
+        gate, up, count = arguments
+        gates = address(context, builder, signature.args[0], gate, LONG(0), FLOAT)
+        ups = address(context, builder, signature.args[1], up, LONG(0), FLOAT)
+
+        def body(step, nothing):
+            place, number = _vector(builder, gates, step)
+            power = builder.fmul(number, same(-LOG2_E))
+            power = call(builder, "maxnum", FLOATS, power, same(-126.0))
+            power = call(builder, "minnum", FLOATS, power, same(127.0))
+            share = builder.fadd(exp2(builder, power), same(1.0))
+            made = builder.fmul(number, _vector(builder, ups, step)[1])
+            builder.store(builder.fdiv(made, share), place, align=4)
+            return nothing
+
+        loop(builder, count, 16, [], body)
+        return context.get_dummy_value()
+
+    return types.void(gate, up, types.intp), generate
