@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from helpers import Srlm
-from srlm_cli import models
 
 
 def pytest_configure() -> None:
@@ -21,9 +20,3 @@ def pytest_configure() -> None:
 def srlm(tmp_path: Path) -> Srlm:
     """The program, run as a subprocess in the test's own folder."""
     return Srlm(tmp_path)
-
-
-@pytest.fixture
-def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let trainings in this process be float32 on any CPU, so that their numbers can be compared closely."""
-    monkeypatch.setattr(models, "has_bfloat16", lambda device: False)

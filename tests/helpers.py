@@ -17,7 +17,6 @@ from srlm_cli.engines.base import Completion, Request
 Row = dict[str, Any]
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-m", "srlm_cli"]
-IN_FLOAT32 = [sys.executable, str(HERE / "float32_srlm.py")]
 MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
 

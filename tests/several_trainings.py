@@ -12,7 +12,7 @@ import accelerate.state
 import transformers
 from accelerate import DistributedType
 
-from srlm_cli import models, processes
+from srlm_cli import processes
 from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
@@ -65,7 +65,6 @@ def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = 
 
 def main() -> None:
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    models.has_bfloat16 = lambda device: False  # as `in_float32` in the process of the tests
     if any(job.get("seen") == "FSDP" for job in jobs):
         shard_on_cpus()
     for job in jobs:

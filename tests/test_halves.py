@@ -134,9 +134,9 @@ def test_several_threads_give_the_same(monkeypatch, half, parts):
 
 def on_such_a_cpu(patch: pytest.MonkeyPatch, half: torch.dtype) -> None:
     """Let the CPU be one that is fast in a type of 16 bits, and has no AMX."""
-    patch.setattr(models, "has_amx", lambda: False)
+    patch.setattr(models, "has_bfloat16", lambda device: False)
     patch.setattr(models, "has_float16", lambda device: device == "cpu" and half == torch.float16)
-    patch.setattr(models, "has_bfloat16", lambda device: device == "cpu" and half == torch.bfloat16)
+    patch.setattr(models, "has_fast_pairs", lambda device: device == "cpu" and half == torch.bfloat16)
 
 
 @pytest.fixture(scope="module", params=HALVES, ids=str)
@@ -178,7 +178,7 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
     packed = isinstance(exact.reader, PackedModel)
     assert isinstance(auto.reader, PackedModel) == packed
     assert halves.type_of(auto.net) == (half if packed else None)
-    plain = torch.bfloat16 if half == torch.bfloat16 else torch.float32  # where PyTorch is fast in it, too
+    plain = torch.bfloat16 if half == torch.bfloat16 else torch.float32  # PyTorch is fast in it, too
     assert auto.net.dtype == (torch.float32 if packed else plain)
     texts = [exact._tokens(text) for text in ("a", "tell me " * 20 + "more")]
     with torch.inference_mode():
@@ -189,7 +189,7 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
 
 
 def test_with_amx_torch_multiplies_and_compiled_code_attends(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "has_amx", lambda: True)
+    monkeypatch.setattr(models, "has_bfloat16", lambda device: device == "cpu")
     folder = str(tiny_models.save(tmp_path))
     exact, amx = (open_engine(EngineSpec("hf", folder, dtype=dtype, batch_size=6)) for dtype in ("float32", "auto"))
     assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and halves.type_of(amx.net) is None
@@ -209,35 +209,46 @@ def test_a_token_takes_half_the_memory(engines):
 
 
 @pytest.mark.parametrize(
-    ("bfloat16", "half", "asked", "hf", "others"),
+    ("bfloat16", "pairs", "half", "asked", "hf", "others"),
     [
-        (True, True, "auto", "bfloat16", "bfloat16"),
-        (False, True, "auto", "float16", "float32"),
-        (False, False, "auto", "float32", "float32"),
-        (False, True, "float32", "float32", "float32"),
+        (True, True, True, "auto", "bfloat16", "bfloat16"),
+        (False, False, True, "auto", "float16", "float32"),
+        (False, True, False, "auto", "bfloat16", "bfloat16"),
+        (False, False, False, "auto", "float32", "float32"),
+        (False, True, True, "float32", "float32", "float32"),
     ],
 )
-def test_auto_takes_what_the_processor_is_fast_in(monkeypatch, bfloat16, half, asked, hf, others):
+def test_auto_takes_what_the_processor_is_fast_in(monkeypatch, bfloat16, pairs, half, asked, hf, others):
     monkeypatch.setattr(models, "has_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(models, "has_fast_pairs", lambda device: pairs)
     monkeypatch.setattr(models, "has_float16", lambda device: half)
     assert models.pick_dtype(asked, "cpu", float16=True) == hf
     assert models.pick_dtype(asked, "cpu") == others
 
 
+def test_a_cpu_that_cannot_multiply_in_float16_leaves_it_to_torch(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": False})
+    assert not models.has_float16("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True})
+    assert models.has_float16("cpu") and not models.has_float16("cuda")
+
+
+XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
+
+
 @pytest.mark.parametrize(
-    ("can", "bfloat16", "half"),
+    ("can", "trained", "auto", "half"),
     [
-        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True, "amx_bf16": True, "avx512_fp16": True}, True, None),
-        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True, "avx512_fp16": True}, False, torch.float16),
-        ({"cpu_name": "Intel(R) Xeon(R)", "avx512_bf16": True}, False, None),
-        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True, torch.bfloat16),
-        ({"cpu_name": "AMD EPYC"}, False, None),
-        ({}, False, None),
+        ({**XEON, "avx512_bf16": True, "amx_bf16": True, "avx512_fp16": True}, True, "bfloat16", None),
+        ({**XEON, "avx512_bf16": True, "avx512_fp16": True}, False, "float16", torch.float16),
+        ({**XEON, "avx512_bf16": True}, False, "float32", None),
+        ({**EPYC, "avx512_bf16": True}, False, "bfloat16", torch.bfloat16),
+        (EPYC, False, "float32", None),
+        ({}, False, "float32", None),
     ],
 )
-def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, bfloat16, half):
+def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    assert models.has_bfloat16("cpu") == bfloat16
-    assert halves.type_for(models.pick_dtype("auto", "cpu", float16=True), "cpu") == half
-    assert halves.type_for("float32", "cpu") is None
-    assert not models.has_float16("cuda") and halves.type_for("bfloat16", "cuda") is None
+    assert models.has_bfloat16("cpu") == trained
+    assert models.pick_dtype("auto", "cpu", float16=True) == auto and halves.type_for(auto, "cpu") == half
+    assert halves.type_for("float32", "cpu") is None and halves.type_for("bfloat16", "cuda") is None

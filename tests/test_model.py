@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from helpers import IN_FLOAT32, PROGRAM
 from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
@@ -29,10 +28,10 @@ CHATS = [
 ]
 
 
-def srlm(
-    *args: str | Path, stdin: str | None = None, check: bool = True, program: list[str] = PROGRAM
-) -> subprocess.CompletedProcess:
-    done = subprocess.run([*program, *map(str, args)], input=stdin, capture_output=True, text=True, check=False)
+def srlm(*args: str | Path, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "srlm_cli", *map(str, args)], input=stdin, capture_output=True, text=True, check=False
+    )
     assert not check or done.returncode == 0, done.stderr
     return done
 
@@ -327,7 +326,7 @@ def test_dpo_on_an_adapter_has_that_adapter_as_reference(pairs, adapter, tmp_pat
     """A chained adapter: with the bare base as the reference the first loss would not be ln 2."""
     done = srlm(
         "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 4,
-        "--epochs", 2, "--out", tmp_path / "m2", program=IN_FLOAT32,
+        "--epochs", 2, "--out", tmp_path / "m2",
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
@@ -388,7 +387,7 @@ def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
         count += targets
     argv = ["--max-steps", 1, "--train-batch-size", 3, "--device-batch-size", 3, "--out", tmp_path / "m"]
     source = write(tmp_path / "rows.jsonl", data)
-    result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv, program=IN_FLOAT32).stdout)
+    result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv).stdout)
     assert result["first_loss"] == pytest.approx(total / count, rel=1e-4)
     [step] = rows(tmp_path / "m" / "metrics.jsonl")
     assert step["step"] == 1 and step["loss"] == result["first_loss"] and step["grad_norm"] > 0

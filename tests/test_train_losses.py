@@ -15,8 +15,6 @@ from srlm_cli.train.losses import Preference, own_loss
 from srlm_cli.train.session import RunOptions, TrainSpec
 from tiny import pairs, tiny_model
 
-pytestmark = pytest.mark.usefixtures("in_float32")
-
 torch.set_num_threads(1)
 
 # Two pairs: log-probabilities by policy and reference, and tokens, of chosen and rejected.

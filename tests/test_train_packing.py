@@ -23,8 +23,6 @@ from srlm_cli.train.sft import sft
 from srlm_cli.train.trainers import padded_loss
 from tiny import completions, pairs, tiny_adapter, tiny_model
 
-pytestmark = pytest.mark.usefixtures("in_float32")
-
 torch.set_num_threads(1)
 QUIET = RunOptions(quiet=True)
 # Some begin alike, one is the beginning of another, one comes twice, one has no place.

@@ -27,8 +27,6 @@ from srlm_cli.train.session import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 
-pytestmark = pytest.mark.usefixtures("in_float32")
-
 torch.set_num_threads(1)
 QUIET = RunOptions(quiet=True)
 ROWS = pairs(6)

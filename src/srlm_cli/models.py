@@ -225,30 +225,33 @@ def pick_dtype(dtype: str, device: str, *, float16: bool = False) -> str:
     """
     if dtype != "auto":
         return dtype
-    if has_bfloat16(device):
+    if has_bfloat16(device) or has_fast_pairs(device):
         return "bfloat16"
     return "float16" if float16 and has_float16(device) else "float32"
 
 
 def has_bfloat16(device: str) -> bool:
-    """Tell whether a device multiplies bfloat16 matrices faster than float32 ones.
+    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU.
 
-    On x86 that takes AMX, or AVX512-BF16 in a processor of AMD's: in Intel's without AMX most bfloat16 products
-    take longer, as benchmarks/dtypes.py shows.
+    Training is in bfloat16 there. With `has_fast_pairs` alone it stays float32, since the proof that policy and
+    reference are equal before the first step asks for more digits than bfloat16 has.
     """
     import torch
 
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities()
-    return device == "cpu" and (has_amx() or (bool(can.get("avx512_bf16")) and "AMD" in str(can.get("cpu_name"))))
+    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
-def has_amx() -> bool:
-    """Tell whether the CPU multiplies bfloat16 matrices in tiles (AMX)."""
+def has_fast_pairs(device: str) -> bool:
+    """Tell whether a device is a CPU that is faster in bfloat16 by products of pairs (AVX512-BF16).
+
+    AMD's are, four times on Zen 5; with Intel's most products take longer, as benchmarks/dtypes.py shows.
+    """
     import torch
 
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    can = torch.cpu.get_capabilities()
+    return device == "cpu" and bool(can.get("avx512_bf16")) and "AMD" in str(can.get("cpu_name"))
 
 
 def has_float16(device: str) -> bool:
