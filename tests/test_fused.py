@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 import tiny_models
 from srlm_cli.engines.inprocess import elementwise, halves
 from srlm_cli.engines.inprocess.fused import FusedLayer, Norm
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import Pages, Span
+from srlm_cli.engines.inprocess.products import Kind
 from srlm_cli.engines.inprocess.texts import Text
 
 SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
@@ -77,6 +79,17 @@ def test_a_fused_model_gives_what_its_modules_give(monkeypatch, kind):
     assert (given - wanted).norm() / wanted.norm() < 5e-3
 
 
+def test_many_rows_are_computed_block_by_block(monkeypatch):
+    packed = model(*FAMILY["biased"])
+    with torch.inference_mode():
+        assert packed.fits() and fused_layers(packed) == 3
+        whole = written(packed)
+        monkeypatch.setattr(
+            Kind, "blocks", lambda kind, rows: [slice(at, min(rows, at + 32)) for at in range(0, rows, 32)]
+        )
+        assert torch.equal(written(packed), whole)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_layers_of_another_kind_are_left_alone(kind):
     packed = model(*OTHERS[kind])
@@ -96,12 +109,16 @@ def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
 
 def test_what_lies_between_products_is_as_torch_has_it():
     torch.manual_seed(0)
-    norm = transformers.models.llama.modeling_llama.LlamaRMSNorm(48, eps=1e-5)
+    norm = LlamaRMSNorm(48, eps=1e-5)
     with torch.no_grad():
         norm.weight.normal_()
     for scale in (1e-4, 1.0, 1e4):
         rows = torch.randn(5, 48) * scale
         torch.testing.assert_close(Norm.of(norm)(rows), norm(rows).detach(), rtol=1e-5, atol=1e-6)
+    heads, angles = torch.randn(5, 3, 64), torch.randn(2, 5, 64)
+    wanted, _ = apply_rotary_pos_emb(heads.transpose(0, 1)[None], heads.transpose(0, 1)[None], *angles[:, None])
+    elementwise.rotate(*(of.view(-1).numpy() for of in (heads, *angles)), 64)
+    torch.testing.assert_close(heads.transpose(0, 1), wanted[0], rtol=1e-5, atol=1e-5)
     gate = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])])
     up = torch.randn(64)
     wanted = torch.nn.functional.silu(gate) * up

@@ -208,6 +208,27 @@ def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind,
     assert max(sizes) > most
 
 
+def test_what_prompts_begin_with_is_found_where_its_pages_are_moved(opened, monkeypatch):
+    engine, step, moves = opened(batch_size=8), refill.Writer._step, []
+    requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 12), (0,)) for text in PROMPTS]
+    wanted = [completion.texts for completion in engine.generate(requests)]
+
+    def moving(writer):
+        old, store = writer.common.pages, writer.pages
+        new = store.take(len(old), shared=True)
+        for part in (*store.keys.values(), *store.values.values()):
+            part[new] = part[old]
+            part[old] = 9.0
+        store.give_back(old, shared=True)
+        writer._move(dict(zip(old, new, strict=True)))
+        moves.append(len(old))
+        step(writer)
+
+    monkeypatch.setattr(refill.Writer, "_step", moving)
+    assert [completion.texts for completion in engine.generate(requests)] == wanted
+    assert len(moves) > 5 and min(moves) > 0
+
+
 def test_out_of_memory_where_prompts_begin_alike_keeps_no_pages(opened, monkeypatch):
     engine, stores, tries = opened(batch_size=8), [], []
     open_pages, read = refill.Writer._open_pages, PackedModel.read

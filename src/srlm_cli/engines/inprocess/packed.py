@@ -49,8 +49,7 @@ class PackedModel:
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        compiled = self.compiled and pages and all(text.pages for text in texts)
-        run = CompiledReading(texts, pages) if compiled else Reading(texts, pages)
+        run = CompiledReading(texts, pages) if pages and self.compiled else Reading(texts, pages)
         return self._forward(run, ids, torch.cat(positions), ends.to(self.device))
 
     def step(
