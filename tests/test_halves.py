@@ -190,6 +190,7 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
 
 def test_with_amx_torch_multiplies_and_compiled_code_attends(monkeypatch, tmp_path):
     monkeypatch.setattr(models, "has_bfloat16", lambda device: device == "cpu")
+    monkeypatch.setattr(models, "has_fast_pairs", lambda device: False)
     folder = str(tiny_models.save(tmp_path))
     exact, amx = (open_engine(EngineSpec("hf", folder, dtype=dtype, batch_size=6)) for dtype in ("float32", "auto"))
     assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and halves.type_of(amx.net) is None
@@ -251,4 +252,5 @@ def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     assert models.has_bfloat16("cpu") == trained
     assert models.pick_dtype("auto", "cpu", float16=True) == auto and halves.type_for(auto, "cpu") == half
+    assert halves.type_for("float16", "cpu") == (torch.float16 if can.get("avx512_fp16") else None)
     assert halves.type_for("float32", "cpu") is None and halves.type_for("bfloat16", "cuda") is None

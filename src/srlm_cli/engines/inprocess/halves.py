@@ -27,8 +27,7 @@ FEW = 16  # rows, for which reading the weights takes longer than the products
 def type_for(dtype: str, device: str) -> torch.dtype | None:
     """Return the type of 16 bits that layers on this device multiply in themselves when `dtype` is asked for."""
     fast = {"float16": models.has_float16, "bfloat16": models.has_fast_pairs}.get(dtype)
-    by_torch = device != "cpu" or models.has_bfloat16(device)
-    return None if by_torch or not fast or not fast(device) else getattr(torch, dtype)
+    return getattr(torch, dtype) if fast and fast(device) else None
 
 
 def type_of(net: torch.nn.Module) -> torch.dtype | None:
