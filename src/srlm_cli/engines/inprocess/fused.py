@@ -149,7 +149,7 @@ class FusedLayer:
         for at in self.gate.kind.blocks(count):
             packed = Packed.of(self.norms[0](rows[at]), self.gate.kind)
             for of, outputs in zip(self.projections, made, strict=True):
-                of.add(packed, outputs[at], keep=of.has_bias)
+                of.add(packed, outputs[at], keep=of.bias is not None)
         for outputs in made[:2]:
             rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
         query, key, value = (outputs.view(count, -1, size).transpose(0, 1)[None] for outputs in made)
@@ -160,15 +160,15 @@ class FusedLayer:
         """Add to hidden states, (rows, hidden), what their tokens make of them."""
         packed = Packed.of(self.norms[1](rows), self.gate.kind)
         gate, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
-        self.gate.add(packed, gate, keep=self.gate.has_bias)
-        self.up.add(packed, up, keep=self.up.has_bias)
+        self.gate.add(packed, gate, keep=self.gate.bias is not None)
+        self.up.add(packed, up, keep=self.up.bias is not None)
         silu_times(gate.view(-1).numpy(), up.view(-1).numpy())
         _add(self.down, gate, rows)
 
 
 def _add(layer: HalfLinear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
     """Add to outputs, (rows, width), what a layer makes of inputs."""
-    if layer.has_bias:
+    if layer.bias is not None:
         outputs += layer.bias
     for at in layer.kind.blocks(len(inputs)):
         layer.add(Packed.of(inputs[at], layer.kind), outputs[at], keep=True)

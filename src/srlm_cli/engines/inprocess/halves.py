@@ -59,8 +59,7 @@ class HalfLinear(torch.nn.Module):
         padded = pad(scaled, (0, self.depth - self.in_features, 0, self.width - self.out_features))
         panels = [_laid(panel, self.kind.together) for panel in padded.split(self.kind.panel)]
         self.panels = torch.cat(panels).view(torch.int16).numpy()
-        self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().float(), persistent=False)
-        self.has_bias = layer.bias is not None
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.depth > self.in_features:
@@ -68,7 +67,7 @@ class HalfLinear(torch.nn.Module):
         rows = inputs.contiguous().view(-1, self.depth)
         outputs = self.begun(len(rows))
         for at in self.kind.blocks(len(rows)):
-            self.add(Packed.of(rows[at], self.kind), outputs[at], keep=self.has_bias)
+            self.add(Packed.of(rows[at], self.kind), outputs[at], keep=self.bias is not None)
         return outputs[:, : self.out_features].view(*inputs.shape[:-1], self.out_features)
 
     @property
@@ -79,7 +78,7 @@ class HalfLinear(torch.nn.Module):
     def begun(self, rows: int) -> torch.Tensor:
         """Return outputs, (rows, width), with the bias in them, if there is one."""
         outputs = torch.empty(rows, self.width)
-        if self.has_bias:
+        if self.bias is not None:
             outputs[:, : self.out_features] = self.bias
         return outputs
 
