@@ -4,7 +4,8 @@
     python benchmarks/lane_time.py sample --rows prompts.jsonl --limit 64
 
 The requests are those of the stages (N=4, K=3, temperature 0.7, top-p 0.9), written by the `hf` engine in its lanes.
-Products and attention are timed where they are called, within reading (of prompts) and steps (a token of each row).
+Products, attention, and the storing of keys and values are timed where they are called, within reading (of prompts)
+and steps (a token of each row; completions that are alike so far are one row).
 """
 
 from __future__ import annotations
@@ -27,20 +28,34 @@ from work import requests_of
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.inprocess import compiled_passes, halves, refill
 from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.inprocess.texts import Text
 
 EACH = {"sample": 4, "judge": 3}
 spent: Counter[str] = Counter()  # of this process: a lane has its own
+within: list[str] = []
 
 
 def timed(what: str, function: Callable) -> Callable:
-    """Return a function that notes how long each call of another takes."""
+    """Return a function that notes how long each call of another takes, by what it is called within."""
 
     def call(*arguments, **named):
         started = time.perf_counter()
+        within.append(what)
         try:
             return function(*arguments, **named)
         finally:
-            spent[what] += time.perf_counter() - started
+            spent[" ".join(within)] += time.perf_counter() - started
+            within.pop()
+
+    return call
+
+
+def counted(read: Callable) -> Callable:
+    """Return a function that notes how many tokens it reads."""
+
+    def call(model: PackedModel, texts: list[Text], *more):
+        spent["tokens read"] += sum(len(text.fresh) for text in texts)
+        return read(model, texts, *more)
 
     return call
 
@@ -56,12 +71,13 @@ def watch(folder: str) -> None:
     def noted(writer: refill.Writer) -> None:
         rows = len(writer.rows)
         timed("all", advance)(writer)
-        spent.update({"steps": 1, "rows": rows})
+        spent.update({"passes": 1, "rows": rows})
         Path(folder, str(os.getpid())).write_text(json.dumps(spent))
 
     halves.compiled = timed_products
     compiled_passes._Paged.attend = timed("attention", compiled_passes._Paged.attend)
-    PackedModel.read, PackedModel.step = timed("reading", PackedModel.read), timed("steps of", PackedModel.step)
+    compiled_passes._Paged.store = timed("storing", compiled_passes._Paged.store)
+    PackedModel.read, PackedModel.step = timed("reading", counted(PackedModel.read)), timed("steps", PackedModel.step)
     refill.draw, refill.Writer.advance = timed("draws", refill.draw), noted
 
 
@@ -91,13 +107,13 @@ def main() -> None:
         print(f"{seconds:.1f} s: {tokens / seconds:.0f} tokens/s, {rows / seconds:.2f} rows/s, {rows} rows")
         for lane in Path(folder).iterdir():
             of = Counter(json.loads(lane.read_text()))
-            inside = of["products"] + of["attention"]
-            print(
-                f"a lane of {of['all']:.1f} s: reading {of['reading']:.1f}, steps {of['steps of']:.1f}, draws "
-                f"{of['draws']:.1f}, beside these {of['all'] - of['reading'] - of['steps of'] - of['draws']:.1f}; in "
-                f"reading and steps: products {of['products']:.1f}, attention {of.get('attention', 0.0):.1f}, the rest "
-                f"{of['reading'] + of['steps of'] - inside:.1f}; {of['rows'] / of['steps']:.0f} rows a step"
-            )
+            rows, seconds_of = of["rows"] / of["passes"], f"{of['all']:.1f} s, draws {of['all draws']:.1f}"
+            print(f"a lane of {seconds_of}; {rows:.0f} rows a step, {of['tokens read']} tokens read")
+            for part in ("reading", "steps"):
+                inside = {name: of[f"all {part} {name}"] for name in ("products", "attention", "storing")}
+                inside["the rest"] = of[f"all {part}"] - sum(inside.values())
+                seconds_of = ", ".join(f"{name} {spent_on:.1f}" for name, spent_on in inside.items())
+                print(f"  {part} {of[f'all {part}']:.1f}: {seconds_of}")
 
 
 if __name__ == "__main__":

@@ -160,8 +160,8 @@ def test_each_token_written_in_16_bits_is_among_the_most_probable_in_float32(eng
     with pytest.MonkeyPatch.context() as patch:
         finished = halved.stops.finished
         patch.setattr(halved.stops, "finished", lambda ids, *of: (written.append(list(ids)), finished(ids, *of))[1])
-        assert len(list(halved.generate(asked))) == len(written) // 2 == 6
-    for request, tokens in zip(asked, written[::2], strict=True):
+        assert len(list(halved.generate(asked))) == len(written) == 6  # what two seeds write alike is written once
+    for request, tokens in zip(asked, written, strict=True):
         prompt = exact._render(request)
         with torch.inference_mode():
             logits = exact.net(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]

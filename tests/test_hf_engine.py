@@ -172,8 +172,8 @@ def test_few_pages_hold_rows_back_and_change_nothing(opened, monkeypatch):
     engine = opened(batch_size=8)
     monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 16)
     taken_back = []
-    keep = refill.Writer._keep_rows
-    monkeypatch.setattr(refill.Writer, "_keep_rows", lambda *a: taken_back.append(a[1]) or keep(*a))
+    keep = refill.Writer._keep
+    monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     expect_generate(engine, [ask(text, Sampling(0.0, 1.0, 100), (0, 1)) for text in PROMPTS])
     assert taken_back
 
@@ -338,6 +338,38 @@ def test_a_seed_gives_its_row_whatever_stands_beside_it(opened, kind):
     assert len({text for completion in together for text in completion.texts}) > 16 or kind != "llama"
 
 
+def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch):
+    engine, rows, step = opened(batch_size=8), [], PackedModel.step
+    monkeypatch.setattr(PackedModel, "step", lambda *of: (rows.append(len(of[1])), step(*of))[1])
+    once, twice = (next(engine.generate([ask("a", Sampling(0.9, 0.95, 24), (seed,))])).texts[0] for seed in (5, 6))
+    assert once != twice
+    rows.clear()
+    (done,) = engine.generate([ask("a", Sampling(0.9, 0.95, 24), (5, 5, 6, 5))])
+    assert done.texts == [once, once, twice, once] and done.tokens_out == 4 * 24
+    assert len(rows) == 23 and set(rows) == {2}
+    rows.clear()
+    (greedy,) = engine.generate([ask("a", replace(GREEDY, max_new_tokens=24), (5, 6, 7))])
+    assert len(set(greedy.texts)) == 1 and set(rows) == {1}
+
+
+@pytest.mark.parametrize("few_pages", [False, True], ids=["", "few-pages"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind, few_pages):
+    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], refill.uniforms, refill.Writer._keep
+    monkeypatch.setattr(
+        refill, "uniforms", lambda seed, count: numbers(0, count)[: seed * 20] + numbers(seed, count)[seed * 20 :]
+    )
+    sampling, seeds = Sampling(2.0, 0.98, 100), (3, 1, 4, 2)  # the third parts from the first behind a whole page
+    requests = [ask(text, sampling, seeds) for text in PROMPTS]
+    alone = [[next(engine.generate([replace(one, seeds=(seed,))])).texts[0] for seed in seeds] for one in requests]
+    if few_pages:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 14)
+        monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    assert [done.texts for done in engine.generate(requests)] == alone
+    assert bool(taken_back) == few_pages
+    assert len({text for texts in alone for text in texts}) > 3 * len(PROMPTS)
+
+
 def test_requests_of_every_kind_in_one_stream_keep_their_order(opened):
     engine = opened(batch_size=4)
     requests = [
@@ -457,8 +489,8 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
     rubric, taken_back = "" if few_pages else RUBRIC, []
     if few_pages:
         monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 12)
-        keep = refill.Writer._keep_rows
-        monkeypatch.setattr(refill.Writer, "_keep_rows", lambda *a: taken_back.append(a[1]) or keep(*a))
+        keep = refill.Writer._keep
+        monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
         ask(rubric + text, length, (0, 1, 2), then=lambda _, made, text=text: behind(made, rubric + text))

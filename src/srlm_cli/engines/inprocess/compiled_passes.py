@@ -83,12 +83,9 @@ class _Paged:
         rows, asking, size = queries.shape
         heads = keys.shape[1]
         attend = kernels.attending(heads, asking // heads, size, self._paired)
-        outputs = torch.zeros(rows, asking, size)
-        tops, sums = torch.full((rows, asking), float(kernels.LOWEST)), torch.zeros(rows, asking)
-        asked = queries.float() * scaling
-        asked = _flat(asked.to(torch.bfloat16)).view(np.int32) if self._paired else _flat(asked)
+        outputs = torch.empty(rows, asking, size)
         seen = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window), self.positions)
-        attend(asked, _flat(keys), _flat(values), *seen, *map(_flat, (outputs, tops, sums)))
+        attend(_flat(queries.float()), np.float32(scaling), _flat(keys), _flat(values), *seen, _flat(outputs))
         return outputs.to(query.dtype)[None]
 
     @property

@@ -135,7 +135,7 @@ def _silu_times_all(typing, gate, up, count):
         def body(step, nothing):
             place, number = _vector(builder, gates, step)
             power = builder.fmul(number, same(-LOG2_E))
-            power = call(builder, "maxnum", FLOATS, power, same(-126.0))
+            power = call(builder, "maxnum", FLOATS, power, same(-125.0))
             power = call(builder, "minnum", FLOATS, power, same(127.0))
             share = builder.fadd(exp2(builder, power), same(1.0))
             made = builder.fmul(number, _vector(builder, ups, step)[1])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, reduce
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import types
@@ -27,6 +28,7 @@ from srlm_cli.engines.inprocess.vectors import (
     INTS,
     LOG2_E,
     LONG,
+    SHORTS,
     add_pairs,
     address,
     as_bfloat,
@@ -36,6 +38,7 @@ from srlm_cli.engines.inprocess.vectors import (
     loop,
     prefetch,
     same,
+    save_pairs,
 )
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
@@ -43,7 +46,6 @@ LOWEST = np.float32(-1e30)  # the score of a key that is not seen
 LEAST = -64  # the logarithm, base 2, of the least weight: nothing beside 1, and its products are no denormal numbers
 CACHE_LINE = 512  # bits
 TOGETHER = 6  # queries of a head that are computed side by side: a vector of the page is loaded once for all
-CHAINS = 8
 COLUMNS = 4  # vectors of an output that are
 VECTORS = PAGE // WIDTH  # of scores
 
@@ -86,17 +88,20 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
     page_size, together = PAGE, max(1, TOGETHER // groups)
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
+    scaled = _paired_queries if paired else _queries
 
     @jit(f"{heads}_{groups}_{size}_{paired}_{PAGE}")
-    def attend(queries, keys, values, spans, pages, rows, lowest, highest, outputs, tops, sums):
-        """Add to what rows have gathered what they see in spans of tokens, and divide by the sum of their weights.
+    def attend(asked, scaling, keys, values, spans, pages, rows, lowest, highest, outputs):
+        """Set what rows gather from what they see in spans of tokens: values by the softmax of scaled scores.
 
-        queries, outputs: (rows, heads x groups, size), float32, the queries scaled already; `paired` queries are
-        bfloat16, two in an int32. tops, sums: (rows, heads x groups), the largest score so far and the sum of the
-        weights. spans: (spans, 6), of each where its pages begin and end in `pages` and its rows in `rows`, its
-        tokens, and the position of the first. lowest, highest: (rows,), the first and the last position that a row
-        sees.
+        asked, outputs: (rows, heads x groups, size), float32. spans: (spans, 6), of each where its pages begin and
+        end in `pages` and its rows in `rows`, its tokens, and the position of the first. lowest, highest: (rows,),
+        the first and the last position that a row sees.
         """
+        queries = scaled(asked, scaling)
+        tops = np.full(len(asked) // size, LOWEST, np.float32)  # the largest score so far
+        sums = np.zeros(len(tops), np.float32)  # of the weights
+        outputs[:] = np.float32(0)
         weights = np.empty(together * groups * page_size, np.float32)
         queries_of = np.empty(together, np.int64)
         unseen, seen = np.empty(together, np.int64), np.empty(together, np.int64)
@@ -109,13 +114,15 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                 for head in range(heads):
                     there = (pages[at] * heads + head) * page_size * size
                     later = there + page_size * size if head + 1 < heads else following * heads * page_size * size
-                    found = 0
+                    found, read = 0, 0
                     for place in range(first_row, last_row):
                         row = rows[place]
                         queries_of[found] = (row * heads + head) * groups
                         unseen[found] = max(0, lowest[row] - begin)
                         seen[found] = min(filled, highest[row] - begin + 1)
-                        found += unseen[found] < seen[found]
+                        if unseen[found] < seen[found]:
+                            read = max(read, seen[found])
+                            found += 1
                         if found == together:
                             found = 0
                             add_page(
@@ -128,12 +135,13 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                                 values,
                                 there,
                                 later,
-                                filled,
+                                read,
                                 weights,
                                 outputs,
                                 tops,
                                 sums,
                             )
+                            read = 0
                     for one in range(found):
                         add_page_alone(
                             queries,
@@ -145,7 +153,7 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                             values,
                             there,
                             later,
-                            filled,
+                            seen[one],
                             weights,
                             outputs,
                             tops,
@@ -159,6 +167,21 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     return attend
 
 
+@numba.njit(inline="always")
+def _queries(asked, scaling):
+    """Return the numbers of queries, scaled."""
+    return asked * scaling
+
+
+@numba.njit(inline="always")
+def _paired_queries(asked, scaling):
+    """Return the numbers of queries, scaled, as bfloat16, two in an int32."""
+    queries = np.empty(len(asked) // 2, np.int32)
+    for at in range(0, len(asked), WIDTH):
+        save_pairs(asked, at, scaling, queries, at // 2)
+    return queries
+
+
 # --- a page of one head, seen by the queries of a row -----------------------------------------
 
 _NUMBERS = {types.float32: FLOAT, types.int16: HALF, types.uint16: ir.IntType(16)}
@@ -168,19 +191,20 @@ def _page_adder(groups: int, size: int, together: int):
     """Return what adds to the outputs of some queries what they see in the page at `there`.
 
     They are those of so many rows `together`: `groups` each, from the first that `queries_of` has from `place` on. Of
-    the `filled` keys of the page a row sees those from its `unseen` on to before its `seen`. `later` is the page that
-    comes next, which memory is asked for. weights: (together x groups, PAGE), to compute with.
+    the page's keys, of which only the first `read` are, a row sees those from its `unseen` on to before its `seen`.
+    `later` is the page that comes next, which memory is asked for. weights: (together x groups, PAGE), to compute
+    with.
     """
 
     @intrinsic
     def add_page(
-        typing, queries, queries_of, place, unseen, seen, keys, values, there, later, filled, weights, outputs, tops,
+        typing, queries, queries_of, place, unseen, seen, keys, values, there, later, read, weights, outputs, tops,
         sums,
     ):  # fmt: skip
         paired = keys.dtype == types.uint16
 
         def generate(context, builder, signature, arguments):
-            (queries, queries_of, place, unseen, seen, keys, values, there, later, filled, weights, outputs, tops,
+            (queries, queries_of, place, unseen, seen, keys, values, there, later, read, weights, outputs, tops,
              sums) = arguments  # fmt: skip
 
             def pointer(at: int, array, place, of=FLOAT):
@@ -205,14 +229,22 @@ def _page_adder(groups: int, size: int, together: int):
             number = _NUMBERS[stored]
             keys, later_keys = pointer(5, keys, there, number), pointer(5, keys, later, number)
             values, later_values = pointer(6, values, there, number), pointer(6, values, later, number)
-            page = (_PairedPage if paired else _Page)(builder, number, size, filled)
             asking = [query_of(row, group) for row in range(together) for group in range(groups)]
             blocks = -(-len(asking) // TOGETHER)
-            for block in range(blocks):
-                some = asking[len(asking) * block // blocks : len(asking) * (block + 1) // blocks]
-                scores = page.scores(some, keys, later_keys)
-                shares = page.weigh(scores, some)
-                page.gather(some, shares, values, later_values)
+            done = builder.append_basic_block("done")
+            chosen = builder.switch(builder.udiv(builder.add(read, LONG(WIDTH - 1)), LONG(WIDTH)), done)
+            for vectors in range(1, VECTORS + 1):
+                case = builder.append_basic_block(f"read{vectors}")
+                chosen.add_case(LONG(vectors), case)
+                builder.position_at_end(case)
+                page = (_PairedPage if paired else _Page)(builder, number, size, vectors)
+                for block in range(blocks):
+                    some = asking[len(asking) * block // blocks : len(asking) * (block + 1) // blocks]
+                    scores = page.scores(some, keys, later_keys)
+                    shares = page.weigh(scores, some)
+                    page.gather(some, shares, values, later_values, read)
+                builder.branch(done)
+            builder.position_at_end(done)
             return context.get_dummy_value()
 
         numbers = (queries, queries_of, types.intp, unseen, seen, keys, values, types.intp, types.intp, types.intp)
@@ -235,39 +267,33 @@ class _Query:
 
 
 class _Page:
-    """Writes the code that reads a page, of `size` numbers a token, for several queries at once."""
+    """Writes the code that reads so many `vectors` of a page's keys, of `size` numbers each, for several queries."""
 
     near = 1  # numbers of a key, and values of a number, that lie side by side and are multiplied at once
 
-    def __init__(self, builder, number, size: int, filled) -> None:
-        self.builder, self.number, self.size, self.filled = builder, number, size, filled
+    def __init__(self, builder, number, size: int, vectors: int) -> None:
+        self.builder, self.number, self.size, self.vectors = builder, number, size, vectors
         bits = {FLOAT: 32}.get(number, 16)
         self.a_line = CACHE_LINE // (bits * self.near)  # of these that the cache loads together
 
     def scores(self, queries: list[_Query], keys, later) -> list[list]:
-        """Return the scores of the page's keys, `VECTORS` a query."""
-        builder = self.builder
-        many = VECTORS * len(queries)
-        apart = 2 if many < CHAINS else 1  # sums of a score: a processor adds to several at a time
+        """Return the scores of the keys, so many vectors a query."""
+        builder, vectors = self.builder, self.vectors
 
         def body(at, sums):
-            for part in range(apart):
-                line = builder.mul(builder.add(at, LONG(part)), LONG(PAGE))
-                self._prefetch(later, line, PAGE)
-                seen = [self._numbers(keys, builder.add(line, LONG(nth * WIDTH))) for nth in range(VECTORS)]
-                for nth, query in enumerate(queries):
-                    asked = builder.gep(query.asked, [builder.add(at, LONG(part))])
-                    asked = each(builder, builder.load(asked, align=4), WIDTH)
-                    for place, vector in enumerate(seen, part * many + nth * VECTORS):
-                        sums[place] = self._add(sums[place], asked, vector)
+            line = builder.mul(at, LONG(PAGE))
+            self._prefetch(later, line, vectors * WIDTH)
+            seen = [self._numbers(keys, builder.add(line, LONG(nth * WIDTH))) for nth in range(vectors)]
+            for nth, query in enumerate(queries):
+                asked = each(builder, builder.load(builder.gep(query.asked, [at]), align=4), WIDTH)
+                for place, vector in enumerate(seen, nth * vectors):
+                    sums[place] = self._add(sums[place], asked, vector)
             return sums
 
         steps = LONG(self.size // self.near)
-        sums = loop(builder, steps, apart, [same(0)] * apart * many, body)
-        if apart == 2:
-            sums = [builder.fadd(even, odd) for even, odd in zip(sums[:many], sums[many:], strict=True)]
+        sums = loop(builder, steps, 1, [same(0)] * vectors * len(queries), body)
         return [
-            [self._within(sums[nth * VECTORS + at], query, at * WIDTH) for at in range(VECTORS)]
+            [self._within(sums[nth * vectors + at], query, at * WIDTH) for at in range(vectors)]
             for nth, query in enumerate(queries)
         ]
 
@@ -299,8 +325,8 @@ class _Page:
         raised = _exp_above(builder, lower, ir.Constant(FLOAT, 0.0))
         return [builder.extract_element(raised, INT(at)) for at in range(len(tops))]
 
-    def gather(self, queries: list[_Query], shares: list, values, later) -> None:
-        """Rescale what queries have gathered, and add the page's values times their weights."""
+    def gather(self, queries: list[_Query], shares: list, values, later, read) -> None:
+        """Rescale what queries have gathered, and add the first `read` values of the page times their weights."""
         builder = self.builder
         for begin in range(0, self.size, COLUMNS * WIDTH):
             columns = range(begin, min(begin + COLUMNS * WIDTH, self.size), WIDTH)
@@ -321,7 +347,7 @@ class _Page:
                 builder.fmul(builder.load(place, align=4), shares[at // len(columns)])
                 for at, place in enumerate(places)
             ]
-            steps = builder.udiv(builder.add(self.filled, LONG(self.near - 1)), LONG(self.near))
+            steps = builder.udiv(builder.add(read, LONG(self.near - 1)), LONG(self.near))
             for place, total in zip(places, loop(builder, steps, 1, begun, body), strict=True):
                 builder.store(total, place, align=4)
 
@@ -375,8 +401,7 @@ class _PairedPage(_Page):
     def _save(self, weights: list, to) -> None:
         builder = self.builder
         for half, vector in enumerate(weights):
-            rounded = builder.trunc(as_bfloat(builder, vector), ir.VectorType(ir.IntType(16), WIDTH))
-            builder.store(rounded, self._at(to, LONG(half * WIDTH // 2), rounded.type), align=4)
+            builder.store(as_bfloat(builder, vector), self._at(to, LONG(half * WIDTH // 2), SHORTS), align=4)
 
     def _weight(self, weights, key):
         place = self.builder.gep(weights, [key])
@@ -385,5 +410,6 @@ class _PairedPage(_Page):
 
 def _exp_above(builder, vector, top):
     """Return exp(number - top) of each number, none of which is larger than `top`."""
-    power = builder.fmul(builder.fsub(vector, each(builder, top, WIDTH)), same(LOG2_E))
+    base = each(builder, builder.fmul(top, ir.Constant(FLOAT, -LOG2_E)), WIDTH)
+    power = call(builder, "fmuladd", FLOATS, vector, same(LOG2_E), base)
     return exp2(builder, call(builder, "maxnum", FLOATS, power, same(LEAST)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from srlm_cli.errors import EngineError
@@ -29,6 +32,20 @@ def _free_on_host() -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):  # not Linux: half of all that there is
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def zeros(count: int) -> np.ndarray:
+    """Return so many bytes, all zero, which an operating system gives when they are first written to.
+
+    So a large store costs nothing yet. On Linux it comes in pages as large as there are: what is read from all over a
+    store waits as long for the addresses of small ones as for the memory.
+    """
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(count, np.uint8)
+    mapped = mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel that has none
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8, count)
 
 
 def keep_freed() -> None:

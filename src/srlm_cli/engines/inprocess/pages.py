@@ -7,11 +7,13 @@ for nothing: `compact` fills holes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-import numpy as np
 import torch
+
+from srlm_cli.engines.inprocess import memory
 
 PAGE = 64  # tokens
 
@@ -98,6 +100,13 @@ class Pages:
         for page in pages:
             heappush(self._high_holes if shared else self._low_holes, -page if shared else page)
 
+    def copied(self, pages: list[int]) -> list[int]:
+        """Return new pages of a row with what is in these."""
+        copies = self.take(len(pages)) if pages else []
+        for store in (*self.keys.values(), *self.values.values()) if pages else ():
+            store[copies] = store[pages]
+        return copies
+
     def compact(self) -> dict[int, int]:
         """Move pages into holes where holes are many; return the new place of each moved page."""
         moved = {**self._fill(shared=False), **self._fill(shared=True)}
@@ -130,10 +139,7 @@ class Pages:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Return zeros; on a processor by numpy, whose zeros an operating system gives when they are first written to.
-
-    So a large store costs nothing yet.
-    """
+    """Return zeros; on a processor those that cost nothing until they are written to."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros((*shape[:-1], shape[-1] * dtype.itemsize), np.uint8)).view(dtype)
+    return torch.from_numpy(memory.zeros(math.prod(shape) * dtype.itemsize)).view(dtype).view(shape)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import numba
 import numpy as np
@@ -28,22 +29,23 @@ from srlm_cli.engines.inprocess.vectors import (
     INT,
     INTS,
     LONG,
+    SHORTS,
     add_halves,
     add_pairs,
     address,
-    as_bfloat,
     call,
     each,
     loop,
     prefetch,
     same,
+    save_pairs,
 )
 
-HEIGHTS = (6, 4, 2, 1)  # rows that are computed together: 6 rows of 4 vectors of sums are what the registers hold
+HIGHEST = 6  # rows that are computed together: 6 rows of 4 vectors of sums are what the registers hold
 LANE = 16  # steps of a row that lie together
 UNROLLED = 8
 AHEAD = 3  # lines of later weights that are asked for by each `UNROLLED` steps of a sum
-HALVES_A_LINE = 32
+HALVES_A_LINE, FLOATS_A_LINE = 32, 16
 ROWS_BITS = 9  # in float16 rows are scaled to below 2^9, weights to below 1: no sum of 64 reaches 2^15
 
 
@@ -91,7 +93,8 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
     """Return `pack` and `multiply` for a kind."""
     together, panel, most = kind.together, kind.panel, kind.depth
     scaled = kind is FLOAT16
-    save, add_tile = (_save_twice if scaled else _save_pairs), _tile_adder(kind)
+    save, add_tile = (_save_twice if scaled else save_pairs), _tile_adder(kind)
+    near = LANE // together  # steps of 16 numbers
 
     @jit(kind.name)
     def pack(rows, depth, packed, scales):
@@ -107,16 +110,17 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
                     scale = np.float32(2.0) ** np.float32(min(100, exponent))
                 scales[row] = np.float32(1) / scale
                 for lane in range(steps // LANE):
-                    place = at * steps + (lane * height + row - at) * LANE
-                    save(rows, row * depth + lane * LANE * together, scale, packed, place)
+                    place, number = at * steps + (lane * height + row - at) * LANE, row * depth + lane * LANE * together
+                    for half in range(together):
+                        save(rows, number + half * LANE, scale, packed, place + half * near)
             at += height
 
     @jit(kind.name)
     def multiply(packed, depth, weights, outputs, scales, empty, first, last):
         """Add the products of packed rows with panels of weights, from the first to before the last, to outputs.
 
-        Set outputs where they are `empty`. The weights that come next are asked for while these are multiplied: a
-        part of them by each group of rows.
+        Set outputs where they are `empty`. The weights that come next are asked for while these are multiplied, a
+        part of them by each group of rows, and so is the memory of the outputs that come next.
 
         packed: int32, by groups of rows: (steps / LANE, rows, LANE). weights: of each panel (steps, its outputs,
         `together`), as their bits. outputs: (rows, width), float32. scales: (rows,).
@@ -156,14 +160,13 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
 
 @numba.njit(inline="always")
 def _height(left):
-    """Return how many rows are computed together of those that are left."""
-    for height in HEIGHTS:
-        if height <= left:
-            return height
-    return 0
+    """Return how many rows are computed together of those that are left: the last ones about as many as the others."""
+    if left >= 2 * HIGHEST:
+        return HIGHEST
+    return left if left <= HIGHEST else (left + 1) // 2
 
 
-_HALVES, _BITS = ir.VectorType(HALF, 32), ir.VectorType(ir.IntType(16), 16)
+_HALVES = ir.VectorType(HALF, 32)
 
 
 @intrinsic
@@ -194,27 +197,9 @@ def _save_twice(typing, numbers, at, scale, packed, to):
         numbers, at, scale, packed, to = arguments
         loaded = builder.load(address(context, builder, signature.args[0], numbers, at, FLOATS), align=4)
         scaled = builder.fptrunc(builder.fmul(loaded, each(builder, scale, 16)), ir.VectorType(HALF, 16))
-        once = builder.zext(builder.bitcast(scaled, _BITS), INTS)
+        once = builder.zext(builder.bitcast(scaled, SHORTS), INTS)
         twice = builder.or_(once, builder.shl(once, ir.Constant(INTS, [16] * 16)))
         builder.store(twice, address(context, builder, signature.args[3], packed, to, INTS), align=4)
-        return context.get_dummy_value()
-
-    return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
-
-
-@intrinsic
-def _save_pairs(typing, numbers, at, scale, packed, to):
-    """Put 2 x `LANE` numbers into a packed array as bfloat16; the scale is 1."""
-
-    def generate(context, builder, signature, arguments):
-        numbers, at, _, packed, to = arguments
-        place = address(context, builder, signature.args[0], numbers, at, FLOAT)
-        target = address(context, builder, signature.args[3], packed, to, INT)
-        for half in range(2):
-            begin = builder.bitcast(builder.gep(place, [LONG(half * 16)]), FLOATS.as_pointer())
-            rounded = builder.trunc(as_bfloat(builder, builder.load(begin, align=4)), _BITS)
-            end = builder.bitcast(builder.gep(target, [LONG(half * 8)]), _BITS.as_pointer())
-            builder.store(rounded, end, align=4)
         return context.get_dummy_value()
 
     return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
@@ -242,17 +227,19 @@ def _tile_adder(kind: Kind):
             outputs = address(context, builder, signature.args[8], outputs, output, FLOAT)
             scales = address(context, builder, signature.args[11], scales, scale, FLOAT)
             done = builder.append_basic_block("done")
-            sizes = [
-                (rows, outs // kind.outputs_a_vector) for outs in (kind.panel, kind.last_panel) for rows in HEIGHTS
-            ]
+            panels = kind.panel, kind.last_panel
+            sizes = product(range(1, HIGHEST + 1), (outs // kind.outputs_a_vector for outs in panels))
             chosen = builder.switch(builder.add(builder.mul(some, LONG(LANE)), height), done)
             for rows, vectors in sizes:
                 block = builder.append_basic_block(f"tile{rows}x{vectors}")
                 chosen.add_case(LONG(vectors * kind.outputs_a_vector * LANE + rows), block)
                 builder.position_at_end(block)
                 sums = _sums(kind, builder, rows, vectors, packed, weights, later, steps)
-                for at in range(rows):
-                    line = builder.gep(outputs, [builder.mul(width, LONG(at))])
+                lines = [builder.gep(outputs, [builder.mul(width, LONG(at))]) for at in range(rows)]
+                some = vectors * kind.outputs_a_vector
+                for line, beside in product(lines, range(some, 2 * some, FLOATS_A_LINE)):  # of the panel that follows
+                    prefetch(builder, builder.gep(line, [LONG(beside)]), write=True)
+                for at, line in enumerate(lines):
                     factor = builder.load(builder.gep(scales, [LONG(at)]), align=4)
                     _add_scaled(builder, sums[vectors * at : vectors * (at + 1)], factor, line, keep)
                 builder.branch(done)

@@ -1,4 +1,7 @@
-"""Write many completions at a time: a row that ends makes room for the next one at once."""
+"""Write many completions at a time: one that ends makes room for the next one at once.
+
+Completions of one prompt are computed as one row until they draw different tokens.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +54,10 @@ class Closing:
 
 @dataclass(eq=False)
 class Row:
-    """One completion that is being written."""
+    """Completions of a prompt that are alike so far; `uniforms` has the random numbers of each, by its place."""
 
     read: Read
-    place: int
-    uniforms: list[float]
+    uniforms: dict[int, list[float]]
     tokens: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     closing: Closing | None = None
@@ -84,37 +86,44 @@ class Writer(TaskWriter):
     @property
     def open(self) -> int:
         """How many completions are to be written, those under way included."""
-        return self.backlog + len(self.rows)
+        return self.backlog + self.under_way
+
+    @property
+    def under_way(self) -> int:
+        """How many completions are being written."""
+        return sum(len(row.uniforms) for row in self.rows)
 
     def advance(self) -> None:
-        """Begin completions where there is room, and write one token of each; halve the rows when memory runs out."""
+        """Begin completions where there is room, and write one token of each; halve them when memory runs out."""
         try:
             self._begin()
             if self.rows:
                 self._step()
         except NoRoom:
-            self._keep_rows(len(self.rows) - 1)
+            self._keep(self.under_way - 1)
         except RuntimeError as error:
-            self.limit = memory.halve(min(self.limit, len(self.rows) or self.limit), error)
-            self._keep_rows(self.limit)
+            self.limit = memory.halve(min(self.limit, self.under_way or self.limit), error)
+            self._keep(self.limit)
 
     # --- beginning ---------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Read the prompts that there is room for, and draw the first token of their completions."""
-        room = self.limit - len(self.rows)
+        older = self.under_way
+        room = self.limit - older
         if not self.waiting or (self.rows and room * ROOM_TO_READ < self.limit):
             return
         chosen = self._choose(room)
         self._read([task for task in chosen if task not in self.reads])
         begun = []
         for task in chosen:
-            while task.left and len(begun) < room:
-                seed = task.request.seeds[task.left[0]]
-                begun.append(Row(self.reads[task], task.left.popleft(), uniforms(seed, task.budget)))
+            places = [task.left.popleft() for _ in range(min(len(task.left), room))]
+            room -= len(places)
+            if places:
+                drawing = {place: uniforms(task.request.seeds[place], task.budget) for place in places}
+                begun.append(Row(self.reads[task], drawing))
                 self.reads[task].rows += 1
         self.waiting = deque(task for task in self.waiting if task.left)
-        older = len(self.rows)
         self.rows += begun
         if begun:
             try:
@@ -126,7 +135,8 @@ class Writer(TaskWriter):
     def _choose(self, room: int) -> list[Task]:
         """Return the waiting tasks that are next, as many as rows, pages and one reading have room for."""
         self._open_pages()
-        chosen, seeds, tokens, pages = [], 0, 0, self.pages.free - len(self.rows)
+        self._move(self.pages.compact())
+        chosen, seeds, tokens, pages = [], 0, 0, self.pages.free - self.under_way
         for task in self.waiting:
             read = task in self.reads
             tokens += 0 if read else len(task.prompt)
@@ -206,6 +216,8 @@ class Writer(TaskWriter):
         full = [row for row in self.rows if len(row.tokens) > len(row.pages) * PAGE]
         for row, page in zip(full, self.pages.take(len(full)), strict=True):
             row.pages.append(page)
+        if sum((len(row.uniforms) - 1) * len(row.pages) for row in self.rows) > self.pages.free:
+            raise NoRoom  # for those that part now
         for at, row in enumerate(self.rows):
             seen_by.setdefault(row.read, []).append(at)
             own.append(Span(row.pages, len(row.tokens), len(row.read.task.prompt), [at]))
@@ -222,35 +234,65 @@ class Writer(TaskWriter):
         drawing = [at for at, row in enumerate(rows) if not row.closing]
         ended = [rows[at] for at in closing if self._close(rows[at], logits[at])]
         if drawing:
-            drawn = self._draw([rows[at] for at in drawing], logits[drawing] if closing else logits)
-            ended += [rows[at] for at, token in zip(drawing, drawn, strict=True) if self._write(rows[at], token)]
+            some = [rows[at] for at in drawing]
+            drawn = self._draw(some, logits[drawing] if closing else logits)
+            for row, tokens in zip(some, drawn, strict=True):
+                for part, token in self._part(row, tokens):
+                    ended += self._write(part, token)
         self._let_go(ended)
 
-    def _draw(self, rows: list[Row], logits: torch.Tensor) -> list[int]:
-        """Return the next token of each row."""
-        samplings = [row.read.task.request.sampling for row in rows]
-        settings = [
-            (sampling.temperature, sampling.top_p, row.uniforms[len(row.tokens)])
-            for sampling, row in zip(samplings, rows, strict=True)
-        ]
-        return draw(logits, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
+    def _draw(self, rows: list[Row], logits: torch.Tensor) -> list[dict[int, int]]:
+        """Return the next token of each completion of each row, by its place."""
+        drawn: list[dict[int, int]] = [{} for _ in rows]
+        for nth in range(max(len(row.uniforms) for row in rows)):
+            some = [at for at, row in enumerate(rows) if nth < len(row.uniforms)]
+            places = [list(rows[at].uniforms)[nth] for at in some]
+            samplings = [rows[at].read.task.request.sampling for at in some]
+            settings = [
+                (sampling.temperature, sampling.top_p, rows[at].uniforms[place][len(rows[at].tokens)])
+                for at, place, sampling in zip(some, places, samplings, strict=True)
+            ]
+            of_some = logits if len(some) == len(rows) else logits[some]
+            tokens = draw(of_some, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
+            for at, place, token in zip(some, places, tokens, strict=True):
+                drawn[at][place] = token
+        return drawn
 
-    def _write(self, row: Row, token: int) -> bool:
-        """Add a token to a completion; tell whether it has ended and nothing is asked behind it."""
+    def _part(self, row: Row, tokens: dict[int, int]) -> list[tuple[Row, int]]:
+        """Return rows with their next token: a row, and others for those of its completions that draw another one."""
+        alike: dict[int, list[int]] = {}
+        for place, token in tokens.items():
+            alike.setdefault(token, []).append(place)
+        (first, _), *others = alike.items()
+        return [*((self._fork(row, places), token) for token, places in others), (row, first)]
+
+    def _fork(self, row: Row, places: list[int]) -> Row:
+        """Let some completions of a row go on as a row of their own."""
+        apart = {place: row.uniforms.pop(place) for place in places}
+        fork = Row(row.read, apart, list(row.tokens), self.pages.copied(row.pages))
+        row.read.rows += 1
+        self.rows.append(fork)
+        return fork
+
+    def _write(self, row: Row, token: int) -> list[Row]:
+        """Add a token to the completions of a row; return the rows that have ended, and nothing is asked behind."""
         task, sampling = row.read.task, row.read.task.request.sampling
         row.tokens.append(token)
         if not self.stops.ended(row.tokens, sampling) and len(row.tokens) < task.budget:
-            return False
+            return []
         written = self.stops.finished(row.tokens, sampling)
-        row.closing = self._closing(row, written)
-        if not row.closing:
-            task.finish(row.place, written)
-        return not row.closing
+        more = list(row.uniforms)[1:] if task.request.then else []  # each may be asked something else
+        ended = [row, *(self._fork(row, [place]) for place in more)]
+        for one in ended:
+            one.closing = self._closing(one, written)
+            for place in one.uniforms if not one.closing else ():
+                task.finish(place, written)
+        return [one for one in ended if not one.closing]
 
     def _closing(self, row: Row, written: Written) -> Closing | None:
         """Take a row back to where its own tokens and what is asked behind it part; None where nothing can be asked."""
-        task = row.read.task
-        asked = task.request.then(row.place, written[0]) if task.request.then else None
+        task, (place, *_) = row.read.task, row.uniforms
+        asked = task.request.then(place, written[0]) if task.request.then else None
         choice = self.choice_of(asked) if asked else None
         if choice is None or not choice.at_once:
             return None
@@ -269,7 +311,8 @@ class Writer(TaskWriter):
         if row.closing.unread:
             row.tokens.append(row.closing.unread.popleft())
             return False
-        row.read.task.finish(row.place, row.closing.written, answer(row.closing.choice, {(): logits}))
+        (place,) = row.uniforms
+        row.read.task.finish(place, row.closing.written, answer(row.closing.choice, {(): logits}))
         return True
 
     def _let_go(self, ended: list[Row]) -> None:
@@ -290,7 +333,7 @@ class Writer(TaskWriter):
             for holder in filter(None, (*self.rows, *self.reads.values(), self.common)):
                 holder.pages = [moved.get(page, page) for page in holder.pages]
 
-    def _keep_rows(self, count: int) -> None:
+    def _keep(self, count: int) -> None:
         """Take the youngest completions back until `count` are left; they begin anew later, with the same seeds."""
         idle = [read for read in self.reads.values() if not read.rows]
         if count < 1 and self.rows and not idle:
@@ -298,13 +341,18 @@ class Writer(TaskWriter):
         self._take_back(count)
 
     def _take_back(self, count: int) -> None:
-        back, self.rows = self.rows[count:], self.rows[:count]
-        for row in back:
-            self.pages.give_back(row.pages)
-            row.read.rows -= 1
-            row.read.task.left.append(row.place)
-            row.read.task.left = deque(sorted(row.read.task.left))
+        back: dict[Task, None] = {}
+        for _ in range(self.under_way - count):
+            row = self.rows[-1]
+            task = row.read.task
+            place, _ = row.uniforms.popitem()
+            task.left = deque(sorted((*task.left, place)))
+            back[task] = None
+            if not row.uniforms:
+                self.pages.give_back(row.pages)
+                row.read.rows -= 1
+                self.rows.pop()
         for read in [read for read in self.reads.values() if not read.rows]:
             self._forget(read)
-        again = [task for task in dict.fromkeys(row.read.task for row in back) if task not in self.waiting]
+        again = [task for task in reversed(back) if task not in self.waiting]
         self.waiting.extendleft(reversed(again))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(64)
 LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
 FLOATS, INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)  # what a register holds
+SHORTS = ir.VectorType(ir.IntType(16), 16)
 
 
 class _Bfloat(ir.types.Type):
@@ -65,12 +67,30 @@ def of_pairs(builder, pairs) -> tuple:
 
 
 def as_bfloat(builder, floats):
-    """Return 16 float32 numbers rounded to the nearest bfloat16, as their bits in int32."""
+    """Return 16 float32 numbers rounded to the nearest bfloat16, as their bits in int16."""
+    if has_pairs():
+        kind = ir.FunctionType(ir.VectorType(_Bfloat(), 16), [FLOATS])
+        operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
+        return builder.bitcast(builder.call(operation, [floats]), SHORTS)
     bits = builder.bitcast(floats, INTS)
     upper = builder.lshr(bits, ir.Constant(INTS, [16] * 16))
     last = builder.and_(upper, ir.Constant(INTS, [1] * 16))
     rounded = builder.add(bits, builder.add(last, ir.Constant(INTS, [0x7FFF] * 16)))
-    return builder.lshr(rounded, ir.Constant(INTS, [16] * 16))
+    return builder.trunc(builder.lshr(rounded, ir.Constant(INTS, [16] * 16)), SHORTS)
+
+
+@intrinsic
+def save_pairs(typing, numbers, at, scale, packed, to):
+    """Put 16 numbers from a place on, times a scale, as bfloat16 into an array of int32, in 8 pairs."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, at, scale, packed, to = arguments
+        loaded = builder.load(address(context, builder, signature.args[0], numbers, at, FLOATS), align=4)
+        rounded = as_bfloat(builder, builder.fmul(loaded, each(builder, scale, 16)))
+        builder.store(rounded, address(context, builder, signature.args[3], packed, to, SHORTS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
 
 
 def address(context, builder, array_type, array, at, of):
@@ -97,17 +117,17 @@ def call(builder, name: str, result, *arguments, **options):
 
 
 def exp2(builder, power):
-    """Return 2 to the power of each of 16 numbers from -126 to 127.
+    """Return 2 to the power of each of 16 numbers from -125 to 127.
 
-    The nearest whole part of the power is put into the exponent's bits, and the rest is the work of a polynomial (the
+    The nearest whole part of the power is added to the exponent's bits of what a polynomial makes of the rest (the
     coefficients of Cephes' exp2f).
     """
-    whole = call(builder, "floor", FLOATS, builder.fadd(power, same(0.5)))
+    whole = call(builder, "rint", FLOATS, power)
     rest, result = builder.fsub(power, whole), same(EXP2[0])
     for coefficient in EXP2[1:]:
         result = call(builder, "fmuladd", FLOATS, result, rest, same(coefficient))
-    exponent = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * 16))
-    return builder.fmul(result, builder.bitcast(builder.shl(exponent, ir.Constant(INTS, [23] * 16)), FLOATS))
+    exponent = builder.shl(builder.fptosi(whole, INTS), ir.Constant(INTS, [23] * 16))
+    return builder.bitcast(builder.add(builder.bitcast(result, INTS), exponent), FLOATS)
 
 
 def same(number: float) -> ir.Constant:
@@ -135,9 +155,9 @@ def loop(builder, count, step: int, values: list, body) -> list:
     return results
 
 
-def prefetch(builder, place, near: int = 3) -> None:
-    """Ask memory for what will be read soon: into the first cache (3) or the second (2)."""
+def prefetch(builder, place, near: int = 3, write: bool = False) -> None:
+    """Ask memory for what will be read, or written, soon: into the first cache (3) or the second (2)."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
     operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(operation, [builder.bitcast(place, byte), INT(0), INT(near), INT(1)])
+    builder.call(operation, [builder.bitcast(place, byte), INT(int(write)), INT(near), INT(1)])
