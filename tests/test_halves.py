@@ -41,7 +41,7 @@ def rounded(exact: torch.nn.Linear, numbers: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 33, 300])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 11, 33, 300])
 def test_the_error_of_float16_is_less_than_that_of_rounding_to_bfloat16(shape, rows):
     exact, numbers = layer(*shape, bias=rows % 2 == 1), torch.randn(rows, shape[0])
     wanted = exact.double()(numbers.double())
@@ -52,7 +52,7 @@ def test_the_error_of_float16_is_less_than_that_of_rounding_to_bfloat16(shape, r
 
 @pytest.mark.parametrize("pairs", [True, False], ids=["pairs", "no pairs"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 33, 300])
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 11, 33, 300])
 def test_bfloat16_adds_nothing_to_the_error_of_rounding(monkeypatch, shape, rows, pairs):
     if not pairs:  # as on a processor without the instruction
         monkeypatch.setattr(vectors, "has_pairs", lambda: False)

@@ -551,8 +551,12 @@ def test_a_text_finds_the_longest_beginning_it_shares():
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")
 @pytest.mark.parametrize("asked", [{}, {"THP_MEM_ALLOC_ENABLE": "0"}], ids=["by default", "against"])
-def test_large_tensors_are_given_huge_pages(monkeypatch, asked):
+@pytest.mark.parametrize("made", ["torch.zeros(1 << 24)", "memory.zeros(1 << 26)"])
+def test_large_tensors_are_given_huge_pages(monkeypatch, asked, made):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-    code = "import srlm_cli.engines.hf, torch; kept = torch.zeros(1 << 24); print(open('/proc/self/smaps').read())"
+    code = (
+        "import torch; from srlm_cli.engines import hf; from srlm_cli.engines.inprocess import memory\n"
+        f"kept = {made}; print(open('/proc/self/smaps').read())"
+    )
     seen = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)
     assert bool(re.search(r"^VmFlags:.*\bhg\b", seen.stdout, re.MULTILINE)) == (not asked), seen.stderr

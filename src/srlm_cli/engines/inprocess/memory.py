@@ -37,14 +37,15 @@ def _free_on_host() -> int:
 def zeros(count: int) -> np.ndarray:
     """Return so many bytes, all zero, which an operating system gives when they are first written to.
 
-    So a large store costs nothing yet. On Linux it comes in pages as large as there are: what is read from all over a
-    store waits as long for the addresses of small ones as for the memory.
+    So a large store costs nothing yet. On Linux it comes in huge pages, unless PyTorch is told to take none: what is
+    read from all over a store waits as long for the addresses of small ones as for the memory.
     """
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
+    if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
         return np.zeros(count, np.uint8)
     mapped = mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel that has none
-        mapped.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("THP_MEM_ALLOC_ENABLE") != "0":
+        with suppress(OSError):  # a kernel that has none
+            mapped.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapped, np.uint8, count)
 
 
