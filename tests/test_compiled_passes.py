@@ -173,8 +173,9 @@ def test_what_compiled_code_cannot_read_is_left_to_torch():
 
 def stored(store) -> float:
     """Return the sum of what is in a page behind a store of sixteen ones."""
-    keys, values = np.zeros(PAGE * 16, np.float32), np.zeros(PAGE * 16, np.float32)
-    store(keys, values, np.ones(16, np.float32), np.ones(16, np.float32), np.array([3]))
+    both = np.zeros(2 * PAGE * 16, np.float32)
+    store(both, np.ones(16, np.float32), np.ones(16, np.float32), np.array([3]))
+    keys, values = both.reshape(2, -1)
     assert (keys == values.reshape(PAGE, 16).T.ravel()).all()
     return keys.sum()
 

@@ -74,18 +74,18 @@ class _Paged:
         _, heads, size = keys.shape
         store = kernels.storing(heads, size, self._paired)
         fresh = (_flat(of.to(self.pages.dtype)) for of in (keys, values))
-        store(_flat(self.pages.keys[layer]), _flat(self.pages.values[layer]), *fresh, slots)
+        store(_flat(self.pages.both[layer]), *fresh, slots)
 
     def attend(self, layer: int, query: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
         """Return what rows get, (1, rows, heads, size), which ask by (1, heads, rows, size)."""
-        keys, values = self.pages.keys[layer], self.pages.values[layer]
+        stored = self.pages.both[layer]
         queries = query[0].transpose(0, 1)
         rows, asking, size = queries.shape
-        heads = keys.shape[1]
+        heads = stored.shape[1]
         attend = kernels.attending(heads, asking // heads, size, self._paired)
         outputs = torch.empty(rows, asking, size)
         seen = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window), self.positions)
-        attend(_flat(queries.float()), np.float32(scaling), _flat(keys), _flat(values), *seen, _flat(outputs))
+        attend(_flat(queries.float()), np.float32(scaling), _flat(stored), *seen, _flat(outputs))
         return outputs.to(query.dtype)[None]
 
     @property

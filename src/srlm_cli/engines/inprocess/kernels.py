@@ -59,26 +59,26 @@ def fits(size: int) -> bool:
 def storing(heads: int, size: int, paired: bool) -> Callable:
     """Return `store` for models of so many heads of keys and values. All arrays are flat.
 
-    keys: (pages, heads, size, PAGE), values: (pages, heads, PAGE, size), both float32, or float16 as its bits in
-    int16. `paired` they are bfloat16 as its bits in uint16, and lie as (pages, heads, size / 2, PAGE, 2) and (pages,
-    heads, PAGE / 2, size, 2).
+    stored: (pages, heads, 2, size x PAGE), the keys of a page and head, and its values: (size, PAGE) and (PAGE, size),
+    both float32, or float16 as its bits in int16. `paired` they are bfloat16 as its bits in uint16, and lie as
+    (size / 2, PAGE, 2) and (PAGE / 2, size, 2).
     """
-    page_size, near = PAGE, 2 if paired else 1
+    page_size, both, near = PAGE, 2 * PAGE * size, 2 if paired else 1
 
     @jit(f"{heads}_{size}_{paired}_{PAGE}")
-    def store(keys, values, new_keys, new_values, slots):
+    def store(stored, new_keys, new_values, slots):
         """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
         for row in range(len(slots)):
             page, offset = divmod(slots[row], page_size)
             above, beside = offset // near, offset % near
             for head in range(heads):
-                here, there = (row * heads + head) * size, (page * heads + head) * page_size * size
-                value = there + above * size * near + beside
+                here, there = (row * heads + head) * size, (page * heads + head) * both
+                value = there + page_size * size + above * size * near + beside
                 for at in range(size // near):
                     for one in range(near):
-                        keys[there + (at * page_size + offset) * near + one] = new_keys[here + at * near + one]
+                        stored[there + (at * page_size + offset) * near + one] = new_keys[here + at * near + one]
                 for at in range(size):
-                    values[value + at * near] = new_values[here + at]
+                    stored[value + at * near] = new_values[here + at]
 
     return store
 
@@ -86,12 +86,12 @@ def storing(heads: int, size: int, paired: bool) -> Callable:
 @cache
 def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
-    page_size, together = PAGE, max(1, TOGETHER // groups)
+    page_size, both, together = PAGE, 2 * PAGE * size, max(1, TOGETHER // groups)
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
     scaled = _paired_queries if paired else _queries
 
     @jit(f"{heads}_{groups}_{size}_{paired}_{PAGE}")
-    def attend(asked, scaling, keys, values, spans, pages, rows, lowest, highest, outputs):
+    def attend(asked, scaling, stored, spans, pages, rows, lowest, highest, outputs):
         """Set what rows gather from what they see in spans of tokens: values by the softmax of scaled scores.
 
         asked, outputs: (rows, heads x groups, size), float32. spans: (spans, 6), of each where its pages begin and
@@ -112,8 +112,8 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                 filled = min(page_size, count - (at - first_page) * page_size)
                 following = pages[min(at + 1, len(pages) - 1)]
                 for head in range(heads):
-                    there = (pages[at] * heads + head) * page_size * size
-                    later = there + page_size * size if head + 1 < heads else following * heads * page_size * size
+                    there = (pages[at] * heads + head) * both
+                    later = there + both if head + 1 < heads else following * heads * both
                     found, read = 0, 0
                     for place in range(first_row, last_row):
                         row = rows[place]
@@ -131,8 +131,7 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                                 0,
                                 unseen,
                                 seen,
-                                keys,
-                                values,
+                                stored,
                                 there,
                                 later,
                                 read,
@@ -149,8 +148,7 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                             one,
                             unseen,
                             seen,
-                            keys,
-                            values,
+                            stored,
                             there,
                             later,
                             seen[one],
@@ -198,13 +196,13 @@ def _page_adder(groups: int, size: int, together: int):
 
     @intrinsic
     def add_page(
-        typing, queries, queries_of, place, unseen, seen, keys, values, there, later, read, weights, outputs, tops,
+        typing, queries, queries_of, place, unseen, seen, stored, there, later, read, weights, outputs, tops,
         sums,
     ):  # fmt: skip
-        paired = keys.dtype == types.uint16
+        paired = stored.dtype == types.uint16
 
         def generate(context, builder, signature, arguments):
-            (queries, queries_of, place, unseen, seen, keys, values, there, later, read, weights, outputs, tops,
+            (queries, queries_of, place, unseen, seen, stored, there, later, read, weights, outputs, tops,
              sums) = arguments  # fmt: skip
 
             def pointer(at: int, array, place, of=FLOAT):
@@ -219,16 +217,15 @@ def _page_adder(groups: int, size: int, together: int):
                     pointer(0, queries, asked, INT if paired else FLOAT),
                     builder.load(pointer(3, unseen, at, LONG), align=8),
                     builder.load(pointer(4, seen, at, LONG), align=8),
-                    pointer(10, weights, LONG((row * groups + group) * PAGE)),
-                    pointer(11, outputs, first),
-                    pointer(12, tops, nth),
-                    pointer(13, sums, nth),
+                    pointer(9, weights, LONG((row * groups + group) * PAGE)),
+                    pointer(10, outputs, first),
+                    pointer(11, tops, nth),
+                    pointer(12, sums, nth),
                 )
 
-            stored = signature.args[5].dtype
-            number = _NUMBERS[stored]
-            keys, later_keys = pointer(5, keys, there, number), pointer(5, keys, later, number)
-            values, later_values = pointer(6, values, there, number), pointer(6, values, later, number)
+            number = _NUMBERS[signature.args[5].dtype]
+            keys, later_keys = pointer(5, stored, there, number), pointer(5, stored, later, number)
+            values, later_values = (builder.gep(of, [LONG(size * PAGE)]) for of in (keys, later_keys))
             asking = [query_of(row, group) for row in range(together) for group in range(groups)]
             blocks = -(-len(asking) // TOGETHER)
             done = builder.append_basic_block("done")
@@ -247,7 +244,7 @@ def _page_adder(groups: int, size: int, together: int):
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        numbers = (queries, queries_of, types.intp, unseen, seen, keys, values, types.intp, types.intp, types.intp)
+        numbers = (queries, queries_of, types.intp, unseen, seen, stored, types.intp, types.intp, types.intp)
         return types.void(*numbers, weights, outputs, tops, sums), generate
 
     return add_page

@@ -52,17 +52,24 @@ class Pages:
 
     `layers` gives the shapes of one token's key and value, (heads, size) each, by layer. Keys lie as
     (pages, heads, size, PAGE), so that a query's product with all keys of a page runs along memory;
-    values as (pages, heads, PAGE, size).
+    values as (pages, heads, PAGE, size). Where both have the same shape, on a processor, they are parts
+    of one store, (pages, heads, 2, size x PAGE): a page is read from one end to the other.
     """
 
     def __init__(
         self, layers: dict[int, tuple[torch.Size, torch.Size]], count: int, dtype: torch.dtype, device: str
     ) -> None:
         self.count, self.dtype, self.device = count, dtype, device
-        self.keys, self.values = {}, {}
+        self.keys, self.values, self.both = {}, {}, {}
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
-            self.keys[layer] = _zeros((count, heads, key_size, PAGE), dtype, device)
-            self.values[layer] = _zeros((count, heads, PAGE, value_size), dtype, device)
+            if device == "cpu" and key_size == value_size:
+                both = self.both[layer] = _zeros((count, heads, 2, key_size * PAGE), dtype, device)
+                keys, values = both.unbind(2)
+            else:
+                keys = _zeros((count, heads, key_size * PAGE), dtype, device)
+                values = _zeros((count, heads, value_size * PAGE), dtype, device)
+            self.keys[layer] = keys.unflatten(2, (key_size, PAGE))
+            self.values[layer] = values.unflatten(2, (PAGE, value_size))
         self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
         self._clean = [0, count]  # between these no page was ever taken
         self._low_holes: list[int] = []
