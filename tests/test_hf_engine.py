@@ -298,6 +298,7 @@ def test_pages_are_taken_from_both_ends_and_filled_up():
     assert (store.low, store.high) == (2, 7)
     assert (store.keys[0][0] == 5).all() and (store.keys[0][7] == 7).all()
     assert store.take(4) == [2, 3, 4, 5] and not store.keys[0][2:6].any()
+    assert store.keys[0].isfinite().all() and store.values[0].isfinite().all()  # a masked key must not be NaN
     store.keys[0].fill_(9.0)
     store.give_back([2, 3, 4, 5])
     assert store.compact() == {} and store.low == 2

@@ -97,7 +97,7 @@ class Pages:
         fresh = range(self.high, self.high + count) if shared else range(self.low - count, self.low)
         first, last = self._clean
         for used in (range(fresh.start, min(fresh.stop, first)), range(max(fresh.start, last), fresh.stop)):
-            for store in (*self.keys.values(), *self.values.values()) if used else ():
+            for store in self._stores if used else ():
                 store[used.start : used.stop].zero_()
         self._clean = [max(first, self.low), min(last, self.high)]
         return list(fresh)
@@ -109,19 +109,25 @@ class Pages:
 
     def copied(self, pages: list[int]) -> list[int]:
         """Return new pages of a row with what is in these."""
-        copies = self.take(len(pages)) if pages else []
-        for store in (*self.keys.values(), *self.values.values()) if pages else ():
-            store[copies] = store[pages]
+        copies = self.take(len(pages))
+        self._copy(pages, copies)
         return copies
 
     def compact(self) -> dict[int, int]:
         """Move pages into holes where holes are many; return the new place of each moved page."""
         moved = {**self._fill(shared=False), **self._fill(shared=True)}
-        if moved:
-            old, new = (torch.tensor(list(part)) for part in (moved.keys(), moved.values()))
-            for store in (*self.keys.values(), *self.values.values()):
-                store[new.to(store.device)] = store[old.to(store.device)]
+        self._copy(list(moved), list(moved.values()))
         return moved
+
+    def _copy(self, old: list[int], new: list[int]) -> None:
+        if old:
+            old_at, new_at = (torch.tensor(of, device=self.device) for of in (old, new))
+            for store in self._stores:
+                store[new_at] = store[old_at]
+
+    @property
+    def _stores(self) -> list[torch.Tensor]:
+        return [*self.keys.values(), *self.values.values()]
 
     def _fill(self, shared: bool) -> dict[int, int]:
         holes = [-hole for hole in self._high_holes] if shared else self._low_holes

@@ -231,13 +231,12 @@ def _tile_adder(kind: Kind):
             sizes = product(range(1, HIGHEST + 1), (outs // kind.outputs_a_vector for outs in panels))
             chosen = builder.switch(builder.add(builder.mul(some, LONG(LANE)), height), done)
             for rows, vectors in sizes:
-                block = builder.append_basic_block(f"tile{rows}x{vectors}")
-                chosen.add_case(LONG(vectors * kind.outputs_a_vector * LANE + rows), block)
+                block, wide = builder.append_basic_block(f"tile{rows}x{vectors}"), vectors * kind.outputs_a_vector
+                chosen.add_case(LONG(wide * LANE + rows), block)
                 builder.position_at_end(block)
                 sums = _sums(kind, builder, rows, vectors, packed, weights, later, steps)
                 lines = [builder.gep(outputs, [builder.mul(width, LONG(at))]) for at in range(rows)]
-                some = vectors * kind.outputs_a_vector
-                for line, beside in product(lines, range(some, 2 * some, FLOATS_A_LINE)):  # of the panel that follows
+                for line, beside in product(lines, range(wide, 2 * wide, FLOATS_A_LINE)):  # of the panel that follows
                     prefetch(builder, builder.gep(line, [LONG(beside)]), write=True)
                 for at, line in enumerate(lines):
                     factor = builder.load(builder.gep(scales, [LONG(at)]), align=4)
