@@ -344,10 +344,9 @@ class Writer(TaskWriter):
         back: dict[Task, None] = {}
         for _ in range(self.under_way - count):
             row = self.rows[-1]
-            task = row.read.task
             place, _ = row.uniforms.popitem()
-            task.left = deque(sorted((*task.left, place)))
-            back[task] = None
+            row.read.task.left.appendleft(place)
+            back[row.read.task] = None
             if not row.uniforms:
                 self.pages.give_back(row.pages)
                 row.read.rows -= 1
