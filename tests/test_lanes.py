@@ -206,23 +206,31 @@ list(generated)
     assert not alive
 
 
-def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engine, monkeypatch):
+@pytest.fixture
+def idle(monkeypatch):
+    """Lanes that write nothing; returns the tasks that each is given."""
+    given: list[list[refill.Task]] = []
     monkeypatch.setattr(lanes, "MIN_ROWS", 4)
     monkeypatch.setattr(lanes, "wait", lambda pipes: [])
 
     class Idle:
         def __init__(self, limit):
-            self.limit, self.open, self.pipe = limit, 0, None
+            self.limit, self.open, self.pipe, self.tasks = limit, 0, None, []
+            given.append(self.tasks)
 
         def give(self, tasks, busy):
-            assert self.open == sum(len(task.left) for task in tasks)
+            self.tasks += tasks
+            assert self.open == sum(len(task.left) for task in self.tasks)
 
     monkeypatch.setattr(lanes, "Lane", Idle)
+    return given
 
+
+def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engine, idle):
     def handed_over(rows: int) -> list[int]:
         several = lanes.Lanes(lambda limit: limit, 3, engine.stops, 24)
-        for request in requests(40):
-            several.add(refill.Task(request, [1], 1))
+        for at, request in enumerate(requests(40)):
+            several.add(refill.Task(request, [at], 1))
             if several.backlog >= rows:
                 break
         several.advance()
@@ -231,6 +239,15 @@ def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engi
     assert len(handed_over(4)) == 1
     assert len(handed_over(8)) == 2
     assert len(handed_over(24)) == 3 and max(handed_over(24)) <= 8 + 3
+
+
+@pytest.mark.parametrize(("alike", "first", "second"), [(1, 32, 64), (5, 35, 70), (50, 36, 72), (1000, 32, 64)])
+def test_tasks_that_begin_alike_go_to_one_lane_if_they_are_few(engine, idle, alike, first, second):
+    several = lanes.Lanes(lambda limit: limit, 2, engine.stops, 64)
+    for at in range(100):
+        several.add(refill.Task(Request([], SAMPLING, (1,)), [7, 7, at // alike, at], 1))
+    several.advance()
+    assert [[task.prompt[-1] for task in tasks] for tasks in idle] == [[*range(first)], [*range(first, second)]]
 
 
 def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkeypatch):

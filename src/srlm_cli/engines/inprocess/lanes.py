@@ -6,6 +6,7 @@ lock. The processes are forked, so that all see the same weights. What it brings
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -23,9 +24,10 @@ import torch
 from srlm_cli import cores
 from srlm_cli.engines.base import Completion
 from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.refill import Writer
+from srlm_cli.engines.inprocess.refill import ROOM_TO_READ, Writer
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
+from srlm_cli.engines.inprocess.texts import alike
 from srlm_cli.errors import EngineError
 
 # Rows that make a lane of their own worth while: with fewer, reading all weights once a lane costs more than it brings.
@@ -54,6 +56,12 @@ class Lanes(TaskWriter):
     def __init__(self, open_writer: Callable[[int], Writer], lanes: int, stops: Stops, limit: int) -> None:
         super().__init__(stops, limit)
         self.lanes = [Lane(open_writer(-(-limit // lanes))) for _ in range(lanes)]
+        self.least_alike = math.inf  # the fewest tokens that a prompt had in common with the one before it
+
+    def add(self, task: Task) -> None:
+        if self.waiting:
+            self.least_alike = min(self.least_alike, alike(self.waiting[-1].prompt, task.prompt))
+        super().add(task)
 
     def advance(self) -> None:
         """Hand tasks over where there is room, and wait until some completions have ended."""
@@ -75,15 +83,24 @@ class Lanes(TaskWriter):
             lane.pipe.close()
 
     def _for_lane(self, at: int) -> list[Task]:
-        """Take tasks that wait for a lane: an equal share of all that is left, where that is enough for several."""
+        """Take tasks that wait for a lane: an equal share of all that is left, where that is enough for several.
+
+        With a task go those behind it that begin alike, such as the replies to one prompt that are to be judged: what
+        they have in common is then read once, by one lane. They are few, and wait there till there is room.
+        """
         left = self.backlog + sum(lane.open for lane in self.lanes)
         lanes = max(1, min(len(self.lanes), left // MIN_ROWS))
         lane, tasks = self.lanes[at], []
         share = min(lane.limit, -(-left // lanes)) if at < lanes else 0
-        while self.waiting and lane.open < share:
+        most = share + lane.limit // ROOM_TO_READ
+        while self.waiting and (lane.open < share or (tasks and lane.open < most and self._goes_on(tasks[-1]))):
             tasks.append(self.waiting.popleft())
             lane.open += len(tasks[-1].left)
         return tasks
+
+    def _goes_on(self, task: Task) -> bool:
+        """Tell whether the next task begins like the one before it, by more than all do."""
+        return alike(task.prompt, self.waiting[0].prompt) > self.least_alike
 
 
 class Lane:
