@@ -65,8 +65,7 @@ def watch(folder: str) -> None:
     compiled, advance = halves.compiled, refill.Writer.advance
 
     def timed_products(kind):
-        pack, multiply = compiled(kind)
-        return pack, timed("products", multiply)
+        return compiled(kind)._replace(multiply=timed("products", compiled(kind).multiply))
 
     def noted(writer: refill.Writer) -> None:
         rows = len(writer.rows)
@@ -75,7 +74,7 @@ def watch(folder: str) -> None:
         Path(folder, str(os.getpid())).write_text(json.dumps(spent))
 
     halves.compiled = timed_products
-    compiled_passes._Paged.attend = timed("attention", compiled_passes._Paged.attend)
+    compiled_passes._Paged.gather = timed("attention", compiled_passes._Paged.gather)
     compiled_passes._Paged.store = timed("storing", compiled_passes._Paged.store)
     PackedModel.read, PackedModel.step = timed("reading", counted(PackedModel.read)), timed("steps", PackedModel.step)
     refill.draw, refill.Writer.advance = timed("draws", refill.draw), noted

@@ -50,17 +50,16 @@ def machine(dtype: torch.dtype) -> tuple[float, float]:
 def own_rate(half: torch.dtype) -> float:
     """Return the products a second (FLOP/s) of all threads at once by srlm's own code, on what is in the cache."""
     kind = Kind.of(half)
-    _, multiply = compiled(kind)
     threads = torch.get_num_threads()
     given = [
         (np.zeros(ROWS * DEEP // kind.together, np.int32), DEEP, torch.zeros(WIDE * DEEP, dtype=torch.int16).numpy(),
-         torch.zeros(ROWS * WIDE).numpy(), np.ones(ROWS, np.float32), True, 0, WIDE // kind.panel)
+         torch.zeros(ROWS, WIDE).numpy(), np.ones(ROWS, np.float32), True, 0, WIDE // kind.panel)
         for _ in range(threads)
     ]  # fmt: skip
 
     def work(which: int) -> None:
         for _ in range(TIMES):
-            multiply(*given[which])
+            compiled(kind).multiply(*given[which])
 
     work(0)
     with ThreadPoolExecutor(threads) as pool:

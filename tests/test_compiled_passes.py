@@ -25,7 +25,7 @@ LAYER = {size: {0: (torch.Size((HEADS, size)), torch.Size((HEADS, size)))} for s
 def fill(pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
     """Store keys and values, (pages, heads, PAGE, size), as compiled code reads them."""
     slots = np.arange(pages.count * PAGE)
-    of_tokens = (of.transpose(1, 2).flatten(0, 1) for of in (keys, values))
+    of_tokens = (of.transpose(1, 2).flatten(0, 1).flatten(1).float().numpy() for of in (keys, values))
     _Paged(pages, [], slots).store(0, *of_tokens, slots)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 import tiny_models
-from srlm_cli.engines.inprocess import elementwise, halves
-from srlm_cli.engines.inprocess.fused import FusedLayer, Norm
+from srlm_cli.engines.inprocess import fused, halves, products
+from srlm_cli.engines.inprocess.fused import FusedLayer
 from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import Pages, Span
 from srlm_cli.engines.inprocess.products import Kind
@@ -107,23 +108,30 @@ def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
         assert torch.equal(packed.read([Text([1, 2, 3])]), before)
 
 
+def made_of(make, rows: torch.Tensor, others: torch.Tensor, number: float = 0.0) -> torch.Tensor:
+    """Return what is made of rows, (rows, size), before it is packed."""
+    made = torch.empty_like(rows)
+    for at, row in enumerate(made):
+        make(rows.numpy(), others.numpy(), np.float32(number), at * rows.shape[1], row.numpy())
+    return made
+
+
 def test_what_lies_between_products_is_as_torch_has_it():
     torch.manual_seed(0)
-    norm = LlamaRMSNorm(48, eps=1e-5)
-    with torch.no_grad():
-        norm.weight.normal_()
+    norm = LlamaRMSNorm(48, eps=1e-5).requires_grad_(False)
+    norm.weight.normal_()
     for scale in (1e-4, 1.0, 1e4):
         rows = torch.randn(5, 48) * scale
-        torch.testing.assert_close(Norm.of(norm)(rows), norm(rows).detach(), rtol=1e-5, atol=1e-6)
+        given = made_of(products._normed, rows, norm.weight, norm.variance_epsilon)
+        torch.testing.assert_close(given, norm(rows), rtol=1e-5, atol=1e-6)
     heads, angles = torch.randn(5, 3, 64), torch.randn(2, 5, 64)
     wanted, _ = apply_rotary_pos_emb(heads.transpose(0, 1)[None], heads.transpose(0, 1)[None], *angles[:, None])
-    elementwise.rotate(*(of.view(-1).numpy() for of in (heads, *angles)), 64)
+    fused.rotate_all(heads.flatten(1).numpy(), *angles.numpy())
     torch.testing.assert_close(heads.transpose(0, 1), wanted[0], rtol=1e-5, atol=1e-5)
-    gate = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])])
-    up = torch.randn(64)
-    wanted = torch.nn.functional.silu(gate) * up
-    elementwise.silu_times(gate.numpy(), up.numpy())
-    torch.testing.assert_close(gate, wanted, rtol=1e-5, atol=1e-12)
+    gates = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])]).view(2, 32)
+    up = torch.randn(2, 32)
+    given = made_of(products._gated, gates, up)
+    torch.testing.assert_close(given, torch.nn.functional.silu(gates) * up, rtol=1e-5, atol=1e-12)
 
 
 def test_a_layer_that_fails_in_the_trial_is_left_alone(monkeypatch):

@@ -71,8 +71,8 @@ def without_pairs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(products, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
         made = products.compiled.__wrapped__(products.BFLOAT16)
-        numbers = np.zeros(64, np.float32)
-        made[0](numbers, 64, np.zeros(32, np.int32), np.zeros(1, np.float32))
+        numbers = np.zeros((1, 64), np.float32)
+        made.pack(numbers, numbers, np.float32(0), np.zeros(32, np.int32), np.zeros(1, np.float32))
     return lambda kind: made
 
 
@@ -126,8 +126,9 @@ def test_several_threads_give_the_same(monkeypatch, half, parts):
     given: list[tuple] = []
     monkeypatch.setattr(halves, "GRAIN", 1 << 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    pack, multiply = products.compiled(made.kind)
-    monkeypatch.setattr(halves, "compiled", lambda kind: (pack, lambda *of: (given.append(of[-2:]), multiply(*of))))
+    code = products.compiled(made.kind)
+    noted = code._replace(multiply=lambda *of: (given.append(of[-2:]), code.multiply(*of)))
+    monkeypatch.setattr(halves, "compiled", lambda kind: noted)
     assert torch.equal(made(numbers), alone)
     assert sorted(given) == parts
 

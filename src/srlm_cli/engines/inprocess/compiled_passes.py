@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 
-from srlm_cli.engines.inprocess import kernels
+from srlm_cli.engines.inprocess import kernels, memory
 from srlm_cli.engines.inprocess.attention import Reading
 from srlm_cli.engines.inprocess.pages import Pages, Span
 from srlm_cli.engines.inprocess.texts import Text
 
 
-class CompiledStep:
+class CompiledPass(ABC):
+    """A pass that also takes and gives numbers as they lie in memory: (tokens, heads x size), float32."""
+
+    @abstractmethod
+    def gather(
+        self, layer: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scaling: float, window: int | None
+    ) -> np.ndarray:
+        """Return what tokens get in a layer, as `attend` does."""
+
+    def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
+        given = (of[0].transpose(0, 1).flatten(1).float().contiguous().numpy() for of in (query, key, value))
+        gathered = torch.from_numpy(self.gather(layer, *given, scaling, window))
+        return gathered.view(len(gathered), query.shape[1], -1).to(query.dtype)[None]
+
+
+class CompiledStep(CompiledPass):
     """A pass over one new token a row, which sees the common text, the shared spans and its own span.
 
     As `step.Step`; the common text lies in pages, too.
@@ -25,12 +41,11 @@ class CompiledStep:
         begun = [Span(common.pages, len(common.tokens), 0, members)] if common and members else []
         self.paged = _Paged(pages, [*begun, *shared, *own], self.positions.numpy())
 
-    def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
-        self.paged.store(layer, key[0].transpose(0, 1), value[0].transpose(0, 1), self.slots)
-        return self.paged.attend(layer, query, scaling, window)
+    def gather(self, layer, queries, keys, values, scaling, window) -> np.ndarray:
+        return self.paged.gather(layer, queries, (keys, values, self.slots), scaling, window)
 
 
-class CompiledReading(Reading):
+class CompiledReading(CompiledPass, Reading):
     """A pass over the fresh tokens of texts, all of which are stored in pages before they are asked for."""
 
     def __init__(self, texts: list[Text], pages: Pages) -> None:
@@ -49,10 +64,12 @@ class CompiledReading(Reading):
         positions = np.concatenate([np.arange(text.shared, len(text.tokens)) for text in texts])
         self.paged = _Paged(pages, [*begun, *spans], positions)
 
-    def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
-        self._take_in(layer, key, value)
-        self.paged.store(layer, *self._to_store(layer), self.slots.numpy())
-        return self.paged.attend(layer, query, scaling, window)
+    def gather(self, layer, queries, keys, values, scaling, window) -> np.ndarray:
+        heads, _ = self.pages.layers[layer]
+        self._take_in(layer, *(torch.from_numpy(of).unflatten(1, heads).transpose(0, 1)[None] for of in (keys, values)))
+        stored = (of.flatten(1).contiguous().numpy() for of in self._to_store(layer))
+        self.paged.store(layer, *stored, self.slots.numpy())
+        return self.paged.gather(layer, queries, (keys[:0], values[:0], self.slots[:0].numpy()), scaling, window)
 
 
 class _Paged:
@@ -69,28 +86,36 @@ class _Paged:
         self.seen_by = np.array([row for span in spans for row in span.rows])
         self._lowest: dict[int | None, np.ndarray] = {}
 
-    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor, slots: np.ndarray) -> None:
-        """Store keys and values, (tokens, heads, size), at `slots`: page times `PAGE` plus offset."""
-        _, heads, size = keys.shape
-        store = kernels.storing(heads, size, self._paired)
-        fresh = (_flat(of.to(self.pages.dtype)) for of in (keys, values))
-        store(_flat(self.pages.both[layer]), *fresh, slots)
+    def store(self, layer: int, keys: np.ndarray, values: np.ndarray, slots: np.ndarray) -> None:
+        """Store keys and values, (tokens, heads x size), at `slots`: page times `PAGE` plus offset."""
+        kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, slots)
 
-    def attend(self, layer: int, query: torch.Tensor, scaling: float, window: int | None) -> torch.Tensor:
-        """Return what rows get, (1, rows, heads, size), which ask by (1, heads, rows, size)."""
-        stored = self.pages.both[layer]
-        queries = query[0].transpose(0, 1)
-        rows, asking, size = queries.shape
-        heads = stored.shape[1]
-        attend = kernels.attending(heads, asking // heads, size, self._paired)
-        outputs = torch.empty(rows, asking, size)
+    def gather(
+        self,
+        layer: int,
+        queries: np.ndarray,
+        fresh: tuple[np.ndarray, np.ndarray, np.ndarray],
+        scaling: float,
+        window: int | None,
+    ) -> np.ndarray:
+        """Return what rows get, (rows, heads x groups x size), which ask by as many numbers.
+
+        `fresh` are keys, values and slots of the last tokens of the last spans, which are to be stored first.
+        """
+        heads, size, paired = self._shape(layer)
+        attend = kernels.attending(heads, queries.shape[1] // (heads * size), size, paired)
+        outputs = memory.floats(*queries.shape)
         seen = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window), self.positions)
-        attend(_flat(queries.float()), np.float32(scaling), _flat(stored), *seen, _flat(outputs))
-        return outputs.to(query.dtype)[None]
+        attend(queries, np.float32(scaling), self._stored(layer), *fresh, *seen, outputs)
+        return outputs
 
-    @property
-    def _paired(self) -> bool:
-        return self.pages.dtype == torch.bfloat16
+    def _shape(self, layer: int) -> tuple[int, int, bool]:
+        (heads, size), _ = self.pages.layers[layer]
+        return heads, size, self.pages.dtype == torch.bfloat16
+
+    def _stored(self, layer: int) -> np.ndarray:
+        """Return a layer's keys and values as compiled code takes them, flat."""
+        return self.pages.both[layer].view(-1).view(_BITS[self.pages.dtype]).numpy()
 
     def _lowest_of(self, window: int | None) -> np.ndarray:
         """Return the first position that each row sees."""
@@ -108,8 +133,3 @@ def fits(layers: dict[int, tuple[torch.Size, torch.Size]], dtype: torch.dtype, d
     """Tell whether keys and values of these shapes, (heads, size) by layer, can be read by compiled code."""
     alike = all(key == value and kernels.fits(key[1]) for key, value in layers.values())
     return device == "cpu" and dtype in _BITS and bool(layers) and alike
-
-
-def _flat(tensor: torch.Tensor) -> np.ndarray:
-    """Return the numbers as a flat array, of the same memory where they lie in order."""
-    return tensor.contiguous().view(-1).view(_BITS.get(tensor.dtype, tensor.dtype)).numpy()

@@ -1,13 +1,14 @@
-"""What a layer does to numbers between its products, compiled by numba: norms, rotations, gates; arrays are flat."""
+"""What a layer does to a row of numbers between its products, as compiled code: norms, rotations, gates.
+
+Places are counted from the first number of an array, whatever its shape; the numbers lie in order.
+"""
 
 from __future__ import annotations
 
-import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
     FLOATS,
@@ -22,36 +23,8 @@ from srlm_cli.engines.inprocess.vectors import (
 )
 
 
-@jit()
-def norm(rows, weight, epsilon, normed):
-    """Divide rows, (rows, size), by their root mean square, and multiply them by weights."""
-    size = len(weight)
-    for begin in range(0, len(rows), size):
-        share = np.float32(1) / np.sqrt(_squares(rows, begin, size) / np.float32(size) + epsilon)
-        _scaled(rows, begin, size, share, weight, normed)
-
-
-@jit()
-def rotate(heads, cosine, sine, size):
-    """Rotate the heads of rows, (rows, heads, size), by the angles of each row's position, (rows, size).
-
-    Number i and number i + size / 2 are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
-    """
-    rows = len(cosine) // size
-    width = len(heads) // rows
-    for row in range(rows):
-        for begin in range(row * width, (row + 1) * width, size):
-            _rotate_one(heads, begin, cosine, sine, row * size, size // 2)
-
-
-@jit()
-def silu_times(gate, up):
-    """Make the gate's numbers g sigmoid(g) times those beside them."""
-    _silu_times_all(gate, up, len(gate))
-
-
 @intrinsic
-def _squares(typing, numbers, begin, count):
+def squares(typing, numbers, begin, count):
     """Return the sum of squares of so many numbers, a multiple of 16."""
 
     def generate(context, builder, signature, arguments):
@@ -70,14 +43,14 @@ def _squares(typing, numbers, begin, count):
 
 
 @intrinsic
-def _scaled(typing, numbers, begin, count, share, weight, to):
-    """Put so many numbers, a multiple of 16, times a share and times weights, to the same place of another array."""
+def scaled(typing, numbers, begin, count, share, weight, to):
+    """Put so many numbers, a multiple of 16, times a share and times weights, to another array."""
 
     def generate(context, builder, signature, arguments):
         numbers, begin, count, share, weight, to = arguments
         first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
         weights = address(context, builder, signature.args[4], weight, LONG(0), FLOAT)
-        target = address(context, builder, signature.args[5], to, begin, FLOAT)
+        target = address(context, builder, signature.args[5], to, LONG(0), FLOAT)
         shares = each(builder, share, 16)
 
         def body(step, nothing):
@@ -99,8 +72,11 @@ def _vector(builder, begin, step) -> tuple:
 
 
 @intrinsic
-def _rotate_one(typing, head, begin, cosine, sine, angle, half):
-    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on."""
+def rotate(typing, head, begin, cosine, sine, angle, half):
+    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on.
+
+    Number i and number i + half are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
+    """
 
     def generate(context, builder, signature, arguments):
         head, begin, cosine, sine, angle, half = arguments
@@ -126,23 +102,26 @@ def _rotate_one(typing, head, begin, cosine, sine, angle, half):
 
 
 @intrinsic
-def _silu_times_all(typing, gate, up, count):
+def gated(typing, gate, up, begin, count, to):
+    """Put g sigmoid(g) of so many numbers g, a multiple of 16, times those beside them, to another array."""
+
     def generate(context, builder, signature, arguments):
-        gate, up, count = arguments
-        gates = address(context, builder, signature.args[0], gate, LONG(0), FLOAT)
-        ups = address(context, builder, signature.args[1], up, LONG(0), FLOAT)
+        gate, up, begin, count, to = arguments
+        gates = address(context, builder, signature.args[0], gate, begin, FLOAT)
+        ups = address(context, builder, signature.args[1], up, begin, FLOAT)
+        target = address(context, builder, signature.args[4], to, LONG(0), FLOAT)
 
         def body(step, nothing):
-            place, number = _vector(builder, gates, step)
+            number = _vector(builder, gates, step)[1]
             power = builder.fmul(number, same(-LOG2_E))
             power = call(builder, "maxnum", FLOATS, power, same(-125.0))
             power = call(builder, "minnum", FLOATS, power, same(127.0))
             share = builder.fadd(exp2(builder, power), same(1.0))
             made = builder.fmul(number, _vector(builder, ups, step)[1])
-            builder.store(builder.fdiv(made, share), place, align=4)
+            builder.store(builder.fdiv(made, share), _vector(builder, target, step)[0], align=4)
             return nothing
 
         loop(builder, count, 16, [], body)
         return context.get_dummy_value()
 
-    return types.void(gate, up, types.intp), generate
+    return types.void(gate, up, types.intp, types.intp, to), generate

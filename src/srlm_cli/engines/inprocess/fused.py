@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from srlm_cli.engines.inprocess.attention import Pass, under_way
-from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
-from srlm_cli.engines.inprocess.elementwise import norm, rotate, silu_times
+from srlm_cli.engines.inprocess.attention import under_way
+from srlm_cli.engines.inprocess.compiled_passes import CompiledPass
+from srlm_cli.engines.inprocess.elementwise import rotate
 from srlm_cli.engines.inprocess.halves import HalfLinear, Packed
+from srlm_cli.engines.inprocess.jit import jit
+from srlm_cli.engines.inprocess.products import Kind
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -83,10 +85,9 @@ class Norm:
     def of(cls, module: torch.nn.Module) -> Norm:
         return cls(module.weight.detach().float().numpy(), float(module.variance_epsilon))
 
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        normed = torch.empty_like(rows)
-        norm(rows.view(-1).numpy(), self.weight, np.float32(self.epsilon), normed.view(-1).numpy())
-        return normed
+    def packed(self, rows: np.ndarray, kind: Kind) -> Packed:
+        """Return rows, (rows, hidden), normed, ready to be multiplied."""
+        return Packed.normed(rows, self.weight, self.epsilon, kind)
 
 
 @dataclass(frozen=True)
@@ -134,41 +135,47 @@ class FusedLayer:
     def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
         """Return hidden states, (1, rows, hidden), behind the layer; those before it are not needed any more."""
         run = under_way()
-        if position_embeddings is None or not isinstance(run, CompiledStep | CompiledReading):
+        if position_embeddings is None or not isinstance(run, CompiledPass):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
-        rows = hidden_states[0].contiguous()
-        self._attend(run, rows, *(of[0].float().contiguous() for of in position_embeddings))
+        rows = hidden_states[0].contiguous().numpy()
+        self._attend(run, rows, *(of[0].float().contiguous().numpy() for of in position_embeddings))
         for at in self.gate.kind.blocks(len(rows)):
             self._feed_forward(rows[at])
-        return rows[None]
+        return torch.from_numpy(rows)[None]
 
-    def _attend(self, run: Pass, rows: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> None:
+    def _attend(self, run: CompiledPass, rows: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:
         """Add to hidden states, (rows, hidden), what the tokens get that they see."""
-        count, size = cosine.shape
-        made = [of.begun(count) for of in self.projections]
-        for at in self.gate.kind.blocks(count):
-            packed = Packed.of(self.norms[0](rows[at]), self.gate.kind)
+        queries, keys, values = made = [of.begun(len(rows)) for of in self.projections]
+        for at in self.gate.kind.blocks(len(rows)):
+            packed = self.norms[0].packed(rows[at], self.gate.kind)
             for of, outputs in zip(self.projections, made, strict=True):
                 of.add(packed, outputs[at], keep=of.bias is not None)
-        for outputs in made[:2]:
-            rotate(outputs.view(-1).numpy(), cosine.view(-1).numpy(), sine.view(-1).numpy(), size)
-        query, key, value = (outputs.view(count, -1, size).transpose(0, 1)[None] for outputs in made)
-        gathered = run.attend(self.layer, query, key, value, self.scaling, self.window)
-        _add(self.output, gathered.view(count, -1), rows)
+        rotate_all(queries, cosine, sine)
+        rotate_all(keys, cosine, sine)
+        gathered = run.gather(self.layer, queries, keys, values, self.scaling, self.window)
+        for at in self.gate.kind.blocks(len(rows)):
+            _add(self.output, Packed.of(gathered[at], self.gate.kind), rows[at])
 
-    def _feed_forward(self, rows: torch.Tensor) -> None:
+    def _feed_forward(self, rows: np.ndarray) -> None:
         """Add to hidden states, (rows, hidden), what their tokens make of them."""
-        packed = Packed.of(self.norms[1](rows), self.gate.kind)
-        gate, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
-        self.gate.add(packed, gate, keep=self.gate.bias is not None)
+        packed = self.norms[1].packed(rows, self.gate.kind)
+        gates, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
+        self.gate.add(packed, gates, keep=self.gate.bias is not None)
         self.up.add(packed, up, keep=self.up.bias is not None)
-        silu_times(gate.view(-1).numpy(), up.view(-1).numpy())
-        _add(self.down, gate, rows)
+        _add(self.down, Packed.gated(gates, up, self.gate.kind), rows)
 
 
-def _add(layer: HalfLinear, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
-    """Add to outputs, (rows, width), what a layer makes of inputs."""
+def _add(layer: HalfLinear, packed: Packed, outputs: np.ndarray) -> None:
+    """Add to outputs, (rows, width), what a layer makes of rows."""
     if layer.bias is not None:
         outputs += layer.bias
-    for at in layer.kind.blocks(len(inputs)):
-        layer.add(Packed.of(inputs[at], layer.kind), outputs[at], keep=True)
+    layer.add(packed, outputs, keep=True)
+
+
+@jit()
+def rotate_all(heads, cosine, sine):
+    """Rotate the heads of rows, (rows, heads x size), by the angles of each row's position, (rows, size)."""
+    (count, width), size = heads.shape, cosine.shape[1]
+    for row in range(count):
+        for begin in range(row * width, (row + 1) * width, size):
+            rotate(heads, begin, cosine, sine, row * size, size // 2)

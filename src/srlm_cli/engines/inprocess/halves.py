@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import pad
 
 from srlm_cli import cores, models
+from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.products import LANE, Kind, compiled
 
 GRAIN = 1 << 24  # products that are worth a thread
@@ -59,37 +60,40 @@ class HalfLinear(torch.nn.Module):
         padded = pad(scaled, (0, self.depth - self.in_features, 0, self.width - self.out_features))
         panels = [_laid(panel, self.kind.together) for panel in padded.split(self.kind.panel)]
         self.panels = torch.cat(panels).view(torch.int16).numpy()
-        self.bias = None if layer.bias is None else layer.bias.detach().float()
+        self.bias = None if layer.bias is None else layer.bias.detach().float().numpy()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if self.depth > self.in_features:
             inputs = pad(inputs, (0, self.depth - self.in_features))
-        rows = inputs.contiguous().view(-1, self.depth)
+        rows = inputs.reshape(-1, self.depth).contiguous().numpy()
         outputs = self.begun(len(rows))
         for at in self.kind.blocks(len(rows)):
             self.add(Packed.of(rows[at], self.kind), outputs[at], keep=self.bias is not None)
-        return outputs[:, : self.out_features].view(*inputs.shape[:-1], self.out_features)
+        made = torch.from_numpy(outputs)[:, : self.out_features]
+        return made.reshape(*inputs.shape[:-1], self.out_features)
 
     @property
     def plain(self) -> bool:
         """Tell whether inputs and outputs fill what is computed together."""
         return (self.depth, self.width) == (self.in_features, self.out_features)
 
-    def begun(self, rows: int) -> torch.Tensor:
-        """Return outputs, (rows, width), with the bias in them, if there is one."""
-        outputs = torch.empty(rows, self.width)
+    def begun(self, rows: int) -> np.ndarray:
+        """Return outputs, (rows, width), float32, with the bias in them, if there is one."""
+        outputs = memory.floats(rows, self.width)
         if self.bias is not None:
             outputs[:, : self.out_features] = self.bias
         return outputs
 
-    def add(self, rows: Packed, outputs: torch.Tensor, keep: bool) -> None:
+    def add(self, rows: Packed, outputs: np.ndarray, keep: bool) -> None:
         """Add the products of rows to outputs, (rows, width); set them where nothing is to be kept."""
-        _, multiply = compiled(self.kind)
         scales = rows.scales if self.scale == 1 else rows.scales * self.scale
-        given = (rows.numbers, self.depth, self.panels, outputs.view(-1).numpy(), scales, not keep)
-        panels = -(-self.width // self.kind.panel)
+        given = (rows.numbers, self.depth, self.panels, outputs, scales, not keep)
+        multiply, panels = compiled(self.kind).multiply, -(-self.width // self.kind.panel)
         parts = min(torch.get_num_threads(), panels, max(FEW, len(scales)) * len(self.panels) // GRAIN) or 1
-        in_parts(parts, panels, lambda first, last: multiply(*given, first, last))
+        if parts == 1:
+            multiply(*given, 0, panels)
+        else:
+            in_parts(parts, panels, lambda first, last: multiply(*given, first, last))
 
 
 @dataclass(frozen=True)
@@ -100,12 +104,25 @@ class Packed:
     scales: np.ndarray
 
     @classmethod
-    def of(cls, rows: torch.Tensor, kind: Kind) -> Packed:
+    def of(cls, rows: np.ndarray, kind: Kind) -> Packed:
         """Pack rows, (rows, depth), float32, in order."""
-        pack, _ = compiled(kind)
+        return cls._by(compiled(kind).pack, rows, rows, 0.0, kind)
+
+    @classmethod
+    def normed(cls, rows: np.ndarray, weight: np.ndarray, epsilon: float, kind: Kind) -> Packed:
+        """Pack rows, (rows, depth), divided by their root mean square, times weights, (depth,)."""
+        return cls._by(compiled(kind).pack_normed, rows, weight, epsilon, kind)
+
+    @classmethod
+    def gated(cls, gates: np.ndarray, up: np.ndarray, kind: Kind) -> Packed:
+        """Pack g sigmoid(g) times the numbers of `up`, of gates g; both (rows, depth)."""
+        return cls._by(compiled(kind).pack_gated, gates, up, 0.0, kind)
+
+    @classmethod
+    def _by(cls, pack: Callable, rows: np.ndarray, others: np.ndarray, number: float, kind: Kind) -> Packed:
         count, depth = rows.shape
         packed = cls(np.empty(count * depth // kind.together, np.int32), np.empty(count, np.float32))
-        pack(rows.view(-1).numpy(), depth, packed.numbers, packed.scales)
+        pack(rows, others, np.float32(number), packed.numbers, packed.scales)
         return packed
 
 
@@ -116,9 +133,6 @@ def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:
 
 def in_parts(parts: int, count: int, work: Callable[[int, int], None]) -> None:
     """Do `work(first, before)` on range(count) in so many parts at a time, each in a thread."""
-    if parts == 1:
-        work(0, count)
-        return
     edges = [count * part // parts for part in range(parts + 1)]
     others: list[Future] = [_helpers().submit(work, *edges[part : part + 2]) for part in range(1, parts)]
     work(*edges[:2])

@@ -8,9 +8,9 @@ from zlib import crc32
 
 import numba
 
-from srlm_cli.engines.inprocess import vectors
+from srlm_cli.engines.inprocess import elementwise, vectors
 
-WRITTEN_WITH = format(crc32(inspect.getsource(vectors).encode()), "08x")
+WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (vectors, elementwise))).encode()), "08x")
 
 
 def jit(shape: str = "") -> Callable[[Callable], Callable]:
@@ -18,7 +18,7 @@ def jit(shape: str = "") -> Callable[[Callable], Callable]:
 
     `shape` names what is fixed in the code from outside of it, so that what is kept for one shape is not taken, nor
     overwritten, for another. numba keeps code by the text of the function's own file and what the function names;
-    what `vectors` writes into it is told by `WRITTEN_WITH`.
+    what `vectors` and `elementwise` write into it is told by `WRITTEN_WITH`.
     """
 
     def compiler(function: Callable) -> Callable:

@@ -57,51 +57,68 @@ def fits(size: int) -> bool:
 
 @cache
 def storing(heads: int, size: int, paired: bool) -> Callable:
-    """Return `store` for models of so many heads of keys and values. All arrays are flat.
+    """Return `store` for models of so many heads of keys and values.
 
-    stored: (pages, heads, 2, size x PAGE), the keys of a page and head, and its values: (size, PAGE) and (PAGE, size),
-    both float32, or float16 as its bits in int16. `paired` they are bfloat16 as its bits in uint16, and lie as
-    (size / 2, PAGE, 2) and (PAGE / 2, size, 2).
+    stored, flat: (pages, heads, 2, size x PAGE), the keys of a page and head, and its values: (size, PAGE) and
+    (PAGE, size), both float32, or float16 as its bits in int16. `paired` they are bfloat16 as its bits in uint16,
+    and lie as (size / 2, PAGE, 2) and (PAGE / 2, size, 2).
     """
-    page_size, both, near = PAGE, 2 * PAGE * size, 2 if paired else 1
 
     @jit(f"{heads}_{size}_{paired}_{PAGE}")
-    def store(stored, new_keys, new_values, slots):
-        """Put the key and value, (rows, heads, size), of each row's token at its slot: page times PAGE plus offset."""
+    def store(stored, keys, values, slots):
+        """Put the key and value of each row's token, (rows, heads x size), float32, at its slot."""
+        made = np.empty(size, stored.dtype)
         for row in range(len(slots)):
-            page, offset = divmod(slots[row], page_size)
-            above, beside = offset // near, offset % near
             for head in range(heads):
-                here, there = (row * heads + head) * size, (page * heads + head) * both
-                value = there + page_size * size + above * size * near + beside
-                for at in range(size // near):
-                    for one in range(near):
-                        stored[there + (at * page_size + offset) * near + one] = new_keys[here + at * near + one]
-                for at in range(size):
-                    stored[value + at * near] = new_values[here + at]
+                _put(keys, values, row * heads + head, stored, slots[row], heads, head, size, 2 if paired else 1, made)
 
     return store
+
+
+@numba.njit(inline="always")
+def _put(keys, values, begin, stored, slot, heads, head, size, near, made):
+    """Put the key and value of a token's head at a slot: page times PAGE plus offset. made: (size,)."""
+    page, offset = divmod(slot, PAGE)
+    there, above, beside = (page * heads + head) * 2 * PAGE * size, offset // near, offset % near
+    _as_stored(keys, begin * size, made)
+    for at in range(size // near):
+        for one in range(near):
+            stored[there + (at * PAGE + offset) * near + one] = made[at * near + one]
+    _as_stored(values, begin * size, made)
+    value = there + PAGE * size + above * size * near + beside
+    for at in range(size):
+        stored[value + at * near] = made[at]
+
+
+@numba.njit(inline="always")
+def _as_stored(numbers, begin, made):
+    for at in range(0, len(made), WIDTH):
+        _round(numbers, begin + at, made, at)
 
 
 @cache
 def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
-    page_size, both, together = PAGE, 2 * PAGE * size, max(1, TOGETHER // groups)
+    page_size, both, together, near = PAGE, 2 * PAGE * size, max(1, TOGETHER // groups), 2 if paired else 1
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
     scaled = _paired_queries if paired else _queries
 
     @jit(f"{heads}_{groups}_{size}_{paired}_{PAGE}")
-    def attend(asked, scaling, stored, spans, pages, rows, lowest, highest, outputs):
+    def attend(asked, scaling, stored, keys, values, slots, spans, pages, rows, lowest, highest, outputs):
         """Set what rows gather from what they see in spans of tokens: values by the softmax of scaled scores.
 
-        asked, outputs: (rows, heads x groups, size), float32. spans: (spans, 6), of each where its pages begin and
+        The tokens that have `slots`, if any do, are stored before they are seen, as `store` does it: they are the
+        last ones of the last spans, one a row.
+
+        asked, outputs: (rows, heads x groups x size), float32. spans: (spans, 6), of each where its pages begin and
         end in `pages` and its rows in `rows`, its tokens, and the position of the first. lowest, highest: (rows,),
         the first and the last position that a row sees.
         """
-        queries = scaled(asked, scaling)
-        tops = np.full(len(asked) // size, LOWEST, np.float32)  # the largest score so far
+        queries, gathered = scaled(asked.reshape(-1), scaling), outputs.reshape(-1)
+        tops = np.full(len(gathered) // size, LOWEST, np.float32)  # the largest score so far
         sums = np.zeros(len(tops), np.float32)  # of the weights
-        outputs[:] = np.float32(0)
+        gathered[:] = np.float32(0)
+        made, first_own = np.empty(size, stored.dtype), len(spans) - len(slots)
         weights = np.empty(together * groups * page_size, np.float32)
         queries_of = np.empty(together, np.int64)
         unseen, seen = np.empty(together, np.int64), np.empty(together, np.int64)
@@ -114,6 +131,9 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                 for head in range(heads):
                     there = (pages[at] * heads + head) * both
                     later = there + both if head + 1 < heads else following * heads * both
+                    if span >= first_own and at + 1 == last_page:
+                        own = span - first_own
+                        _put(keys, values, own * heads + head, stored, slots[own], heads, head, size, near, made)
                     found, read = 0, 0
                     for place in range(first_row, last_row):
                         row = rows[place]
@@ -136,7 +156,7 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                                 later,
                                 read,
                                 weights,
-                                outputs,
+                                gathered,
                                 tops,
                                 sums,
                             )
@@ -153,14 +173,14 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
                             later,
                             seen[one],
                             weights,
-                            outputs,
+                            gathered,
                             tops,
                             sums,
                         )
         for query in range(len(sums)):
             share = np.float32(1) / sums[query]
             for at in range(query * size, (query + 1) * size):
-                outputs[at] *= share
+                gathered[at] *= share
 
     return attend
 
@@ -178,6 +198,24 @@ def _paired_queries(asked, scaling):
     for at in range(0, len(asked), WIDTH):
         save_pairs(asked, at, scaling, queries, at // 2)
     return queries
+
+
+@intrinsic
+def _round(typing, numbers, at, to, place):
+    """Put 16 float32 numbers from a place on into an array of what is stored."""
+
+    def generate(context, builder, signature, arguments):
+        numbers, at, to, place = arguments
+        loaded = builder.load(address(context, builder, signature.args[0], numbers, at, FLOATS), align=4)
+        number = _NUMBERS[signature.args[2].dtype]
+        if number == HALF:
+            loaded = builder.fptrunc(loaded, ir.VectorType(HALF, WIDTH))
+        elif number != FLOAT:
+            loaded = as_bfloat(builder, loaded)
+        builder.store(loaded, address(context, builder, signature.args[2], to, place, loaded.type), align=2)
+        return context.get_dummy_value()
+
+    return types.void(numbers, types.intp, to, types.intp), generate
 
 
 # --- a page of one head, seen by the queries of a row -----------------------------------------

@@ -49,6 +49,11 @@ def zeros(count: int) -> np.ndarray:
     return np.frombuffer(mapped, np.uint8, count)
 
 
+def floats(*shape: int) -> np.ndarray:
+    """Return an array of float32, not set, that begins with a line of the cache, as numpy's own need not."""
+    return torch.empty(shape).numpy()
+
+
 def keep_freed() -> None:
     """Let the C library keep what is freed for the next allocation, of any thread, where that library is glibc.
 

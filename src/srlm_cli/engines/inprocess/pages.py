@@ -59,7 +59,7 @@ class Pages:
     def __init__(
         self, layers: dict[int, tuple[torch.Size, torch.Size]], count: int, dtype: torch.dtype, device: str
     ) -> None:
-        self.count, self.dtype, self.device = count, dtype, device
+        self.layers, self.count, self.dtype, self.device = layers, count, dtype, device
         self.keys, self.values, self.both = {}, {}, {}
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
             if device == "cpu" and key_size == value_size:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
+from typing import NamedTuple
 
 import numba
 import numpy as np
@@ -21,6 +22,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from srlm_cli.engines.inprocess.elementwise import gated, scaled, squares
 from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
@@ -88,32 +90,48 @@ FLOAT16 = Kind("float16", together=1, panel=128, depth=64, block=132)
 BFLOAT16 = Kind("bfloat16", together=2, panel=64, depth=256, block=528)  # 32 kB of weights stay in the first cache
 
 
+class Code(NamedTuple):
+    """Compiled code: rows are packed as they are, normed or gated, and multiplied."""
+
+    pack: Callable
+    pack_normed: Callable
+    pack_gated: Callable
+    multiply: Callable
+
+
 @cache
-def compiled(kind: Kind) -> tuple[Callable, Callable]:
-    """Return `pack` and `multiply` for a kind."""
+def compiled(kind: Kind) -> Code:
+    """Return the code for a kind."""
     together, panel, most = kind.together, kind.panel, kind.depth
-    scaled = kind is FLOAT16
-    save, add_tile = (_save_twice if scaled else save_pairs), _tile_adder(kind)
+    is_scaled = kind is FLOAT16
+    save, add_tile = (_save_twice if is_scaled else save_pairs), _tile_adder(kind)
     near = LANE // together  # steps of 16 numbers
 
-    @jit(kind.name)
-    def pack(rows, depth, packed, scales):
-        """Scale rows, (rows, depth), and lay them in 16 bits as `multiply` reads them; set what undoes their scales."""
-        at = 0
-        steps = depth // together
-        while at < len(scales):
-            height = _height(len(scales) - at)
-            for row in range(at, at + height):
-                scale = np.float32(1)
-                if scaled:
-                    exponent = ROWS_BITS - math.frexp(_largest(rows, row * depth, depth))[1]
-                    scale = np.float32(2.0) ** np.float32(min(100, exponent))
-                scales[row] = np.float32(1) / scale
-                for lane in range(steps // LANE):
-                    place, number = at * steps + (lane * height + row - at) * LANE, row * depth + lane * LANE * together
-                    for half in range(together):
-                        save(rows, number + half * LANE, scale, packed, place + half * near)
-            at += height
+    def packing(name: str, make: Callable) -> Callable:
+        @jit(f"{name}_{kind.name}")
+        def pack(rows, others, number, packed, scales):
+            """Lay what is made of rows, (rows, depth), as `multiply` reads it; set what undoes the scale of each.
+
+            It is scaled and rounded to 16 bits.
+            """
+            depth, at = rows.shape[1], 0
+            steps, made = depth // together, np.empty(rows.shape[1], np.float32)
+            while at < len(scales):
+                height = _height(len(scales) - at)
+                for row in range(at, at + height):
+                    make(rows, others, number, row * depth, made)
+                    scale = np.float32(1)
+                    if is_scaled:
+                        exponent = ROWS_BITS - math.frexp(_largest(made, 0, depth))[1]
+                        scale = np.float32(2.0) ** np.float32(min(100, exponent))
+                    scales[row] = np.float32(1) / scale
+                    for lane in range(steps // LANE):
+                        place, begin = at * steps + (lane * height + row - at) * LANE, lane * LANE * together
+                        for half in range(together):
+                            save(made, begin + half * LANE, scale, packed, place + half * near)
+                at += height
+
+        return pack
 
     @jit(kind.name)
     def multiply(packed, depth, weights, outputs, scales, empty, first, last):
@@ -125,7 +143,7 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
         packed: int32, by groups of rows: (steps / LANE, rows, LANE). weights: of each panel (steps, its outputs,
         `together`), as their bits. outputs: (rows, width), float32. scales: (rows,).
         """
-        width = len(outputs) // len(scales)
+        width = outputs.shape[1]
         for nth in range(first, last):
             left = nth * panel
             some = min(panel, width - left)
@@ -155,7 +173,29 @@ def compiled(kind: Kind) -> tuple[Callable, Callable]:
                     )
                     at += height
 
-    return pack, multiply
+    packs = (packing("plain", _as_it_is), packing("normed", _normed), packing("gated", _gated))
+    return Code(*packs, multiply)
+
+
+@numba.njit(inline="always")
+def _as_it_is(rows, others, number, begin, made):
+    """Make a row what it is."""
+    for at in range(len(made)):
+        made[at] = rows[begin // len(made), at]
+
+
+@numba.njit(inline="always")
+def _normed(rows, weight, epsilon, begin, made):
+    """Make of a row what is divided by its root mean square (Zhang and Sennrich, arXiv 1910.07467), times weights."""
+    size = len(made)
+    share = np.float32(1) / np.sqrt(squares(rows, begin, size) / np.float32(size) + epsilon)
+    scaled(rows, begin, size, share, weight, made)
+
+
+@numba.njit(inline="always")
+def _gated(gates, others, number, begin, made):
+    """Make of a row of gates g what is g sigmoid(g) times the numbers beside them."""
+    gated(gates, others, begin, len(made), made)
 
 
 @numba.njit(inline="always")
