@@ -26,7 +26,7 @@ def fill(pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
     """Store keys and values, (pages, heads, PAGE, size), as compiled code reads them."""
     slots = np.arange(pages.count * PAGE)
     of_tokens = (of.transpose(1, 2).flatten(0, 1).flatten(1).float().numpy() for of in (keys, values))
-    _Paged(pages, [], slots).store(0, *of_tokens, slots)
+    _Paged(pages, [], slots).store(0, *of_tokens, slots, slots)
 
 
 def contents(pages: Pages) -> torch.Tensor:
@@ -114,7 +114,7 @@ def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
             fresh = sum(len(text.fresh) for text in texts)
             new = (asked[None, :, :fresh], keys[None, :HEADS, :fresh], values[None, :HEADS, :fresh])
             for text in texts if pages[kind] else ():
-                text.pages = pages[kind].take(pages_for(len(text.tokens) - text.first_slot), shared=True)
+                text.take_pages(pages[kind], join=True)
             run = kind(texts, pages[kind])
             of.append(run.attend(0, *new, size**-0.5, window))
     for expected, compiled in zip(*given.values(), strict=True):
@@ -174,7 +174,7 @@ def test_what_compiled_code_cannot_read_is_left_to_torch():
 def stored(store) -> float:
     """Return the sum of what is in a page behind a store of sixteen ones."""
     both = np.zeros(2 * PAGE * 16, np.float32)
-    store(both, np.ones(16, np.float32), np.ones(16, np.float32), np.array([3]))
+    store(both, *np.ones((2, 1, 16), np.float32), np.array([0]), np.array([3]))
     keys, values = both.reshape(2, -1)
     assert (keys == values.reshape(PAGE, 16).T.ravel()).all()
     return keys.sum()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
 
 from srlm_cli.engines.inprocess import kernels, memory
-from srlm_cli.engines.inprocess.attention import Reading
-from srlm_cli.engines.inprocess.pages import Pages, Span
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
 from srlm_cli.engines.inprocess.texts import Text
 
 
@@ -45,19 +45,25 @@ class CompiledStep(CompiledPass):
         return self.paged.gather(layer, queries, (keys, values, self.slots), scaling, window)
 
 
-class CompiledReading(CompiledPass, Reading):
-    """A pass over the fresh tokens of texts, all of which are stored in pages before they are asked for."""
+class CompiledReading(CompiledPass):
+    """A pass over the fresh tokens of texts, each of which sees its text up to itself, in pages.
+
+    Whole pages of what a text shares with its parent are the parent's (`Text.take_pages`). The tokens that are behind
+    these are copied: before the pass, or with the parent's own where the parent is read in the same one.
+    """
 
     def __init__(self, texts: list[Text], pages: Pages) -> None:
-        super().__init__(texts, pages)
         ends = accumulate((len(text.fresh) for text in texts), initial=0)
-        rows = [list(range(*edges)) for edges in pairwise(ends)]
+        rows = dict(zip(texts, (range(*edges) for edges in pairwise(ends)), strict=True))
+        pages.copy(*_partly_shared(texts))
+        stored = [token for text in texts for token in _stored(text, rows)]
+        self.tokens, self.slots = np.array(stored).T.copy()
         spans = [
-            Span(text.pages, len(text.tokens) - text.first_slot, text.first_slot, of_text)
-            for text, of_text in zip(texts, rows, strict=True)
+            Span(text.pages, len(text.tokens) - text.first_slot, text.first_slot, list(of_text))
+            for text, of_text in rows.items()
         ]
         behind: dict[Text, list[int]] = {}
-        for text, of_text in zip(texts, rows, strict=True):
+        for text, of_text in rows.items():
             if text.common:
                 behind.setdefault(text.common, []).extend(of_text)
         begun = [Span(common.pages, len(common.tokens), 0, of_texts) for common, of_texts in behind.items()]
@@ -65,11 +71,30 @@ class CompiledReading(CompiledPass, Reading):
         self.paged = _Paged(pages, [*begun, *spans], positions)
 
     def gather(self, layer, queries, keys, values, scaling, window) -> np.ndarray:
-        heads, _ = self.pages.layers[layer]
-        self._take_in(layer, *(torch.from_numpy(of).unflatten(1, heads).transpose(0, 1)[None] for of in (keys, values)))
-        stored = (of.flatten(1).contiguous().numpy() for of in self._to_store(layer))
-        self.paged.store(layer, *stored, self.slots.numpy())
-        return self.paged.gather(layer, queries, (keys[:0], values[:0], self.slots[:0].numpy()), scaling, window)
+        self.paged.store(layer, keys, values, self.tokens, self.slots)
+        return self.paged.gather(layer, queries, (keys[:0], values[:0], self.slots[:0]), scaling, window)
+
+
+def _partly_shared(texts: list[Text]) -> tuple[list[int], list[int]]:
+    """Return pages, and those that begin with a part of what is in them and is to be copied."""
+    copied: dict[int, int] = {}
+    for text in texts:
+        whole = text.whole_pages
+        if text.parent and text.shared - text.first_slot > whole * PAGE:
+            page = text.parent.pages[whole]
+            copied[text.pages[whole]] = copied.get(page, page)
+    return list(copied.values()), list(copied)
+
+
+def _stored(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
+    """Yield tokens of a pass, and the slots in a text's own pages where they are stored: its parent's, and its own."""
+    slots = text.slots.tolist()
+    for slot in range(text.whole_pages * PAGE, len(slots)):
+        position, holder = text.first_slot + slot, text
+        while holder in rows and position < holder.shared:
+            holder = holder.parent
+        if holder in rows:
+            yield rows[holder][position - holder.shared], slots[slot]
 
 
 class _Paged:
@@ -86,9 +111,9 @@ class _Paged:
         self.seen_by = np.array([row for span in spans for row in span.rows])
         self._lowest: dict[int | None, np.ndarray] = {}
 
-    def store(self, layer: int, keys: np.ndarray, values: np.ndarray, slots: np.ndarray) -> None:
-        """Store keys and values, (tokens, heads x size), at `slots`: page times `PAGE` plus offset."""
-        kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, slots)
+    def store(self, layer: int, keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, slots: np.ndarray) -> None:
+        """Store keys and values of some tokens, of (tokens, heads x size), at slots (page times PAGE plus offset)."""
+        kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, tokens, slots)
 
     def gather(
         self,

@@ -65,12 +65,12 @@ def storing(heads: int, size: int, paired: bool) -> Callable:
     """
 
     @jit(f"{heads}_{size}_{paired}_{PAGE}")
-    def store(stored, keys, values, slots):
-        """Put the key and value of each row's token, (rows, heads x size), float32, at its slot."""
-        made = np.empty(size, stored.dtype)
-        for row in range(len(slots)):
+    def store(stored, keys, values, tokens, slots):
+        """Put the keys and values of some tokens, of (tokens, heads x size), float32, at slots."""
+        made, near = np.empty(size, stored.dtype), 2 if paired else 1
+        for at in range(len(slots)):
             for head in range(heads):
-                _put(keys, values, row * heads + head, stored, slots[row], heads, head, size, 2 if paired else 1, made)
+                _put(keys, values, tokens[at] * heads + head, stored, slots[at], heads, head, size, near, made)
 
     return store
 

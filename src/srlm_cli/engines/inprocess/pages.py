@@ -8,6 +8,7 @@ for nothing: `compact` fills holes.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
@@ -74,6 +75,7 @@ class Pages:
         self._clean = [0, count]  # between these no page was ever taken
         self._low_holes: list[int] = []
         self._high_holes: list[int] = []  # negated: the highest hole first
+        self.more_holders: Counter[int] = Counter()  # of pages that several texts begin with
 
     @property
     def free(self) -> int:
@@ -102,24 +104,33 @@ class Pages:
         self._clean = [max(first, self.low), min(last, self.high)]
         return list(fresh)
 
+    def hold(self, pages: list[int]) -> list[int]:
+        """Return shared pages, which are free when they have been given back once more."""
+        self.more_holders.update(pages)
+        return list(pages)
+
     def give_back(self, pages: list[int], shared: bool = False) -> None:
-        """Make pages free again."""
-        for page in pages:
+        """Make pages free again that nothing else holds."""
+        held = [page for page in pages if page in self.more_holders]
+        self.more_holders -= Counter(held)
+        for page in set(pages).difference(held):
             heappush(self._high_holes if shared else self._low_holes, -page if shared else page)
 
     def copied(self, pages: list[int]) -> list[int]:
         """Return new pages of a row with what is in these."""
         copies = self.take(len(pages))
-        self._copy(pages, copies)
+        self.copy(pages, copies)
         return copies
 
     def compact(self) -> dict[int, int]:
         """Move pages into holes where holes are many; return the new place of each moved page."""
         moved = {**self._fill(shared=False), **self._fill(shared=True)}
-        self._copy(list(moved), list(moved.values()))
+        self.copy(list(moved), list(moved.values()))
+        self.more_holders = Counter({moved.get(page, page): count for page, count in self.more_holders.items()})
         return moved
 
-    def _copy(self, old: list[int], new: list[int]) -> None:
+    def copy(self, old: list[int], new: list[int]) -> None:
+        """Put what is in pages into others."""
         if old:
             old_at, new_at = (torch.tensor(of, device=self.device) for of in (old, new))
             for store in self._stores:

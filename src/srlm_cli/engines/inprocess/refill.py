@@ -19,7 +19,7 @@ from srlm_cli.engines.inprocess.packed import PackedModel
 from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages, Span, pages_for
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter, Written
-from srlm_cli.engines.inprocess.texts import Text, alike, find_parents
+from srlm_cli.engines.inprocess.texts import LOOK_BACK, Text, alike, find_parents
 from srlm_cli.errors import EngineError
 
 # A beginning that all prompts share has keys of its own, if it is long enough to pay for one more attention call.
@@ -31,14 +31,10 @@ MAX_CLOSING = 16  # tokens that a row reads one by one behind what it wrote; wit
 
 @dataclass(eq=False)
 class Read:
-    """What is left of reading a task's prompt: the pages of its keys and values, and the logits behind it.
-
-    The first `common` tokens are the common text's and not in the pages.
-    """
+    """What is left of reading a task's prompt: the text in pages, and the logits behind it."""
 
     task: Task
-    common: int
-    pages: list[int]
+    text: Text
     logits: torch.Tensor | None = None
     rows: int = 0
 
@@ -82,6 +78,7 @@ class Writer(TaskWriter):
         self.pages: Pages | None = None
         self.common: Text | None = None
         self.last: Text | None = None
+        self.has_read = False
 
     @property
     def open(self) -> int:
@@ -163,27 +160,31 @@ class Writer(TaskWriter):
     def _read(self, tasks: list[Task]) -> None:
         if not tasks:
             return
-        if self.last is None and len(tasks) > 1:
+        if not self.has_read and len(tasks) > 1:
             self._find_common(tasks)
-        texts = [Text(task.prompt) for task in tasks]
-        find_parents(texts, [known for known in (self.common, self.last) if known])
-        texts[-1].kept = True
+        self.has_read = True
+        texts = [Text(task.prompt, common=self._common_with(task)) for task in tasks]
+        find_parents(texts, self._known())
         reads = []
         try:
             for task, text in zip(tasks, texts, strict=True):
-                text.common = self._common_with(task)
-                text.pages = self.pages.take(pages_for(len(task.prompt) - text.first_slot), shared=True)
-                reads.append(Read(task, text.first_slot, text.pages))
+                text.take_pages(self.pages, join=self.model.compiled)
+                reads.append(Read(task, text))
+            texts[-1].kept = not self.model.compiled
             logits = self.model.read(texts, self.pages)
         except (NoRoom, RuntimeError):
             for read in reads:
-                self.pages.give_back(read.pages, shared=True)
+                self.pages.give_back(read.text.pages, shared=True)
             raise
         self.last = texts[-1]
-        self.last.parent = None
         for read, behind in zip(reads, logits, strict=True):
-            read.logits = behind
+            read.logits, read.text.parent = behind, None
             self.reads[read.task] = read
+
+    def _known(self) -> list[Text]:
+        """Return texts that others may go on from: the common one, and what is in pages, or was read last."""
+        lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else [self.last]
+        return [text for text in (self.common, *lately) if text]
 
     def _find_common(self, tasks: list[Task]) -> None:
         """Read what the first prompts begin with, if it is long: the rubric of a judge, the frame of a question."""
@@ -221,12 +222,24 @@ class Writer(TaskWriter):
         for at, row in enumerate(self.rows):
             seen_by.setdefault(row.read, []).append(at)
             own.append(Span(row.pages, len(row.tokens), len(row.read.task.prompt), [at]))
-        shared = [
-            Span(read.pages, len(read.task.prompt) - read.common, read.common, rows) for read, rows in seen_by.items()
-        ]
-        members = [at for at, row in enumerate(self.rows) if row.read.common]
+        shared = self._spans({read.text: rows for read, rows in seen_by.items()})
+        members = [at for at, row in enumerate(self.rows) if row.read.text.common]
         logits = self.model.step([row.tokens[-1] for row in self.rows], self.pages, own, shared, self.common, members)
         self._append(self.rows, logits)
+
+    def _spans(self, seen_by: dict[Text, list[int]]) -> list[Span]:
+        """Return the spans of texts that rows see: each page that several texts begin with, and what is behind."""
+        together: dict[int, Span] = {}
+        alone = []
+        for text, rows in seen_by.items():
+            begun = [page for page in text.pages if page in self.pages.more_holders]
+            for at, page in enumerate(begun):
+                span = together.setdefault(page, Span([page], PAGE, text.first_slot + at * PAGE, []))
+                span.rows.extend(rows)
+            first = text.first_slot + len(begun) * PAGE
+            if len(text.tokens) > first:
+                alone.append(Span(text.pages[len(begun) :], len(text.tokens) - first, first, rows))
+        return [*together.values(), *alone]
 
     def _append(self, rows: list[Row], logits: torch.Tensor) -> None:
         """Go on by one token in each row, and let those go that have all they were asked for."""
@@ -325,12 +338,13 @@ class Writer(TaskWriter):
                 self._forget(row.read)
 
     def _forget(self, read: Read) -> None:
-        self.pages.give_back(read.pages, shared=True)
+        self.pages.give_back(read.text.pages, shared=True)
         del self.reads[read.task]
 
     def _move(self, moved: dict[int, int]) -> None:
         if moved:
-            for holder in filter(None, (*self.rows, *self.reads.values(), self.common)):
+            texts = (read.text for read in self.reads.values())
+            for holder in filter(None, (*self.rows, *texts, self.common)):
                 holder.pages = [moved.get(page, page) for page in holder.pages]
 
     def _keep(self, count: int) -> None:

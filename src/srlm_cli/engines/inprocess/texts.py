@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from srlm_cli.engines.inprocess.pages import PAGE
+from srlm_cli.engines.inprocess.pages import PAGE, Pages, pages_for
 
 LOOK_BACK = 8
 
@@ -19,6 +19,7 @@ class Text:
     `keys` and `values`, (heads, tokens, size) by layer, are there while the text is being read, and
     afterwards when it is `kept` for later ones that begin alike. They go to `pages` of a store, where
     there are any; those of the `common` text, with which this one begins, are in its own pages.
+    Compiled code reads them there, and whole pages of what is shared are the parent's.
     """
 
     tokens: list[int]
@@ -34,6 +35,17 @@ class Text:
     def first_slot(self) -> int:
         """The first token whose key and value are in the text's own pages."""
         return len(self.common.tokens) if self.common else 0
+
+    @property
+    def whole_pages(self) -> int:
+        """How many pages there are with nothing but what is the parent's, and not the common text's."""
+        return (self.shared - self.first_slot) // PAGE
+
+    def take_pages(self, store: Pages, join: bool) -> None:
+        """Take pages of a store, and hold the parent's whole ones with it, if they may `join`; raise NoRoom."""
+        held = self.parent.pages[: self.whole_pages] if join and self.parent else []
+        fresh = store.take(pages_for(len(self.tokens) - self.first_slot) - len(held), shared=True)
+        self.pages = store.hold(held) + fresh
 
     @property
     def slots(self) -> torch.Tensor:
