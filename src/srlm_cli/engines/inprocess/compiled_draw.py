@@ -6,14 +6,20 @@ the nucleus, which alone are sorted.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import torch
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
 
 from srlm_cli.engines.inprocess.jit import jit
+from srlm_cli.engines.inprocess.vectors import FLOAT, FLOATS, address, call, each, exp2, largest, loop, same
 
 LEAST = np.float32(2**-9)  # weight, of the most probable token's, down to which tokens are looked at first
 NEXT = np.float32(2**-6)  # what this is multiplied by where those do not reach top-p
-CHUNK = 512
+CHUNK = 256
+MARGIN = np.float32(0.01)  # more than a power of two is rounded by
 LOG2_E = np.float32(1.4426950408889634)
 
 
@@ -22,54 +28,47 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
     rows, vocabulary = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)
     weights, ids = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.int64)
-    tops = logits.amax(-1).numpy()
     settings = (of.contiguous().float().numpy() for of in (temperature, top_p, uniform))
-    _draw(logits.contiguous().view(-1).numpy(), tops, *settings, weights, ids, tokens.numpy())
+    _draw(logits.contiguous().numpy(), *settings, weights, ids, tokens.numpy())
     return tokens
 
 
 @jit()
-def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
-    """Set the tokens of rows whose largest logits are `tops`; weights and ids, (vocabulary,), are to compute with."""
+def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
+    """Set the tokens of rows; weights and ids, (vocabulary,), are to compute with."""
     vocabulary = len(weights)
-    bits = np.empty(CHUNK, np.int32)
-    powers = bits.view(np.float32)
+    tops = np.empty(-(-vocabulary // CHUNK), np.float32)  # of chunks
+    rest, of_rest = np.empty((2, CHUNK), np.float32)
     for row in range(len(tokens)):
-        of_row, top = logits[row * vocabulary : (row + 1) * vocabulary], tops[row]
-        # The weight of a token is exp((logit - top) / temperature): a power of two, its nearest whole part put into
-        # the exponent's bits and the rest by a polynomial (the coefficients of Cephes' exp2f).
-        scale = LOG2_E / temperature[row]
-        total = 0.0
+        of_row = logits[row]
+        for chunk in range(len(tops)):
+            tops[chunk] = _top(of_row[chunk * CHUNK : (chunk + 1) * CHUNK])
+        top = tops.max()
+        # The weight of a token is exp((logit - top) / temperature), by a power of two.
+        scale, total = LOG2_E / temperature[row], 0.0
         for begin in range(0, vocabulary, CHUNK):
-            some, of_some = of_row[begin : begin + CHUNK], weights[begin : begin + CHUNK]
-            for at in range(len(some)):
-                power = max((some[at] - top) * scale, np.float32(-126))
-                whole = np.floor(power + np.float32(0.5))
-                rest = power - whole
-                bits[at] = (np.int32(whole) + np.int32(127)) << np.int32(23)
-                weight = np.float32(1.535336188319500e-4)
-                weight = weight * rest + np.float32(1.339887440266574e-3)
-                weight = weight * rest + np.float32(9.618437357674640e-3)
-                weight = weight * rest + np.float32(5.550332471162809e-2)
-                weight = weight * rest + np.float32(2.402264791363012e-1)
-                weight = weight * rest + np.float32(6.931472028550421e-1)
-                of_some[at] = weight * rest + np.float32(1)
-            sum_of_some = np.float32(0)
-            for at in range(len(some)):
-                of_some[at] *= powers[at]
-                sum_of_some += of_some[at]
-            total += sum_of_some
+            count = min(CHUNK, vocabulary - begin)
+            if count % 16:  # the last ones, and what has next to no weight
+                rest[:] = top - np.float32(200) / scale
+                rest[:count] = of_row[begin:]
+                total += _weigh(rest, 0, -(-count // 16) * 16, top, scale, of_rest, 0)
+                weights[begin:] = of_rest[:count]
+            else:
+                total += _weigh(of_row, begin, count, top, scale, weights, begin)
 
         whole = top_p[row] >= 1  # then what is less probable than the token that is drawn need not be known
         wanted = np.float64(uniform[row] if whole else top_p[row]) * total
         least = LEAST
         while True:
             found, mass = 0, 0.0
-            for token in range(vocabulary):
-                if weights[token] >= least:
-                    ids[found] = token
-                    found += 1
-                    mass += weights[token]
+            lowest = top + (np.log2(least) - MARGIN) / scale  # a smaller logit has less weight
+            for chunk in range(len(tops)):
+                if tops[chunk] >= lowest or least == 0:
+                    for token in range(chunk * CHUNK, min(vocabulary, (chunk + 1) * CHUNK)):
+                        if weights[token] >= least:
+                            ids[found] = token
+                            found += 1
+                            mass += weights[token]
             if mass >= wanted or least == 0:
                 break
             least = least * NEXT if least > np.float32(1e-30) else np.float32(0)
@@ -90,3 +89,40 @@ def _draw(logits, tops, temperature, top_p, uniform, weights, ids, tokens):
             at += 1
             mass += candidates[order[at]]
         tokens[row] = ids[order[at]]
+
+
+@numba.njit(inline="always")
+def _top(logits):
+    """Return the largest of some logits."""
+    whole = len(logits) // 16 * 16
+    top = largest(logits, 0, whole) if whole else logits[0]
+    for at in range(whole, len(logits)):
+        top = max(top, logits[at])
+    return top
+
+
+@intrinsic
+def _weigh(typing, logits, begin, count, top, scale, weights, to):
+    """Set the weights of `count` logits, a multiple of 16: 2 to the power of scale (logit - top). Return their sum."""
+
+    def generate(context, builder, signature, arguments):
+        logits, begin, count, top, scale, weights, to = arguments
+        first = address(context, builder, signature.args[0], logits, begin, FLOAT)
+        target = address(context, builder, signature.args[5], weights, to, FLOAT)
+        tops, scales = each(builder, top, 16), each(builder, scale, 16)
+
+        def vector(begin, step):
+            return builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
+
+        def body(step, sums):
+            above = builder.fsub(builder.load(vector(first, step), align=4), tops)
+            power = call(builder, "maxnum", FLOATS, builder.fmul(above, scales), same(-125.0))
+            weight = exp2(builder, power)
+            builder.store(weight, vector(target, step), align=4)
+            return [builder.fadd(sums[0], weight)]
+
+        (sums,) = loop(builder, count, 16, [same(0.0)], body)
+        return call(builder, "vector.reduce.fadd", FLOAT, ir.Constant(FLOAT, 0.0), sums, fastmath=("reassoc",))
+
+    at, number = types.intp, types.float32
+    return number(logits, at, at, number, number, weights, at), generate

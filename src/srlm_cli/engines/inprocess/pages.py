@@ -131,14 +131,18 @@ class Pages:
 
     def copy(self, old: list[int], new: list[int]) -> None:
         """Put what is in pages into others."""
-        if old:
+        if self.device == "cpu":  # where an index takes longer than a page
+            for store in self._stores:
+                for page, copy in zip(old, new, strict=True):
+                    store[copy] = store[page]
+        elif old:
             old_at, new_at = (torch.tensor(of, device=self.device) for of in (old, new))
             for store in self._stores:
                 store[new_at] = store[old_at]
 
     @property
     def _stores(self) -> list[torch.Tensor]:
-        return [*self.keys.values(), *self.values.values()]
+        return [*self.both.values(), *(of[layer] for of in (self.keys, self.values) for layer in of.keys() - self.both)]
 
     def _fill(self, shared: bool) -> dict[int, int]:
         holes = [-hole for hole in self._high_holes] if shared else self._low_holes

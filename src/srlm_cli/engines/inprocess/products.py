@@ -37,6 +37,7 @@ from srlm_cli.engines.inprocess.vectors import (
     address,
     call,
     each,
+    largest_size,
     loop,
     prefetch,
     same,
@@ -51,7 +52,7 @@ HALVES_A_LINE, FLOATS_A_LINE = 32, 16
 ROWS_BITS = 9  # in float16 rows are scaled to below 2^9, weights to below 1: no sum of 64 reaches 2^15
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """How a type of 16 bits is multiplied: `panel` outputs are computed together, whose weights lie side by side.
 
@@ -122,7 +123,7 @@ def compiled(kind: Kind) -> Code:
                     make(rows, others, number, row * depth, made)
                     scale = np.float32(1)
                     if is_scaled:
-                        exponent = ROWS_BITS - math.frexp(_largest(made, 0, depth))[1]
+                        exponent = ROWS_BITS - math.frexp(largest_size(made, 0, depth))[1]
                         scale = np.float32(2.0) ** np.float32(min(100, exponent))
                     scales[row] = np.float32(1) / scale
                     for lane in range(steps // LANE):
@@ -207,26 +208,6 @@ def _height(left):
 
 
 _HALVES = ir.VectorType(HALF, 32)
-
-
-@intrinsic
-def _largest(typing, numbers, at, count):
-    """Return the largest magnitude of `count` numbers."""
-
-    def generate(context, builder, signature, arguments):
-        numbers, at, count = arguments
-        begin = address(context, builder, signature.args[0], numbers, at, FLOAT)
-        zeros = same(0.0)
-
-        def body(step, tops):
-            place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
-            size = call(builder, "fabs", FLOATS, builder.load(place, align=4))
-            return [call(builder, "maxnum", FLOATS, tops[0], size)]
-
-        (tops,) = loop(builder, count, LANE, [zeros], body)
-        return call(builder, "vector.reduce.fmax", FLOAT, tops)
-
-    return types.float32(numbers, types.intp, types.intp), generate
 
 
 @intrinsic

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from llvmlite import binding, ir
 from numba.core import cgutils, types
@@ -91,6 +93,33 @@ def save_pairs(typing, numbers, at, scale, packed, to):
         return context.get_dummy_value()
 
     return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
+
+
+def _finder(made: Callable):
+    """Return what finds the largest of what is made of numbers."""
+
+    @intrinsic
+    def largest(typing, numbers, at, count):
+        """Return the largest of `count` numbers, a multiple of 16, from a place on."""
+
+        def generate(context, builder, signature, arguments):
+            numbers, at, count = arguments
+            begin = address(context, builder, signature.args[0], numbers, at, FLOAT)
+
+            def body(step, tops):
+                place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
+                return [call(builder, "maxnum", FLOATS, tops[0], made(builder, builder.load(place, align=4)))]
+
+            (tops,) = loop(builder, count, 16, [same(float("-inf"))], body)
+            return call(builder, "vector.reduce.fmax", FLOAT, tops)
+
+        return types.float32(numbers, types.intp, types.intp), generate
+
+    return largest
+
+
+largest = _finder(lambda builder, numbers: numbers)
+largest_size = _finder(lambda builder, numbers: call(builder, "fabs", FLOATS, numbers))
 
 
 def address(context, builder, array_type, array, at, of):
