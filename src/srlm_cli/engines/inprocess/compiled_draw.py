@@ -19,6 +19,7 @@ from srlm_cli.engines.inprocess.vectors import FLOAT, FLOATS, address, call, eac
 LEAST = np.float32(2**-9)  # weight, of the most probable token's, down to which tokens are looked at first
 NEXT = np.float32(2**-6)  # what this is multiplied by where those do not reach top-p
 CHUNK = 256
+HUGE = np.float32(1e30)
 MARGIN = np.float32(0.01)  # more than a power of two is rounded by
 LOG2_E = np.float32(1.4426950408889634)
 
@@ -44,6 +45,9 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
         for chunk in range(len(tops)):
             tops[chunk] = _top(of_row[chunk * CHUNK : (chunk + 1) * CHUNK])
         top = tops.max()
+        if not abs(top) < HUGE:  # a broken model's logits are no numbers
+            tokens[row] = 0
+            continue
         # The weight of a token is exp((logit - top) / temperature), by a power of two.
         scale, total = LOG2_E / temperature[row], 0.0
         for begin in range(0, vocabulary, CHUNK):
@@ -72,9 +76,6 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
             if mass >= wanted or least == 0:
                 break
             least = least * NEXT if least > np.float32(1e-30) else np.float32(0)
-        if found == 0:  # a broken model's logits are no numbers
-            tokens[row] = 0
-            continue
 
         candidates = weights[ids[:found]]
         order = np.argsort(-candidates, kind="mergesort")
