@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -181,13 +185,10 @@ def stored(store) -> float:
 
 
 def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch):
-    def decorator(*args, cache: bool = False, **options):
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return njit(*args, **options)
+    def nowhere(function):
+        raise RuntimeError("cannot cache function: no locator available")
 
-    njit = jit.numba.njit
-    monkeypatch.setattr(jit.numba, "njit", decorator)
+    monkeypatch.setattr(jit, "_Kept", nowhere)
     assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
 
 
@@ -201,3 +202,31 @@ def test_code_is_compiled_where_the_folder_is_full(monkeypatch):
     monkeypatch.setattr(FunctionCache, "save_overload", full)
     assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
     assert tried
+
+
+COMPILE = """
+import numpy as np
+from srlm_cli.engines.inprocess import compiled_draw, fused, kernels, products
+
+ones, first = np.ones((1, 32), np.float32), np.zeros(1, np.int64)
+kernels.storing(1, 32, False)(np.zeros(128 * 32, np.float32), ones, ones, first, first)
+seen = np.array([[0, 1, 0, 1, 1, 0]]), first, first, first, first
+kernels.attending(1, 1, 32, False)(ones, np.float32(1), ones[0].repeat(128), ones, ones, first, *seen, ones.copy())
+code = products.compiled(products.BFLOAT16)
+for pack, other in ((code.pack, ones), (code.pack_normed, ones[0]), (code.pack_gated, ones)):
+    pack(ones, other, np.float32(1), np.zeros(16, np.int32), ones[0, :1].copy())
+weights, outputs = np.zeros(32 * 64, np.int16), np.zeros((1, 64), np.float32)
+code.multiply(np.zeros(16, np.int32), 32, weights, outputs, ones[0, :1], True, 0, 1)
+"""
+
+
+def test_a_second_process_compiles_nothing_again(tmp_path):
+    def kept() -> set[str]:
+        subprocess.run(
+            [sys.executable, "-c", COMPILE], env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}, check=True
+        )
+        return {file.name for file in tmp_path.rglob("*.nbc")}
+
+    first = kept()
+    assert len(first) == 6
+    assert kept() == first

@@ -305,6 +305,51 @@ def test_pages_are_taken_from_both_ends_and_filled_up():
     assert store.take(4, shared=True) == [3, 4, 5, 6] and not store.keys[0][3:7].any()  # they were others' before
 
 
+def test_a_page_is_free_when_all_that_hold_it_gave_it_back():
+    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, "cpu")
+    first = store.take(4, shared=True)
+    second, third = store.hold(first[1:3]), store.hold(first[2:3])
+    store.keys[0][second[0]], store.keys[0][third[0]] = 5.0, 7.0
+    store.give_back(first, shared=True)
+    assert store.free == 8 - 4 and sorted(store.more_holders) == third
+    moved = store.compact()
+    assert store.free == 8 - 2
+    second, third = ([moved.get(page, page) for page in of] for of in (second, third))
+    assert (store.keys[0][second[0]] == 5).all() and (store.keys[0][third[0]] == 7).all()
+    store.give_back(third, shared=True)
+    assert store.free == 8 - 2 and not store.more_holders
+    store.give_back(second, shared=True)
+    store.compact()
+    assert store.free == 8
+
+
+@pytest.mark.parametrize("few_pages", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3"])
+def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind, few_pages):
+    """Replies to one prompt, say; some share a page more, one is another's beginning, and one comes when it is gone."""
+    engine, used = opened(kind, batch_size=8), []
+    monkeypatch.setattr(lanes, "count", lambda rows, device: 1)
+    if few_pages:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 24)
+    step = refill.Writer._step
+    monkeypatch.setattr(
+        refill.Writer, "_step", lambda writer: (used.append(writer.pages.count - writer.pages.free), step(writer))
+    )
+    texts = [RUBRIC + str(family) * 70 + tail for family in range(3) for tail in ("a" * 80 + "b", "a" * 80, "c", "a")]
+    texts += [RUBRIC + "0" * 70 + "d"]
+    requests = [
+        ask(text, Sampling(1.0, 0.95, (6, 90, 30, 60, 12)[at % 5]), seeds=(at, at + 50))
+        for at, text in enumerate(texts)
+    ]
+    together, most = [done.texts for done in engine.generate(requests)], sum(used)
+    used.clear()
+    take = Text.take_pages
+    monkeypatch.setattr(Text, "take_pages", lambda text, store, join: take(text, store, join=False))
+    apart = [done.texts for done in engine.generate(requests)]
+    assert together == apart
+    assert most < sum(used)
+
+
 def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
     """A server's next job, or the next pair of files, must find its memory free without waiting for a collector."""
     engine = opened("llama")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import product
 from typing import NamedTuple
@@ -107,9 +107,10 @@ def compiled(kind: Kind) -> Code:
     is_scaled = kind is FLOAT16
     save, add_tile = (_save_twice if is_scaled else save_pairs), _tile_adder(kind)
     near = LANE // together  # steps of 16 numbers
+    shape = "_".join(map(str, astuple(kind)))
 
     def packing(name: str, make: Callable) -> Callable:
-        @jit(f"{name}_{kind.name}")
+        @jit(f"{name}_{shape}")
         def pack(rows, others, number, packed, scales):
             """Lay what is made of rows, (rows, depth), as `multiply` reads it; set what undoes the scale of each.
 
@@ -134,7 +135,7 @@ def compiled(kind: Kind) -> Code:
 
         return pack
 
-    @jit(kind.name)
+    @jit(shape)
     def multiply(packed, depth, weights, outputs, scales, empty, first, last):
         """Add the products of packed rows with panels of weights, from the first to before the last, to outputs.
 
