@@ -11,6 +11,7 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from srlm_cli.engines.base import Request, Sampling, end_of
 from srlm_cli.engines.inprocess import choices, lanes, memory, pages, refill
 from srlm_cli.engines.inprocess.attention import NAME, passing
 from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import NoRoom, Pages
+from srlm_cli.engines.inprocess.pages import NoRoom, Pages, Span
 from srlm_cli.engines.inprocess.plain import PlainModel
 from srlm_cli.engines.inprocess.texts import Text, find_parents
 from srlm_cli.errors import EngineError
@@ -118,6 +119,16 @@ def test_a_rubric_that_prompts_share_is_read_once_and_shared(opened, kind, monke
     expect_generate(engine, requests)
     whole = [len(engine._render(request)) for request in requests]
     assert sum(read) < sum(whole) - 8 * len(RUBRIC)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+def test_a_prompt_goes_on_from_the_one_before_it_when_that_has_been_answered(opened, kind, monkeypatch):
+    engine, read = opened(kind, batch_size=1), []
+    reading = PackedModel.read
+    monkeypatch.setattr(PackedModel, "read", lambda *a: read.extend(len(t.fresh) for t in a[1]) or reading(*a))
+    requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 5)) for text in "abc"]
+    expect_generate(engine, requests)
+    assert read[0] > len(RUBRIC) > 5 * max(read[1:])
 
 
 def test_greedy_is_generate_with_a_merged_adapter(opened, tmp_path):
@@ -345,6 +356,27 @@ def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind
     monkeypatch.setattr(refill, "find_parents", lambda texts, known: [find_parents([text], known) for text in texts])
     assert [done.texts for done in engine.generate(requests)] == together
     assert few_pages or pages_together < sum(used)  # with few of them rows are taken back, at other steps
+
+
+def test_rows_see_the_pages_of_several_texts_once_and_each_what_is_behind():
+    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 20, torch.float32, "cpu")
+    common = Text([0] * 70)
+    first = Text([0] * (70 + 3 * pages.PAGE + 5), common=common)
+    second = Text([0] * (70 + 2 * pages.PAGE + 9), first, 70 + 2 * pages.PAGE, common=common)
+    other = Text([0] * 40)
+    for text in (first, second, other):
+        text.take_pages(store, join=True)
+    store.hold(other.pages)  # as the text that was read last
+    writer = SimpleNamespace(pages=store)
+    spans = refill.Writer._spans(writer, {first: [0, 2], second: [1], other: [3]})
+    assert second.pages[:2] == first.pages[:2]
+    assert spans == [
+        Span(first.pages[:1], pages.PAGE, 70, [0, 2, 1]),
+        Span(first.pages[1:2], pages.PAGE, 70 + pages.PAGE, [0, 2, 1]),
+        Span(first.pages[2:], pages.PAGE + 5, 70 + 2 * pages.PAGE, [0, 2]),
+        Span(second.pages[2:], 9, 70 + 2 * pages.PAGE, [1]),
+        Span(other.pages, 40, 0, [3]),
+    ]
 
 
 def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):

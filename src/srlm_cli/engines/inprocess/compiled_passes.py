@@ -76,14 +76,10 @@ class CompiledReading(CompiledPass):
 
 
 def _partly_shared(texts: list[Text]) -> tuple[list[int], list[int]]:
-    """Return pages, and those that begin with a part of what is in them and is to be copied."""
-    copied: dict[int, int] = {}
-    for text in texts:
-        whole = text.whole_pages
-        if text.parent and text.shared - text.first_slot > whole * PAGE:
-            page = text.parent.pages[whole]
-            copied[text.pages[whole]] = copied.get(page, page)
-    return list(copied.values()), list(copied)
+    """Return pages, and those that begin with a part of what is in them; to be copied in order: one may be both."""
+    begun = [(text, text.whole_pages) for text in texts if text.parent]
+    partly = [(text, at) for text, at in begun if text.shared - text.first_slot > at * PAGE]
+    return [text.parent.pages[at] for text, at in partly], [text.pages[at] for text, at in partly]
 
 
 def _stored(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:

@@ -130,7 +130,7 @@ class Pages:
         return moved
 
     def copy(self, old: list[int], new: list[int]) -> None:
-        """Put what is in pages into others."""
+        """Put what is in pages into others; one after the other, where the device is a processor."""
         if self.device == "cpu":  # where an index takes longer than a page
             for store in self._stores:
                 for page, copy in zip(old, new, strict=True):

@@ -142,6 +142,9 @@ class Writer(TaskWriter):
                 break
             chosen.append(task)
             seeds += len(task.left)
+        if not chosen and not self.rows and self.last:
+            self._forget_last()
+            return self._choose(room)
         if not chosen and not self.rows:
             raise EngineError(
                 f"a prompt of {len(self.waiting[0].prompt)} tokens does not fit into memory",
@@ -176,15 +179,23 @@ class Writer(TaskWriter):
             for read in reads:
                 self.pages.give_back(read.text.pages, shared=True)
             raise
+        self._forget_last()
         self.last = texts[-1]
+        self.pages.hold(self.last.pages if self.model.compiled else [])
         for read, behind in zip(reads, logits, strict=True):
             read.logits, read.text.parent = behind, None
             self.reads[read.task] = read
 
     def _known(self) -> list[Text]:
-        """Return texts that others may go on from: the common one, and what is in pages, or was read last."""
-        lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else [self.last]
-        return [text for text in (self.common, *lately) if text]
+        """Return texts that others may go on from: the common one, what was read last, and what is in pages."""
+        lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else []
+        return [text for text in (self.common, self.last, *lately) if text]
+
+    def _forget_last(self) -> None:
+        """Give back the pages of what was read last."""
+        if self.last and self.model.compiled:
+            self.pages.give_back(self.last.pages, shared=True)
+        self.last = None
 
     def _find_common(self, tasks: list[Task]) -> None:
         """Read what the first prompts begin with, if it is long: the rubric of a judge, the frame of a question."""
@@ -232,7 +243,8 @@ class Writer(TaskWriter):
         together: dict[int, Span] = {}
         alone = []
         for text, rows in seen_by.items():
-            begun = [page for page in text.pages if page in self.pages.more_holders]
+            whole = (len(text.tokens) - text.first_slot) // PAGE
+            begun = [page for page in text.pages[:whole] if page in self.pages.more_holders]
             for at, page in enumerate(begun):
                 span = together.setdefault(page, Span([page], PAGE, text.first_slot + at * PAGE, []))
                 span.rows.extend(rows)
@@ -344,11 +356,12 @@ class Writer(TaskWriter):
     def _move(self, moved: dict[int, int]) -> None:
         if moved:
             texts = (read.text for read in self.reads.values())
-            for holder in filter(None, (*self.rows, *texts, self.common)):
+            for holder in {*self.rows, *texts, *filter(None, (self.common, self.last))}:
                 holder.pages = [moved.get(page, page) for page in holder.pages]
 
     def _keep(self, count: int) -> None:
         """Take the youngest completions back until `count` are left; they begin anew later, with the same seeds."""
+        self._forget_last()
         idle = [read for read in self.reads.values() if not read.rows]
         if count < 1 and self.rows and not idle:
             raise EngineError("one completion does not fit into memory", "--max-new-tokens, or a smaller model")
