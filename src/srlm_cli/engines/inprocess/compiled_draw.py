@@ -9,12 +9,23 @@ from __future__ import annotations
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import FLOAT, FLOATS, address, call, each, exp2, largest, loop, same
+from srlm_cli.engines.inprocess.vectors import (
+    FLOAT,
+    FLOATS,
+    address,
+    call,
+    each,
+    exp2,
+    largest,
+    loop,
+    same,
+    sum_of,
+    vector_at,
+)
 
 LEAST = np.float32(2**-9)  # weight, of the most probable token's, down to which tokens are looked at first
 NEXT = np.float32(2**-6)  # what this is multiplied by where those do not reach top-p
@@ -112,18 +123,15 @@ def _weigh(typing, logits, begin, count, top, scale, weights, to):
         target = address(context, builder, signature.args[5], weights, to, FLOAT)
         tops, scales = each(builder, top, 16), each(builder, scale, 16)
 
-        def vector(begin, step):
-            return builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
-
         def body(step, sums):
-            above = builder.fsub(builder.load(vector(first, step), align=4), tops)
+            above = builder.fsub(builder.load(vector_at(builder, first, step), align=4), tops)
             power = call(builder, "maxnum", FLOATS, builder.fmul(above, scales), same(-125.0))
             weight = exp2(builder, power)
-            builder.store(weight, vector(target, step), align=4)
+            builder.store(weight, vector_at(builder, target, step), align=4)
             return [builder.fadd(sums[0], weight)]
 
         (sums,) = loop(builder, count, 16, [same(0.0)], body)
-        return call(builder, "vector.reduce.fadd", FLOAT, ir.Constant(FLOAT, 0.0), sums, fastmath=("reassoc",))
+        return sum_of(builder, sums)
 
     at, number = types.intp, types.float32
     return number(logits, at, at, number, number, weights, at), generate

@@ -56,7 +56,7 @@ class CompiledReading(CompiledPass):
         ends = accumulate((len(text.fresh) for text in texts), initial=0)
         rows = dict(zip(texts, (range(*edges) for edges in pairwise(ends)), strict=True))
         pages.copy(*_partly_shared(texts))
-        stored = [token for text in texts for token in _stored(text, rows)]
+        stored = [token for text in texts for token in _to_store(text, rows)]
         self.tokens, self.slots = np.array(stored).T.copy()
         spans = [
             Span(text.pages, len(text.tokens) - text.first_slot, text.first_slot, list(of_text))
@@ -82,7 +82,7 @@ def _partly_shared(texts: list[Text]) -> tuple[list[int], list[int]]:
     return [text.parent.pages[at] for text, at in partly], [text.pages[at] for text, at in partly]
 
 
-def _stored(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
+def _to_store(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
     """Yield tokens of a pass, and the slots in a text's own pages where they are stored: its parent's, and its own."""
     slots = text.slots.tolist()
     for slot in range(text.whole_pages * PAGE, len(slots)):

@@ -5,7 +5,6 @@ Places are counted from the first number of an array, whatever its shape; the nu
 
 from __future__ import annotations
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -20,26 +19,8 @@ from srlm_cli.engines.inprocess.vectors import (
     exp2,
     loop,
     same,
+    vector_at,
 )
-
-
-@intrinsic
-def squares(typing, numbers, begin, count):
-    """Return the sum of squares of so many numbers, a multiple of 16."""
-
-    def generate(context, builder, signature, arguments):
-        numbers, begin, count = arguments
-        first = address(context, builder, signature.args[0], numbers, begin, FLOAT)
-
-        def body(step, sums):
-            number = _vector(builder, first, step)[1]
-            return [call(builder, "fmuladd", FLOATS, number, number, sums[0])]
-
-        (sums,) = loop(builder, count, 16, [same(0.0)], body)
-        zero = ir.Constant(FLOAT, 0.0)
-        return call(builder, "vector.reduce.fadd", FLOAT, zero, sums, fastmath=("reassoc",))
-
-    return types.float32(numbers, types.intp, types.intp), generate
 
 
 @intrinsic
@@ -67,7 +48,7 @@ def scaled(typing, numbers, begin, count, share, weight, to):
 
 def _vector(builder, begin, step) -> tuple:
     """Return the place of 16 numbers, and these."""
-    place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
+    place = vector_at(builder, begin, step)
     return place, builder.load(place, align=4)
 
 

@@ -35,10 +35,12 @@ from srlm_cli.engines.inprocess.vectors import (
     call,
     each,
     exp2,
+    largest_of,
     loop,
     prefetch,
     same,
     save_pairs,
+    sum_of,
 )
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
@@ -339,15 +341,14 @@ class _Page:
         tops = []
         for vectors, top in zip(scores, before, strict=True):
             largest = reduce(lambda one, other: call(builder, "maxnum", FLOATS, one, other), vectors)
-            largest = call(builder, "vector.reduce.fmax", FLOAT, largest)
+            largest = largest_of(builder, largest)
             tops.append(builder.select(builder.fcmp_ordered(">", largest, top), largest, top))
         given = [[_exp_above(builder, vector, top) for vector in of] for of, top in zip(scores, tops, strict=True)]
         shares = self._shares(before, tops)
         for query, vectors, top, share in zip(queries, given, tops, shares, strict=True):
             self._save(vectors, query.weights)
-            total = call(builder, "vector.reduce.fadd", FLOAT, ir.Constant(FLOAT, 0.0), reduce(builder.fadd, vectors),
-                         fastmath=("reassoc",))  # fmt: skip
-            total = builder.fadd(builder.fmul(builder.load(query.sum, align=4), share), total)
+            before_now = builder.fmul(builder.load(query.sum, align=4), share)
+            total = builder.fadd(before_now, sum_of(builder, reduce(builder.fadd, vectors)))
             builder.store(total, query.sum, align=4)
             builder.store(top, query.top, align=4)
         return [each(builder, share, WIDTH) for share in shares]

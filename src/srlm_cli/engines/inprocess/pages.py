@@ -62,13 +62,16 @@ class Pages:
     ) -> None:
         self.layers, self.count, self.dtype, self.device = layers, count, dtype, device
         self.keys, self.values, self.both = {}, {}, {}
+        self._stores: list[torch.Tensor] = []  # all of them, by pages
         for layer, ((heads, key_size), (_, value_size)) in layers.items():
             if device == "cpu" and key_size == value_size:
                 both = self.both[layer] = _zeros((count, heads, 2, key_size * PAGE), dtype, device)
                 keys, values = both.unbind(2)
+                self._stores.append(both)
             else:
                 keys = _zeros((count, heads, key_size * PAGE), dtype, device)
                 values = _zeros((count, heads, value_size * PAGE), dtype, device)
+                self._stores += [keys, values]
             self.keys[layer] = keys.unflatten(2, (key_size, PAGE))
             self.values[layer] = values.unflatten(2, (PAGE, value_size))
         self.low, self.high = 0, count  # own pages lie in [0, low), shared ones in [high, count)
@@ -111,10 +114,13 @@ class Pages:
 
     def give_back(self, pages: list[int], shared: bool = False) -> None:
         """Make pages free again that nothing else holds."""
-        held = [page for page in pages if page in self.more_holders]
-        self.more_holders -= Counter(held)
-        for page in set(pages).difference(held):
-            heappush(self._high_holes if shared else self._low_holes, -page if shared else page)
+        for page in pages:
+            if page not in self.more_holders:
+                heappush(self._high_holes if shared else self._low_holes, -page if shared else page)
+            elif self.more_holders[page] > 1:
+                self.more_holders[page] -= 1
+            else:
+                del self.more_holders[page]
 
     def copied(self, pages: list[int]) -> list[int]:
         """Return new pages of a row with what is in these."""
@@ -125,8 +131,9 @@ class Pages:
     def compact(self) -> dict[int, int]:
         """Move pages into holes where holes are many; return the new place of each moved page."""
         moved = {**self._fill(shared=False), **self._fill(shared=True)}
-        self.copy(list(moved), list(moved.values()))
-        self.more_holders = Counter({moved.get(page, page): count for page, count in self.more_holders.items()})
+        if moved:
+            self.copy(list(moved), list(moved.values()))
+            self.more_holders = Counter({moved.get(page, page): count for page, count in self.more_holders.items()})
         return moved
 
     def copy(self, old: list[int], new: list[int]) -> None:
@@ -139,10 +146,6 @@ class Pages:
             old_at, new_at = (torch.tensor(of, device=self.device) for of in (old, new))
             for store in self._stores:
                 store[new_at] = store[old_at]
-
-    @property
-    def _stores(self) -> list[torch.Tensor]:
-        return [*self.both.values(), *(of[layer] for of in (self.keys, self.values) for layer in of.keys() - self.both)]
 
     def _fill(self, shared: bool) -> dict[int, int]:
         holes = [-hole for hole in self._high_holes] if shared else self._low_holes

@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.elementwise import gated, scaled, squares
+from srlm_cli.engines.inprocess.elementwise import gated, scaled
 from srlm_cli.engines.inprocess.jit import jit
 from srlm_cli.engines.inprocess.vectors import (
     FLOAT,
@@ -42,6 +42,7 @@ from srlm_cli.engines.inprocess.vectors import (
     prefetch,
     same,
     save_pairs,
+    squares,
 )
 
 HIGHEST = 6  # rows that are computed together: 6 rows of 4 vectors of sums are what the registers hold

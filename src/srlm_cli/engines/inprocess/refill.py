@@ -181,7 +181,8 @@ class Writer(TaskWriter):
             raise
         self._forget_last()
         self.last = texts[-1]
-        self.pages.hold(self.last.pages if self.model.compiled else [])
+        if self.model.compiled:
+            self.pages.hold(self.last.pages)
         for read, behind in zip(reads, logits, strict=True):
             read.logits, read.text.parent = behind, None
             self.reads[read.task] = read

@@ -95,31 +95,52 @@ def save_pairs(typing, numbers, at, scale, packed, to):
     return types.void(numbers, types.intp, types.float32, packed, types.intp), generate
 
 
-def _finder(made: Callable):
-    """Return what finds the largest of what is made of numbers."""
+def _reducer(first: float, joined: Callable, end: Callable):
+    """Return what makes one number of many: `joined(builder, result, numbers)`, from the first on, 16 at a time."""
 
     @intrinsic
-    def largest(typing, numbers, at, count):
-        """Return the largest of `count` numbers, a multiple of 16, from a place on."""
+    def reduce(typing, numbers, at, count):
+        """Return what is made of `count` numbers, a multiple of 16, from a place on."""
 
         def generate(context, builder, signature, arguments):
             numbers, at, count = arguments
             begin = address(context, builder, signature.args[0], numbers, at, FLOAT)
 
-            def body(step, tops):
-                place = builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
-                return [call(builder, "maxnum", FLOATS, tops[0], made(builder, builder.load(place, align=4)))]
+            def body(step, results):
+                return [joined(builder, results[0], builder.load(vector_at(builder, begin, step), align=4))]
 
-            (tops,) = loop(builder, count, 16, [same(float("-inf"))], body)
-            return call(builder, "vector.reduce.fmax", FLOAT, tops)
+            (result,) = loop(builder, count, 16, [same(first)], body)
+            return end(builder, result)
 
         return types.float32(numbers, types.intp, types.intp), generate
 
-    return largest
+    return reduce
 
 
-largest = _finder(lambda builder, numbers: numbers)
-largest_size = _finder(lambda builder, numbers: call(builder, "fabs", FLOATS, numbers))
+def sum_of(builder, vector):
+    """Return the sum of 16 numbers."""
+    return call(builder, "vector.reduce.fadd", FLOAT, ir.Constant(FLOAT, 0.0), vector, fastmath=("reassoc",))
+
+
+def largest_of(builder, vector):
+    """Return the largest of 16 numbers."""
+    return call(builder, "vector.reduce.fmax", FLOAT, vector)
+
+
+def _larger(builder, tops, numbers):
+    return call(builder, "maxnum", FLOATS, tops, numbers)
+
+
+squares = _reducer(0.0, lambda builder, sums, of: call(builder, "fmuladd", FLOATS, of, of, sums), sum_of)
+largest = _reducer(float("-inf"), _larger, largest_of)
+largest_size = _reducer(
+    0.0, lambda builder, tops, of: _larger(builder, tops, call(builder, "fabs", FLOATS, of)), largest_of
+)
+
+
+def vector_at(builder, begin, step):
+    """Return where 16 numbers lie, so many behind a number in float32."""
+    return builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
 
 
 def address(context, builder, array_type, array, at, of):
