@@ -103,18 +103,21 @@ def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype
 @pytest.mark.parametrize("window", [None, 3, 33, 100])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
-    """Behind a common text: one alone, one that goes on from it, and one that goes on from the common text only."""
+    """Behind a common text: one alone, and others that go on from it, in its pass or a later one, and from these."""
     draw = torch.Generator().manual_seed(0)
     pages = {Reading: None, CompiledReading: Pages(LAYER[size], 30, dtype, "cpu")}
     lengths = (COMMON, 150, 129, COMMON + 1)
     given: dict[type, list[torch.Tensor]] = {Reading: [], CompiledReading: []}
-    numbers = [torch.randn(3, GROUPS * HEADS, sum(lengths), size, generator=draw).to(dtype).float() for _ in range(2)]
+    numbers = [torch.randn(3, GROUPS * HEADS, sum(lengths), size, generator=draw).to(dtype).float() for _ in range(3)]
     for kind, of in given.items():
         common = Text([0] * COMMON, kept=True)
-        first = Text([*common.tokens, *range(1, 81)], common, COMMON, common=common)
+        first = Text([*common.tokens, *range(1, 81)], common, COMMON, kept=True, common=common)
+        beside = Text([*first.tokens[:100], 7, 7], first, 100, common=common)
         second = Text([*first.tokens[:120], *range(9)], first, 120, common=common)
+        behind = Text([*second.tokens[:125], 7, 7], second, 125, common=common)
         third = Text([*common.tokens, 5], common, COMMON, common=common)
-        for texts, (asked, keys, values) in zip(([common], [first, second, third]), numbers, strict=True):
+        passes = [common], [first, beside], [second, behind, third]
+        for texts, (asked, keys, values) in zip(passes, numbers, strict=True):
             fresh = sum(len(text.fresh) for text in texts)
             new = (asked[None, :, :fresh], keys[None, :HEADS, :fresh], values[None, :HEADS, :fresh])
             for text in texts if pages[kind] else ():

@@ -296,8 +296,9 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(opened, monkeypatch):
         list(engine.generate([ask("a")]))
 
 
-def test_pages_are_taken_from_both_ends_and_filled_up():
-    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, "cpu")
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the latter is taken for a GPU
+def test_pages_are_taken_from_both_ends_and_filled_up(device):
+    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
     assert store.take(3) == [0, 1, 2] and sorted(store.take(2, shared=True)) == [6, 7]
     with pytest.raises(NoRoom):
         store.take(4)
@@ -316,8 +317,9 @@ def test_pages_are_taken_from_both_ends_and_filled_up():
     assert store.take(4, shared=True) == [3, 4, 5, 6] and not store.keys[0][3:7].any()  # they were others' before
 
 
-def test_a_page_is_free_when_all_that_hold_it_gave_it_back():
-    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, "cpu")
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the latter is taken for a GPU
+def test_a_page_is_free_when_all_that_hold_it_gave_it_back(device):
+    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
     first = store.take(4, shared=True)
     second, third = store.hold(first[1:3]), store.hold(first[2:3])
     store.keys[0][second[0]], store.keys[0][third[0]] = 5.0, 7.0
