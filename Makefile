@@ -42,7 +42,7 @@ lint: $(READY) ## style and import rules
 	$(VENV)/bin/ruff format --check src tests benchmarks
 
 docs: $(READY) ## write the help texts in docs/ anew
-	$(VENV)/bin/python tests/help_pages.py --write
+	$(VENV)/bin/python tests/support/help_pages.py --write
 
 install: $(READY) ## make .venv with all that is needed
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, as_lines
+from helpers import SHARED, Srlm, as_lines
 from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
 from srlm_cli.engines.echo import echo_name, probabilities
 from srlm_cli.errors import OptionError
 
 SCORES = ("0", "1", "2", "3", "4", "5")
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data" / "oasst2" / "ranked_eval.jsonl"
+OASST = SHARED / "oasst2" / "ranked_eval.jsonl"
 
 
 def ask(model: str | None, text: str = "Why?", seeds: tuple[int, ...] = (1,), **more) -> Completion:
@@ -137,9 +136,9 @@ def test_a_constant_judge_is_all_ties(srlm: Srlm) -> None:
     assert (constant["pairwise_accuracy"], constant["tie_rate"], constant["scored"]) == (0, 1, 1)
 
 
-@pytest.mark.skipif(not SHARED.is_file(), reason="the shared ranked replies are not here")
+@pytest.mark.skipif(not OASST.is_file(), reason="the shared ranked replies are not here")
 def test_baselines_on_real_replies(srlm: Srlm) -> None:
-    rows = SHARED.read_text(encoding="utf-8")
+    rows = OASST.read_text(encoding="utf-8")
     longest = metrics(srlm, "longest", rows)
     assert longest["pairwise_accuracy"] == longest["longest_wins"] and longest["scored"] == 1
     assert metrics(srlm, "random", rows)["pairwise_accuracy_without_ties"] == pytest.approx(0.5, abs=0.1)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, clean_env, write_rows
+from helpers import ROOT, Srlm, clean_env, write_rows
 
-CLUSTER = Path(__file__).parents[1] / "examples" / "cluster"
+CLUSTER = ROOT / "examples" / "cluster"
 SHARDS = 3
 RAY = """
 def init(): pass

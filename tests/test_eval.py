@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 import random
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, as_lines, read_rows, write_rows
+from helpers import SHARED, Srlm, as_lines, read_rows, write_rows
 from srlm_cli.evaluate.bootstrap import metrics
 from srlm_cli.evaluate.reward import (
     Replies,
@@ -27,8 +26,6 @@ from srlm_cli.evaluate.reward import (
     tops_among_perfect,
 )
 from srlm_cli.records import judged_record
-
-SHARED = Path(__file__).parents[1] / ".." / "shared" / "data"
 
 
 def correlations(human: list, scores: list) -> tuple[list[float], list[float]]:

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Row, clean_env, read_rows, write_rows
+from helpers import ROOT, Row, clean_env, read_rows, write_rows
 from stub_server import Stub
 from tiny import ALONE, tiny_model
 
-ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "examples" / "quickstart"
 pytestmark = pytest.mark.slow
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers import SHARED
 from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
@@ -18,7 +18,7 @@ from srlm_cli.stages.judge import judge_prompt
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 MODEL = "smollm2-135m-instruct"
-PROMPTS = Path(__file__).parents[2] / "shared" / "data" / "eval_prompts"
+PROMPTS = SHARED / "eval_prompts"
 LENGTH = 24
 # Two roundings of one sum may choose differently between logits that are as good as equal.
 TIE = 1e-3

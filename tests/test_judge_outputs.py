@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
+from helpers import SHARED
 from srlm_cli import templates
 
-OUTPUTS = Path(__file__).parents[1] / ".." / "shared" / "data" / "judge_outputs"
+OUTPUTS = SHARED / "judge_outputs"
 pytestmark = pytest.mark.skipif(not OUTPUTS.is_dir(), reason="the shared judge outputs are not here")
 
 RATING = templates.load("rating", fields={"prompt", "response"})

@@ -8,20 +8,18 @@ import random
 import runpy
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from helpers import Srlm, as_lines, write_rows
+from helpers import ROOT, SHARED, Srlm, as_lines, write_rows
 from srlm_cli.errors import BadRow
 from srlm_cli.evaluate import length_control as pure
 from srlm_cli.evaluate.length_control import C, Comparisons, by_model, of_matches, preference_record
 from srlm_cli.evaluate.logistic import probability, solve
 
-ROOT = Path(__file__).parents[1]
 BENCHMARK = ROOT / "benchmarks" / "length_control.py"
-SHARED = ROOT / ".." / "shared" / "data" / "alpaca_eval_lc"
+ALPACA_EVAL = SHARED / "alpaca_eval_lc"
 NO_PENALTY = 1e9
 
 
@@ -166,18 +164,18 @@ def test_the_fit_is_a_minimum(c: float, kind: str) -> None:
 # --- the published figures -------------------------------------------------------------------
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared AlpacaEval figures are not here")
+@pytest.mark.skipif(not ALPACA_EVAL.is_dir(), reason="the shared AlpacaEval figures are not here")
 @pytest.mark.skipif(not BENCHMARK.is_file(), reason="the benchmarks are not here")
 def test_the_published_figures_are_reproduced() -> None:
     benchmark = runpy.run_path(str(BENCHMARK))
-    found = benchmark["misses"](SHARED)
+    found = benchmark["misses"](ALPACA_EVAL)
     sizes = {model: abs(miss) for model, (_, _, miss) in found.items()}
     assert len(sizes) == 29
     assert max(sizes[model] for model, (n, _, _) in found.items() if n == 805) < 0.1
     assert statistics.median(sizes.values()) < 0.01
     # with the C that cross-validation had chosen for them when they were published
     for c, models in ((10 ** (4 / 9), ["claude-2", "phi-2"]), (10 ** (4 / 3), ["NullModel", "alpaca-7b"])):
-        assert max(abs(miss) for _, _, miss in benchmark["misses"](SHARED, c, models).values()) < 0.003
+        assert max(abs(miss) for _, _, miss in benchmark["misses"](ALPACA_EVAL, c, models).values()) < 0.003
 
 
 # --- metric rows -----------------------------------------------------------------------------

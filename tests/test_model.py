@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import ROOT
 from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
@@ -19,7 +20,7 @@ from srlm_cli.stages.judge import JudgeOptions, judge_request
 pytestmark = pytest.mark.model
 
 MODEL = "smollm2-135m-instruct"
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+QUICKSTART = ROOT / "examples" / "quickstart"
 CHATS = [
     "Why is the sky blue?",
     "Name three rivers in Europe and say through which countries each of them flows.",

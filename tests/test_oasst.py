@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-from helpers import write_rows
+from helpers import ROOT, write_rows
 
-BUILD = Path(__file__).parents[1] / "examples" / "oasst" / "build.py"
+BUILD = ROOT / "examples" / "oasst" / "build.py"
 
 
 def message(id: str, parent: str | None, text: str, rank: int | None = None, **more) -> dict:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from random import Random
 
 import pytest
 
-from helpers import Srlm
+from helpers import ROOT, Srlm
 from srlm_cli.evaluate.bootstrap import in_order
 from srlm_cli.evaluate.health import ByPrompt, Numbers, health_metrics, numbers_of
 from srlm_cli.evaluate.length_control import Comparisons
@@ -15,7 +14,7 @@ from srlm_cli.evaluate.reward import Replies, judge_metrics, metric_rows, replie
 from srlm_cli.records import judged_record
 from srlm_cli.streams.spill import ByKey, Rows, Table
 
-RANKED = Path(__file__).parents[1] / "examples" / "quickstart" / "ranked.jsonl"
+RANKED = ROOT / "examples" / "quickstart" / "ranked.jsonl"
 # metric: value, n, ci_low, ci_high; found with all rows in memory and scipy's correlations (commit 44a945c)
 REWARD = {
     "pairwise_accuracy": (0.4540229885057471, 348, 0.3957769531415348, 0.5142962184873948),

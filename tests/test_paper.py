@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, clean_env, write_rows
+from helpers import ROOT, Srlm, clean_env, write_rows
 
-ROOT = Path(__file__).parents[1]
 PAPER = ROOT / "examples" / "paper" / "srlm.toml"
 
 # `srlm` itself, but for `sample --model FOLDER`, which answers with as many letters as FOLDER/length says, and

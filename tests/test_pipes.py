@@ -6,13 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from helpers import clean_env, read_rows, write_rows
+from helpers import ROOT, clean_env, read_rows, write_rows
 
-ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "examples" / "pipes.md").read_text(), re.DOTALL)
 MADE = {  # file: rows it has where the page's claim is a number, else at least one
     "pairs.jsonl": None, "responses.jsonl": 32, "judged.jsonl": 32, "judged-other.jsonl": 1, "judge.jsonl": None,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, as_lines, write_rows
+from helpers import ROOT, Srlm, as_lines, write_rows
 from srlm_cli import templates
 from srlm_cli.errors import OptionError
 from srlm_cli.templates import Template, plain
@@ -384,7 +384,7 @@ def test_a_judge_of_single_replies_takes_no_template_of_two_scores(srlm: Srlm) -
 
 
 def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[1] / "docs" / "templates.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
     strict, grade = (own(tmp_path, text, reads=True) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
     assert strict.score("Fine. Score: 4/5") == 4 and strict.choices == ADDITIVE.choices
     assert grade.score("Fine.\nGrade: 6") == 6 and grade.score("Grade: 7") is None

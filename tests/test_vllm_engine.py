@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import clean_env, read_rows, write_rows
+from helpers import ROOT, clean_env, read_rows, write_rows
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm", reason="vllm is not installed: make test-vllm")
 
 MODEL = "smollm2-135m-instruct"
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+QUICKSTART = ROOT / "examples" / "quickstart"
 # Not what is tested, and a minute for each model that is loaded.
 EAGER = {"TORCH_COMPILE_DISABLE": "1"}
 CHATS = [

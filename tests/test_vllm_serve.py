@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import Srlm, as_lines, read_rows, write_rows
+from helpers import ROOT, Srlm, as_lines, read_rows, write_rows
 from serving import server
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec, open_engine
@@ -22,7 +22,7 @@ CHATS = ["Why is the sky blue?", "Name three rivers in Europe.", "Write a haiku 
 NAME = "served-model"
 CONTEXT = 512
 SCORES = tuple("012345")
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+QUICKSTART = ROOT / "examples" / "quickstart"
 
 
 def serve(log: Path, *more: str) -> AbstractContextManager[str]:

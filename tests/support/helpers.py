@@ -16,6 +16,8 @@ from srlm_cli.engines.base import Completion, Request
 
 Row = dict[str, Any]
 HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 PROGRAM = [sys.executable, "-m", "srlm_cli"]
 MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")

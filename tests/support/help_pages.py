@@ -7,7 +7,7 @@ from pathlib import Path
 
 from srlm_cli.cli import COMMANDS, CONTEXT, command
 
-PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
+PAGE = Path(__file__).parents[2] / "docs" / "commands.md"
 INTRO = """# The commands
 
 The help of every command, as `srlm COMMAND --help` prints it. This page is made by `make docs`.
