@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import unicodedata
 
 import pytest
 from rapidfuzz.distance import LCSseq
@@ -11,7 +13,8 @@ from helpers import ListEngine, Srlm, as_lines, asked_text, read_json, read_rows
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
 from srlm_cli.records import prompt_record
-from srlm_cli.stages.gen_prompts import GenPromptsOptions, NearDuplicates, clean, fault, gen_prompts, words_of
+from srlm_cli.stages.gen_prompts import GenPromptsOptions, NearDuplicates, clean, fault, gen_prompts
+from srlm_cli.stages.words import length, words_of
 
 FORM = templates.load("new_prompt", fields={"tasks"})
 SEEDS = [prompt_record({"prompt": f"Seed number {n} asks about {'abcdefghij'[n] * 5}"}) for n in range(10)]
@@ -35,7 +38,7 @@ def outcomes(texts: list[str], **more) -> list:
 def test_count_is_how_many_are_kept() -> None:
     made = outcomes(["too short", *distinct(2), "one image of a cat", distinct(3)[2], "never asked for"], together=1)
     assert [row["prompt"] for outcome in made for row in outcome.rows] == distinct(3)
-    assert [dict(outcome.dropped) for outcome in made] == [{"too short": 1}, {}, {}, {"keyword": 1}, {}]
+    assert [dict(outcome.dropped) for outcome in made] == [{"too short: 2 words": 1}, {}, {}, {"keyword: image": 1}, {}]
     assert all(outcome.read == 1 for outcome in made)
 
 
@@ -50,7 +53,7 @@ def test_tries_are_bounded() -> None:
     engine = ListEngine([["no"]] * 100)
     made = list(gen_prompts(SEEDS, engine, options(count=3, max_tries=7, together=4)))
     assert len(made) == len(engine.asked) == 7
-    assert sum(outcome.dropped["too short"] for outcome in made) == 7
+    assert sum(outcome.dropped["too short: 1 word"] for outcome in made) == 7
 
 
 def test_eight_shots_six_seeds_and_two_of_its_own() -> None:
@@ -144,24 +147,93 @@ def test_a_likeness_of_exactly_the_limit_is_kept() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("Name three rivers", "too short"),
+        ("Name three rivers", "too short: 3 words"),
         ("Name three long rivers", ""),
-        ("", "too short"),
+        ("", "too short: 0 words"),
+        ("Rivers?", "too short: 1 word"),
         (" ".join(["word"] * 150), ""),
-        (" ".join(["word"] * 151), "too long"),
-        ("Describe the image below now", "keyword"),
-        ("Plot a curve of it", "keyword"),
-        ("Please go to the shop", "keyword"),
+        (" ".join(["word"] * 151), "too long: over 150 words"),
+        ("Describe the Image below now", "keyword: image"),
+        ("Plot a curve of it", "keyword: plot"),
+        ("Please go to the shop", "keyword: go to"),
         ("Describe the imagery in it", ""),
         ("Write a program that sorts words", "write a program"),
         ("Write a poem that sorts words", ""),
-        ("Überlege dir einen guten Satz", "starts outside ASCII"),
-        ("- name three long rivers", "starts with punctuation"),
+        ("- name three long rivers", "starts with punctuation: -"),
+        ('"Hamlet" is by which author?', 'starts with punctuation: "'),
+        ("(Name) three long rivers", "starts with punctuation: ("),
+        ("$5 is how many euros?", "starts with a symbol: $"),
+        ("\x07Name three long rivers", "starts with a control character"),
         ("3 rivers are to be named", ""),
     ],
 )
 def test_the_filters_of_self_instruct(text: str, reason: str) -> None:
     assert fault(text) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Überlege dir einen guten Satz", ""),
+        ("Назови три длинные реки", ""),
+        ("Назови три реки", "too short: 3 words"),
+        ("اذكر ثلاثة أنهار طويلة", ""),
+        ("\u200fמנה שלושה נהרות ארוכים", ""),
+        ("तीन लंबी नदियों के नाम", ""),
+        ("긴 강 이름 세 개", ""),
+        ("긴 강 이름", "too short: 3 words"),
+        ("推荐三本好书。", ""),
+        ("推荐三本书。", "too short: 5 letters"),
+        ("《红楼梦》的作者是谁？", ""),
+        ("¿Cuál es la capital?", ""),
+        ("« Hamlet » est de qui ?", "starts with punctuation: «"),
+        ("日本の首都はどこですか", ""),
+        ("首都は？", "too short: 3 letters"),
+        ("ประเทศไทยมีกี่จังหวัด", ""),
+        ("สวัสดี", "too short: 4 letters"),
+        ("用Python写一个函数", ""),
+        ("好" * 225, ""),
+        ("好" * 226, "too long: letters of over 150 words"),
+        ("🙂 Name three long rivers", "starts with a symbol: 🙂"),
+        ("。推荐三本好书吧", "starts with punctuation: 。"),
+        ("\u0301Name three long rivers", "starts with a combining mark"),
+    ],
+)
+def test_the_filters_in_any_script(text: str, reason: str) -> None:
+    assert fault(text).startswith(reason) and bool(fault(text)) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("Écris-moi 2 vers d'été, s_v_p!", ["écris", "moi", "2", "vers", "d", "été", "s", "v", "p"]),
+        ("re\u0301sume\u0301", ["re", "sume"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("نصٌّ قصير", ["نصٌّ", "قصير"]),
+        ("写3首诗。", ["写", "3", "首", "诗"]),
+        ("カーの価格", ["カ", "ー", "の", "価", "格"]),
+        ("คือGPT-4", ["คื", "อ", "gpt", "4"]),
+        ("한국어 시", ["한국어", "시"]),
+    ],
+)
+def test_the_units_of_rouge_are_words_or_letters(text: str, units: list[str]) -> None:
+    assert words_of(text) == units
+
+
+def test_words_of_latin_greek_and_cyrillic_are_runs_of_letters_and_digits() -> None:
+    """The definition of ROUGE for English, and the length of Self-Instruct."""
+    draw = random.Random(0)
+    signs = [chr(at) for at in (*range(0x250), *range(0x300, 0x530), *range(0x1E00, 0x2070))]
+    for _ in range(2000):
+        text = "".join(draw.choices([sign for sign in signs if unicodedata.category(sign) != "Cn"], k=25))
+        assert words_of(text) == re.findall(r"[^\W_]+", text.lower())
+        assert length(text) == (len(text.split()), 0)
+
+
+def test_near_duplicates_are_found_without_spaces() -> None:
+    known = NearDuplicates(["请写一首关于春天的短诗。"], 0.7)
+    assert known.fault("请写一首关于秋天的短诗") == "near-duplicate"
+    assert known.fault("请解释一下为什么天空是蓝色的。") == ""
 
 
 def test_a_prompt_that_was_cut_off_is_dropped() -> None:

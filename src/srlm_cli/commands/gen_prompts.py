@@ -69,6 +69,10 @@ def gen_prompts(
     tried again, up to --max-tries (then exit 4). The defaults are the paper's: 6 demonstrations
     from the seeds and 2 from the new prompts, temperature 0.6, top-p 0.9, ROUGE-L at most 0.7, 4
     to 150 words. In the paper a fixed chat model writes the prompts of all rounds.
+
+    Prompts may be in any language. In scripts without spaces between words (Chinese, Japanese,
+    Thai) the length is measured by letters (1.5, 2.5 and 3 for a word) and ROUGE-L compares
+    letters. The words that the filters refuse (`image`, `graph`, ...) are English.
     """
     if shard:
         raise OptionError(

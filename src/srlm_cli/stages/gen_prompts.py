@@ -6,6 +6,7 @@ The filters and their constants are those of Self-Instruct (arXiv 2212.10560) th
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
@@ -17,6 +18,7 @@ from srlm_cli.engines.base import Engine, Request, Sampling
 from srlm_cli.records import Row, as_messages, as_text, prompt_id
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
+from srlm_cli.stages.words import length, words_of
 from srlm_cli.templates import Template
 
 MAX_ROUGE_L = 0.7
@@ -120,29 +122,48 @@ def clean(text: str) -> str:
 
 
 def fault(text: str, finish_reason: str = "stop") -> str:
-    """Return why a generated prompt is dropped by Self-Instruct's filters, or an empty string."""
-    words = text.split()
+    """Return why a generated prompt is dropped by Self-Instruct's filters and what they saw, or an empty string.
+
+    Their lists of words are English. A script without spaces is measured by its letters (see `words.length`).
+    """
     if finish_reason != "stop":
         return "cut off"
-    if len(words) < MIN_WORDS:
-        return "too short"
-    if len(words) > MAX_WORDS:
-        return "too long"
-    if UNSEEN.search(text):
-        return "keyword"
+    words, letters = length(text)
+    if words < MIN_WORDS:
+        return f"too short: {counted(letters, 'letter') if letters else counted(int(words), 'word')}"
+    if words > MAX_WORDS:
+        return f"too long: {'letters of ' if letters else ''}over {MAX_WORDS} words"
+    if unseen := UNSEEN.search(text):
+        return f"keyword: {unseen[0].lower()}"
     if text.lower().startswith(BANNED_START):
-        return "write a program"
-    if not text[0].isascii():
-        return "starts outside ASCII"
-    if not text[0].isalnum():
-        return "starts with punctuation"
-    return ""
+        return BANNED_START
+    return start_fault(text)
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words: 1 word, 3 words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def start_fault(text: str) -> str:
+    """Return what is wrong with the first visible character of a text, or an empty string.
+
+    A letter or a number of any script is right, and so is an opening mark outside of ASCII right before one, as in
+    Spanish questions and Chinese titles.
+    """
+    kinds = [(sign, unicodedata.category(sign)) for sign in text[:8]]
+    (first, kind), (second, _) = ([one for one in kinds if one[1] != "Cf"] + [("", "Cf")] * 2)[:2]
+    opens = not first.isascii() and (kind in ("Ps", "Pi") or first in "\u00a1\u00bf")  # inverted ! and ?
+    if first.isalnum() or (opens and second.isalnum()):
+        return ""
+    name = {"P": "punctuation", "S": "a symbol", "M": "a combining mark"}.get(kind[0], "a control character")
+    return f"starts with {name}" + (f": {first}" if first.isprintable() and first else "")
 
 
 class NearDuplicates:
-    """Find prompts too like a known one by ROUGE-L F, that is 2 LCS / (m + n) over their words.
+    """Find prompts too like a known one by ROUGE-L F, that is 2 LCS / (m + n) over their `words_of`.
 
-    That number is the normalized Indel similarity of two sequences of words.
+    That number is the normalized Indel similarity of two sequences.
     """
 
     def __init__(self, texts: Iterable[str], limit: float) -> None:
@@ -161,8 +182,3 @@ class NearDuplicates:
     def fault(self, text: str) -> str:
         """Return the reason to drop a near-duplicate, or an empty string."""
         return "near-duplicate" if self.highest(text) > self.limit else ""
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words that ROUGE compares: lower case, runs of letters and digits."""
-    return re.findall(r"[^\W_]+", text.lower())
