@@ -45,7 +45,7 @@ def test_replicas_have_gpus_of_their_own(
 ) -> None:
     import torch
 
-    from srlm_cli.engines.replicas import device_settings
+    from srlm_cli.engines.vllm_replicas import device_settings
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
@@ -60,7 +60,7 @@ def test_replicas_share_the_cores_of_a_processor(monkeypatch: pytest.MonkeyPatch
 
     import torch
 
-    from srlm_cli.engines.replicas import device_settings
+    from srlm_cli.engines.vllm_replicas import device_settings
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 8, 9})

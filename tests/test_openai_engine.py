@@ -16,7 +16,7 @@ from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
-from srlm_cli.engines.choices import Step, masses, named_in, pick, shared
+from srlm_cli.engines.choice_probabilities import Step, masses, named_in, pick, shared
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.records import response_record
 from srlm_cli.stages.judge import JudgeOptions, judge

@@ -58,7 +58,7 @@ def open_engine(spec: EngineSpec) -> Engine:
     if not find_spec("vllm"):
         raise EngineError("vllm is not installed", "pip install vllm; without a GPU see docs/engines.md")
     if spec.data_parallel_size > 1:
-        from srlm_cli.engines.replicas import Replicas
+        from srlm_cli.engines.vllm_replicas import Replicas
 
         return Replicas(spec)
     from srlm_cli.engines.vllm import VllmEngine
@@ -71,7 +71,7 @@ def with_model(spec: EngineSpec) -> EngineSpec:
     """Return a spec that names its model: a server's only one where none is given; the server is asked once."""
     if spec.model or spec.engine != "openai":
         return spec
-    from srlm_cli.engines.server import only_model
+    from srlm_cli.engines.openai_server import only_model
 
     return replace(spec, model=only_model(spec))
 

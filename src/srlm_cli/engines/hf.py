@@ -17,6 +17,7 @@ import torch
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.chat_template import chat_text, token_ids
 from srlm_cli.engines.inprocess import halves, lanes
 from srlm_cli.engines.inprocess.choices import Choice, Chooser
 from srlm_cli.engines.inprocess.lanes import Lanes
@@ -25,7 +26,6 @@ from srlm_cli.engines.inprocess.plain import PlainModel, PlainWriter
 from srlm_cli.engines.inprocess.refill import Writer
 from srlm_cli.engines.inprocess.stops import Stops
 from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
-from srlm_cli.engines.rendering import chat_text, token_ids
 
 BATCHES_A_WINDOW = 4
 

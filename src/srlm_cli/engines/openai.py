@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING
 import openai
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, choices
+from srlm_cli.engines import EngineSpec, choice_probabilities
 from srlm_cli.engines.base import Completion, Request, end_of
-from srlm_cli.engines.choices import Step
-from srlm_cli.engines.rendering import chat_text
-from srlm_cli.engines.server import Json, Server, filtered, names, too_long, words
+from srlm_cli.engines.chat_template import chat_text
+from srlm_cli.engines.choice_probabilities import Step
+from srlm_cli.engines.openai_server import Json, Server, filtered, names, too_long, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -194,20 +194,20 @@ class OpenAIEngine:
         steps = answer.replies[0].steps
         if steps is None:
             return await self._choose_by_text(request)
-        found = choices.masses(steps, request.choices, request.prefix[len(request.prefix.rstrip()) :])
+        found = choice_probabilities.masses(steps, request.choices, request.prefix[len(request.prefix.rstrip()) :])
         spent = [answer]
         for short in request.choices:
             spent += await self._divide(request, short, found)
-        probabilities = choices.shared(list(found.values()))
+        probabilities = choice_probabilities.shared(list(found.values()))
         size = len(request.seeds)
         tokens_in, tokens_out = answer.tokens_in, sum(answer.tokens_out for answer in spent)
         if probabilities is None:
             return Completion([""] * size, ["no-choice"] * size, tokens_in, tokens_out)
-        return replace(choices.completion(request, probabilities, tokens_in), tokens_out=tokens_out)
+        return replace(choice_probabilities.completion(request, probabilities, tokens_in), tokens_out=tokens_out)
 
     async def _divide(self, request: Request, short: str, found: dict[str, float]) -> list[Answer]:
         """Divide what was found for a choice ("1") among it and those that go on from it ("10")."""
-        rest = {other: other[len(short) :] for other in choices.longer(short, request.choices)}
+        rest = {other: other[len(short) :] for other in choice_probabilities.longer(short, request.choices)}
         if not rest or found[short] < RARE:
             return []
         answer = await self._next_tokens(replace(request, prefix=request.prefix + short))
@@ -228,7 +228,7 @@ class OpenAIEngine:
         """Return, for each seed, the choice that a drawn text begins with, or an empty text."""
         short = replace(request.sampling, max_new_tokens=CHOICE_TOKENS, stop=())
         written = await self._write(replace(request, sampling=short, choices=()))
-        return replace(written, texts=[choices.named_in(text, request.choices) for text in written.texts])
+        return replace(written, texts=[choice_probabilities.named_in(text, request.choices) for text in written.texts])
 
 
 class ChatTemplate:

@@ -35,9 +35,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, choices
+from srlm_cli.engines import EngineSpec, choice_probabilities
 from srlm_cli.engines.base import Completion, Request, Sampling, end_of
-from srlm_cli.engines.rendering import chat_text, stop_ids, token_ids
+from srlm_cli.engines.chat_template import chat_text, stop_ids, token_ids
 from srlm_cli.errors import EngineError, OptionError
 
 BATCHES_AHEAD = 4
@@ -200,7 +200,8 @@ class VllmEngine:
         """Multiply the probabilities along each choice, and draw."""
         behind = {node: output.outputs[0].logprobs[0] for node, output in zip(asked.nodes, outputs, strict=True)}
         logs = [sum(behind[end[:at]][token].logprob for at, token in enumerate(end)) for end in asked.ends]
-        return choices.completion(asked.request, choices.of_texts(logs, asked.ends), asked.tokens_in)
+        probabilities = choice_probabilities.of_texts(logs, asked.ends)
+        return choice_probabilities.completion(asked.request, probabilities, asked.tokens_in)
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.choices import completion, of_texts
+from srlm_cli.engines.choice_probabilities import completion, of_texts
 from srlm_cli.engines.inprocess import memory
 from srlm_cli.engines.inprocess.texts import Text, find_parents
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from srlm_cli.engines.base import Sampling, end_of
-from srlm_cli.engines.rendering import stop_ids
+from srlm_cli.engines.chat_template import stop_ids
 
 UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character yet
 

@@ -1,0 +1,1 @@
+"""The same passes compiled for a CPU."""
