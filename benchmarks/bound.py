@@ -25,9 +25,9 @@ from step import machine, own_rate
 from work import requests_of
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import halves
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.forward.cpu import linear
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text, find_parents
 
 
 def main() -> None:
@@ -52,10 +52,10 @@ def main() -> None:
     weights = sum(weight.numel() for weight in net.parameters())
     head = net.get_output_embeddings().weight.numel()
     kind = models.pick_dtype(given.dtype, "cpu", float16=True)
-    half = halves.type_for(kind, "cpu")
+    half = linear.type_for(kind, "cpu")
     rate, bandwidth = machine(net.dtype)
     if half:
-        halves.use_in(net, half)
+        linear.use_in(net, half)
         rate = own_rate(half)
     model = PackedModel(net, "cpu")
     with torch.inference_mode():

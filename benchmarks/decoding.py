@@ -24,24 +24,25 @@ from sample import prompts
 
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.inprocess import compiled_passes, fused, lanes, nucleus
+from srlm_cli.engines.hf import sampling, workers
+from srlm_cli.forward.cpu import llama_layer, paged_attention
 from srlm_cli.models import pick_dtype
 
 
 def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
     """Draw as on a GPU."""
-    return nucleus.draw_nucleus(logits / temperature[:, None], top_p, uniform)
+    return sampling.draw_nucleus(logits / temperature[:, None], top_p, uniform)
 
 
 WAYS = {  # the dtype, and what is done otherwise
     "all": ("auto", []),
-    "one lane": ("auto", [patch.object(lanes, "count", lambda rows, device: 1)]),
-    "layers by their modules": ("auto", [patch.object(fused, "under_way", lambda: None)]),
-    "draws by torch": ("auto", [patch.object(nucleus.compiled_draw, "draw", draw_by_torch)]),
+    "one lane": ("auto", [patch.object(workers, "count", lambda rows, device: 1)]),
+    "layers by their modules": ("auto", [patch.object(llama_layer, "under_way", lambda: None)]),
+    "draws by torch": ("auto", [patch.object(sampling.compiled, "draw", draw_by_torch)]),
     "float32": ("float32", []),
     "float32, attention by torch": (
         "float32",
-        [patch.object(compiled_passes, "fits", lambda layers, dtype, device: False)],
+        [patch.object(paged_attention, "fits", lambda layers, dtype, device: False)],
     ),
 }
 

@@ -24,8 +24,8 @@ from race import hardware
 from sample import prompts
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import halves
-from srlm_cli.engines.inprocess.halves import HalfLinear
+from srlm_cli.forward.cpu import linear
+from srlm_cli.forward.cpu.linear import HalfLinear
 
 LAYERS, WIDE, NARROW = 60, 1536, 576
 MODEL = "smollm2-135m-instruct"
@@ -47,7 +47,7 @@ def layers() -> dict[str, list[Callable[[torch.Tensor], torch.Tensor]]]:
 
 def own() -> torch.dtype | None:
     """Return the type of 16 bits that srlm multiplies in on this processor itself."""
-    return halves.type_for(models.pick_dtype("auto", "cpu", float16=True), "cpu")
+    return linear.type_for(models.pick_dtype("auto", "cpu", float16=True), "cpu")
 
 
 def named(dtype: torch.dtype) -> str:
@@ -87,7 +87,7 @@ def divergence(data: Path, count: int) -> None:
     others = {"bfloat16 by torch": models.load_model(MODEL, "bfloat16").eval()}
     if half := own():
         others[f"{named(half)} by srlm"] = models.load_model(MODEL, "float32").eval()
-        halves.use_in(others[f"{named(half)} by srlm"], half)
+        linear.use_in(others[f"{named(half)} by srlm"], half)
     sums, unlike, positions = dict.fromkeys(others, 0.0), dict.fromkeys(others, 0), 0
     for ids in texts:
         wanted = exact(torch.tensor([ids])).logits[0].log_softmax(-1)

@@ -26,9 +26,10 @@ from race import hardware
 from work import requests_of
 
 from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.inprocess import compiled_passes, halves, refill
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.engines.hf import scheduler
+from srlm_cli.forward.cpu import linear, paged_attention
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text
 
 EACH = {"sample": 4, "judge": 3}
 spent: Counter[str] = Counter()  # of this process: a lane has its own
@@ -62,22 +63,22 @@ def counted(read: Callable) -> Callable:
 
 def watch(folder: str) -> None:
     """Note the time of the engine's parts, and put what a lane has noted into a file of the folder at each step."""
-    compiled, advance = halves.compiled, refill.Writer.advance
+    compiled, advance = linear.compiled, scheduler.Writer.advance
 
     def timed_products(kind):
         return compiled(kind)._replace(multiply=timed("products", compiled(kind).multiply))
 
-    def noted(writer: refill.Writer) -> None:
+    def noted(writer: scheduler.Writer) -> None:
         rows = len(writer.rows)
         timed("all", advance)(writer)
         spent.update({"passes": 1, "rows": rows})
         Path(folder, str(os.getpid())).write_text(json.dumps(spent))
 
-    halves.compiled = timed_products
-    compiled_passes._Paged.gather = timed("attention", compiled_passes._Paged.gather)
-    compiled_passes._Paged.store = timed("storing", compiled_passes._Paged.store)
+    linear.compiled = timed_products
+    paged_attention._Paged.gather = timed("attention", paged_attention._Paged.gather)
+    paged_attention._Paged.store = timed("storing", paged_attention._Paged.store)
     PackedModel.read, PackedModel.step = timed("reading", counted(PackedModel.read)), timed("steps", PackedModel.step)
-    refill.draw, refill.Writer.advance = timed("draws", refill.draw), noted
+    scheduler.draw, scheduler.Writer.advance = timed("draws", scheduler.draw), noted
 
 
 def main() -> None:

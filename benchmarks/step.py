@@ -22,10 +22,10 @@ import torch
 import transformers
 
 from srlm_cli import models
-from srlm_cli.engines.inprocess import halves
-from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
-from srlm_cli.engines.inprocess.products import Kind, compiled
+from srlm_cli.forward.cpu import linear
+from srlm_cli.forward.cpu.gemm import Kind, compiled
+from srlm_cli.forward.kv_cache import PAGE, Pages, Span
+from srlm_cli.forward.packed import PackedModel, lay_by_input
 
 SHARE = 4
 BATCHES = (1, 16, 64, 128)
@@ -105,10 +105,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     models.quiet_libraries()
-    half = halves.type_for(asked.dtype, "cpu")
+    half = linear.type_for(asked.dtype, "cpu")
     net = models.load_model(asked.model, "float32" if asked.dtype == "float16" else asked.dtype).eval()
     model = PackedModel(models.load_model(asked.model, "float32" if half else asked.dtype).eval(), "cpu")
-    halves.use_in(model.net, half) if half else lay_by_input(model.net)
+    linear.use_in(model.net, half) if half else lay_by_input(model.net)
     with torch.inference_mode():
         if not model.fits():
             raise SystemExit(f"{asked.model} does not run packed")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from numba.core.caching import FunctionCache
 
-from srlm_cli.engines.inprocess import compiled_passes, jit, kernels, vectors
-from srlm_cli.engines.inprocess.attention import Reading
-from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep, _Paged
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span, pages_for
-from srlm_cli.engines.inprocess.step import Step
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward.attention import Reading
+from srlm_cli.forward.cpu import attention_kernels, jit, llvm, paged_attention
+from srlm_cli.forward.cpu.paged_attention import CompiledReading, CompiledStep, _Paged
+from srlm_cli.forward.kv_cache import PAGE, Pages, Span, pages_for
+from srlm_cli.forward.paged_attention import Step
+from srlm_cli.forward.prefix import Text
 
 COMMON = 70  # tokens that some rows begin with
 HEADS, GROUPS = 2, 3
@@ -132,10 +132,10 @@ def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
 @pytest.mark.parametrize("members", [[], [0, 1, 2]], ids=str)
 def test_a_processor_without_products_of_pairs_gives_the_same(monkeypatch, members):
     expected, given = both(64, torch.bfloat16, None, members)
-    monkeypatch.setattr(vectors, "has_pairs", lambda: False)
-    attending = kernels.attending.__wrapped__
-    monkeypatch.setattr(kernels, "attending", attending)
-    monkeypatch.setattr(kernels, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
+    monkeypatch.setattr(llvm, "has_pairs", lambda: False)
+    attending = attention_kernels.attending.__wrapped__
+    monkeypatch.setattr(attention_kernels, "attending", attending)
+    monkeypatch.setattr(attention_kernels, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
     torch.testing.assert_close(both(64, torch.bfloat16, None, members)[1], given, rtol=1e-3, atol=1e-3)
 
 
@@ -169,13 +169,13 @@ def test_what_compiled_code_cannot_read_is_left_to_torch():
     def layers(key: int, value: int) -> dict:
         return {0: (torch.Size((2, key)), torch.Size((2, value)))}
 
-    assert compiled_passes.fits(layers(64, 64), torch.float32, "cpu")
-    assert compiled_passes.fits(layers(64, 64), torch.bfloat16, "cpu")
-    assert compiled_passes.fits(layers(64, 64), torch.float16, "cpu")
-    assert not compiled_passes.fits(layers(64, 64), torch.float64, "cpu")
-    assert not compiled_passes.fits(layers(64, 64), torch.float32, "cuda:0")
-    assert not compiled_passes.fits(layers(64, 32), torch.float32, "cpu")
-    assert not compiled_passes.fits(layers(24, 24), torch.float32, "cpu")
+    assert paged_attention.fits(layers(64, 64), torch.float32, "cpu")
+    assert paged_attention.fits(layers(64, 64), torch.bfloat16, "cpu")
+    assert paged_attention.fits(layers(64, 64), torch.float16, "cpu")
+    assert not paged_attention.fits(layers(64, 64), torch.float64, "cpu")
+    assert not paged_attention.fits(layers(64, 64), torch.float32, "cuda:0")
+    assert not paged_attention.fits(layers(64, 32), torch.float32, "cpu")
+    assert not paged_attention.fits(layers(24, 24), torch.float32, "cpu")
 
 
 def stored(store) -> float:
@@ -192,7 +192,7 @@ def test_code_is_compiled_where_no_folder_can_keep_it(monkeypatch):
         raise RuntimeError("cannot cache function: no locator available")
 
     monkeypatch.setattr(jit, "_Kept", nowhere)
-    assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
+    assert stored(attention_kernels.storing.__wrapped__(1, 16, False)) == 16
 
 
 def test_code_is_compiled_where_the_folder_is_full(monkeypatch):
@@ -203,19 +203,20 @@ def test_code_is_compiled_where_the_folder_is_full(monkeypatch):
     tried = []
     monkeypatch.setattr(FunctionCache, "load_overload", lambda *given: None)
     monkeypatch.setattr(FunctionCache, "save_overload", full)
-    assert stored(kernels.storing.__wrapped__(1, 16, False)) == 16
+    assert stored(attention_kernels.storing.__wrapped__(1, 16, False)) == 16
     assert tried
 
 
 COMPILE = """
 import numpy as np
-from srlm_cli.engines.inprocess import compiled_draw, fused, kernels, products
+from srlm_cli.forward.cpu import sampling, llama_layer, attention_kernels, gemm
 
 ones, first = np.ones((1, 32), np.float32), np.zeros(1, np.int64)
-kernels.storing(1, 32, False)(np.zeros(128 * 32, np.float32), ones, ones, first, first)
+attention_kernels.storing(1, 32, False)(np.zeros(128 * 32, np.float32), ones, ones, first, first)
 seen = np.array([[0, 1, 0, 1, 1, 0]]), first, first, first, first
-kernels.attending(1, 1, 32, False)(ones, np.float32(1), ones[0].repeat(128), ones, ones, first, *seen, ones.copy())
-code = products.compiled(products.BFLOAT16)
+attending = attention_kernels.attending(1, 1, 32, False)
+attending(ones, np.float32(1), ones[0].repeat(128), ones, ones, first, *seen, ones.copy())
+code = gemm.compiled(gemm.BFLOAT16)
 for pack, other in ((code.pack, ones), (code.pack_normed, ones[0]), (code.pack_gated, ones)):
     pack(ones, other, np.float32(1), np.zeros(16, np.int32), ones[0, :1].copy())
 weights, outputs = np.zeros(32 * 64, np.int16), np.zeros((1, 64), np.float32)

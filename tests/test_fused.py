@@ -9,12 +9,12 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 import tiny_models
-from srlm_cli.engines.inprocess import fused, halves, products
-from srlm_cli.engines.inprocess.fused import FusedLayer
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import Pages, Span
-from srlm_cli.engines.inprocess.products import Kind
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward.cpu import gemm, linear, llama_layer
+from srlm_cli.forward.cpu.gemm import Kind
+from srlm_cli.forward.cpu.llama_layer import FusedLayer
+from srlm_cli.forward.kv_cache import Pages, Span
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text
 
 SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
 FAMILY = {
@@ -40,7 +40,7 @@ def model(name: str, sizes: dict) -> PackedModel:
     with torch.no_grad():
         for bias in (weight for key, weight in net.named_parameters() if key.endswith("bias")):
             bias.normal_()
-    halves.use_in(net, torch.bfloat16)
+    linear.use_in(net, torch.bfloat16)
     return PackedModel(net, "cpu")
 
 
@@ -122,15 +122,15 @@ def test_what_lies_between_products_is_as_torch_has_it():
     norm.weight.normal_()
     for scale in (1e-4, 1.0, 1e4):
         rows = torch.randn(5, 48) * scale
-        given = made_of(products._normed, rows, norm.weight, norm.variance_epsilon)
+        given = made_of(gemm._normed, rows, norm.weight, norm.variance_epsilon)
         torch.testing.assert_close(given, norm(rows), rtol=1e-5, atol=1e-6)
     heads, angles = torch.randn(5, 3, 64), torch.randn(2, 5, 64)
     wanted, _ = apply_rotary_pos_emb(heads.transpose(0, 1)[None], heads.transpose(0, 1)[None], *angles[:, None])
-    fused.rotate_all(heads.flatten(1).numpy(), *angles.numpy())
+    llama_layer.rotate_all(heads.flatten(1).numpy(), *angles.numpy())
     torch.testing.assert_close(heads.transpose(0, 1), wanted[0], rtol=1e-5, atol=1e-5)
     gates = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])]).view(2, 32)
     up = torch.randn(2, 32)
-    given = made_of(products._gated, gates, up)
+    given = made_of(gemm._gated, gates, up)
     torch.testing.assert_close(given, torch.nn.functional.silu(gates) * up, rtol=1e-5, atol=1e-12)
 
 

@@ -13,10 +13,10 @@ import tiny_models
 from srlm_cli import models
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.inprocess import halves, jit, products, vectors
-from srlm_cli.engines.inprocess.halves import HalfLinear
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward.cpu import gemm, jit, linear, llvm
+from srlm_cli.forward.cpu.linear import HalfLinear
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text
 
 HALVES = [torch.float16, torch.bfloat16]
 SHAPES = [(16, 64), (64, 128), (100, 70), (576, 192), (576, 577), (1536, 576)]
@@ -55,9 +55,9 @@ def test_the_error_of_float16_is_less_than_that_of_rounding_to_bfloat16(shape, r
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 11, 33, 300])
 def test_bfloat16_adds_nothing_to_the_error_of_rounding(monkeypatch, shape, rows, pairs):
     if not pairs:  # as on a processor without the instruction
-        monkeypatch.setattr(vectors, "has_pairs", lambda: False)
-        monkeypatch.setattr(halves, "compiled", without_pairs())
-    elif not vectors.has_pairs():
+        monkeypatch.setattr(llvm, "has_pairs", lambda: False)
+        monkeypatch.setattr(linear, "compiled", without_pairs())
+    elif not llvm.has_pairs():
         pytest.skip("the processor has no AVX512-BF16")
     exact, numbers = layer(*shape, bias=rows % 2 == 1), torch.randn(rows, shape[0])
     given = HalfLinear(exact, torch.bfloat16)(numbers)
@@ -69,8 +69,8 @@ def test_bfloat16_adds_nothing_to_the_error_of_rounding(monkeypatch, shape, rows
 def without_pairs():
     """Return `products.compiled` that keeps nothing, so that no other process takes its code."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
-        made = products.compiled.__wrapped__(products.BFLOAT16)
+        patch.setattr(gemm, "jit", lambda shape: jit.numba.njit(error_model="numpy", fastmath=True))
+        made = gemm.compiled.__wrapped__(gemm.BFLOAT16)
         numbers = np.zeros((1, 64), np.float32)
         made.pack(numbers, numbers, np.float32(0), np.zeros(32, np.int32), np.zeros(1, np.float32))
     return lambda kind: made
@@ -124,11 +124,11 @@ def test_several_threads_give_the_same(monkeypatch, half, parts):
     made, numbers = HalfLinear(layer(576, 1000, bias=True), half), torch.randn(40, 576)
     alone = made(numbers)
     given: list[tuple] = []
-    monkeypatch.setattr(halves, "GRAIN", 1 << 20)
+    monkeypatch.setattr(linear, "GRAIN", 1 << 20)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    code = products.compiled(made.kind)
+    code = gemm.compiled(made.kind)
     noted = code._replace(multiply=lambda *of: (given.append(of[-2:]), code.multiply(*of)))
-    monkeypatch.setattr(halves, "compiled", lambda kind: noted)
+    monkeypatch.setattr(linear, "compiled", lambda kind: noted)
     assert torch.equal(made(numbers), alone)
     assert sorted(given) == parts
 
@@ -152,7 +152,7 @@ def engines(request, tmp_path_factory):
 
 def test_each_token_written_in_16_bits_is_among_the_most_probable_in_float32(engines):
     exact, halved, half = engines
-    assert halves.type_of(halved.net) == half and halves.type_of(exact.net) is None
+    assert linear.type_of(halved.net) == half and linear.type_of(exact.net) is None
     assert halved.reader.stored == half and exact.reader.stored == torch.float32
     assert halved.net.dtype == torch.float32
     texts = ["a", "tell me " * 20 + "more", "tell me " * 20 + "less", "?" * 90, "", "z" * 33]
@@ -178,7 +178,7 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
     exact, auto = (open_engine(EngineSpec("hf", folder, dtype=dtype)) for dtype in ("float32", "auto"))
     packed = isinstance(exact.reader, PackedModel)
     assert isinstance(auto.reader, PackedModel) == packed
-    assert halves.type_of(auto.net) == (half if packed else None)
+    assert linear.type_of(auto.net) == (half if packed else None)
     plain = torch.bfloat16 if half == torch.bfloat16 else torch.float32  # PyTorch is fast in it, too
     assert auto.net.dtype == (torch.float32 if packed else plain)
     texts = [exact._tokens(text) for text in ("a", "tell me " * 20 + "more")]
@@ -194,7 +194,7 @@ def test_with_amx_torch_multiplies_and_compiled_code_attends(monkeypatch, tmp_pa
     monkeypatch.setattr(models, "has_fast_pairs", lambda device: False)
     folder = str(tiny_models.save(tmp_path))
     exact, amx = (open_engine(EngineSpec("hf", folder, dtype=dtype, batch_size=6)) for dtype in ("float32", "auto"))
-    assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and halves.type_of(amx.net) is None
+    assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and linear.type_of(amx.net) is None
     assert amx.reader.compiled
     asked = [
         Request([{"role": "user", "content": text}], Sampling(0.0, 1.0, 12), (0,), choices=("0", "1", "2"))
@@ -252,6 +252,6 @@ XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
 def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     assert models.has_bfloat16("cpu") == trained
-    assert models.pick_dtype("auto", "cpu", float16=True) == auto and halves.type_for(auto, "cpu") == half
-    assert halves.type_for("float16", "cpu") == (torch.float16 if can.get("avx512_fp16") else None)
-    assert halves.type_for("float32", "cpu") is None and halves.type_for("bfloat16", "cuda") is None
+    assert models.pick_dtype("auto", "cpu", float16=True) == auto and linear.type_for(auto, "cpu") == half
+    assert linear.type_for("float16", "cpu") == (torch.float16 if can.get("avx512_fp16") else None)
+    assert linear.type_for("float32", "cpu") is None and linear.type_for("bfloat16", "cuda") is None

@@ -19,13 +19,14 @@ import torch
 import tiny_models
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling, end_of
-from srlm_cli.engines.inprocess import choices, lanes, memory, pages, refill
-from srlm_cli.engines.inprocess.attention import NAME, passing
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import NoRoom, Pages, Span
-from srlm_cli.engines.inprocess.plain import PlainModel
-from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.engines.hf import choices, scheduler, workers
+from srlm_cli.engines.hf.fallback import PlainModel
 from srlm_cli.errors import EngineError
+from srlm_cli.forward import kv_cache, memory
+from srlm_cli.forward.attention import NAME, passing
+from srlm_cli.forward.kv_cache import NoRoom, Pages, Span
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text, find_parents
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=40)
 # Prompts of very unlike lengths, some of which begin alike, some twice.
@@ -181,17 +182,17 @@ def test_a_configuration_within_a_configuration_is_put_back(opened):
 
 def test_few_pages_hold_rows_back_and_change_nothing(opened, monkeypatch):
     engine = opened(batch_size=8)
-    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 16)
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 16)
     taken_back = []
-    keep = refill.Writer._keep
-    monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    keep = scheduler.Writer._keep
+    monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     expect_generate(engine, [ask(text, Sampling(0.0, 1.0, 100), (0, 1)) for text in PROMPTS])
     assert taken_back
 
 
 def test_a_prompt_that_fits_into_no_memory_is_an_error(opened, monkeypatch):
     engine = opened()
-    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 2)
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 2)
     with pytest.raises(EngineError, match="does not fit into memory"):
         list(engine.generate([ask("word " * 60)]))
 
@@ -220,7 +221,7 @@ def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind,
 
 
 def test_what_prompts_begin_with_is_found_where_its_pages_are_moved(opened, monkeypatch):
-    engine, step, moves = opened(batch_size=8), refill.Writer._step, []
+    engine, step, moves = opened(batch_size=8), scheduler.Writer._step, []
     requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 12), (0,)) for text in PROMPTS]
     wanted = [completion.texts for completion in engine.generate(requests)]
 
@@ -235,15 +236,17 @@ def test_what_prompts_begin_with_is_found_where_its_pages_are_moved(opened, monk
         moves.append(len(old))
         step(writer)
 
-    monkeypatch.setattr(refill.Writer, "_step", moving)
+    monkeypatch.setattr(scheduler.Writer, "_step", moving)
     assert [completion.texts for completion in engine.generate(requests)] == wanted
     assert len(moves) > 5 and min(moves) > 0
 
 
 def test_out_of_memory_where_prompts_begin_alike_keeps_no_pages(opened, monkeypatch):
     engine, stores, tries = opened(batch_size=8), [], []
-    open_pages, read = refill.Writer._open_pages, PackedModel.read
-    monkeypatch.setattr(refill.Writer, "_open_pages", lambda writer: (open_pages(writer), stores.append(writer.pages)))
+    open_pages, read = scheduler.Writer._open_pages, PackedModel.read
+    monkeypatch.setattr(
+        scheduler.Writer, "_open_pages", lambda writer: (open_pages(writer), stores.append(writer.pages))
+    )
 
     def short(self, texts, into=None):
         tries.append(stores[-1].free if stores else 0)
@@ -281,8 +284,8 @@ def test_completions_go_on_when_a_draw_ran_out_of_memory(opened, monkeypatch, at
             raise torch.OutOfMemoryError("CUDA out of memory")
         return draw(*args)
 
-    draw = refill.draw
-    monkeypatch.setattr(refill, "draw", once)
+    draw = scheduler.draw
+    monkeypatch.setattr(scheduler, "draw", once)
     assert [done.texts for done in engine.generate(requests)] == wanted
 
 
@@ -341,12 +344,12 @@ def test_a_page_is_free_when_all_that_hold_it_gave_it_back(device):
 def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind, few_pages):
     """Replies to one prompt, say; some share a page more, one is another's beginning, and one comes when it is gone."""
     engine, used = opened(kind, batch_size=8), []
-    monkeypatch.setattr(lanes, "count", lambda rows, device: 1)
+    monkeypatch.setattr(workers, "count", lambda rows, device: 1)
     if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 24)
-    step = refill.Writer._step
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 24)
+    step = scheduler.Writer._step
     monkeypatch.setattr(
-        refill.Writer, "_step", lambda writer: (used.append(writer.pages.count - writer.pages.free), step(writer))
+        scheduler.Writer, "_step", lambda writer: (used.append(writer.pages.count - writer.pages.free), step(writer))
     )
     texts = [RUBRIC + str(family) * 70 + tail for family in range(3) for tail in ("a" * 80 + "b", "a" * 80, "c", "a")]
     texts += [RUBRIC + "0" * 70 + "d"]
@@ -354,8 +357,8 @@ def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind
     requests = [ask(text, samplings[at % 5], seeds=(at, at + 50)) for at, text in enumerate(texts)]
     together, pages_together = [done.texts for done in engine.generate(requests)], sum(used)
     used.clear()
-    monkeypatch.setattr(refill.Writer, "_known", lambda writer: [writer.common] if writer.common else [])
-    monkeypatch.setattr(refill, "find_parents", lambda texts, known: [find_parents([text], known) for text in texts])
+    monkeypatch.setattr(scheduler.Writer, "_known", lambda writer: [writer.common] if writer.common else [])
+    monkeypatch.setattr(scheduler, "find_parents", lambda texts, known: [find_parents([text], known) for text in texts])
     assert [done.texts for done in engine.generate(requests)] == together
     assert few_pages or pages_together < sum(used)  # with few of them rows are taken back, at other steps
 
@@ -363,20 +366,20 @@ def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind
 def test_rows_see_the_pages_of_several_texts_once_and_each_what_is_behind():
     store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 20, torch.float32, "cpu")
     common = Text([0] * 70)
-    first = Text([0] * (70 + 3 * pages.PAGE + 5), common=common)
-    second = Text([0] * (70 + 2 * pages.PAGE + 9), first, 70 + 2 * pages.PAGE, common=common)
+    first = Text([0] * (70 + 3 * kv_cache.PAGE + 5), common=common)
+    second = Text([0] * (70 + 2 * kv_cache.PAGE + 9), first, 70 + 2 * kv_cache.PAGE, common=common)
     other = Text([0] * 40)
     for text in (first, second, other):
         text.take_pages(store, join=True)
     store.hold(other.pages)  # as the text that was read last
     writer = SimpleNamespace(pages=store)
-    spans = refill.Writer._spans(writer, {first: [0, 2], second: [1], other: [3]})
+    spans = scheduler.Writer._spans(writer, {first: [0, 2], second: [1], other: [3]})
     assert second.pages[:2] == first.pages[:2]
     assert spans == [
-        Span(first.pages[:1], pages.PAGE, 70, [0, 2, 1]),
-        Span(first.pages[1:2], pages.PAGE, 70 + pages.PAGE, [0, 2, 1]),
-        Span(first.pages[2:], pages.PAGE + 5, 70 + 2 * pages.PAGE, [0, 2]),
-        Span(second.pages[2:], 9, 70 + 2 * pages.PAGE, [1]),
+        Span(first.pages[:1], kv_cache.PAGE, 70, [0, 2, 1]),
+        Span(first.pages[1:2], kv_cache.PAGE, 70 + kv_cache.PAGE, [0, 2, 1]),
+        Span(first.pages[2:], kv_cache.PAGE + 5, 70 + 2 * kv_cache.PAGE, [0, 2]),
+        Span(second.pages[2:], 9, 70 + 2 * kv_cache.PAGE, [1]),
         Span(other.pages, 40, 0, [3]),
     ]
 
@@ -384,14 +387,14 @@ def test_rows_see_the_pages_of_several_texts_once_and_each_what_is_behind():
 def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
     """A server's next job, or the next pair of files, must find its memory free without waiting for a collector."""
     engine = opened("llama")
-    monkeypatch.setattr(lanes, "count", lambda rows, device: 1)
+    monkeypatch.setattr(workers, "count", lambda rows, device: 1)
     made = []
 
     def remembered(*args):
         made.append(weakref.ref(pages := Pages(*args)))
         return pages
 
-    monkeypatch.setattr(refill, "Pages", remembered)
+    monkeypatch.setattr(scheduler, "Pages", remembered)
     gc.collect()
     gc.disable()
     try:
@@ -432,16 +435,16 @@ def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch
 @pytest.mark.parametrize("few_pages", [False, True], ids=["", "few-pages"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind, few_pages):
-    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], refill.uniforms, refill.Writer._keep
+    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Writer._keep
     monkeypatch.setattr(
-        refill, "uniforms", lambda seed, count: numbers(0, count)[: seed * 20] + numbers(seed, count)[seed * 20 :]
+        scheduler, "uniforms", lambda seed, count: numbers(0, count)[: seed * 20] + numbers(seed, count)[seed * 20 :]
     )
     sampling, seeds = Sampling(2.0, 0.98, 100), (3, 1, 4, 2)  # the third parts from the first behind a whole page
     requests = [ask(text, sampling, seeds) for text in PROMPTS]
     alone = [[next(engine.generate([replace(one, seeds=(seed,))])).texts[0] for seed in seeds] for one in requests]
     if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 14)
-        monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 14)
+        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     assert [done.texts for done in engine.generate(requests)] == alone
     assert bool(taken_back) == few_pages
     assert len({text for texts in alone for text in texts}) > 3 * len(PROMPTS)
@@ -565,9 +568,9 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
     engine = opened(kind, batch_size=8)
     rubric, taken_back = "" if few_pages else RUBRIC, []
     if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * pages.PAGE * 12)
-        keep = refill.Writer._keep
-        monkeypatch.setattr(refill.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 12)
+        keep = scheduler.Writer._keep
+        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
         ask(rubric + text, length, (0, 1, 2), then=lambda _, made, text=text: behind(made, rubric + text))
@@ -632,7 +635,7 @@ def test_a_text_finds_the_longest_beginning_it_shares():
 def test_large_tensors_are_given_huge_pages(monkeypatch, asked, made):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     code = (
-        "import torch; from srlm_cli.engines import hf; from srlm_cli.engines.inprocess import memory\n"
+        "import torch; from srlm_cli.engines.hf import engine; from srlm_cli.forward import memory\n"
         f"kept = {made}; print(open('/proc/self/smaps').read())"
     )
     seen = subprocess.run([sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True)

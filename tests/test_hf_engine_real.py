@@ -11,8 +11,8 @@ from helpers import SHARED
 from srlm_cli import templates
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.hf import HfEngine
-from srlm_cli.engines.inprocess.packed import PackedModel
+from srlm_cli.engines.hf.engine import HfEngine
+from srlm_cli.forward.packed import PackedModel
 from srlm_cli.stages.judge import judge_prompt
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]

@@ -19,8 +19,9 @@ import tiny_models
 from srlm_cli import cores
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
-from srlm_cli.engines.inprocess import lanes, memory, pages, refill
+from srlm_cli.engines.hf import scheduler, workers
 from srlm_cli.errors import EngineError
+from srlm_cli.forward import kv_cache, memory
 
 WORDS = ["a", "tell me " * 20 + "more", "tell me " * 20 + "less", "?" * 90, "b b b", "", "z" * 33, "tell me " * 9]
 SAMPLING = Sampling(0.9, 0.95, 24)
@@ -35,11 +36,11 @@ def engine(tmp_path_factory):
 @pytest.fixture
 def three(monkeypatch):
     """Open three lanes, however few rows there are; return the processes that have told of completions."""
-    monkeypatch.setattr(lanes, "count", lambda rows, device: 3)
-    monkeypatch.setattr(lanes, "MIN_ROWS", 1)
+    monkeypatch.setattr(workers, "count", lambda rows, device: 3)
+    monkeypatch.setattr(workers, "MIN_ROWS", 1)
     seen: set[int] = set()
-    hear = lanes.Lane.hear
-    monkeypatch.setattr(lanes.Lane, "hear", lambda lane: seen.add(lane.process.pid) or hear(lane))
+    hear = workers.Lane.hear
+    monkeypatch.setattr(workers.Lane, "hear", lambda lane: seen.add(lane.process.pid) or hear(lane))
     return seen
 
 
@@ -85,15 +86,15 @@ def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
 
 def test_lanes_share_the_memory(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests(16)))
-    room = engine.reader.token_bytes() * pages.PAGE * 48
+    room = engine.reader.token_bytes() * kv_cache.PAGE * 48
     monkeypatch.setattr(memory, "for_cache", lambda device: room)
-    opened = refill.Pages
+    opened = scheduler.Pages
 
     def noting(layers, count, *more):
         (tmp_path / str(os.getpid())).write_text(str(count))
         return opened(layers, count, *more)
 
-    monkeypatch.setattr(refill, "Pages", noting)
+    monkeypatch.setattr(scheduler, "Pages", noting)
     assert texts(engine.generate(requests(16))) == wanted
     assert [file.read_text() for file in tmp_path.iterdir()] == ["16", "16", "16"]
 
@@ -111,7 +112,7 @@ def test_a_call_within_a_call_is_answered(engine, three):
 
 def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests()))
-    draw = refill.draw
+    draw = scheduler.draw
 
     def short(logits, *settings):
         if len(logits) > 1 and not (failed := tmp_path / str(os.getpid())).exists():
@@ -119,14 +120,14 @@ def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, m
             raise torch.OutOfMemoryError("out of memory")
         return draw(logits, *settings)
 
-    monkeypatch.setattr(refill, "draw", short)
+    monkeypatch.setattr(scheduler, "draw", short)
     assert texts(engine.generate(requests())) == wanted
     assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize("error", [EngineError("the model has gone", "look for it"), ZeroDivisionError("a fault")])
 def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch, error):
-    draw, calls = refill.draw, []
+    draw, calls = scheduler.draw, []
 
     def broken(*given):
         calls.append(1)
@@ -134,7 +135,7 @@ def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch, error):
             raise error
         return draw(*given)
 
-    monkeypatch.setattr(refill, "draw", broken)
+    monkeypatch.setattr(scheduler, "draw", broken)
     with pytest.raises(type(error), match=str(error.args[0])) as met:
         list(engine.generate(requests()))
     assert "in broken" in met.value.__notes__[0]
@@ -173,7 +174,7 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch,
 
     monkeypatch.setattr(first, "forward", slow)
     monkeypatch.setattr(second, "forward", note)
-    monkeypatch.setattr(lanes, "wait", interrupted)
+    monkeypatch.setattr(workers, "wait", interrupted)
     with pytest.raises(KeyboardInterrupt):
         list(engine.generate(requests()))
     assert begun.exists() and not behind.exists()
@@ -185,9 +186,9 @@ def test_lanes_end_when_the_process_that_asks_is_killed(engine, tmp_path):
 import multiprocessing
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Request, Sampling
-from srlm_cli.engines.inprocess import lanes
-lanes.count = lambda rows, device: 3
-lanes.MIN_ROWS = 1
+from srlm_cli.engines.hf import workers
+workers.count = lambda rows, device: 3
+workers.MIN_ROWS = 1
 engine = open_engine(EngineSpec(model={engine.model!r}, dtype="float32"))
 asked = [Request([dict(role="user", content="a")], Sampling(1.0, 1.0, 400), tuple(range(9)))] * 999
 generated = engine.generate(asked)
@@ -209,9 +210,9 @@ list(generated)
 @pytest.fixture
 def idle(monkeypatch):
     """Lanes that write nothing; returns the tasks that each is given."""
-    given: list[list[refill.Task]] = []
-    monkeypatch.setattr(lanes, "MIN_ROWS", 4)
-    monkeypatch.setattr(lanes, "wait", lambda pipes: [])
+    given: list[list[scheduler.Task]] = []
+    monkeypatch.setattr(workers, "MIN_ROWS", 4)
+    monkeypatch.setattr(workers, "wait", lambda pipes: [])
 
     class Idle:
         def __init__(self, limit):
@@ -222,15 +223,15 @@ def idle(monkeypatch):
             self.tasks += tasks
             assert self.open == sum(len(task.left) for task in self.tasks)
 
-    monkeypatch.setattr(lanes, "Lane", Idle)
+    monkeypatch.setattr(workers, "Lane", Idle)
     return given
 
 
 def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engine, idle):
     def handed_over(rows: int) -> list[int]:
-        several = lanes.Lanes(lambda limit: limit, 3, engine.stops, 24)
+        several = workers.Lanes(lambda limit: limit, 3, engine.stops, 24)
         for at, request in enumerate(requests(40)):
-            several.add(refill.Task(request, [at], 1))
+            several.add(scheduler.Task(request, [at], 1))
             if several.backlog >= rows:
                 break
         several.advance()
@@ -243,22 +244,22 @@ def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engi
 
 @pytest.mark.parametrize(("alike", "first", "second"), [(1, 32, 64), (5, 35, 70), (50, 36, 72), (1000, 32, 64)])
 def test_tasks_that_begin_alike_go_to_one_lane_if_they_are_few(engine, idle, alike, first, second):
-    several = lanes.Lanes(lambda limit: limit, 2, engine.stops, 64)
+    several = workers.Lanes(lambda limit: limit, 2, engine.stops, 64)
     for at in range(100):
-        several.add(refill.Task(Request([], SAMPLING, (1,)), [7, 7, at // alike, at], 1))
+        several.add(scheduler.Task(Request([], SAMPLING, (1,)), [7, 7, at // alike, at], 1))
     several.advance()
     assert [[task.prompt[-1] for task in tasks] for tasks in idle] == [[*range(first)], [*range(first, second)]]
 
 
 def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkeypatch):
     most = []
-    give = lanes.Lane.give
+    give = workers.Lane.give
 
     def noting(lane, tasks, busy):
         give(lane, tasks, busy)
         most.append(lane.open)
 
-    monkeypatch.setattr(lanes.Lane, "give", noting)
+    monkeypatch.setattr(workers.Lane, "give", noting)
     list(engine.generate(requests()))
     assert max(most) <= 2 + 3  # of six rows two a lane, and the last task as it is
 
@@ -277,15 +278,15 @@ def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkey
     ],
 )
 def test_how_many_lanes_there_are(monkeypatch, rows, device, cores_here, expected):
-    monkeypatch.setattr(lanes, "FORKS", True)
+    monkeypatch.setattr(workers, "FORKS", True)
     monkeypatch.setattr(cores, "most", lambda: cores_here)
-    assert lanes.count(rows, device) == expected
+    assert workers.count(rows, device) == expected
 
 
 def test_a_system_that_does_not_fork_has_one_lane(monkeypatch):
-    monkeypatch.setattr(lanes, "FORKS", False)
+    monkeypatch.setattr(workers, "FORKS", False)
     monkeypatch.setattr(cores, "most", lambda: 8)
-    assert lanes.count(256, "cpu") == 1
+    assert workers.count(256, "cpu") == 1
 
 
 def test_a_thread_computes_with_its_part_of_the_cores(monkeypatch):

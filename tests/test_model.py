@@ -217,7 +217,7 @@ def test_the_draw_is_the_exact_nucleus(spread, top_p, wide):
     import torch
     from scipy.stats import chisquare
 
-    from srlm_cli.engines.inprocess.nucleus import PREFILTER, draw_nucleus
+    from srlm_cli.engines.hf.sampling import PREFILTER, draw_nucleus
 
     torch.manual_seed(0)
     logits = torch.randn(1, 1000) * spread

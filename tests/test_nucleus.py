@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from srlm_cli.engines.inprocess import nucleus
-from srlm_cli.engines.inprocess.nucleus import PREFILTER, draw, draw_nucleus, most_probable, uniforms
+from srlm_cli.engines.hf import sampling
+from srlm_cli.engines.hf.sampling import PREFILTER, draw, draw_nucleus, most_probable, uniforms
 
 VOCABULARY = 1031
 DRAWS = 4000
@@ -16,8 +16,8 @@ DRAWS = 4000
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Let a small vocabulary have many blocks, as a real one has."""
-    monkeypatch.setattr(nucleus, "BLOCK", 8)
-    monkeypatch.setattr(nucleus, "BEST_BLOCKS", 32)
+    monkeypatch.setattr(sampling, "BLOCK", 8)
+    monkeypatch.setattr(sampling, "BEST_BLOCKS", 32)
 
 
 def exact(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:

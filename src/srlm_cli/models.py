@@ -257,7 +257,7 @@ def has_fast_pairs(device: str) -> bool:
 def has_float16(device: str) -> bool:
     """Tell whether a device is a CPU that multiplies in float16 itself, as AVX512-FP16 does: twice as fast.
 
-    `engines.inprocess.products` uses it.
+    `forward.cpu.gemm` uses it.
     """
     import torch
 

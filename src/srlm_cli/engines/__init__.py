@@ -52,7 +52,7 @@ def open_engine(spec: EngineSpec) -> Engine:
         raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
     models.locate(spec.model)  # a wrong path is told before torch is loaded
     if spec.engine == "hf":
-        from srlm_cli.engines.hf import HfEngine
+        from srlm_cli.engines.hf.engine import HfEngine
 
         return HfEngine(spec)
     if not find_spec("vllm"):

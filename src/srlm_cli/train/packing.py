@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from srlm_cli.engines.inprocess.attention import Reading, passing
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.forward.attention import Reading, passing
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import Text, find_parents
 from srlm_cli.train.dropout import drops_out
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory

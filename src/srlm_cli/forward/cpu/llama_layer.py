@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from srlm_cli.engines.inprocess.attention import under_way
-from srlm_cli.engines.inprocess.compiled_passes import CompiledPass
-from srlm_cli.engines.inprocess.elementwise import rotate
-from srlm_cli.engines.inprocess.halves import HalfLinear, Packed
-from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.products import Kind
+from srlm_cli.forward.attention import under_way
+from srlm_cli.forward.cpu.elementwise import rotate
+from srlm_cli.forward.cpu.gemm import Kind
+from srlm_cli.forward.cpu.jit import jit
+from srlm_cli.forward.cpu.linear import HalfLinear, Packed
+from srlm_cli.forward.cpu.paged_attention import CompiledPass
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -11,11 +11,11 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from srlm_cli.engines.base import Sampling
-from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.nucleus import draw, uniforms
-from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.engines.hf.sampling import draw, uniforms
+from srlm_cli.engines.hf.stopping import Stops
+from srlm_cli.engines.hf.tasks import Task, TaskWriter
+from srlm_cli.forward import memory
+from srlm_cli.forward.prefix import Text
 
 
 class PlainModel:

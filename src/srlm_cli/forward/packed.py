@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess import compiled_passes, fused, halves
-from srlm_cli.engines.inprocess.attention import Pass, Reading, Unsupported, passing
-from srlm_cli.engines.inprocess.compiled_passes import CompiledReading, CompiledStep
-from srlm_cli.engines.inprocess.pages import Pages, Span
-from srlm_cli.engines.inprocess.step import Step
-from srlm_cli.engines.inprocess.texts import Text, passes
+from srlm_cli.forward.attention import Pass, Reading, Unsupported, passing
+from srlm_cli.forward.cpu import linear, llama_layer, paged_attention
+from srlm_cli.forward.cpu.paged_attention import CompiledReading, CompiledStep
+from srlm_cli.forward.kv_cache import Pages, Span
+from srlm_cli.forward.paged_attention import Step
+from srlm_cli.forward.prefix import Text, passes
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # More than a processor's cache holds makes a pass slower; the weights have to pass by for each.
@@ -79,7 +79,7 @@ class PackedModel:
     @property
     def compiled(self) -> bool:
         """Tell whether keys and values in pages are read by compiled code, the common text's, too."""
-        return compiled_passes.fits(self.layers, self.stored, self.device)
+        return paged_attention.fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
         """Return how many bytes the keys and values of one token take."""
@@ -114,12 +114,12 @@ class PackedModel:
         }
         if len(self.layers) != config.num_hidden_layers:
             return False
-        half = halves.type_of(self.net)
-        if half and compiled_passes.fits(self.layers, half, self.device):
+        half = linear.type_of(self.net)
+        if half and paged_attention.fits(self.layers, half, self.device):
             self.stored = half
         alike = _alike(torch.cat([packed, self._in_pages(ids)]), wanted, self.stored)
         if alike and half and self.compiled:
-            fused.use_in(self.net, lambda: self._in_pages(ids))
+            llama_layer.use_in(self.net, lambda: self._in_pages(ids))
         return alike
 
     def _in_pages(self, ids: list[int]) -> torch.Tensor:

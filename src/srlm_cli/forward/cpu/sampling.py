@@ -12,20 +12,8 @@ import torch
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import (
-    FLOAT,
-    FLOATS,
-    address,
-    call,
-    each,
-    exp2,
-    largest,
-    loop,
-    same,
-    sum_of,
-    vector_at,
-)
+from srlm_cli.forward.cpu.jit import jit
+from srlm_cli.forward.cpu.llvm import FLOAT, FLOATS, address, call, each, exp2, largest, loop, same, sum_of, vector_at
 
 LEAST = np.float32(2**-9)  # weight, of the most probable token's, down to which tokens are looked at first
 NEXT = np.float32(2**-6)  # what this is multiplied by where those do not reach top-p
@@ -36,7 +24,7 @@ LOG2_E = np.float32(1.4426950408889634)
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return one token a row from its nucleus, as `nucleus.draw` does; float32, and no temperature of 0."""
+    """Return one token a row from its nucleus, as `engines.hf.sampling.draw` does; float32, and no temperature of 0."""
     rows, vocabulary = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)
     weights, ids = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.int64)

@@ -22,9 +22,9 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.elementwise import gated, scaled
-from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.vectors import (
+from srlm_cli.forward.cpu.elementwise import gated, scaled
+from srlm_cli.forward.cpu.jit import jit
+from srlm_cli.forward.cpu.llvm import (
     FLOAT,
     FLOATS,
     HALF,

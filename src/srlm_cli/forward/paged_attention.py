@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import embedding_bag
 
-from srlm_cli.engines.inprocess.attention import attended, bias_of
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward.attention import attended, bias_of
+from srlm_cli.forward.kv_cache import PAGE, Pages, Span
+from srlm_cli.forward.prefix import Text
 
 
 class Step:

@@ -9,9 +9,10 @@ from itertools import accumulate, pairwise
 import numpy as np
 import torch
 
-from srlm_cli.engines.inprocess import kernels, memory
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, Span
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward import memory
+from srlm_cli.forward.cpu import attention_kernels
+from srlm_cli.forward.kv_cache import PAGE, Pages, Span
+from srlm_cli.forward.prefix import Text
 
 
 class CompiledPass(ABC):
@@ -109,7 +110,7 @@ class _Paged:
 
     def store(self, layer: int, keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, slots: np.ndarray) -> None:
         """Store keys and values of some tokens, of (tokens, heads x size), at slots (page times PAGE plus offset)."""
-        kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, tokens, slots)
+        attention_kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, tokens, slots)
 
     def gather(
         self,
@@ -124,7 +125,7 @@ class _Paged:
         `fresh` are keys, values and slots of the last tokens of the last spans, which are to be stored first.
         """
         heads, size, paired = self._shape(layer)
-        attend = kernels.attending(heads, queries.shape[1] // (heads * size), size, paired)
+        attend = attention_kernels.attending(heads, queries.shape[1] // (heads * size), size, paired)
         outputs = memory.floats(*queries.shape)
         seen = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window), self.positions)
         attend(queries, np.float32(scaling), self._stored(layer), *fresh, *seen, outputs)
@@ -152,5 +153,5 @@ _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float
 
 def fits(layers: dict[int, tuple[torch.Size, torch.Size]], dtype: torch.dtype, device: str) -> bool:
     """Tell whether keys and values of these shapes, (heads, size) by layer, can be read by compiled code."""
-    alike = all(key == value and kernels.fits(key[1]) for key, value in layers.values())
+    alike = all(key == value and attention_kernels.fits(key[1]) for key, value in layers.values())
     return device == "cpu" and dtype in _BITS and bool(layers) and alike

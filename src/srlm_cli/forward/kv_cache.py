@@ -14,7 +14,7 @@ from heapq import heappop, heappush
 
 import torch
 
-from srlm_cli.engines.inprocess import memory
+from srlm_cli.forward import memory
 
 PAGE = 64  # tokens
 

@@ -10,9 +10,9 @@ from zlib import crc32
 import numba
 from numba.core.caching import FunctionCache
 
-from srlm_cli.engines.inprocess import elementwise, vectors
+from srlm_cli.forward.cpu import elementwise, llvm
 
-WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (vectors, elementwise))).encode()), "08x")
+WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (llvm, elementwise))).encode()), "08x")
 
 
 class _Kept(FunctionCache):

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.inprocess.stops import Stops
+from srlm_cli.engines.hf.stopping import Stops
 
 Written = tuple[str, str, int]  # text, finish reason, tokens
 

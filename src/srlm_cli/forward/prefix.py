@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from srlm_cli.engines.inprocess.pages import PAGE, Pages, pages_for
+from srlm_cli.forward.kv_cache import PAGE, Pages, pages_for
 
 LOOK_BACK = 8
 

@@ -9,8 +9,8 @@ import torch
 
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.choice_probabilities import completion, of_texts
-from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.texts import Text, find_parents
+from srlm_cli.forward import memory
+from srlm_cli.forward.prefix import Text, find_parents
 
 MAX_TOKENS = 1 << 13
 

@@ -18,8 +18,8 @@ import torch
 from torch.nn.functional import pad
 
 from srlm_cli import cores, models
-from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.products import LANE, Kind, compiled
+from srlm_cli.forward import memory
+from srlm_cli.forward.cpu.gemm import LANE, Kind, compiled
 
 GRAIN = 1 << 24  # products that are worth a thread
 FEW = 16  # rows, for which reading the weights takes longer than the products

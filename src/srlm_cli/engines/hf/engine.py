@@ -1,8 +1,8 @@
 """Run a causal LM in this process with transformers.
 
 Every completion has a seed of its own, so that it does not depend on the rows beside it. Where the
-layers of a model allow for it, rows are packed without padding (`inprocess.packed`) and a row that
-ends makes room at once (`inprocess.refill`); other models are left to `generate` (`inprocess.plain`).
+layers of a model allow for it, rows are packed without padding (`forward.packed`) and a row that
+ends makes room at once (`engines.hf.scheduler`); other models are left to `generate` (`engines.hf.fallback`).
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from srlm_cli import models
 from srlm_cli.engines import EngineSpec
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.chat_template import chat_text, token_ids
-from srlm_cli.engines.inprocess import halves, lanes
-from srlm_cli.engines.inprocess.choices import Choice, Chooser
-from srlm_cli.engines.inprocess.lanes import Lanes
-from srlm_cli.engines.inprocess.packed import PackedModel, lay_by_input
-from srlm_cli.engines.inprocess.plain import PlainModel, PlainWriter
-from srlm_cli.engines.inprocess.refill import Writer
-from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
+from srlm_cli.engines.hf import workers
+from srlm_cli.engines.hf.choices import Choice, Chooser
+from srlm_cli.engines.hf.fallback import PlainModel, PlainWriter
+from srlm_cli.engines.hf.scheduler import Writer
+from srlm_cli.engines.hf.stopping import Stops
+from srlm_cli.engines.hf.tasks import Task, TaskWriter
+from srlm_cli.engines.hf.workers import Lanes
+from srlm_cli.forward.cpu import linear
+from srlm_cli.forward.packed import PackedModel, lay_by_input
 
 BATCHES_A_WINDOW = 4
 
@@ -75,7 +76,7 @@ class HfEngine:
     def _writer(self) -> TaskWriter:
         if isinstance(self.reader, PlainModel):
             return PlainWriter(self.reader, self.stops, self.batch_size)
-        count = lanes.count(self.batch_size, self.device)
+        count = workers.count(self.batch_size, self.device)
 
         def one(limit: int) -> Writer:
             return Writer(self.reader, self.stops, limit, self.context, self._choice, 1 / count)
@@ -140,9 +141,9 @@ class HfEngine:
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:
     """Load a model; on a CPU that has a type of 16 bits for it with our products, else in the dtype of PyTorch."""
-    if half := halves.type_for(models.pick_dtype(spec.dtype, device, float16=True), device):
+    if half := linear.type_for(models.pick_dtype(spec.dtype, device, float16=True), device):
         net = models.load_model(spec.model, "float32", device).eval()
-        halves.use_in(net, half)
+        linear.use_in(net, half)
         if packed := _packed(net, device):
             return packed
         del net

@@ -18,9 +18,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.jit import jit
-from srlm_cli.engines.inprocess.pages import PAGE
-from srlm_cli.engines.inprocess.vectors import (
+from srlm_cli.forward.cpu.jit import jit
+from srlm_cli.forward.cpu.llvm import (
     FLOAT,
     FLOATS,
     HALF,
@@ -42,6 +41,7 @@ from srlm_cli.engines.inprocess.vectors import (
     save_pairs,
     sum_of,
 )
+from srlm_cli.forward.kv_cache import PAGE
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
 LOWEST = np.float32(-1e30)  # the score of a key that is not seen

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import torch
 
 from srlm_cli.engines.base import Request
-from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.choices import Choice, answer
-from srlm_cli.engines.inprocess.nucleus import draw, uniforms
-from srlm_cli.engines.inprocess.packed import PackedModel
-from srlm_cli.engines.inprocess.pages import PAGE, NoRoom, Pages, Span, pages_for
-from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task, TaskWriter, Written
-from srlm_cli.engines.inprocess.texts import LOOK_BACK, Text, alike, find_parents
+from srlm_cli.engines.hf.choices import Choice, answer
+from srlm_cli.engines.hf.sampling import draw, uniforms
+from srlm_cli.engines.hf.stopping import Stops
+from srlm_cli.engines.hf.tasks import Task, TaskWriter, Written
 from srlm_cli.errors import EngineError
+from srlm_cli.forward import memory
+from srlm_cli.forward.kv_cache import PAGE, NoRoom, Pages, Span, pages_for
+from srlm_cli.forward.packed import PackedModel
+from srlm_cli.forward.prefix import LOOK_BACK, Text, alike, find_parents
 
 # A beginning that all prompts share has keys of its own, if it is long enough to pay for one more attention call.
 MIN_COMMON = 64

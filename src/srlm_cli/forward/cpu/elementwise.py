@@ -8,19 +8,7 @@ from __future__ import annotations
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.engines.inprocess.vectors import (
-    FLOAT,
-    FLOATS,
-    LOG2_E,
-    LONG,
-    address,
-    call,
-    each,
-    exp2,
-    loop,
-    same,
-    vector_at,
-)
+from srlm_cli.forward.cpu.llvm import FLOAT, FLOATS, LOG2_E, LONG, address, call, each, exp2, loop, same, vector_at
 
 
 @intrinsic

@@ -17,8 +17,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from srlm_cli.engines.inprocess.pages import Pages
-from srlm_cli.engines.inprocess.texts import Text
+from srlm_cli.forward.kv_cache import Pages
+from srlm_cli.forward.prefix import Text
 
 NAME = "srlm_packed"
 # What layers pass on that does not change the scores; anything else means another attention than ours.

@@ -23,12 +23,12 @@ import torch
 
 from srlm_cli import cores
 from srlm_cli.engines.base import Completion
-from srlm_cli.engines.inprocess import memory
-from srlm_cli.engines.inprocess.refill import ROOM_TO_READ, Writer
-from srlm_cli.engines.inprocess.stops import Stops
-from srlm_cli.engines.inprocess.tasks import Task, TaskWriter
-from srlm_cli.engines.inprocess.texts import alike
+from srlm_cli.engines.hf.scheduler import ROOM_TO_READ, Writer
+from srlm_cli.engines.hf.stopping import Stops
+from srlm_cli.engines.hf.tasks import Task, TaskWriter
 from srlm_cli.errors import EngineError
+from srlm_cli.forward import memory
+from srlm_cli.forward.prefix import alike
 
 # Rows that make a lane of their own worth while: with fewer, reading all weights once a lane costs more than it brings.
 MIN_ROWS = 32

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.engines.inprocess import compiled_draw
+from srlm_cli.forward.cpu import sampling as compiled
 
 BLOCK = 16
 BEST_BLOCKS = 128
@@ -30,7 +30,7 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
         return logits.argmax(-1)
     temperature = torch.where(greedy, 1.0, temperature)
     if logits.device.type == "cpu":
-        drawn = compiled_draw.draw(logits, temperature, top_p, uniform)
+        drawn = compiled.draw(logits, temperature, top_p, uniform)
     else:
         drawn = draw_nucleus(logits / temperature[:, None], top_p, uniform)
     return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
