@@ -27,7 +27,7 @@ from training import DATA, MODEL, completions, figures, pairs
 
 from srlm_cli import models
 from srlm_cli.train import packing, trainers
-from srlm_cli.train.embedding import add_by_row
+from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.session import keep_freed_memory
 
 LENGTHS = (8, 32, 100, 300)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from srlm_cli.train.embedding import add_by_row
+from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.session import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, tiny_model

@@ -20,9 +20,9 @@ from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
-from srlm_cli.train.part import locked
 from srlm_cli.train.session import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
+from srlm_cli.train.workdir import locked
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 
 torch.set_num_threads(1)

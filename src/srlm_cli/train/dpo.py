@@ -9,12 +9,12 @@ from srlm_cli import models, processes
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
-from srlm_cli.train import estimate, reference, session
+from srlm_cli.train import dry_run, reference, session
+from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import dpo_rows
-from srlm_cli.train.follow import LOGGED
 from srlm_cli.train.losses import SMOOTHED, Preference
-from srlm_cli.train.part import Part, place
 from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.workdir import Part, place
 
 
 def dpo(
@@ -59,9 +59,9 @@ def dpo(
     with place(spec.out, run.dry_run) as part:
         part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
-            few = estimate.sample(made, pair_length, session.together(spec))
+            few = dry_run.sample(made, pair_length, session.together(spec))
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)
-            return estimate.show(trainer, "dpo", estimate.of_pair(made[0]), report, spec)
+            return dry_run.show(trainer, "dpo", dry_run.of_pair(made[0]), report, spec)
         trainer = make_trainer(made, held, spec, about, named, run, tokenizer, part)
         results = {"data": report.as_dict(), "reference": origin}
         results |= session.run_training(trainer, part, "dpo", run)

@@ -17,8 +17,8 @@ from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
 from srlm_cli.train import dropout
-from srlm_cli.train.follow import follower
-from srlm_cli.train.part import METRICS, Part
+from srlm_cli.train.callback import follower
+from srlm_cli.train.workdir import METRICS, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments

@@ -8,10 +8,10 @@ from srlm_cli import models, processes
 from srlm_cli.errors import DataError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
-from srlm_cli.train import estimate, session
+from srlm_cli.train import dry_run, session
 from srlm_cli.train.data import sft_rows
-from srlm_cli.train.part import Part, place
 from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.workdir import Part, place
 
 
 def sft(
@@ -47,9 +47,9 @@ def sft(
         identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
         part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
-            few = estimate.sample(made, row_length, session.together(spec))
+            few = dry_run.sample(made, row_length, session.together(spec))
             trainer = make_trainer(few, [], spec, run, tokenizer, part)
-            return estimate.show(trainer, "sft", estimate.of_sft(made[0]), report, spec)
+            return dry_run.show(trainer, "sft", dry_run.of_sft(made[0]), report, spec)
         trainer = make_trainer(made, held, spec, run, tokenizer, part)
         results = {"data": report.as_dict(), **session.run_training(trainer, part, "sft", run)}
         session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **results})

@@ -23,13 +23,13 @@ from srlm_cli.seeds import derive
 from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train import reference
+from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import IGNORED, dataset
-from srlm_cli.train.embedding import add_by_row
-from srlm_cli.train.follow import LOGGED
+from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.losses import Preference, own_loss
 from srlm_cli.train.packing import Packing, groups
-from srlm_cli.train.part import Part
 from srlm_cli.train.scoring import score_without_padding
+from srlm_cli.train.workdir import Part
 
 OF_A_PAIR = ("label_smoothing", "real", "at")
 FILLER = 2**40  # where a filler stands: nowhere

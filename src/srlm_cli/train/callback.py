@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli import processes
 from srlm_cli.errors import ExitCode, SrlmError
 from srlm_cli.streams.console import Progress
-from srlm_cli.train.part import Part
+from srlm_cli.train.workdir import Part
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
