@@ -9,9 +9,9 @@ import pytest
 
 from helpers import Srlm
 from srlm_cli import engines
-from srlm_cli.commands import run
 from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
 from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.runner import run
 
 
 def test_without_vllm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

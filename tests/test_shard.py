@@ -10,8 +10,8 @@ from typer import BadParameter
 
 from commands_table import ECHO, HINDSIGHT, JUDGE, RANKED, SAMPLE, Command
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
-from srlm_cli.commands.options import shard_of
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import shard_of
 from srlm_cli.streams.reader import Reader, Shard
 
 ACCEPT = Command("make-eft", RANKED, (*ECHO, "--samples", "6", "--ties", "--max-share", "1"), field="responses")

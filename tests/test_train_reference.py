@@ -15,9 +15,9 @@ import torch
 
 from helpers import Srlm
 from srlm_cli import models
-from srlm_cli.commands.training import provenance
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import pair_record
+from srlm_cli.runner.training import provenance
 from srlm_cli.streams.reader import Reader
 from srlm_cli.train import reference, session
 from srlm_cli.train.data import dpo_rows

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from srlm_cli import __version__
-from srlm_cli.commands.options import new_app
+from srlm_cli.options.common import new_app
 
 app = new_app()
 

@@ -5,10 +5,10 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run, training
-from srlm_cli.commands.grouping import Defaults, grouped
-from srlm_cli.commands.held_out import HeldOut, refusing
-from srlm_cli.commands.options import new_app
+from srlm_cli.options.common import new_app
+from srlm_cli.options.groups import Defaults, grouped
+from srlm_cli.options.held_out import HeldOut, refusing
+from srlm_cli.runner import run, training
 from srlm_cli.streams.reader import read_all
 from srlm_cli.train.losses import Loss, Preference
 

@@ -5,11 +5,11 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import Defaults, grouped
-from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import LimitExceeded, OptionError
+from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.groups import Defaults, grouped
+from srlm_cli.runner import run
 from srlm_cli.stages import gen_prompts as stage
 from srlm_cli.streams.reader import read_all
 from srlm_cli.streams.writer import dumps

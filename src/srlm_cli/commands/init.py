@@ -5,8 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from srlm_cli.commands.options import new_app
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import new_app
 from srlm_cli.recipes import recipe_files
 from srlm_cli.streams.console import say
 

@@ -7,12 +7,12 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
+from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
+from srlm_cli.runner import run
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages import meta_judge as stage_meta

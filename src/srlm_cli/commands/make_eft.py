@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.held_out import HeldOut, refusing
-from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.groups import grouped
+from srlm_cli.options.held_out import HeldOut, refusing
+from srlm_cli.runner import run
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages import split
 from srlm_cli.stages.marks import Marks

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from srlm_cli.commands.options import Config, Quiet, Seed, new_app
+from srlm_cli.options.common import Config, Quiet, Seed, new_app
 
 app = new_app()
 

@@ -5,10 +5,10 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.engines import LazyEngine
+from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.groups import grouped
+from srlm_cli.runner import run
 from srlm_cli.stages import sample as stage
 
 app = new_app()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from typer import Context, Option
 
-from srlm_cli.commands.options import OPERATIONAL, Config, new_app
+from srlm_cli.options.common import OPERATIONAL, Config, new_app
 from srlm_cli.streams.reader import file_hash
 from srlm_cli.streams.writer import replace_text
 
@@ -71,7 +71,7 @@ def commands_below(root: Context) -> list[tuple[str, Any]]:
 
 def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
     """Return the options of a command as environment and settings file leave them, by dashed name."""
-    from srlm_cli.commands.options import settings_for
+    from srlm_cli.options.common import settings_for
 
     ctx.default_map = settings_for(ctx, path, name)
     ctx.auto_envvar_prefix = "SRLM_" + name.upper().replace(" ", "_").replace("-", "_")

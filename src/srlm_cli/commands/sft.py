@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run, training
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.held_out import HeldOut, refusing
-from srlm_cli.commands.options import new_app
+from srlm_cli.options.common import new_app
+from srlm_cli.options.groups import grouped
+from srlm_cli.options.held_out import HeldOut, refusing
+from srlm_cli.runner import run, training
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import read_all
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 from typer import Exit, Option
 
 from srlm_cli import processes
-from srlm_cli.commands import run
-from srlm_cli.commands.options import OnStale, ReadOptions, Seed
 from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.options.common import OnStale, ReadOptions, Seed
+from srlm_cli.runner import run
 from srlm_cli.streams.reader import Reader
 from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
 

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import Seed, StreamOptions, identity, new_app
-from srlm_cli.commands.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_pools
+from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_pools
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import Seed, StreamOptions, identity, new_app
+from srlm_cli.options.groups import grouped
+from srlm_cli.runner import run
 from srlm_cli.stages import judge_pairs
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.stages.pair_choice import Choice
@@ -91,7 +91,7 @@ def make_pairs(
     mean` and `--of judgements` read --in twice, which stdin cannot. With --agree-with a row has
     `agreement` and `label_smoothing`, which `srlm dpo` goes by.
     """
-    from srlm_cli.commands import pairs_of_ranges
+    from srlm_cli.commands.make_pairs import pairs_of_ranges
 
     choice = Choice(min_gap, rho, given_alpha(length_alpha, rho), rejected_of, max_chosen_length, seed)
     files = {"rejected_from": rejected_from, "agree_with": agree_with}

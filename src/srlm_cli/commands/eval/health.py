@@ -5,11 +5,11 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import In, OnLimit, Out, ReadOptions, Seed
 from srlm_cli.errors import DataError, OptionError
+from srlm_cli.options.common import In, OnLimit, Out, ReadOptions, Seed
+from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
+from srlm_cli.runner import run
 from srlm_cli.streams.reader import Reader, read_all
 
 

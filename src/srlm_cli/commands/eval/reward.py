@@ -8,11 +8,11 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import In, Out, ReadOptions, Seed
 from srlm_cli.errors import BadRow, DataError
+from srlm_cli.options.common import In, Out, ReadOptions, Seed
+from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
+from srlm_cli.runner import run
 from srlm_cli.streams.reader import Reader
 
 

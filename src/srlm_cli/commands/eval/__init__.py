@@ -1,10 +1,10 @@
 """srlm eval: the group of measuring commands, each in a file of its own."""
 
-from srlm_cli.commands.eval_head_to_head import head_to_head
-from srlm_cli.commands.eval_health import health
-from srlm_cli.commands.eval_length_control import length_control
-from srlm_cli.commands.eval_reward import reward
-from srlm_cli.commands.options import new_app
+from srlm_cli.commands.eval.head_to_head import head_to_head
+from srlm_cli.commands.eval.health import health
+from srlm_cli.commands.eval.length_control import length_control
+from srlm_cli.commands.eval.reward import reward
+from srlm_cli.options.common import new_app
 
 app = new_app("Measure: a judge against people, one model against another.")
 app.command()(reward)

@@ -4,10 +4,10 @@ from typing import Annotated
 
 from typer import Option
 
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import grouped
-from srlm_cli.commands.options import In, Out, ReadOptions, Seed
 from srlm_cli.evaluate import length_control as pure
+from srlm_cli.options.common import In, Out, ReadOptions, Seed
+from srlm_cli.options.groups import grouped
+from srlm_cli.runner import run
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 

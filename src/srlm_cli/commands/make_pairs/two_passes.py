@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from typing import TypeVar
 
-from srlm_cli.commands.options import StreamOptions
 from srlm_cli.errors import BadRow, DataError, OptionError
+from srlm_cli.options.common import StreamOptions
 from srlm_cli.records import Row
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.stages.agreement import mean_agreement

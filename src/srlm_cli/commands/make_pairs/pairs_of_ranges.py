@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
-from srlm_cli.commands.options import StreamOptions
-from srlm_cli.commands.run import Tally
+from srlm_cli.options.common import StreamOptions
 from srlm_cli.records import Row
+from srlm_cli.runner.run import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.streams import ranges, spill

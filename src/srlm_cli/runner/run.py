@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from srlm_cli import __version__, processes
-from srlm_cli.commands.options import ReadOptions, StreamOptions
 from srlm_cli.engines import EngineSpec, LazyEngine, with_model
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
+from srlm_cli.options.common import ReadOptions, StreamOptions
 from srlm_cli.records import Row
 from srlm_cli.stages import Outcome
 from srlm_cli.streams.console import clock, progress, say

@@ -8,12 +8,12 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.commands import run
-from srlm_cli.commands.grouping import Defaults, grouped
-from srlm_cli.commands.options import EngineOptions, SamplingOptions, StreamOptions, identity
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity
+from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.records import Row
+from srlm_cli.runner import run
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, shown
 

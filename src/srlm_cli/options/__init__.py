@@ -1,0 +1,1 @@
+"""The options that commands declare in common."""

@@ -1,0 +1,1 @@
+"""What runs a command: streams in and out, counts, provenance, exit codes."""
