@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from srlm_cli.evaluate.bradley_terry import ratings, strengths, wins_by_prompt
+from srlm_cli.stats.bradley_terry import ratings, strengths, wins_by_prompt
 
 # Wins of the line over the column, American League East 1987, 13 games a pair (Agresti, Categorical Data
 # Analysis, 2nd edition, table 10.10): Milwaukee, Detroit, Toronto, New York, Boston, Cleveland, Baltimore.

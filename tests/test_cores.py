@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from srlm_cli.cores import ThreadCount
+from srlm_cli.threads import ThreadCount
 
 
 def run(shares: list[ThreadCount], cores: float, looks: int) -> None:
@@ -71,11 +71,11 @@ def test_a_core_that_is_idle_for_a_moment_is_left():
 BUSY = "while True: pass"
 COMPUTE = """
 import sys, time, torch
-from srlm_cli import cores
+from srlm_cli import threads
 
 net = torch.nn.Linear(64, 64)
 net.get_input_embeddings = lambda: net
-cores.share_cores(net)
+threads.share_cores(net)
 started = most = torch.get_num_threads()
 big = torch.ones(512, 512)
 lowest, end = most, time.monotonic() + 60
@@ -129,24 +129,24 @@ def test_threads_come_back_when_the_others_have_ended():
 def test_a_second_model_is_watched_too_when_one_thread_is_left(monkeypatch):
     import torch
 
-    from srlm_cli import cores
+    from srlm_cli import threads
 
     class Net(torch.nn.Linear):
         def get_input_embeddings(self):
             return self
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(cores, "_watch", cores.Watch(2))
+    monkeypatch.setattr(threads, "_watch", threads.Watch(2))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     net = Net(2, 2)
-    cores.share_cores(net)
+    threads.share_cores(net)
     assert net._forward_pre_hooks
 
 
 def test_threads_that_were_chosen_stay(monkeypatch):
     import torch
 
-    from srlm_cli import cores
+    from srlm_cli import threads
 
     class Net(torch.nn.Linear):
         def get_input_embeddings(self):
@@ -154,5 +154,5 @@ def test_threads_that_were_chosen_stay(monkeypatch):
 
     net = Net(2, 2)
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    cores.share_cores(net)
+    threads.share_cores(net)
     assert not net._forward_pre_hooks

@@ -9,7 +9,6 @@ from itertools import combinations
 import pytest
 
 from helpers import SHARED, Srlm, as_lines, read_rows, write_rows
-from srlm_cli.evaluate.bootstrap import metrics
 from srlm_cli.evaluate.reward import (
     Replies,
     at_matched_length,
@@ -26,6 +25,7 @@ from srlm_cli.evaluate.reward import (
     tops_among_perfect,
 )
 from srlm_cli.records import judged_record
+from srlm_cli.stats.bootstrap import metrics
 
 
 def correlations(human: list, scores: list) -> tuple[list[float], list[float]]:

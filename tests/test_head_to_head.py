@@ -15,9 +15,9 @@ from srlm_cli import templates
 from srlm_cli.engines.base import Completion, Sampling
 from srlm_cli.engines.echo import EchoEngine
 from srlm_cli.errors import BadRow, DataError
-from srlm_cli.evaluate.head_to_head import Entry, HeadToHeadOptions, head_to_head, names_of
 from srlm_cli.evaluate.standings import metrics, table, win_rates
 from srlm_cli.records import response_record
+from srlm_cli.stages.head_to_head import Entry, HeadToHeadOptions, head_to_head, names_of
 from srlm_cli.stages.verdicts import probability_of
 
 FORM = templates.load("pairwise", fields={"prompt", "first", "second"})

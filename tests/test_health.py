@@ -11,9 +11,9 @@ import pytest
 
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.errors import ExitCode
-from srlm_cli.evaluate.bootstrap import metrics, resampled_means
 from srlm_cli.evaluate.health import Limits, health_metrics, numbers_of, over_limits, ranks, spearman
 from srlm_cli.records import judged_record
+from srlm_cli.stats.bootstrap import metrics, resampled_means
 
 
 def judged(prompt: str, length: int, scores: list | None, sources: list | None = None, reasons: list | None = None):
@@ -210,7 +210,7 @@ def test_resamples_keep_the_prompts_of_all_metrics_together() -> None:
 def test_blocks_of_draws_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"m": [[n / 7] for n in range(9)]}
     whole = metrics("t", values, 3)
-    monkeypatch.setattr("srlm_cli.evaluate.bootstrap.COUNTS_AT_ONCE", 9 * 7)
+    monkeypatch.setattr("srlm_cli.stats.bootstrap.COUNTS_AT_ONCE", 9 * 7)
     assert metrics("t", values, 3) == whole != metrics("t", values, 4)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import tiny_models
-from srlm_cli import cores
+from srlm_cli import threads
 from srlm_cli.engines import EngineSpec, open_engine
 from srlm_cli.engines.base import Completion, Request, Sampling
 from srlm_cli.engines.hf import scheduler, workers
@@ -279,23 +279,23 @@ def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkey
 )
 def test_how_many_lanes_there_are(monkeypatch, rows, device, cores_here, expected):
     monkeypatch.setattr(workers, "FORKS", True)
-    monkeypatch.setattr(cores, "most", lambda: cores_here)
+    monkeypatch.setattr(threads, "most", lambda: cores_here)
     assert workers.count(rows, device) == expected
 
 
 def test_a_system_that_does_not_fork_has_one_lane(monkeypatch):
     monkeypatch.setattr(workers, "FORKS", False)
-    monkeypatch.setattr(cores, "most", lambda: 8)
+    monkeypatch.setattr(threads, "most", lambda: 8)
     assert workers.count(256, "cpu") == 1
 
 
 def test_a_thread_computes_with_its_part_of_the_cores(monkeypatch):
-    monkeypatch.setattr(cores, "_watch", cores.Watch(6))
+    monkeypatch.setattr(threads, "_watch", threads.Watch(6))
     before, seen = torch.get_num_threads(), []
 
     def compute(*of: int) -> None:
         for parts in of:
-            cores.compute_with_part(parts)
+            threads.compute_with_part(parts)
             seen.append(torch.get_num_threads())
 
     for of in ((2, 3, 6, 12, 1, 6), (1,)):  # a thread begins with what another one set last
@@ -307,11 +307,11 @@ def test_a_thread_computes_with_its_part_of_the_cores(monkeypatch):
 
 
 def test_a_part_follows_what_the_watch_sees(monkeypatch):
-    monkeypatch.setattr(cores, "_watch", watch := cores.Watch(8))
+    monkeypatch.setattr(threads, "_watch", watch := threads.Watch(8))
     seen = []
 
     def compute():
-        cores.compute_with_part(2)
+        threads.compute_with_part(2)
         watch.count.threads = 4
         watch()
         seen.append(torch.get_num_threads())

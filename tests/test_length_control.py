@@ -16,7 +16,7 @@ from helpers import ROOT, SHARED, Srlm, as_lines, write_rows
 from srlm_cli.errors import BadRow
 from srlm_cli.evaluate import length_control as pure
 from srlm_cli.evaluate.length_control import C, Comparisons, by_model, of_matches, preference_record
-from srlm_cli.evaluate.logistic import probability, solve
+from srlm_cli.stats.logistic import probability, solve
 
 BENCHMARK = ROOT / "benchmarks" / "length_control.py"
 ALPACA_EVAL = SHARED / "alpaca_eval_lc"

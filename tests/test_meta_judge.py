@@ -13,10 +13,10 @@ from helpers import ListEngine, Row, Srlm, as_lines, asked_text, read_json, read
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
 from srlm_cli.errors import BadRow
-from srlm_cli.evaluate.meta_rating import PositionWeights, battle_matrix, meta_scores, position_weights
 from srlm_cli.records import meta_record, pair_record, prompt_key
 from srlm_cli.stages.judge_pairs import judge_pairs
 from srlm_cli.stages.meta_judge import MetaOptions, meta_judge, meta_judgeable
+from srlm_cli.stages.meta_rating import PositionWeights, battle_matrix, meta_scores, position_weights
 from srlm_cli.stages.pair_choice import Choice
 
 ADDITIVE = templates.load("additive", fields={"prompt", "response"})

@@ -7,11 +7,11 @@ from random import Random
 import pytest
 
 from helpers import ROOT, Srlm
-from srlm_cli.evaluate.bootstrap import in_order
 from srlm_cli.evaluate.health import ByPrompt, Numbers, health_metrics, numbers_of
 from srlm_cli.evaluate.length_control import Comparisons
 from srlm_cli.evaluate.reward import Replies, judge_metrics, metric_rows, replies_of
 from srlm_cli.records import judged_record
+from srlm_cli.stats.bootstrap import in_order
 from srlm_cli.streams.spill import ByKey, Rows, Table
 
 RANKED = ROOT / "examples" / "quickstart" / "ranked.jsonl"

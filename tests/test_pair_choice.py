@@ -8,9 +8,9 @@ import pytest
 
 from helpers import Row, Srlm, as_lines, read_json, write_rows
 from srlm_cli.errors import BadRow, DataError, OptionError
-from srlm_cli.evaluate.length_balance import balanced_alpha
 from srlm_cli.records import judged_record
 from srlm_cli.stages.agreement import agreement, mean_agreement
+from srlm_cli.stages.length_penalty import balanced_alpha
 from srlm_cli.stages.make_pairs import PairOptions, group_of, make_pairs, scored_record
 from srlm_cli.stages.pair_choice import Choice, choose, drawn
 from srlm_cli.streams.lookup import Lookup

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from helpers import HERE, PROGRAM, Row, Srlm, read_json, read_rows, write_rows
 from several_trainings import train
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.cli import run
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.train.launch import code_of, first_first, launch_options, profile
@@ -270,13 +270,13 @@ def test_one_process_trains_on_one_gpu_of_several(tmp_path: Path) -> None:
     assert on_one_gpu(arguments).n_gpu == 1
 
 
-@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [processes.GRACE])])
+@pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [distributed.GRACE])])
 def test_what_all_processes_meet_is_left_to_the_main_one(
     rank: str, waits: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The others wait to be ended by the launcher; who is not, tells it after all."""
     slept: list[float] = []
-    monkeypatch.setattr(processes.time, "sleep", slept.append)
+    monkeypatch.setattr(distributed.time, "sleep", slept.append)
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setenv("RANK", rank)
     assert run(["make-pairs", "--rho", "0.3", "--length-alpha", "auto", "--in", "none.jsonl"]) == 2

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from srlm_cli.evaluate.bootstrap import metrics
+from srlm_cli.stats.bootstrap import metrics
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from srlm_cli.evaluate.bootstrap import metrics
+from srlm_cli.stats.bootstrap import metrics
 
 Row = dict[str, Any]
 RULES: dict[str, tuple[str, Callable[[str], bool]]] = {

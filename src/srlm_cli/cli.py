@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from srlm_cli import __version__, processes
+from srlm_cli import __version__, distributed
 from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
 
 # One line a command; its module is read only when the command runs, so that --help is quick.
@@ -118,7 +118,7 @@ def run(args: list[str]) -> int:
         return ExitCode.CLOSED_PIPE
     except SrlmError as error:
         if error.shared:
-            processes.let_main_speak()
+            distributed.let_main_speak()
         complain(name, str(error))
         return error.code
     except SystemExit as error:  # typer's own way out of a closed pipe
@@ -153,8 +153,8 @@ def usage(error: Any, name: str, code: int) -> int:
 
 def complain(name: str, message: str) -> None:
     """Print one plain error line."""
-    if not processes.is_main():
-        name += f" (process {processes.rank()})"
+    if not distributed.is_main():
+        name += f" (process {distributed.rank()})"
     print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
 
 

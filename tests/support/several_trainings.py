@@ -12,7 +12,7 @@ import accelerate.state
 import transformers
 from accelerate import DistributedType
 
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
@@ -73,7 +73,7 @@ def main() -> None:
         except Killed:
             pass
         except SrlmError as error:
-            if processes.is_main():
+            if distributed.is_main():
                 print(error, flush=True)
 
 

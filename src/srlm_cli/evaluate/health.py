@@ -13,10 +13,10 @@ from statistics import correlation
 from typing import Any
 
 from srlm_cli.errors import LimitExceeded
-from srlm_cli.evaluate.bootstrap import columns_of, interval, means, measured, resampled_sums
 from srlm_cli.evaluate.reward import judge_name, ranks
 from srlm_cli.records import Row, is_number
 from srlm_cli.seeds import derive
+from srlm_cli.stats.bootstrap import columns_of, interval, means, measured, resampled_sums
 
 READ = ("text", "expected", "direct")  # the judge wrote this score itself, or was asked for nothing but it
 USUAL_SCORES = range(6)

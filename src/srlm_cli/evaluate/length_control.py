@@ -12,10 +12,10 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow
-from srlm_cli.evaluate import bootstrap
-from srlm_cli.evaluate.bootstrap import RESAMPLES, in_order
-from srlm_cli.evaluate.logistic import probability, solve
 from srlm_cli.records import Row, is_number
+from srlm_cli.stats import bootstrap
+from srlm_cli.stats.bootstrap import RESAMPLES, in_order
+from srlm_cli.stats.logistic import probability, solve
 
 if TYPE_CHECKING:
     from numpy import ndarray

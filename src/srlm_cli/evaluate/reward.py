@@ -9,9 +9,9 @@ from itertools import combinations
 from math import sqrt
 from statistics import correlation
 
-from srlm_cli.evaluate.bootstrap import measured
 from srlm_cli.records import Row
 from srlm_cli.seeds import derive
+from srlm_cli.stats.bootstrap import measured
 
 BEST = 5.0
 MATCHED_LENGTH = 0.25

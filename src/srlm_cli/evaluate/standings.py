@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from srlm_cli.evaluate import bootstrap
-from srlm_cli.evaluate.bradley_terry import SHARE, ratings
 from srlm_cli.records import Row
+from srlm_cli.stats import bootstrap
+from srlm_cli.stats.bradley_terry import SHARE, ratings
 
 TASK = "head_to_head"
 

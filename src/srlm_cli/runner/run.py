@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from srlm_cli import __version__, processes
+from srlm_cli import __version__, distributed
 from srlm_cli.engines import EngineSpec, LazyEngine, with_model
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import ReadOptions, StreamOptions
@@ -108,9 +108,9 @@ def reader(
     for path in (*paths, *beside, getattr(options, "out", None)):
         if options.rejects and path and path != "-" and same_file(options.rejects, path):
             raise OptionError(f"--rejects {options.rejects} is a file of this command already", "another name")
-    if "-" in paths and processes.count() > 1:
-        raise OptionError(f"{processes.count()} processes cannot share stdin", "--in FILE")
-    rejects = Rejects(options.rejects if processes.is_main() else os.devnull) if options.rejects else None
+    if "-" in paths and distributed.count() > 1:
+        raise OptionError(f"{distributed.count()} processes cannot share stdin", "--in FILE")
+    rejects = Rejects(options.rejects if distributed.is_main() else os.devnull) if options.rejects else None
     reading = {"on_error": options.on_error, "limit": options.limit, "rejects": rejects}
     return Reader(paths, check, **reading, traced=traced, shard=shard)
 
@@ -357,7 +357,7 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
 
 def print_result(row: Row) -> None:
     """Print the one JSON line of results of a command that makes a folder."""
-    if not processes.is_main():
+    if not distributed.is_main():
         return
     writer = StreamWriter(os.dup(data_stdout()))
     writer.write([row])

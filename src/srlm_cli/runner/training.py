@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Exit, Option
 
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.options.common import OnStale, ReadOptions, Seed
 from srlm_cli.runner import run
@@ -111,9 +111,9 @@ class TrainOptions(ReadOptions):
         """With `--accelerate-config`, run this command in the processes that it asks for, and end as they end."""
         if self.num_processes and not self.accelerate_config:
             raise OptionError("--num-processes goes with --accelerate-config")
-        if processes.started() and self.dry_run:
+        if distributed.started() and self.dry_run:
             raise OptionError("--dry-run is of one process", "run it without a launcher")
-        if self.accelerate_config and not self.dry_run and not processes.started():
+        if self.accelerate_config and not self.dry_run and not distributed.started():
             from srlm_cli.train.launch import launch
 
             raise Exit(launch(self.accelerate_config, self.num_processes, sys.argv[1:]))
@@ -208,14 +208,14 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
     run.data_stdout()
     try:
         results = work()
-        processes.end()
+        distributed.end()
         return results
     except KeyboardInterrupt:
         raise run.Interrupted("interrupted", goes_on(out)) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:
-        if processes.count() > 1 and ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
+        if distributed.count() > 1 and ("gloo" in str(error) or type(error).__name__.startswith("Dist")):
             raise Deserted("another process of this training ended", goes_on(out)) from error
         if "memory" not in str(error).lower():
             raise

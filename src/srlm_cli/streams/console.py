@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from srlm_cli import processes
+from srlm_cli import distributed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +22,7 @@ def say(text: str) -> None:
 
     Of the processes of one training only the main one speaks.
     """
-    if not processes.is_main():
+    if not distributed.is_main():
         return
     try:
         print(text, file=sys.stderr, flush=True)
@@ -42,7 +42,7 @@ class Progress:
 
     def __init__(self, name: str, total: int | None, done: int, quiet: bool, unit: str = "rows") -> None:
         self.name, self.total, self.done = name, total, done
-        self.quiet = quiet or not processes.is_main()
+        self.quiet = quiet or not distributed.is_main()
         self.first = done
         self.unit = unit
         self.started = self.last_line = time.monotonic()

@@ -8,7 +8,7 @@ import time
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.errors import ExitCode, SrlmError
 from srlm_cli.streams.console import Progress
 from srlm_cli.train.workdir import Part
@@ -50,7 +50,7 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.bar = Progress(name, state.max_steps, state.global_step, run.quiet, unit="steps")
-            self.file = open(part.metrics if processes.is_main() else os.devnull, "a", encoding="utf-8", buffering=1)
+            self.file = open(part.metrics if distributed.is_main() else os.devnull, "a", encoding="utf-8", buffering=1)
             self.started = self.saved = self.stepped = time.monotonic()
             self.tokens_before = self.tokens = state.num_input_tokens_seen
 
@@ -58,7 +58,7 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
             due = (
                 state.global_step % run.save_steps == 0
                 if run.save_steps
-                else processes.told_by_main(time.monotonic() - self.saved >= SECONDS_BETWEEN_CHECKPOINTS)
+                else distributed.told_by_main(time.monotonic() - self.saved >= SECONDS_BETWEEN_CHECKPOINTS)
             )
             last = state.global_step >= state.max_steps  # its model is written anyway, unless another may be better
             control.should_save = chooses if last else due
@@ -83,7 +83,7 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
             finite = {key: value if isfinite(value) else None for key, value in kept.items()}
             self.file.write(json.dumps({"step": state.global_step, **finite}) + "\n")
             if bad := [key for key in ("loss", "grad_norm") if finite.get(key, 0.0) is None]:
-                if not processes.is_main():  # which says so
+                if not distributed.is_main():  # which says so
                     raise SystemExit(ExitCode.FAILURE)
                 raise SrlmError(
                     f"step {state.global_step}: {bad[0]} is not a finite number",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from srlm_cli import models, processes
+from srlm_cli import distributed, models
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
@@ -55,7 +55,7 @@ def dpo(
         reference.check_tokens(named, tokenizer)
     origin = {"policy": ref, "model": named, "fingerprint": models.fingerprint(named)}
     identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
-    processes.begin(models.pick_device(spec.device))
+    distributed.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
         part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
         if run.dry_run:
@@ -93,7 +93,7 @@ def make_trainer(
 
     model = session.load_policy(spec)
     other = None
-    if named != spec.model and processes.sharded():
+    if named != spec.model and distributed.sharded():
         raise OptionError("--ref: sharded weights are their own reference only", "--ref previous, or another profile")
     if named != spec.model and about.has_reference:
         other = models.load_model(named, "float32", session.loading_device(spec))

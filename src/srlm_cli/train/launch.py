@@ -12,8 +12,8 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
+from srlm_cli.distributed import LAUNCHED
 from srlm_cli.errors import ExitCode, OptionError, SrlmError
-from srlm_cli.processes import LAUNCHED
 
 
 def launch(config: str, processes: int | None, argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import models, processes
+from srlm_cli import distributed, models
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
@@ -149,9 +149,9 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 def loading_device(spec: TrainSpec) -> str:
     """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
     device = models.pick_device(spec.device)
-    if spec.load_in_4bit and processes.started():  # weights in 4 bits stay where they are made
-        return processes.own_device(device)
-    return "cpu" if processes.started() else device
+    if spec.load_in_4bit and distributed.started():  # weights in 4 bits stay where they are made
+        return distributed.own_device(device)
+    return "cpu" if distributed.started() else device
 
 
 def keep_freed_memory() -> None:
@@ -169,10 +169,10 @@ def keep_freed_memory() -> None:
 
 def together(spec: TrainSpec) -> int:
     """Return how many sequences (or pairs) are on a device at a time."""
-    share = max(1, spec.batch // processes.count())
+    share = max(1, spec.batch // distributed.count())
     if spec.together or models.pick_device(spec.device) != "cpu":
         return spec.together or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
-    if processes.count() > 1:
+    if distributed.count() > 1:
         return 1
     return spec.batch  # which `StepTrainer.training_step` takes apart again
 
@@ -182,11 +182,11 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
 
     What is saved, and when, is the follower's business: see `follow`.
     """
-    if spec.merge and processes.sharded():
+    if spec.merge and distributed.sharded():
         raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
-    if spec.load_in_4bit and processes.sharded():
+    if spec.load_in_4bit and distributed.sharded():
         raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
-    device, at_a_time, count = models.pick_device(spec.device), together(spec), processes.count()
+    device, at_a_time, count = models.pick_device(spec.device), together(spec), distributed.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
         raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")
@@ -299,7 +299,7 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
 
 def load_checkpoint(trainer: Trainer, folder: str) -> None:
     """Give the trainer's model the weights of a checkpoint, of which each process may hold a part."""
-    if processes.sharded():
+    if distributed.sharded():
         trainer.state.best_model_checkpoint = folder
         trainer._load_best_model()
     else:
@@ -333,8 +333,8 @@ def save(
     provenance: dict[str, Any],
 ) -> None:
     """Write model, tokenizer and chat template, the provenance file last; then let the folder appear as OUT."""
-    whole = None if not processes.sharded() else trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    if not processes.is_main():
+    whole = None if not distributed.sharded() else trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if not distributed.is_main():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from srlm_cli import models, processes
+from srlm_cli import distributed, models
 from srlm_cli.errors import DataError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
@@ -42,7 +42,7 @@ def sft(
         say(f"srlm sft: {report.line('rows')}")
     held = session.usable(sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0], eval_rows, spec)
     tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
-    processes.begin(models.pick_device(spec.device))
+    distributed.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
         identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
         part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)

@@ -17,7 +17,7 @@ from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.records import Row
 from srlm_cli.seeds import derive
 from srlm_cli.streams.console import Progress
@@ -79,7 +79,7 @@ class StepTrainer:
         **more: Any,
     ) -> None:  # fmt: skip
         self.part = part
-        whole = more["args"].per_device_train_batch_size * processes.count()
+        whole = more["args"].per_device_train_batch_size * distributed.count()
         self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
         self.held_items = sum(map(self.row_items, held))
         filler = self.filler(rows[0])
@@ -87,7 +87,7 @@ class StepTrainer:
         super().__init__(
             *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
         )
-        self.splits = processes.count() == 1 and self.args.device.type == "cpu"
+        self.splits = distributed.count() == 1 and self.args.device.type == "cpu"
         _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
         if self.splits:
             add_by_row(self.model)
@@ -144,7 +144,7 @@ class StepTrainer:
         step = self.state.global_step
         with self.part.writing(f"the checkpoint of step {step}"):
             Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
-            processes.wait()
+            distributed.wait()
             self.part.keep(step)
 
 
@@ -264,11 +264,11 @@ class PairTrainer(StepTrainer, DPOTrainer):
         if "ref" in getattr(self.model, "peft_config", {}):  # TRL's frozen copy, of which only the scores are needed
             self.model.delete_adapter("ref")
             self.model.set_adapter("default")
-        if not processes.sharded():
+        if not distributed.sharded():
             self.start = reference.check_start(self, self.model)
 
     def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
-        if processes.sharded() and self.about.has_reference and not self.data_collator.scores:
+        if distributed.sharded() and self.about.has_reference and not self.data_collator.scores:
             self.ref_model = model  # so that its adapter, if it has one, is part of the reference
             self._score("train", self.train_dataset, self.args.per_device_train_batch_size)
             if self.eval_dataset:
@@ -318,7 +318,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             score_without_padding(self.packing)
             if self.ref_model is not None:
                 score_without_padding(Packing(self.ref_model))
-        if self.about.has_reference and (self._kept_scores(name).exists() or not processes.sharded()):
+        if self.about.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
             self._score(name, dataset, batch_size)
         return dataset
 
@@ -334,7 +334,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
         else:
             scores = self._reference_scores(self.ref_model or self.model, rows, batch_size)
             with self.part.writing("the reference's log-probabilities"):
-                if processes.is_main():
+                if distributed.is_main():
                     replace_text(kept, json.dumps(scores))
         self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
 
@@ -342,8 +342,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
         """Return the summed log-probabilities of (chosen, rejected) by pair; each process scores its share."""
         scorer.eval()
         found: list[tuple[float, float]] = []
-        share = -(-len(rows) // processes.count())  # some of the last ones are scored twice, so that shares are equal
-        mine = [min(processes.rank() * share + place, len(rows) - 1) for place in range(share)]
+        share = -(-len(rows) // distributed.count())  # some of the last ones are scored twice, so that shares are equal
+        mine = [min(distributed.rank() * share + place, len(rows) - 1) for place in range(share)]
         bar = Progress("dpo", share, 0, self.quiet, unit="pairs scored by the reference")
         try:
             for at in range(0, share, batch_size):
@@ -357,7 +357,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
                 bar.advance(len(examples))
         finally:
             bar.close()
-        return processes.joined(found)[: len(rows)]
+        return distributed.joined(found)[: len(rows)]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from srlm_cli import processes
+from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import refuse_other, replace_text
@@ -64,8 +64,8 @@ class Part:
         several processes the main one decides, and the others read what it left.
         """
         self.fingerprint, self.keep_all = json.loads(json.dumps(fingerprint)), keep_all
-        with processes.main_first():
-            self._take(restart and processes.is_main(), on_stale)
+        with distributed.main_first():
+            self._take(restart and distributed.is_main(), on_stale)
 
     def _take(self, restart: bool, on_stale: str) -> None:
         try:
@@ -83,7 +83,7 @@ class Part:
             restart = True
         if restart:
             self.checkpoint, self.best, self.best_value, self.kept = 0, 0, None, []
-        if processes.is_main():
+        if distributed.is_main():
             if restart:  # first of all: it names what goes
                 self.state.unlink(missing_ok=True)
             for file in self.folder.iterdir():
@@ -93,13 +93,13 @@ class Part:
 
     def keep(self, step: int) -> None:
         """Note that the checkpoint of a step is whole; those that are neither the last nor the best go."""
-        if processes.is_main():
+        if distributed.is_main():
             sync(self.step(step))
         self.checkpoint = step
         self.kept.append(step)
         if self.candidate and self.candidate[0] == step:
             self.best, self.best_value = self.candidate
-        if processes.is_main():
+        if distributed.is_main():
             self._save()
             self._clear(ignore_errors=False)
 
@@ -112,7 +112,7 @@ class Part:
         lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
         rows = [json.loads(line) for line in lines[:-1]]  # what stands behind the last line feed is torn
         rows = [row for row in rows if row["step"] <= self.checkpoint]
-        if processes.is_main():
+        if distributed.is_main():
             replace_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
         return rows
 
@@ -124,7 +124,7 @@ class Part:
         except Exception as error:
             reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0]
             free = shutil.disk_usage(self.folder).free // MEGABYTE
-            if processes.is_main():
+            if distributed.is_main():
                 self._clear(ignore_errors=True)
             raise SrlmError(f"cannot write {what}: {reason} ({free} MB are free there)", self.way_on()) from error
 
@@ -175,7 +175,7 @@ class Part:
 def locked(out: Path) -> Iterator[Part]:
     """Give OUT.part to this training alone, by its main process; raise OptionError while another one trains there."""
     part = Part(out)
-    if not processes.is_main():
+    if not distributed.is_main():
         yield part
         return
     part.folder.mkdir(parents=True, exist_ok=True)

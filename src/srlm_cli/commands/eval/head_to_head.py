@@ -63,8 +63,8 @@ def head_to_head(
     two models, so that a model that won everything has a rating. A table of it goes to stderr. A
     model goes by the `model` of its rows or, where two files have the same, by its file.
     """
-    from srlm_cli.evaluate import head_to_head as compare
     from srlm_cli.evaluate import standings
+    from srlm_cli.stages import head_to_head as compare
     from srlm_cli.streams import spill
 
     if not against:
@@ -123,7 +123,7 @@ class Other:
 
 def read_first(path: str) -> Other:
     """Read a whole file of responses; they are kept on disk."""
-    from srlm_cli.evaluate.head_to_head import first_responses
+    from srlm_cli.stages.head_to_head import first_responses
     from srlm_cli.streams.spill import Table
 
     reader = Reader([path], records.response_record)

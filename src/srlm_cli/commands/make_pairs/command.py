@@ -124,7 +124,7 @@ def make_pairs(
 
 def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, decides: dict[str, Any]) -> None:
     """Rate the judgements of each reply and pair the best with the worst."""
-    from srlm_cli.evaluate.meta_rating import meta_scores, position_weights
+    from srlm_cli.stages.meta_rating import meta_scores, position_weights
 
     weights = look_through(stream, records.meta_record, position_weights, "--of judgements")
     rate = partial(meta_scores, weights=weights)

@@ -50,7 +50,7 @@ def given_alpha(text: str, rho: float) -> float:
 
 def balanced(stream: StreamOptions, check: Check, pools: Callable[[Iterable[Row]], Pools]) -> float:
     """Return the alpha at which chosen and rejected are of one length on average, and say so."""
-    from srlm_cli.evaluate.length_balance import balanced_alpha
+    from srlm_cli.stages.length_penalty import balanced_alpha
 
     found = look_through(stream, check, lambda rows: balanced_alpha(pools(rows)), "--length-alpha auto")
     if found.gap is not None and not stream.quiet:

@@ -21,7 +21,7 @@ from threading import Thread
 
 import torch
 
-from srlm_cli import cores
+from srlm_cli import threads
 from srlm_cli.engines.base import Completion
 from srlm_cli.engines.hf.scheduler import ROOM_TO_READ, Writer
 from srlm_cli.engines.hf.stopping import Stops
@@ -42,7 +42,7 @@ def count(rows: int, device: str) -> int:
     """Return in how many lanes so many rows are best written, each with as many of the cores as the others."""
     if device != "cpu" or not FORKS:
         return 1
-    most = cores.most()
+    most = threads.most()
     lanes = max(1, min(most, rows // MIN_ROWS))
     return most // -(-most // lanes)
 
@@ -169,7 +169,7 @@ def _write(writer: Writer, given: SimpleQueue[Given], pipe: Connection) -> None:
             while True:
                 while not writer.open or not given.empty():
                     busy, numbered = given.get()
-                    cores.compute_with_part(busy)
+                    threads.compute_with_part(busy)
                     tasks.update(numbered)
                     writer.waiting.extend(task for _, task in numbered)
                 before = writer.open

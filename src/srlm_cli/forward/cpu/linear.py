@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from srlm_cli import cores, models
+from srlm_cli import models, threads
 from srlm_cli.forward import memory
 from srlm_cli.forward.cpu.gemm import LANE, Kind, compiled
 
@@ -142,7 +142,7 @@ def in_parts(parts: int, count: int, work: Callable[[int, int], None]) -> None:
 
 @cache
 def _helpers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, cores.most() - 1), "product")
+    return ThreadPoolExecutor(max(1, threads.most() - 1), "product")
 
 
 if hasattr(os, "register_at_fork"):

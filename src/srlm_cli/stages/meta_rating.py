@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate.bradley_terry import ELO, PRIOR, strengths
 from srlm_cli.records import Row
+from srlm_cli.stats.bradley_terry import ELO, PRIOR, strengths
 
 if TYPE_CHECKING:
     from numpy import ndarray

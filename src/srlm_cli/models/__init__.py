@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import cores
+from srlm_cli import threads
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.streams.console import say
 
@@ -179,7 +179,7 @@ def load_model(
         if merge:
             loaded = loaded.merge_and_unload()
     if device == "cpu":
-        cores.share_cores(loaded)
+        threads.share_cores(loaded)
     if not in_4bit:
         return loaded.to(device)
     for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards

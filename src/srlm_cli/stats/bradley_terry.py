@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate.bootstrap import in_order, interval, resampled_sums
 from srlm_cli.records import Row
+from srlm_cli.stats.bootstrap import in_order, interval, resampled_sums
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -1,0 +1,1 @@
+"""Statistics: bootstrap intervals, Bradley-Terry strengths, logistic regression."""
