@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent / "engines"))
 import torch
 from sample import prompts
 
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import sampling, workers
 from srlm_cli.forward.cpu import llama_layer, paged_attention
 from srlm_cli.models import pick_dtype

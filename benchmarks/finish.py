@@ -22,8 +22,8 @@ from dataclasses import replace
 import torch
 
 from srlm_cli import templates
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request, Sampling
 from srlm_cli.records import responses_of
 from srlm_cli.stages.judge import JudgeOptions, judge
 
@@ -39,7 +39,7 @@ class Counting:
         """Yield the engine's completions."""
         for done in self.engine.generate(requests):
             self.texts += len(done.texts)
-            self.answered += sum(answer is not None for answer in done.then)
+            self.answered += sum(answer is not None for answer in done.follow_ups)
             yield done
 
 
@@ -51,7 +51,7 @@ class Forgetful:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield the engine's completions."""
-        return self.engine.generate(replace(request, then=None) for request in requests)
+        return self.engine.generate(replace(request, follow_up=None) for request in requests)
 
 
 def main() -> None:

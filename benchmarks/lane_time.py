@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent / "engines"))
 from race import hardware
 from work import requests_of
 
-from srlm_cli.engines import EngineSpec, open_engine
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.hf import scheduler
 from srlm_cli.forward.cpu import linear, paged_attention
 from srlm_cli.forward.packed import PackedModel

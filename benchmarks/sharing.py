@@ -21,8 +21,8 @@ import time
 
 import torch
 
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 
 
 def draw(model: str, rows: int, tokens: int) -> None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 import pytest
 
 from helpers import SHARED, Srlm, as_lines
-from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
-from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.engines import LazyEngine, open_engine
+from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling
 from srlm_cli.engines.echo import echo_name, probabilities
 from srlm_cli.errors import OptionError
 

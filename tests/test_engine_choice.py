@@ -9,7 +9,8 @@ import pytest
 
 from helpers import Srlm
 from srlm_cli import engines
-from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
+from srlm_cli.engines import LazyEngine, open_engine
+from srlm_cli.engines.base import EngineSpec
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.runner import run
 

@@ -11,8 +11,8 @@ import torch
 
 import tiny_models
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.forward.cpu import gemm, jit, linear, llvm
 from srlm_cli.forward.cpu.linear import HalfLinear
 from srlm_cli.forward.packed import PackedModel

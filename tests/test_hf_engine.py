@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import tiny_models
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling, end_of
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.hf import choices, scheduler, workers
 from srlm_cli.engines.hf.fallback import PlainModel
 from srlm_cli.errors import EngineError
@@ -573,15 +573,15 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
         monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
-        ask(rubric + text, length, (0, 1, 2), then=lambda _, made, text=text: behind(made, rubric + text))
+        ask(rubric + text, length, (0, 1, 2), follow_up=lambda _, made, text=text: behind(made, rubric + text))
         for text, length in zip(PROMPTS, lengths, strict=True)
     ]
-    plain = [completion.texts for completion in engine.generate(replace(asked, then=None) for asked in requests)]
+    plain = [completion.texts for completion in engine.generate(replace(asked, follow_up=None) for asked in requests)]
     told = list(engine.generate(requests))
     assert [completion.texts for completion in told] == plain
     answered = 0
     for text, completion in zip(PROMPTS, told, strict=True):
-        for made, answer in zip(completion.texts, completion.then, strict=True):
+        for made, answer in zip(completion.texts, completion.follow_ups, strict=True):
             if answer:
                 (expected,) = engine.generate([behind(made, rubric + text)])
                 assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
@@ -601,10 +601,10 @@ def test_what_cannot_be_answered_at_once_is_left_to_be_asked(opened):
         4: lambda made: ask(PROMPTS[0], prefix="x" * 600, choices=("0", "1")),  # longer than the context
         5: lambda made: behind(made, PROMPTS[0]),
     }
-    (completion,) = engine.generate([ask(PROMPTS[0], seeds=tuple(about), then=lambda k, made: about[k](made))])
-    assert [answer is not None for answer in completion.then] == [False] * 5 + [True]
-    (plain,) = opened("mamba").generate([ask(PROMPTS[0], then=lambda k, made: behind(made, PROMPTS[0]))])
-    assert plain.then == ()
+    (completion,) = engine.generate([ask(PROMPTS[0], seeds=tuple(about), follow_up=lambda k, made: about[k](made))])
+    assert [answer is not None for answer in completion.follow_ups] == [False] * 5 + [True]
+    (plain,) = opened("mamba").generate([ask(PROMPTS[0], follow_up=lambda k, made: behind(made, PROMPTS[0]))])
+    assert plain.follow_ups == ()
 
 
 def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(opened, monkeypatch):

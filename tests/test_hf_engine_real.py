@@ -9,8 +9,8 @@ import torch
 
 from helpers import SHARED
 from srlm_cli import templates
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf.engine import HfEngine
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.stages.judge import judge_prompt

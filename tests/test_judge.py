@@ -7,8 +7,8 @@ import pytest
 from helpers import ListEngine, Srlm, as_lines, asked_text, read_rows
 from srlm_cli import records, templates
 from srlm_cli.commands.judge import judgeable, of_one_writer
-from srlm_cli.engines import EngineSpec, LazyEngine
-from srlm_cli.engines.base import Sampling
+from srlm_cli.engines import LazyEngine
+from srlm_cli.engines.base import EngineSpec, Sampling
 from srlm_cli.errors import BadRow
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs

@@ -17,8 +17,8 @@ import torch
 
 import tiny_models
 from srlm_cli import threads
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import scheduler, workers
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import kv_cache, memory
@@ -76,9 +76,9 @@ class Ask:
 def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
     def asking(at: int) -> Request:
         messages = [{"role": "user", "content": f"a{at}"}]
-        return Request(messages, Sampling(1.0, 1.0, 6), (at, 7), then=Ask(messages))
+        return Request(messages, Sampling(1.0, 1.0, 6), (at, 7), follow_up=Ask(messages))
 
-    told = [answer for completion in engine.generate(map(asking, range(12))) for answer in completion.then]
+    told = [answer for completion in engine.generate(map(asking, range(12))) for answer in completion.follow_ups]
     answered = [answer for answer in told if answer]
     assert len(answered) >= 12  # a token that is no text is lost in it
     assert all(isinstance(one, Completion) and abs(sum(one.probabilities) - 1) < 1e-5 for one in answered)
@@ -184,8 +184,8 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch,
 def test_lanes_end_when_the_process_that_asks_is_killed(engine, tmp_path):
     code = f"""
 import multiprocessing
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import workers
 workers.count = lambda rows, device: 3
 workers.MIN_ROWS = 1

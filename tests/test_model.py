@@ -13,8 +13,8 @@ import pytest
 
 from helpers import ROOT
 from srlm_cli import templates
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.stages.judge import JudgeOptions, judge_request
 
 pytestmark = pytest.mark.model
@@ -187,12 +187,12 @@ def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engi
         for prompt in ("Name a river.", "Say only this, and nothing else: Score: 4")
     ]
     completions = list(engine.generate(asked))
-    plain = engine.generate(replace(request, then=None) for request in asked)
+    plain = engine.generate(replace(request, follow_up=None) for request in asked)
     assert [told.texts for told in completions] == [told.texts for told in plain]
     answered = 0
     for request, told in zip(asked, completions, strict=True):
-        for k, answer in enumerate(told.then):
-            (expected,) = engine.generate([request.then(k, told.texts[k])])
+        for k, answer in enumerate(told.follow_ups):
+            (expected,) = engine.generate([request.follow_up(k, told.texts[k])])
             if answer:
                 assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
                 assert (answer.tokens_in, answer.finish_reasons) == (expected.tokens_in, expected.finish_reasons)

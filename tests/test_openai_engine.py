@@ -14,8 +14,8 @@ import pytest
 
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli import templates
-from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
-from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.engines import LazyEngine, open_engine
+from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling
 from srlm_cli.engines.choice_probabilities import Step, masses, named_in, pick, shared
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.records import response_record

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from helpers import ListEngine
-from srlm_cli.engines import EngineSpec, LazyEngine, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import LazyEngine, open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.echo import EchoEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.records import prompt_record

@@ -10,8 +10,8 @@ import pytest
 from helpers import Srlm, as_lines, read_json
 from serving import server
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 
 pytestmark = pytest.mark.model
 for library in ("openai", "fastapi", "uvicorn"):

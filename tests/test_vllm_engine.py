@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT, clean_env, read_rows, write_rows
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm", reason="vllm is not installed: make test-vllm")

@@ -11,8 +11,8 @@ import pytest
 from helpers import ROOT, Srlm, as_lines, read_rows, write_rows
 from serving import server
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, open_engine
-from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines import open_engine
+from srlm_cli.engines.base import EngineSpec, Request, Sampling
 
 pytestmark = pytest.mark.vllm
 for library in ("vllm", "openai"):

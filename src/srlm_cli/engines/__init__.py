@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 
 from srlm_cli import models
-from srlm_cli.engines.base import Completion, Engine, Request
+from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import EngineError, OptionError
 
 NAMES = ("hf", "vllm", "openai", "echo")
 LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server."""
-
-    engine: str = "hf"
-    model: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    batch_size: int = 256
-    tensor_parallel_size: int = 1
-    data_parallel_size: int = 1
-    base_url: str | None = None
-    route: str = "auto"
-    tokenizer: str | None = None
-    concurrency: int = 64
-    retries: int = 8
-    timeout: float = 600.0
 
 
 def open_engine(spec: EngineSpec) -> Engine:

@@ -1,13 +1,32 @@
-"""What an engine is: requests in, completions out, in order, its model loaded once."""
+"""What an engine is: requests in, completions out, in order, its model loaded once; and how one is asked for."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from srlm_cli.records import Message
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server."""
+
+    engine: str = "hf"
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = 256
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    base_url: str | None = None
+    route: str = "auto"
+    tokenizer: str | None = None
+    concurrency: int = 64
+    retries: int = 8
+    timeout: float = 600.0
 
 
 @dataclass(frozen=True)
@@ -48,9 +67,8 @@ class Request:
     completion is one of these texts, drawn by their probability behind the prefix (the most
     probable one at temperature 0).
 
-    `then`, given the place of a seed and the text that it made, returns a question with choices that goes
-    on from this text, or None. An engine that still has the text at hand may answer it at once; some hand it
-    to other processes, so it is one that pickle takes.
+    `follow_up` says what to ask about each text once it is written. An engine that still has the text in its
+    cache may answer it immediately, with the completion.
     """
 
     messages: list[Message]
@@ -58,7 +76,15 @@ class Request:
     seeds: tuple[int, ...]
     prefix: str = ""
     choices: tuple[str, ...] = ()
-    then: Callable[[int, str], Request | None] | None = None
+    follow_up: FollowUp | None = None
+
+
+class FollowUp(Protocol):
+    """A question about a text that a request produced. Some engines send it to other processes: pickle must take it."""
+
+    def __call__(self, place: int, text: str) -> Request | None:
+        """Return a request with `choices` that continues `text`, of the seed at `place`, or None for no question."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -69,8 +95,8 @@ class Completion:
     `max_new_tokens`), `prompt-too-long` (no text), `no-choice` (none of the choices can be told), or
     what else a server says, such as `content_filter`. `probabilities` has one number a choice, summing
     to 1, where choices were asked for and the engine can tell. Token counts are of the prompt (once)
-    and of all texts. `then` has what the request's `then` asked for, one entry a seed where it was
-    answered at once; the rest is left to the one who asked.
+    and of all texts. `follow_ups` has one entry per seed where the engine answered the request's `follow_up`,
+    None where it did not; it is empty from an engine that leaves all of them to the caller.
     """
 
     texts: list[str]
@@ -78,7 +104,7 @@ class Completion:
     tokens_in: int
     tokens_out: int
     probabilities: list[float] | None = None
-    then: tuple[Completion | None, ...] = ()
+    follow_ups: tuple[Completion | None, ...] = ()
 
 
 class Engine(Protocol):

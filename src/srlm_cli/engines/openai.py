@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import openai
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, choice_probabilities
-from srlm_cli.engines.base import Completion, Request, end_of
+from srlm_cli.engines import choice_probabilities
+from srlm_cli.engines.base import Completion, EngineSpec, Request, end_of
 from srlm_cli.engines.chat_template import chat_text
 from srlm_cli.engines.choice_probabilities import Step
 from srlm_cli.engines.openai_server import Json, Server, filtered, names, too_long, words

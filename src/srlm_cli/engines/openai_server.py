@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from srlm_cli.engines import EngineSpec
+from srlm_cli.engines.base import EngineSpec
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.streams.console import say
 

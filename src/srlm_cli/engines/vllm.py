@@ -35,8 +35,8 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec, choice_probabilities
-from srlm_cli.engines.base import Completion, Request, Sampling, end_of
+from srlm_cli.engines import choice_probabilities
+from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.chat_template import chat_text, stop_ids, token_ids
 from srlm_cli.errors import EngineError, OptionError
 

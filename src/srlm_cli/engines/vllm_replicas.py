@@ -16,8 +16,7 @@ from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection
 
-from srlm_cli.engines import EngineSpec
-from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.base import Completion, EngineSpec, Request
 from srlm_cli.errors import EngineError, OptionError, SrlmError
 
 BATCHES_A_WINDOW = 4
@@ -115,9 +114,9 @@ def _serve(pipe: Connection, spec: EngineSpec, environment: dict[str, str]) -> N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ.update(environment)
     try:
-        from srlm_cli.engines import open_engine
+        from srlm_cli.engines.vllm import VllmEngine
 
-        engine = open_engine(spec)
+        engine = VllmEngine(spec)
         pipe.send([])
         while True:
             pipe.send(list(engine.generate(pipe.recv())))

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 from typer import BadParameter, Context, Option, Typer
 
 from srlm_cli import settings
-from srlm_cli.engines import EngineSpec
-from srlm_cli.engines.base import Sampling
+from srlm_cli.engines.base import EngineSpec, Sampling
 from srlm_cli.streams.reader import Shard
 
 OnError = Literal["stop", "skip"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from srlm_cli import __version__, distributed
-from srlm_cli.engines import EngineSpec, LazyEngine, with_model
+from srlm_cli.engines import LazyEngine, with_model
+from srlm_cli.engines.base import EngineSpec
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import ReadOptions, StreamOptions
 from srlm_cli.records import Row

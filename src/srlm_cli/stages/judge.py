@@ -57,7 +57,7 @@ class Judged:
     judgements: list[Judgement]
     tokens_in: int
     tokens_out: int
-    again: tuple[Completion | None, ...] = ()
+    follow_ups: tuple[Completion | None, ...] = ()
 
 
 def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
@@ -95,7 +95,7 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
     asked = generate_for(responses, lambda row: judge_request(row, options), engine)
     while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
         judged = [
-            Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.then)
+            Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.follow_ups)
             for row, done in group
         ]
         if looks_again:
@@ -107,8 +107,8 @@ def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.samples))
     sampling = replace(options.sampling, last_line=options.template.last_line)
-    then = AskAgain(row, options) if options.finish_score or options.score == "expected" else None
-    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, then=then)
+    follow_up = AskAgain(row, options) if options.finish_score or options.score == "expected" else None
+    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, follow_up=follow_up)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class AskAgain:
     """What is asked about a judgement once it is written: how probable each score is, where one stands or should.
 
     By `expected`, a written score is asked for at its place. A missing one is asked for behind `finish`, if
-    `finish_score` says so. `then` of a request: a class, since some engines hand requests to other processes.
+    `finish_score` says so. It is the `follow_up` of a request: a class, so that pickle takes it.
     """
 
     row: Row
@@ -177,7 +177,7 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
     expectation. The engine is asked for what it did not answer at once.
     """
     asked = [
-        (one, k, request, one.again[k] if one.again else None)
+        (one, k, request, one.follow_ups[k] if one.follow_ups else None)
         for one in judged
         for k, judgement in enumerate(one.judgements)
         if (request := AskAgain(one.response, options).about(k, judgement))

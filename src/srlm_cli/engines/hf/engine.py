@@ -15,8 +15,7 @@ from contextlib import closing
 import torch
 
 from srlm_cli import models
-from srlm_cli.engines import EngineSpec
-from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.base import Completion, EngineSpec, Request
 from srlm_cli.engines.chat_template import chat_text, token_ids
 from srlm_cli.engines.hf import workers
 from srlm_cli.engines.hf.choices import Choice, Chooser

@@ -307,7 +307,7 @@ class Writer(TaskWriter):
         if not self.stops.ended(row.tokens, sampling) and len(row.tokens) < task.budget:
             return []
         written = self.stops.finished(row.tokens, sampling)
-        more = list(row.uniforms)[1:] if task.request.then else []  # each may be asked something else
+        more = list(row.uniforms)[1:] if task.request.follow_up else []  # each may be asked something else
         ended = [row, *(self._fork(row, [place]) for place in more)]
         for one in ended:
             one.closing = self._closing(one, written)
@@ -318,7 +318,7 @@ class Writer(TaskWriter):
     def _closing(self, row: Row, written: Written) -> Closing | None:
         """Take a row back to where its own tokens and what is asked behind it part; None where nothing can be asked."""
         task, (place, *_) = row.read.task, row.uniforms
-        asked = task.request.then(place, written[0]) if task.request.then else None
+        asked = task.request.follow_up(place, written[0]) if task.request.follow_up else None
         choice = self.choice_of(asked) if asked else None
         if choice is None or not choice.at_once:
             return None

@@ -20,18 +20,18 @@ class Task:
     budget: int
     left: deque[int] = field(default_factory=deque)
     done: dict[int, Written] = field(default_factory=dict)
-    then: dict[int, Completion] = field(default_factory=dict)
+    follow_ups: dict[int, Completion] = field(default_factory=dict)
     answer: Completion | None = None
 
-    def finish(self, place: int, written: Written, then: Completion | None = None) -> None:
+    def finish(self, place: int, written: Written, follow_up: Completion | None = None) -> None:
         """Note one completion, and the answer to what was asked behind it; the last one makes the answer."""
         self.done[place] = written
-        if then:
-            self.then[place] = then
+        if follow_up:
+            self.follow_ups[place] = follow_up
         if len(self.done) == len(self.request.seeds):
             texts, reasons, counts = map(list, zip(*(self.done[at] for at in sorted(self.done)), strict=True))
-            answers = tuple(map(self.then.get, sorted(self.done))) if self.then else ()
-            self.answer = Completion(texts, reasons, len(self.prompt), sum(counts), then=answers)
+            answers = tuple(map(self.follow_ups.get, sorted(self.done))) if self.follow_ups else ()
+            self.answer = Completion(texts, reasons, len(self.prompt), sum(counts), follow_ups=answers)
 
     def refuse(self, reason: str) -> None:
         """Answer with empty texts."""
