@@ -12,7 +12,8 @@ from srlm_cli import engines
 from srlm_cli.engines import LazyEngine, open_engine
 from srlm_cli.engines.base import EngineSpec
 from srlm_cli.errors import EngineError, OptionError
-from srlm_cli.runner import run
+from srlm_cli.runner import provenance
+from srlm_cli.runner.tally import Tally
 
 
 def test_without_vllm_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_meta_tells_the_version_of_a_vllm_in_other_processes(monkeypatch: pytest
     monkeypatch.setattr("importlib.metadata.version", version)
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
     engine = LazyEngine(EngineSpec("vllm", "some/model", data_parallel_size=2))
-    assert "vllm" not in run.meta("sample", None, run.Tally(), engine)["versions"]
+    assert "vllm" not in provenance.meta("sample", None, Tally(), engine)["versions"]
     engine.loads = 1
-    assert run.meta("sample", None, run.Tally(), engine)["versions"]["vllm"] == "0.32.0"
-    assert run.versions("torch")["torch"] == "unknown"
+    assert provenance.meta("sample", None, Tally(), engine)["versions"]["vllm"] == "0.32.0"
+    assert provenance.versions("torch")["torch"] == "unknown"

@@ -47,7 +47,7 @@ def test_no_heavy_library_is_loaded(srlm: Srlm, args: list[str], stdin: str) -> 
     code, modules = json.loads(result.err)
     assert code == 0 and "srlm_cli.cli" in modules
     assert not HEAVY & {name.split(".")[0] for name in modules}
-    assert bool(stdin) == ("srlm_cli.runner.run" in modules) or "--help" in args or args == ["settings"]
+    assert bool(stdin) == ("srlm_cli.runner.stage" in modules) or "--help" in args or args == ["settings"]
 
 
 # --- who may import whom ---------------------------------------------------------------------

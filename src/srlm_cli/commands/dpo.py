@@ -8,7 +8,8 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.runner import run, training
+from srlm_cli.runner import training
+from srlm_cli.runner.inputs import all_rows, open_reader
 from srlm_cli.streams.reader import read_all
 from srlm_cli.train.losses import Loss, Preference
 
@@ -73,8 +74,8 @@ def dpo(
     spec = options.spec()
     preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
-    reader = run.reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
-    rows = run.all_rows(reader)
+    reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
+    rows = all_rows(reader)
     held = read_all(eval_in, records.pair_record) if eval_in else None
     about = training.provenance("dpo", spec, reader)
     results = training.guarded(

@@ -9,7 +9,10 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import LimitExceeded, OptionError
 from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.options.groups import Defaults, grouped
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import all_rows, open_reader
+from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.stage import StageRun
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import gen_prompts as stage
 from srlm_cli.streams.reader import read_all
 from srlm_cli.streams.writer import dumps
@@ -79,8 +82,8 @@ def gen_prompts(
             "--shard cannot divide gen-prompts: each new prompt is compared with all those before it",
             "one process keeps a server of many GPUs busy with a larger --together",
         )
-    rows = run.reader(stream, records.prompt_record, [stream.in_], beside=avoid or [])
-    seeds = run.all_rows(rows)
+    rows = open_reader(stream, records.prompt_record, [stream.in_], beside=avoid or [])
+    seeds = all_rows(rows)
     if not seeds and count:
         raise OptionError("no seed prompts in the input", "--in takes rows with a `prompt`, for instance ift.jsonl")
     form = templates.load(template, fields={"tasks"})
@@ -90,23 +93,15 @@ def gen_prompts(
     shots = {"from_seeds": from_seeds, "from_generated": from_generated, "together": together}
     shots |= {"max_rouge_l": max_rouge_l, "iteration": iteration}
     options = stage.GenPromptsOptions(count, tries, form, sampling.sampling(form.stop), sampling.seed, **shots)
-    run.stage(
-        "gen-prompts",
-        stream,
-        None,
-        identity(
-            sampling, **shots, template=form.hash, seeds=hash_of_prompts(seeds), avoid=hash_of_prompts(old), shard=shard
-        )
-        | run.model_identity(model.spec),
+    prompts = {"seeds": hash_of_prompts(seeds), "avoid": hash_of_prompts(old)}
+    decides = identity(sampling, **shots, template=form.hash, **prompts, shard=shard) | model_identity(model.spec)
+    StageRun("gen-prompts", stream, None, decides, engine=model, source=rows, total=count).run(
         lambda _, done: stage.gen_prompts(seeds, model, options, avoid=old, kept=done.rows(), tried=done.read),
-        total=count,
-        engine=model,
         limit=lambda tally: too_few(tally, count),
-        source=rows,
     )
 
 
-def too_few(tally: run.Tally, count: int) -> LimitExceeded | None:
+def too_few(tally: Tally, count: int) -> LimitExceeded | None:
     """Return the error when the tries were spent before all prompts were made."""
     if tally.kept >= count:
         return None

@@ -12,7 +12,10 @@ from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import open_reader
+from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.stage import Resumed, StageRun
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages import meta_judge as stage_meta
@@ -96,12 +99,9 @@ def judge(
         raise OptionError("--meta and --reparse are two things to do", "one after the other")
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     if reparse:
-        stored = run.reader(stream, stage_reparse.stored_record, [stream.in_], shard=shard)
-        run.stage(
-            "judge",
-            stream,
-            stored,
-            {"reparse": True, "template": form.hash, "shard": stored.part},
+        stored = open_reader(stream, stage_reparse.stored_record, [stream.in_], shard=shard)
+        decides = {"reparse": True, "template": form.hash, "shard": stored.part}
+        StageRun("judge", stream, stored, decides).run(
             lambda rows, _: stage_reparse.reparse(rows, form),
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
@@ -111,7 +111,7 @@ def judge(
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     metas = meta_options(form, meta_template, sampling, meta_replies, direct) if meta else None
     check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
-    rows = run.reader(stream, check, [stream.in_], shard=shard)
+    rows = open_reader(stream, check, [stream.in_], shard=shard)
     local = engine.engine in LOCAL
     if rows.peek() is None and rows.error:
         raise rows.error  # before there is a FILE.part: it would be one without a model
@@ -124,20 +124,14 @@ def judge(
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
     own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
 
-    def make(rows: Iterable[Row], _: run.Resumed) -> Iterator[Outcome]:
+    def make(rows: Iterable[Row], _: Resumed) -> Iterator[Outcome]:
         rows = of_one_writer(rows, spec.model) if self_judged else rows
         return stage_meta.meta_judge(rows, model, metas) if metas else stage.judge(rows, model, options)
 
     asked = "verdicts" if metas else "judgements"
-    tally = run.stage(
-        "judge",
-        stream,
-        rows,
-        identity(sampling, **own) | run.model_identity(spec) if rows.peek() else {},
-        make,
-        engine=model,
-        limit=lambda tally: too_many_unparsed(tally, max_unparsed, asked),
-    )
+    decides = identity(sampling, **own) | model_identity(spec) if rows.peek() else {}
+    limit = partial(too_many_unparsed, limit=max_unparsed, asked=asked)
+    tally = StageRun("judge", stream, rows, decides, engine=model).run(make, limit)
     if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
         better = "--direct" if metas else "--finish-score, and --template score_only"
         say(f"srlm judge: most {asked} cannot be read; see {better}")
@@ -153,7 +147,7 @@ def meta_options(
     return stage_meta.MetaOptions(judge_form, form, sampling.sampling(), sampling.seed, replies, direct)
 
 
-def too_many_unparsed(tally: run.Tally, limit: float, asked: str = "judgements") -> LimitExceeded | None:
+def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> LimitExceeded | None:
     """Return the error when more than a share of the judgements have no score, or of the verdicts no winner."""
     rate = tally.counts["unparsed"] / max(tally.counts[asked], 1)
     if rate <= limit:

@@ -11,7 +11,9 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import open_reader
+from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages import split
 from srlm_cli.stages.marks import Marks
@@ -102,11 +104,11 @@ def make_eft(
         raise OptionError("--thin looks at all rows before", "it is for the joined rows, without --shard")
     if thin:
         check = refusing(records.eft_record, held_out)
-        run.stage(
-            "make-eft", stream, run.reader(stream, check, [stream.in_], beside=held_out or []),
-            {"thin": True, "max_share": max_share, "held_out": [file_hash(path) for path in held_out or []]},
-            lambda rows, done: stage.thinned(rows, max_share, kept=done.rows()),
-        )  # fmt: skip
+        rows = open_reader(stream, check, [stream.in_], beside=held_out or [])
+        decides = {"thin": True, "max_share": max_share, "held_out": [file_hash(path) for path in held_out or []]}
+        StageRun("make-eft", stream, rows, decides).run(
+            lambda rows, done: stage.thinned(rows, max_share, kept=done.rows())
+        )
         return
     if shard and max_share < 1 and part == "train":
         raise OptionError(
@@ -119,14 +121,13 @@ def make_eft(
         raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
     is_eval = lambda row: split.held_out(row, eval_share, sampling.seed)  # noqa: E731
     check = refusing(records.ranked_record, held_out, unless=is_eval)
-    rows = run.reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
+    rows = open_reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
     parts = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
     parts |= {"thin": False, "shard": rows.part}
     if part == "eval":
-        run.stage(
-            "make-eft", stream, rows, {**parts, "seed": sampling.seed},
-            lambda rows, _: split.eval_part(rows, eval_share, sampling.seed),
-        )  # fmt: skip
+        StageRun("make-eft", stream, rows, {**parts, "seed": sampling.seed}).run(
+            lambda rows, _: split.eval_part(rows, eval_share, sampling.seed)
+        )
         return
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     by_rank = method == "hindsight"
@@ -154,16 +155,12 @@ def make_eft(
     made_by = stage.hindsight if by_rank else stage.accept
     chosen = {"method": method, "reason": reason, "samples": options.samples, "ties": ties, "max_share": max_share}
     chosen |= {"finish_score": finish_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
-    run.stage(
-        "make-eft",
-        stream,
-        rows,
-        identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
-        | (run.model_identity(model.spec) if needs_model else {}),
+    decides = identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
+    decides |= model_identity(model.spec) if needs_model else {}
+    StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(
         lambda rows, done: split.train_part(
             rows, lambda ours: made_by(ours, model, options, kept=done.rows()), eval_share, sampling.seed
-        ),
-        engine=model if needs_model else None,
+        )
     )
 
 

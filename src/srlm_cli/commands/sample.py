@@ -8,7 +8,9 @@ from srlm_cli import records
 from srlm_cli.engines import LazyEngine
 from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import open_reader
+from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import sample as stage
 
 app = new_app()
@@ -36,12 +38,7 @@ def sample(
     (arXiv 2401.10020): N=4 at temperature 0.7, top-p 0.9.
     """
     model = LazyEngine(engine.spec())
-    rows = run.reader(stream, records.prompt_record, [stream.in_], shard=shard)
-    run.stage(
-        "sample",
-        stream,
-        rows,
-        identity(sampling, n=n, shard=rows.part) | run.model_identity(model.spec),
-        lambda rows, _: stage.sample(rows, model, stage.SampleOptions(n, sampling.sampling(), sampling.seed)),
-        engine=model,
-    )
+    rows = open_reader(stream, records.prompt_record, [stream.in_], shard=shard)
+    decides = identity(sampling, n=n, shard=rows.part) | model_identity(model.spec)
+    options = stage.SampleOptions(n, sampling.sampling(), sampling.seed)
+    StageRun("sample", stream, rows, decides, engine=model).run(lambda rows, _: stage.sample(rows, model, options))

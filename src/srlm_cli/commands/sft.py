@@ -8,7 +8,8 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.runner import run, training
+from srlm_cli.runner import training
+from srlm_cli.runner.inputs import all_rows, open_reader
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import read_all
 
@@ -63,8 +64,8 @@ def sft(
     check = records.judged_completion_record if positive_only else records.completion_record
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
     check = refusing(check, others)
-    reader = run.reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths, beside=others)
-    rows = run.all_rows(reader)
+    reader = open_reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths, beside=others)
+    rows = all_rows(reader)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")

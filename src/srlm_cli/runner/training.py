@@ -12,7 +12,9 @@ from typer import Exit, Option
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.options.common import OnStale, ReadOptions, Seed
-from srlm_cli.runner import run
+from srlm_cli.runner.outputs import data_stdout, print_result
+from srlm_cli.runner.provenance import versions
+from srlm_cli.runner.stage import Interrupted
 from srlm_cli.streams.reader import Reader
 from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
 
@@ -175,7 +177,7 @@ def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) 
     skipped = {"skipped": reader.skipped} if reader.skipped else {}
     if not results.get("dry_run"):
         results = {"model": str(spec.out), **results}
-    run.print_result({"command": name, "from": spec.model, **skipped, **results})
+    print_result({"command": name, "from": spec.model, **skipped, **results})
 
 
 def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     return {
         "command": name,
         "argv": sys.argv[1:],
-        "versions": run.versions("torch", "transformers", "trl", "peft", "datasets"),
+        "versions": versions("torch", "transformers", "trl", "peft", "datasets"),
         "from": {"model": spec.model, "fingerprint": fingerprint(spec.model)},
         "inputs": {path: file_hash(path) for path in reader.paths if path != "-"},
     }
@@ -205,13 +207,13 @@ def goes_on(out: Path) -> str:
 
 def guarded(work: Any, out: Path) -> dict[str, Any]:
     """Run a training; a full disk, too little memory and Ctrl-C end in one line that says what is left."""
-    run.data_stdout()
+    data_stdout()
     try:
         results = work()
         distributed.end()
         return results
     except KeyboardInterrupt:
-        raise run.Interrupted("interrupted", goes_on(out)) from None
+        raise Interrupted("interrupted", goes_on(out)) from None
     except OSError as error:
         raise SrlmError(f"{error.filename or out}: {error.strerror or error}", "no model is written") from error
     except (MemoryError, RuntimeError) as error:

@@ -13,7 +13,10 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.records import Row
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import check_whole, finished, open_reader
+from srlm_cli.runner.outputs import refuse_own_input, same_file
+from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.stage import StageRun, write_metrics
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, shown
 
@@ -78,7 +81,7 @@ def head_to_head(
     if os.path.isfile(stream.in_):  # told before a model is loaded; of a pipe it is seen at its end
         rows = Reader([stream.in_], records.response_record, on_error="skip", limit=stream.limit)
         compare.check_common((row["prompt_id"] for row in rows), [other.responses for other in others], files)
-    reader = run.reader(stream, records.response_record, [stream.in_], beside=[*against, matches])
+    reader = open_reader(stream, records.response_record, [stream.in_], beside=[*against, matches])
     first = [reader.peek(), *(next(iter(other.responses.values()), None) for other in others)]
     names = compare.names_of([row.get("model") if row else None for row in first], files)
     model = LazyEngine(engine.spec())
@@ -95,22 +98,15 @@ def head_to_head(
                 played.add(compare.numbers_of(match))
             yield outcome
 
-    tally = run.stage(
-        "eval head-to-head",
-        replace(stream, out=matches),
-        reader,
-        identity(
-            sampling, template=form.hash, direct=direct, by=by, against=[other.digest for other in others], names=names
-        )
-        | run.model_identity(model.spec),
-        play,
-        engine=model,
-    )
+    digests = [other.digest for other in others]
+    decides = identity(sampling, template=form.hash, direct=direct, by=by, against=digests, names=names)
+    decides |= model_identity(model.spec)
+    tally = StageRun("eval head-to-head", replace(stream, out=matches), reader, decides, engine=model).run(play)
     metrics = standings.metrics(played, names, sampling.seed)
     if len(files) > 2 and not stream.quiet:
         for line in standings.table(metrics, names):
             say(line)
-    run.write_rows("eval head-to-head", stream.out, metrics, reader, read=tally.kept, quiet=True)
+    write_metrics("eval head-to-head", stream.out, metrics, reader, read=tally.kept, quiet=True)
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,8 @@ def read_first(path: str) -> Other:
     from srlm_cli.streams.spill import Table
 
     reader = Reader([path], records.response_record)
-    responses = first_responses(run.finished(reader), Table())
-    run.check_whole(reader)
+    responses = first_responses(finished(reader), Table())
+    check_whole(reader)
     return Other(responses, reader.digest.hex())
 
 
@@ -136,7 +132,7 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
     """Raise OptionError when one file would be read twice from stdin, or written twice, or read and written."""
     if inputs.count("-") > 1:
         raise OptionError("stdin can be only one of the files", "--in or --against has to name a file")
-    run.refuse_own_input(out, inputs)
+    refuse_own_input(out, inputs)
     if matches and same(matches, out):
         both = "stdout" if matches == "-" else matches
         raise OptionError(f"--matches and --out are both {both}", "give each a file of its own")
@@ -146,4 +142,4 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
 
 def same(one: str, other: str) -> bool:
     """Tell whether two names are of the same file, or both of stdout."""
-    return one == other or ("-" not in (one, other) and run.same_file(one, other))
+    return one == other or ("-" not in (one, other) and same_file(one, other))

@@ -9,7 +9,9 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.options.common import In, OnLimit, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import check_whole, finished, open_reader
+from srlm_cli.runner.outputs import refuse_own_input
+from srlm_cli.runner.stage import write_metrics
 from srlm_cli.streams.reader import Reader, read_all
 
 
@@ -64,15 +66,15 @@ def health(
 
     if reward_before and not reward:
         raise OptionError("--reward-before has nothing to be compared with", "add --reward FILE")
-    run.refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
+    refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
     accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
     earlier = numbers_of_file(before) if before else None
-    reader = run.reader(read, records.judged_record, [in_], traced=False, beside=[before, reward, reward_before, out])
-    judged = pure.numbers_of(run.finished(reader), ByKey(pure.Numbers))
-    run.check_whole(reader)
+    reader = open_reader(read, records.judged_record, [in_], traced=False, beside=[before, reward, reward_before, out])
+    judged = pure.numbers_of(finished(reader), ByKey(pure.Numbers))
+    check_whole(reader)
     rows = pure.health_metrics(judged, earlier, *accuracies, seed=seed)
     limits = pure.Limits(max_one_score, min_parse_rate, max_length_growth, max_accuracy_drop)
-    run.write_rows(
+    write_metrics(
         "eval health",
         out,
         rows,
@@ -90,8 +92,8 @@ def numbers_of_file(path: str):
     from srlm_cli.streams.spill import ByKey
 
     reader = Reader([path], records.judged_record, traced=False)
-    numbers = numbers_of(run.finished(reader), ByKey(Numbers))
-    run.check_whole(reader)
+    numbers = numbers_of(finished(reader), ByKey(Numbers))
+    check_whole(reader)
     return numbers
 
 

@@ -7,7 +7,9 @@ from typer import Option
 from srlm_cli.evaluate import length_control as pure
 from srlm_cli.options.common import In, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import check_whole, finished, open_reader
+from srlm_cli.runner.outputs import refuse_own_input
+from srlm_cli.runner.stage import write_metrics
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 
@@ -40,19 +42,19 @@ def length_control(
     terms that were fitted, and the mean lengths. --reference takes rows of the same two forms, each
     variant of the baseline a model. The interval is a bootstrap over prompts with --seed.
     """
-    run.refuse_own_input(out, [in_, *([reference] if reference else [])])
+    refuse_own_input(out, [in_, *([reference] if reference else [])])
     variants = compared(Reader([reference], pure.preference_record, traced=False)) if reference else {}
-    reader = run.reader(read, pure.preference_record, [in_], traced=False, beside=[out])
+    reader = open_reader(read, pure.preference_record, [in_], traced=False, beside=[out])
     models = compared(reader)
     metrics, left_out = pure.length_control(models, variants, inverse_penalty, seed)
     count = sum(map(len, models.values()))
-    run.write_rows("eval length-control", out, metrics, reader, read=count, quiet=read.quiet)
+    write_metrics("eval length-control", out, metrics, reader, read=count, quiet=read.quiet)
     if left_out and not read.quiet:
         say(f"srlm eval length-control: {left_out}")
 
 
 def compared(reader: Reader) -> pure.Variants:
     """Return all comparisons of a file, model by model; a bad row raises DataError."""
-    models = pure.by_model(run.finished(reader))
-    run.check_whole(reader)
+    models = pure.by_model(finished(reader))
+    check_whole(reader)
     return models

@@ -12,7 +12,9 @@ from srlm_cli.errors import BadRow, DataError
 from srlm_cli.options.common import In, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import check_whole, finished, open_reader
+from srlm_cli.runner.outputs import refuse_own_input
+from srlm_cli.runner.stage import write_metrics
 from srlm_cli.streams.reader import Reader
 
 
@@ -50,12 +52,12 @@ def reward(
     from srlm_cli.evaluate import reward as pure
     from srlm_cli.streams.spill import ByKey
 
-    run.refuse_own_input(out, [in_, *([ranked] if ranked else [])])
+    refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else None
     check = lambda row: with_human(records.judged_record(row), people)  # noqa: E731
-    reader = run.reader(read, check, [in_], traced=False, beside=[ranked, out])
+    reader = open_reader(read, check, [in_], traced=False, beside=[ranked, out])
     prompts, judges, count = ByKey(pure.Replies), set(), 0
-    for prompt, rows in groupby(run.finished(reader), key=itemgetter("prompt_id")):
+    for prompt, rows in groupby(finished(reader), key=itemgetter("prompt_id")):
         group = list(rows)
         try:
             records.refuse_two_replies(group)
@@ -64,9 +66,9 @@ def reward(
         prompts.add(prompt, pure.replies_of(group, seed, best))
         judges |= {pure.judge_name(row) for row in group}
         count += len(group)
-    run.check_whole(reader)
+    check_whole(reader)
     metrics = pure.metric_rows(prompts, judges, seed, matched_length)
-    run.write_rows("eval reward", out, metrics, reader, read=count, quiet=read.quiet)
+    write_metrics("eval reward", out, metrics, reader, read=count, quiet=read.quiet)
 
 
 def human_values(path: str) -> Mapping[str, float] | None:
@@ -75,10 +77,10 @@ def human_values(path: str) -> Mapping[str, float] | None:
 
     reader = Reader([path], records.ranked_record, traced=False)
     values = Table()
-    for ranked in run.finished(reader):
+    for ranked in finished(reader):
         for row in records.responses_of(ranked):
             values[reply_key(row)] = row["human"]
-    run.check_whole(reader)
+    check_whole(reader)
     return values if len(values) else None
 
 

@@ -12,7 +12,9 @@ from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, give
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import Seed, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
-from srlm_cli.runner import run
+from srlm_cli.runner.inputs import open_reader
+from srlm_cli.runner.outputs import refuse_own_input
+from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import judge_pairs
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.stages.pair_choice import Choice
@@ -101,7 +103,7 @@ def make_pairs(
             raise OptionError("--of judgements pairs what stands in one row", "without other files")
         pair_judgements(stream, choice, length_alpha, decides)
         return
-    run.refuse_own_input(stream.out, [path for path in files.values() if path])
+    refuse_own_input(stream.out, [path for path in files.values() if path])
     found = {name: Lookup(path, stage.scored_record, stage.group_of) for name, path in files.items() if path}
     options = stage.PairOptions(
         **vars(choice), unsorted=unsorted, earlier=found.get("rejected_from"), before=found.get("agree_with")
@@ -112,13 +114,10 @@ def make_pairs(
         options = replace(options, mean_agreement=agreed(stream, options))
     with ExitStack() as processes:
         parts = pairs_of_ranges.open_ranges(stream, options, processes)
-        run.stage(
-            "make-pairs",
-            stream,
-            run.reader(stream, stage.scored_record, [stream.in_], traced=False, beside=files.values()),
-            decides | {name: file_hash(path) for name, path in files.items() if path},
-            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, parts),
-            from_the_start=True,
+        rows = open_reader(stream, stage.scored_record, [stream.in_], traced=False, beside=files.values())
+        decides |= {name: file_hash(path) for name, path in files.items() if path}
+        StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
+            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, parts)
         )
 
 
@@ -131,11 +130,7 @@ def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, de
     if length_alpha == AUTO:
         pools = partial(judge_pairs.all_pools, rate=rate, choice=choice)
         choice = replace(choice, alpha=balanced(stream, records.meta_record, pools))
-    run.stage(
-        "make-pairs",
-        stream,
-        run.reader(stream, records.meta_record, [stream.in_]),
-        decides,
-        lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice),
-        from_the_start=True,
+    rows = open_reader(stream, records.meta_record, [stream.in_])
+    StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
+        lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice)
     )

@@ -9,7 +9,7 @@ from functools import partial
 
 from srlm_cli.options.common import StreamOptions
 from srlm_cli.records import Row
-from srlm_cli.runner.run import Tally
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.streams import ranges, spill

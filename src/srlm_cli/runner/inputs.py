@@ -1,0 +1,88 @@
+"""The rows that a command reads: its reader, and what became of the input when it has ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+from srlm_cli import distributed
+from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.options.common import ReadOptions
+from srlm_cli.records import Row
+from srlm_cli.runner.outputs import same_file
+from srlm_cli.runner.tally import Tally
+from srlm_cli.streams.reader import Reader, Shard, count_lines
+from srlm_cli.streams.writer import Rejects
+
+Check = Callable[[Row], Row | list[Row]]
+
+
+def open_reader(
+    options: ReadOptions,
+    check: Check,
+    paths: list[str],
+    *,
+    traced: bool = True,
+    shard: Shard | None = None,
+    beside: Iterable[str | None] = (),
+) -> Reader:
+    """Return the reader of a command's input; it writes the `--rejects` file, which is none of those `beside`.
+
+    A command that is never resumed in the middle of its input does without the trace of what it read.
+    """
+    if options.rejects and options.on_error != "skip":
+        raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
+    for path in (*paths, *beside, getattr(options, "out", None)):
+        if options.rejects and path and path != "-" and same_file(options.rejects, path):
+            raise OptionError(f"--rejects {options.rejects} is a file of this command already", "another name")
+    if "-" in paths and distributed.count() > 1:
+        raise OptionError(f"{distributed.count()} processes cannot share stdin", "--in FILE")
+    rejects = Rejects(options.rejects if distributed.is_main() else os.devnull) if options.rejects else None
+    reading = {"on_error": options.on_error, "limit": options.limit, "rejects": rejects}
+    return Reader(paths, check, **reading, traced=traced, shard=shard)
+
+
+def expected(rows: Reader, limit: int | None) -> int | None:
+    """Return how many records the input holds, where that can be told from its lines."""
+    if rows.expands:
+        return None
+    if rows.shard:
+        return rows.span[1] - rows.span[0]
+    lines = count_lines(rows.paths)
+    return lines if limit is None or lines is None else min(lines, limit)
+
+
+def count_skipped(tally: Tally, rows: Reader | None) -> None:
+    """Count the bad rows that were left out; they were never read by the stage."""
+    if rows is not None and rows.skipped:
+        tally.dropped["bad row"] = rows.skipped
+    if rows is not None and rows.rejects:
+        rows.rejects.open()  # also where there were none
+
+
+def check_whole(rows: Reader | None) -> None:
+    """Raise the error of a bad row that ended the input; every row read must have had an outcome."""
+    if rows is None:
+        return
+    if rows.error:
+        error, rows.error = rows.error, None
+        raise error
+    if rows.unfinished:
+        raise SrlmError(
+            f"{rows.unfinished} rows were read and never finished", "this is a fault of srlm, please report it"
+        )
+
+
+def finished(rows: Reader) -> Iterator[Row]:
+    """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
+    for row in rows:
+        rows.finish(1)
+        yield row
+
+
+def all_rows(rows: Reader) -> list[Row]:
+    """Return all rows of an input that is read before anything is made of it; a bad row raises DataError."""
+    found = list(rows)
+    rows.finish(len(found))
+    check_whole(rows)
+    return found

