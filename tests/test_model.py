@@ -314,7 +314,7 @@ def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
 def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     done = srlm(
         "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 4,
-        "--epochs", 2, "--out", tmp_path / "m2",
+        "--epochs", 2, "--dtype", "float32", "--out", tmp_path / "m2",
     )  # fmt: skip
     result = json.loads(done.stdout)
     assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
@@ -323,14 +323,17 @@ def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     assert json.loads(reply.stdout)["response"]
 
 
-def test_dpo_on_an_adapter_has_that_adapter_as_reference(pairs, adapter, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dpo_on_an_adapter_has_that_adapter_as_reference(dtype, pairs, adapter, tmp_path):
     """A chained adapter: with the bare base as the reference the first loss would not be ln 2."""
     done = srlm(
         "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 4,
-        "--epochs", 2, "--out", tmp_path / "m2",
+        "--epochs", 2, "--dtype", dtype, "--out", tmp_path / "m2",
     )  # fmt: skip
     result = json.loads(done.stdout)
-    assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
+    assert abs(result["start"]["loss"] - math.log(2)) < 1e-5 and result["dtype"] == dtype
+    assert abs(result["first_loss"] - math.log(2)) < {"float32": 1e-3, "bfloat16": 2e-2}[dtype]
+    assert result["last_loss"] < result["first_loss"]
     kept = {file.name for file in (tmp_path / "m2").iterdir()}
     assert "adapter_model.safetensors" in kept and "ref" not in kept
 
@@ -386,7 +389,18 @@ def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
         with torch.inference_mode():
             total += float(engine.net(input_ids=ids, labels=labels).loss) * targets
         count += targets
-    argv = ["--max-steps", 1, "--train-batch-size", 3, "--device-batch-size", 3, "--out", tmp_path / "m"]
+    argv = [
+        "--max-steps",
+        1,
+        "--train-batch-size",
+        3,
+        "--device-batch-size",
+        3,
+        "--dtype",
+        "float32",
+        "--out",
+        tmp_path / "m",
+    ]
     source = write(tmp_path / "rows.jsonl", data)
     result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv).stdout)
     assert result["first_loss"] == pytest.approx(total / count, rel=1e-4)

@@ -154,7 +154,7 @@ def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
 def test_the_first_step_has_the_published_loss(about: Preference, base: Path, other: Path, tmp_path: Path) -> None:
     """With another model as the reference, so that no log-ratio is 0; pairs of unlike lengths."""
     rows = pairs(5)
-    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1)
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
     result = dpo(rows, spec, about, ref=str(other), run=RunOptions(quiet=True))
     wanted = first_losses(about, by_logits(base, rows), by_logits(other, rows))
     assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
@@ -162,7 +162,7 @@ def test_the_first_step_has_the_published_loss(about: Preference, base: Path, ot
 
 def test_rows_bring_their_own_smoothing(base: Path, other: Path, tmp_path: Path) -> None:
     rows = [{**row, "label_smoothing": n / 4} for n, row in enumerate(pairs(5))]
-    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1)
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
     result = dpo(rows, spec, Preference(), ref=str(other), run=RunOptions(quiet=True))
     ours, theirs = by_logits(base, rows), by_logits(other, rows)
     wanted = [
@@ -197,7 +197,7 @@ def test_reference_check_and_steps_score_without_padding(base: Path, tmp_path: P
     monkeypatch.setattr(scoring, "scores", lambda *args: calls.append(len(args[2])) or without_padding(*args))
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, **more)
     dpo(pairs(10), spec, Preference(), run=RunOptions(quiet=True))
-    assert calls == [10, 10, 8, 10, 10]  # the reference, the check of four pairs at the start, two steps
+    assert calls == [10, 10, 8, 8, 10, 10]  # the reference, four pairs of it and of the policy in float32, two steps
 
 
 SIZES = {

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
 
 import tiny_models
+from alike import DTYPES, assert_same_weights, near
 from srlm_cli.models import load_model
 from srlm_cli.train import packing
 from srlm_cli.train.dpo import dpo
@@ -84,8 +84,8 @@ def test_logits_are_made_one_pass_after_the_other(tmp_path, monkeypatch):
 
 def test_rows_are_packed_where_the_passes_of_training_are_bfloat16(tmp_path, monkeypatch):
     """accelerate then wraps the forward pass, by which it must not be decided whether rows can be packed."""
-    monkeypatch.setattr("srlm_cli.models.has_bfloat16", lambda device: True)
-    spec = TrainSpec(str(tiny_model(tmp_path / "base")), tmp_path / "m", 1e-3, 1e-4, batch=4, device="cpu")
+    base = tiny_model(tmp_path / "base")
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-4, batch=4, device="cpu", dtype="bfloat16")
     passes = []
     together = Packing._together
     monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))
@@ -140,7 +140,7 @@ def test_checkpointing_computes_a_layer_again_for_its_gradient(kind, tmp_path, m
     )  # fmt: skip
     losses = []
     for checkpointing in (True, False):
-        spec = TrainSpec(str(model), tmp_path / f"m{checkpointing}", 1e-3, 1e-4, batch=1, device="cpu")
+        spec = TrainSpec(str(model), tmp_path / f"m{checkpointing}", 1e-3, 1e-4, batch=1, device="cpu", dtype="float32")
         passes.clear()
         losses.append(sft(completions(2), replace(spec, checkpointing=checkpointing), run=QUIET)["train_loss"])
         assert sum(passes) == 2 * 2 * (1 + checkpointing)  # steps, layers, and each of them again
@@ -154,12 +154,13 @@ def test_rows_are_read_together_up_to_so_many_tokens(monkeypatch):
     assert list(groups([], 3)) == []
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["sft", "dpo", "sft-adapter", "dpo-adapter"])
-def test_a_training_packed_ends_where_one_row_by_row_does(kind, tmp_path, monkeypatch):
+def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path, monkeypatch):
     base = tiny_model(tmp_path / "base")
     model = tiny_adapter(tmp_path / "adapter", base) if "adapter" in kind else base
     common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
-    packed = TrainSpec(str(model), tmp_path / "packed", **common)
+    packed = TrainSpec(str(model), tmp_path / "packed", **common, dtype=dtype)
     alone = replace(packed, out=tmp_path / "alone", together=1)
     monkeypatch.setattr(packing, "TOKENS", 90)  # two or three rows
     passes = []
@@ -176,10 +177,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, tmp_path, monkey
     assert max(passes) > 2
     assert results[0]["steps"] == results[1]["steps"]
     for name in ("first_loss", "last_loss", "train_loss"):
-        assert results[0][name] == pytest.approx(results[1][name], abs=1e-4)
+        assert results[0][name] == near(results[1][name], dtype)
     for ours, theirs in zip(results[0]["evals"], results[1]["evals"], strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-4)
-    file = "adapter_model.safetensors" if "adapter" in kind else "model.safetensors"
-    weights, wanted = (load_file(tmp_path / name / file) for name in ("packed", "alone"))
-    for name, weight in wanted.items():
-        assert torch.allclose(weights[name], weight, atol=2e-4), name
+        assert ours == near(theirs, dtype)
+    assert_same_weights(tmp_path / "packed", tmp_path / "alone", model, dtype)

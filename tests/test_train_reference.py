@@ -30,6 +30,8 @@ from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 torch.set_num_threads(1)
 QUIET = RunOptions(quiet=True)
 ROWS = pairs(6)
+# By how much a log-probability may be off: bfloat16 keeps 8 bits, so each number is right to one part in 256.
+NEAR = {"float32": {"abs": 1e-3, "rel": 0.0}, "bfloat16": {"abs": 0.0, "rel": 2**-8}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,8 @@ def adapter(base: Path, tmp_path_factory) -> Path:
 
 
 def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
-    return TrainSpec(str(model), out, **{"learning_rate": 1e-2, "final_learning_rate": 1e-2, "batch": 3, **more})
+    settings = {"learning_rate": 1e-2, "final_learning_rate": 1e-2, "batch": 3, "dtype": "float32", **more}
+    return TrainSpec(str(model), out, **settings)
 
 
 def sums(folder: Path) -> list[list[float]]:
@@ -75,17 +78,21 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list:
     return kept
 
 
+@pytest.mark.parametrize("dtype", NEAR)
 @pytest.mark.parametrize(
     ("model", "more"),
     [("base", {}), ("base", {"lora_r": 2}), ("adapter", {}), ("adapter", {"merge": True}), ("base", {"together": 3})],
     ids=["full", "new-adapter", "adapter-goes-on", "adapter-merged", "padded"],
 )
-def test_previous_is_the_model_that_training_starts_from(model, more, request, tmp_path, monkeypatch):
+def test_previous_is_the_model_that_training_starts_from(model, more, dtype, request, tmp_path, monkeypatch):
     start, kept = request.getfixturevalue(model), scored(monkeypatch)
-    result = dpo(ROWS, spec_of(start, tmp_path / "m", **more), Preference(), run=QUIET)
-    assert [list(pair) for pair in kept] == [pytest.approx(pair, abs=1e-3) for pair in sums(start)]
-    assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    result = dpo(ROWS, spec_of(start, tmp_path / "m", dtype=dtype, **more), Preference(), run=QUIET)
+    assert [list(pair) for pair in kept] == [pytest.approx(pair, **NEAR[dtype]) for pair in sums(start)]
+    assert result["dtype"] == dtype
+    noise = {"float32": 1e-5, "bfloat16": 0.1 * NEAR["bfloat16"]["rel"] * max(map(abs, sum(sums(start), [])))}
+    assert result["first_loss"] == pytest.approx(math.log(2), abs=noise[dtype])
     assert result["start"]["log_ratio_chosen"] == pytest.approx(0, abs=1e-4)
+    assert result["start"]["loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert result["reference"]["model"] == str(start) and result["last_loss"] < result["first_loss"]
     assert (tmp_path / "m" / "adapter_config.json").exists() == (model == "adapter" or "lora_r" in more) - more.get(
         "merge", False
@@ -122,18 +129,37 @@ def test_base_is_where_the_chain_began(base: Path, tmp_path: Path) -> None:
         reference.resolve("base", str(m2))
 
 
-def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(base, tmp_path, monkeypatch):
-    from srlm_cli.train.trainers import PairTrainer
+@pytest.mark.parametrize("dtype", NEAR)
+def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(dtype, base, tmp_path, monkeypatch):
+    check = reference.check_scores
 
-    wrong = [(-1.0, -2.0)] * len(ROWS)
-    monkeypatch.setattr(PairTrainer, "_reference_scores", lambda *_: wrong)
+    def then_another_policy(trainer, model):
+        scores = check(trainer, model)
+        with torch.no_grad():
+            for layer in trainer.model.parameters():
+                layer.mul_(1.1)
+        return scores
+
+    monkeypatch.setattr(reference, "check_scores", then_another_policy)
     monkeypatch.setattr(session, "run_training", lambda *_: pytest.fail("trained all the same"))
     with pytest.raises(SrlmError, match="policy and reference differ before the first step: log-ratios -"):
-        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
     assert not (tmp_path / "m").exists()
 
 
-def test_reference_scores_that_are_not_of_the_reference_are_refused(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("dtype", NEAR)
+def test_stored_scores_that_are_not_of_the_reference_are_refused(dtype, base, tmp_path, monkeypatch):
+    from srlm_cli.train.trainers import PairTrainer
+
+    compute = PairTrainer._reference_scores
+    wrong = lambda *args: [tuple(1.05 * side for side in pair) for pair in compute(*args)]  # noqa: E731
+    monkeypatch.setattr(PairTrainer, "_reference_scores", wrong)
+    with pytest.raises(SrlmError, match="the reference's stored log-probability is -.* by its own logits"):
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+def test_reference_scores_that_are_not_of_the_reference_are_refused(dtype, base, tmp_path, monkeypatch):
     """As when a mask is off by one: the scores are compared with the reference's own logits."""
     from srlm_cli.train.trainers import PairTrainer
 
@@ -142,7 +168,17 @@ def test_reference_scores_that_are_not_of_the_reference_are_refused(base, tmp_pa
         PairTrainer, "compute_ref_log_probs", lambda *args: tuple(side * 0.9 for side in compute(*args))
     )
     with pytest.raises(SrlmError, match="the reference's log-probability is -.* by its own logits"):
-        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
+
+
+@pytest.mark.parametrize("dtype", NEAR)
+@pytest.mark.parametrize("together", [0, 1])
+def test_short_and_long_replies_are_proven(together, dtype, base, adapter, tmp_path):
+    """Of one token and of hundreds, whose bfloat16 passes differ by more than a wrong reference may."""
+    rows = [{"prompt": "Ask?", "chosen": "a" * long, "rejected": "b" * short} for long, short in ((1, 2), (300, 1))]
+    spec = spec_of(adapter, tmp_path / "m", batch=2, together=together, dtype=dtype)
+    result = dpo(rows, spec, Preference(), run=QUIET)
+    assert abs(result["start"]["log_ratio_chosen"]) < 1e-3 and result["steps"] == 1
 
 
 def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
         "batch": 4,
         "epochs": 2,
         "device": "cpu",
+        "dtype": "float32",
         "together": 1,
     }
     return TrainSpec(model=str(model), out=out, **{**common, **more})
@@ -136,6 +137,30 @@ def test_a_killed_training_goes_on_to_the_same_weights(kind, model, more, at, wh
     for a, b in zip(one, other, strict=True):
         assert b["loss"] == pytest.approx(a["loss"], abs=1e-6) and b["learning_rate"] == a["learning_rate"]
     assert result["first_loss"] == whole["first_loss"] and result["train_loss"] == pytest.approx(whole["train_loss"])
+
+
+@pytest.mark.parametrize(("begun", "here"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_resumed_training_keeps_the_dtype_that_it_began_with(begun, here, base, tmp_path, monkeypatch, capsys):
+    """`--dtype auto` on a processor of one kind, then on one of the other; another dtype by name is refused."""
+
+    def on_a_processor_of(dtype: str) -> None:
+        monkeypatch.setattr(models, "has_bfloat16", lambda device: dtype == "bfloat16")
+
+    spec = spec_of(base, tmp_path / "m", dtype="auto")
+    on_a_processor_of(begun)
+    with monkeypatch.context() as patched:
+        die_in_micro_batch(patched, 11)
+        with pytest.raises(Killed):
+            train("sft", spec)
+    on_a_processor_of(here)
+    with pytest.raises(OptionError, match=f"other settings: dtype '{begun}' -> '{here}'"):
+        train("sft", replace(spec, dtype=here))
+    result = train("sft", spec, replace(EVERY_2, quiet=False))
+    assert result["dtype"] == begun and result["resumed_from"] == 2
+    assert f"training in {begun}, as the unfinished run began; --dtype auto is {here}" in capsys.readouterr().err
+    assert read_json(tmp_path / "m" / "provenance.json")["settings"]["dtype"] == begun
+    train("sft", replace(spec, out=tmp_path / "whole", dtype=begun))
+    assert_same(tmp_path / "whole", tmp_path / "m")
 
 
 def test_kill_9_and_the_same_command_again(srlm: Srlm, base: Path) -> None:

@@ -79,7 +79,7 @@ def devices() -> list[str]:
         return ["device       unknown without torch"]
     import torch
 
-    from srlm_cli.models import pick_device, pick_dtype
+    from srlm_cli.models import pick_device, pick_dtype, pick_training_dtype
 
     lines = []
     if torch.cuda.is_available():
@@ -90,9 +90,8 @@ def devices() -> list[str]:
         lines.append("device       mps")
     lines.append(f"device       cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     device = pick_device("auto")
-    lines.append(
-        f"auto         device {device}, dtype {pick_dtype('auto', device, float16=True)} for sampling and judging"
-    )
+    sampling, training = pick_dtype("auto", device, float16=True), pick_training_dtype("auto", device)
+    lines.append(f"auto         device {device}, dtype {sampling} for sampling and judging, {training} for training")
     return lines
 
 

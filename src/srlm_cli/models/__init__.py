@@ -50,6 +50,7 @@ SMOLLM2 = EmbeddedModel(
     licence="Apache-2.0",
 )
 EMBEDDED = {SMOLLM2.name: SMOLLM2}
+TRAINING_DTYPES = ("float32", "bfloat16")
 
 
 def cache_dir() -> Path:
@@ -147,12 +148,12 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: bool = False
+    model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: str | None = None
 ) -> PreTrainedModel:
     """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False.
 
-    `in_4bit` keeps the weights below an adapter in 4 bits each (NF4, arXiv 2305.14314), which multiply
-    in `dtype`, or in bfloat16 where the device is fast in it.
+    `in_4bit` names the dtype in which the weights below an adapter multiply; they are then kept in 4 bits
+    each (NF4, arXiv 2305.14314).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -168,7 +169,7 @@ def load_model(
             )
         loaded = load_model(source, dtype, device)
     else:
-        packed = four_bits(dtype, device) if in_4bit else {}
+        packed = four_bits(in_4bit, device) if in_4bit else {}
         loaded = _loaded(
             source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **packed)
         )
@@ -189,7 +190,10 @@ def load_model(
 
 
 def four_bits(dtype: str, device: str) -> dict[str, Any]:
-    """Return what `from_pretrained` takes to load weights in 4 bits; raise OptionError where they cannot be."""
+    """Return what `from_pretrained` takes to load weights in 4 bits that multiply in `dtype`.
+
+    Raises OptionError where bitsandbytes or the device has none.
+    """
     if not find_spec("bitsandbytes"):
         raise OptionError("--load-in-4bit needs bitsandbytes", "pip install bitsandbytes")
     import bitsandbytes
@@ -202,7 +206,7 @@ def four_bits(dtype: str, device: str) -> dict[str, Any]:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if has_bfloat16(device) else getattr(torch, dtype),
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
     return {"quantization_config": config, "device_map": {"": device}}
 
@@ -230,12 +234,23 @@ def pick_dtype(dtype: str, device: str, *, float16: bool = False) -> str:
     return "float16" if float16 and has_float16(device) else "float32"
 
 
-def has_bfloat16(device: str) -> bool:
-    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU.
+def pick_training_dtype(dtype: str, device: str) -> str:
+    """Return the dtype of a training step's products for `auto`: bfloat16 where the device has units for it.
 
-    Training is in bfloat16 there. With `has_fast_pairs` alone it stays float32, since the proof that policy and
-    reference are equal before the first step asks for more digits than bfloat16 has.
+    Raises OptionError for a dtype that the device cannot train in. Weights, gradients and the optimizer are
+    float32 in either case.
     """
+    if dtype == "auto":
+        return "bfloat16" if has_bfloat16(device) else "float32"
+    if dtype not in TRAINING_DTYPES:
+        raise OptionError(f"--dtype {dtype}: training is in {' or '.join(TRAINING_DTYPES)}", "--dtype auto")
+    if dtype == "bfloat16" and device.startswith("cuda") and not has_bfloat16(device):
+        raise OptionError("--dtype bfloat16: this GPU has no bfloat16 units", "--dtype float32")
+    return dtype
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU."""
     import torch
 
     if device.startswith("cuda"):

@@ -19,6 +19,7 @@ from srlm_cli.streams.reader import Reader
 from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
 
 OnDuplicate = Literal["drop", "keep"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
 EvalIn = Annotated[
     str | None,
     Option(
@@ -107,6 +108,14 @@ class TrainOptions(ReadOptions):
         Option("--num-processes", min=1, show_default="as the profile has it", help="With it: so many processes."),
     ] = None
     device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
+    dtype: Annotated[
+        TrainingDtype,
+        Option(
+            "--dtype",
+            help="Dtype of the products of a step: float32 or bfloat16; auto is bfloat16 on a GPU or CPU (AMX) "
+            "with units for it. Weights stay float32.",
+        ),
+    ] = "auto"
     seed: Seed = 0
 
     def launch(self) -> None:
@@ -160,6 +169,7 @@ class TrainOptions(ReadOptions):
             lora_r=self.lora_r,
             lora_alpha=self.lora_alpha,
             device=self.device,
+            dtype=self.dtype,
             seed=self.seed,
             checkpointing=self.checkpointing,
         )

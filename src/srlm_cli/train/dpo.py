@@ -57,7 +57,7 @@ def dpo(
     identity = session.fingerprint("dpo", spec, made + held, held_out=len(held), reference=origin, loss=asdict(about))
     distributed.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
-        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
+        spec = session.take(part, "dpo", identity, spec, run)
         if run.dry_run:
             few = dry_run.sample(made, pair_length, session.together(spec))
             trainer = make_trainer(few, [], spec, about, named, run, tokenizer, part)

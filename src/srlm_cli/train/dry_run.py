@@ -52,7 +52,7 @@ def show(
     for label, (ids, start) in examples.items():
         say(f"--- {label}")
         say(marked(trainer.processing_class, ids, start))
-    say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time")
+    say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time, in {spec.dtype}")
     say(
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
         f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
@@ -65,6 +65,7 @@ def show(
     return {
         "dry_run": True,
         "data": report.as_dict(),
+        "dtype": spec.dtype,
         "steps": steps,
         "memory_bytes": measured + moments,
         "seconds": round(wanted / rate, 1),

@@ -37,6 +37,7 @@ class TrainSpec:
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
     the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
+    `dtype` is that of a step's products: float32, bfloat16 (autocast), or auto, which `take` settles.
     """
 
     model: str
@@ -56,6 +57,7 @@ class TrainSpec:
     merge: bool = False
     load_in_4bit: bool = False
     device: str = "auto"
+    dtype: str = "auto"
     seed: int = 0
     checkpointing: bool = False
 
@@ -107,10 +109,10 @@ def usable(held: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Ro
 
 
 def load_policy(spec: TrainSpec) -> PreTrainedModel:
-    """Return the model to train, in float32; what an adapter stands on may be in 4 bits.
+    """Return the model to train, in float32; the base of an adapter may be in 4 bits.
 
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
-    a step run in bfloat16 where the device is fast in it.
+    a step are of the dtype of the spec.
     """
     from transformers import set_seed
 
@@ -120,7 +122,8 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
         raise OptionError(
             "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
         )
-    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=spec.load_in_4bit)
+    in_4bit = training_dtype(spec) if spec.load_in_4bit else None
+    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
     if spec.lora_r and not hasattr(model, "peft_config"):
         from peft import LoraConfig, get_peft_model
 
@@ -144,6 +147,11 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     dropout.set_share(model, spec.dropout)
     model.config.use_cache = False
     return model
+
+
+def training_dtype(spec: TrainSpec) -> str:
+    """Return the dtype of a step's products, that of the device for `auto`."""
+    return models.pick_training_dtype(spec.dtype, models.pick_device(spec.device))
 
 
 def loading_device(spec: TrainSpec) -> str:
@@ -205,7 +213,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "gradient_checkpointing": spec.checkpointing,  # the name before transformers 5.20, too
         "max_length": spec.max_length,
         "use_cpu": device == "cpu",
-        "bf16": models.has_bfloat16(device),
+        "bf16": training_dtype(spec) == "bfloat16",
         "seed": spec.seed,
         "data_seed": spec.seed,
         "logging_steps": 1,
@@ -249,15 +257,32 @@ def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
 
 
 def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> dict[str, Any]:
-    """Return all that decides what a training makes: an unfinished one goes on only under the same."""
+    """Return all but the dtype that decides what a training makes: an unfinished one continues only under the same."""
     from srlm_cli import __version__
 
     digest = blake2b(digest_size=16)
     for row in rows:
         digest.update(dumps(row).encode("utf-8", "surrogatepass") + b"\n")
-    settings = {key: value for key, value in asdict(spec).items() if key not in OPERATIONAL}
+    settings = {key: value for key, value in asdict(spec).items() if key not in {*OPERATIONAL, "dtype"}}
     about = {"command": command, "srlm": __version__, "rows": digest.hexdigest()}
     return {**about, "model_fingerprint": models.fingerprint(spec.model), **settings, **more}
+
+
+def take(part: Part, name: str, identity: dict[str, Any], spec: TrainSpec, run: RunOptions) -> TrainSpec:
+    """Take the folder for a training of this identity; return the spec with its dtype settled.
+
+    `auto` is the dtype that an unfinished run of this identity began with, perhaps on another processor, else the
+    device's.
+    """
+    dtype = training_dtype(spec)
+    begun = None if run.restart or spec.dtype != "auto" else part.begun_with(identity).get("dtype")
+    if begun and begun != dtype and not run.quiet:
+        say(f"srlm {name}: training in {begun}, as the unfinished run began; --dtype auto is {dtype} on this machine")
+    spec = replace(spec, dtype=begun or dtype)
+    # accelerate trains in what stands here, also by a profile of another dtype.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if spec.dtype == "bfloat16" else "no"
+    part.take({**identity, "dtype": spec.dtype}, run.restart, run.on_stale, run.keep_checkpoints)
+    return spec
 
 
 def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> dict[str, Any]:
@@ -286,6 +311,7 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
     tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return {
+        "dtype": "bfloat16" if trainer.args.bf16 else "float32",
         "steps": state.global_step,
         **({"resumed_from": steps[-1]["step"]} if steps else {}),
         **({"chosen_step": part.best, "evals": evals(state.log_history)} if chooses else {}),

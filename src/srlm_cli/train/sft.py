@@ -45,7 +45,7 @@ def sft(
     distributed.begin(models.pick_device(spec.device))
     with place(spec.out, run.dry_run) as part:
         identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
-        part.take(identity, run.restart, run.on_stale, run.keep_checkpoints)
+        spec = session.take(part, "sft", identity, spec, run)
         if run.dry_run:
             few = dry_run.sample(made, row_length, session.together(spec))
             trainer = make_trainer(few, [], spec, run, tokenizer, part)

@@ -250,7 +250,9 @@ class PairTrainer(StepTrainer, DPOTrainer):
     the policy itself before its first step, when each process has its part.
     """
 
+    of_a_pair = OF_A_PAIR
     start: dict[str, float] | None = None
+    checked: tuple[Any, Any] | None = None  # the reference's scores of the first pairs
 
     def __init__(
         self, *args: Any, about: Preference, quiet: bool, processing_class: Any, itself: bool, **more: Any
@@ -265,7 +267,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             self.model.delete_adapter("ref")
             self.model.set_adapter("default")
         if not distributed.sharded():
-            self.start = reference.check_start(self, self.model)
+            self.start = reference.check_start(self, self.model, self.checked)
 
     def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
         if distributed.sharded() and self.about.has_reference and not self.data_collator.scores:
@@ -274,7 +276,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             if self.eval_dataset:
                 self._score("eval", self.eval_dataset, self.args.per_device_eval_batch_size)
             self.ref_model = None
-            self.start = reference.check_start(self, model)
+            self.start = reference.check_start(self, model, self.checked)
         super()._run_epoch(*args, model=model, **more)
 
     @staticmethod
@@ -337,6 +339,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
                 if distributed.is_main():
                     replace_text(kept, json.dumps(scores))
         self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
+        if name == "train":
+            self.checked = reference.check_scores(self, self.ref_model or self.model)
 
     def _reference_scores(self, scorer: Any, rows: Any, batch_size: int) -> list[tuple[float, float]]:
         """Return the summed log-probabilities of (chosen, rejected) by pair; each process scores its share."""
@@ -351,9 +355,6 @@ class PairTrainer(StepTrainer, DPOTrainer):
                 batch = self._prepare_inputs(self.data_collator(examples))
                 scored = {name: value for name, value in batch.items() if name not in OF_A_PAIR}
                 found += zip(*(side.tolist() for side in self.compute_ref_log_probs(scorer, scored)), strict=True)
-                if at == 0:
-                    with self.accelerator.autocast():
-                        reference.check_scores(scorer, batch, found[0], self.about)
                 bar.advance(len(examples))
         finally:
             bar.close()

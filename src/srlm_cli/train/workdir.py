@@ -67,6 +67,15 @@ class Part:
         with distributed.main_first():
             self._take(restart and distributed.is_main(), on_stale)
 
+    def begun_with(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """Return the fingerprint that an unfinished run left if it is this one with more fields, else nothing."""
+        try:
+            saved = json.loads(self.state.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            return {}
+        wanted = json.loads(json.dumps(fingerprint))
+        return saved if {**saved, **wanted} == saved else {}
+
     def _take(self, restart: bool, on_stale: str) -> None:
         try:
             saved = json.loads(self.state.read_text(encoding="utf-8"))
