@@ -17,7 +17,7 @@ DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME='$(NAME)' ITER=$(ITER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-vllm lint docs install iterate report clean-run clean
+.PHONY: help demo test test-slow test-cpus test-vllm lint docs install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ test: $(READY) ## install, and pass the tests
 
 test-slow: $(READY) ## the slow tests, which make test leaves out
 	$(VENV)/bin/python -m pytest -q -m "slow and not vllm"
+
+test-cpus: $(READY) ## the tests as on six kinds of processor, from AVX2 alone to AMX
+	$(VENV)/bin/python tests/instruction_sets.py
 
 test-vllm: $(VLLM)/.ready ## the tests of the vllm engine, with vLLM for a CPU in .venv-vllm
 	$(VLLM)/bin/python -m pytest -q -m vllm

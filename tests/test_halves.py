@@ -229,9 +229,9 @@ def test_auto_takes_what_the_processor_is_fast_in(monkeypatch, bfloat16, pairs, 
 
 
 def test_a_cpu_that_cannot_multiply_in_float16_leaves_it_to_torch(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": False})
+    monkeypatch.setenv("SRLM_CPU", "avx512_bf16")
     assert not models.has_float16("cpu")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_fp16": True})
+    monkeypatch.setenv("SRLM_CPU", "avx512_fp16")
     assert models.has_float16("cpu") and not models.has_float16("cuda")
 
 
@@ -250,6 +250,7 @@ XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
     ],
 )
 def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
+    monkeypatch.delenv("SRLM_CPU", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
     assert models.has_bfloat16("cpu") == trained
     assert models.pick_dtype("auto", "cpu", float16=True) == auto and linear.type_for(auto, "cpu") == half

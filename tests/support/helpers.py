@@ -21,6 +21,7 @@ SHARED = ROOT.parent / "shared" / "data"
 PROGRAM = [sys.executable, "-m", "srlm_cli"]
 MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
+KEPT = ("SRLM_HOME", "SRLM_CPU")
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Result:
 
 def clean_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Return the environment without this project's variables and without those of colour."""
-    kept = {k: v for k, v in os.environ.items() if k not in LOUD and (not k.startswith("SRLM_") or k == "SRLM_HOME")}
+    kept = {k: v for k, v in os.environ.items() if k not in LOUD and (not k.startswith("SRLM_") or k in KEPT)}
     return {**kept, "PYTHONIOENCODING": "utf-8", **(extra or {})}
 
 

@@ -249,13 +249,25 @@ def pick_training_dtype(dtype: str, device: str) -> str:
     return dtype
 
 
-def has_bfloat16(device: str) -> bool:
-    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU."""
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what the processor can, by the names of `torch.cpu.get_capabilities`.
+
+    The variable SRLM_CPU names it instead, such as `AMD avx512_bf16`: decisions are then those on such a processor.
+    """
+    if (named := os.environ.get("SRLM_CPU")) is not None:
+        return {"cpu_name": named, **dict.fromkeys(named.split(), True)}
     import torch
 
+    return torch.cpu.get_capabilities()
+
+
+def has_bfloat16(device: str) -> bool:
+    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU."""
     if device.startswith("cuda"):
+        import torch
+
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return device == "cpu" and bool(cpu_capabilities().get("amx_bf16"))
 
 
 def has_fast_pairs(device: str) -> bool:
@@ -263,9 +275,7 @@ def has_fast_pairs(device: str) -> bool:
 
     AMD's are, four times on Zen 5; with Intel's most products take longer, as benchmarks/dtypes.py shows.
     """
-    import torch
-
-    can = torch.cpu.get_capabilities()
+    can = cpu_capabilities()
     return device == "cpu" and bool(can.get("avx512_bf16")) and "AMD" in str(can.get("cpu_name"))
 
 
@@ -274,9 +284,7 @@ def has_float16(device: str) -> bool:
 
     `forward.cpu.gemm` uses it.
     """
-    import torch
-
-    return device == "cpu" and bool(torch.cpu.get_capabilities().get("avx512_fp16"))
+    return device == "cpu" and bool(cpu_capabilities().get("avx512_fp16"))
 
 
 def quiet_libraries() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import binding, ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntType(64)
@@ -30,9 +30,15 @@ class _Bfloat(ir.types.Type):
         return hash(_Bfloat)
 
 
+def cpu_features() -> list[str]:
+    """Return the features that numba compiles for, as LLVM writes them: the processor's, or NUMBA_CPU_FEATURES."""
+    given = config.CPU_FEATURES
+    return (binding.get_host_cpu_features().flatten() if given is None else given).split(",")
+
+
 def has_halves() -> bool:
     """Tell whether the processor multiplies in float16 itself (AVX512-FP16)."""
-    return bool(binding.get_host_cpu_features().get("avx512fp16"))
+    return "+avx512fp16" in cpu_features()
 
 
 def add_halves(builder, sums, one, other):
@@ -46,7 +52,7 @@ def add_halves(builder, sums, one, other):
 
 def has_pairs() -> bool:
     """Tell whether the processor sums products of pairs of bfloat16 numbers by one instruction (AVX512-BF16)."""
-    return bool(binding.get_host_cpu_features().get("avx512bf16"))
+    return "+avx512bf16" in cpu_features()
 
 
 def add_pairs(builder, sums, one, other):
