@@ -12,7 +12,7 @@ import tiny_models
 from srlm_cli.forward.cpu import gemm, linear, llama_layer
 from srlm_cli.forward.cpu.gemm import Kind
 from srlm_cli.forward.cpu.llama_layer import FusedLayer
-from srlm_cli.forward.kv_cache import Pages, Span
+from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import Text
 
@@ -51,16 +51,16 @@ def fused_layers(packed: PackedModel) -> int:
 
 def written(packed: PackedModel) -> torch.Tensor:
     """Return the logits behind two prompts that begin alike, and behind one more token of each."""
-    pages = Pages(packed.layers, 12, packed.stored, "cpu")
-    common = Text(list(range(70)), kept=True, pages=pages.take(3, shared=True))
-    packed.read([common], pages)
+    cache = PagedKVCache(packed.layers, 12, packed.stored, "cpu")
+    common = Text(list(range(70)), kept=True, blocks=cache.allocate(3, shared=True))
+    packed.read([common], cache)
     texts = [Text([*common.tokens, *more], common, 70, common=common) for more in (range(40), [5, 6])]
     for text in texts:
-        text.pages = pages.take(2, shared=True)
-    read = packed.read(texts, pages)
-    own = [Span(pages.take(1), 1, len(text.tokens), [row]) for row, text in enumerate(texts)]
-    shared = [Span(text.pages, len(text.tokens) - 70, 70, [row]) for row, text in enumerate(texts)]
-    return torch.cat([read, packed.step([7, 8], pages, own, shared, common, [0, 1])])
+        text.blocks = cache.allocate(2, shared=True)
+    read = packed.read(texts, cache)
+    own = [Span(cache.allocate(1), 1, len(text.tokens), [row]) for row, text in enumerate(texts)]
+    shared = [Span(text.blocks, len(text.tokens) - 70, 70, [row]) for row, text in enumerate(texts)]
+    return torch.cat([read, packed.step([7, 8], cache, own, shared, common, [0, 1])])
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -102,7 +102,7 @@ def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
     packed = model(*FAMILY["llama"])
     with torch.inference_mode():
         assert packed.fits()
-        before = packed.read([Text([1, 2, 3])])  # no pages to store it in
+        before = packed.read([Text([1, 2, 3])])  # no blocks to store it in
         for layer in packed.net.model.layers:
             del layer.forward
         assert torch.equal(packed.read([Text([1, 2, 3])]), before)

@@ -86,9 +86,9 @@ def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
 
 def test_lanes_share_the_memory(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests(16)))
-    room = engine.reader.token_bytes() * kv_cache.PAGE * 48
+    room = engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 48
     monkeypatch.setattr(memory, "for_cache", lambda device: room)
-    opened = scheduler.Pages
+    opened = scheduler.PagedKVCache
 
     def noting(layers, count, *more):
         (tmp_path / str(os.getpid())).write_text(str(count))

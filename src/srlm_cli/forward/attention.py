@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from srlm_cli.forward.kv_cache import Pages
+from srlm_cli.forward.kv_cache import PagedKVCache
 from srlm_cli.forward.prefix import Text
 
 NAME = "srlm_packed"
@@ -32,15 +32,15 @@ class Unsupported(Exception):
 class Reading:
     """A pass over the fresh tokens of texts, each behind what it shares with its parent.
 
-    Keys and values from a text's token `first_slot` on are stored in its pages, if it has any. What is `trained` has
+    Keys and values from a text's token `first_slot` on are stored in its blocks, if it has any. What is `trained` has
     a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
     """
 
-    def __init__(self, texts: list[Text], pages: Pages | None, trained: bool = False) -> None:
-        self.texts, self.pages, self.trained = texts, pages, trained
+    def __init__(self, texts: list[Text], cache: PagedKVCache | None, trained: bool = False) -> None:
+        self.texts, self.cache, self.trained = texts, cache, trained
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
-        self.stored = [text for text in texts if text.pages]
-        self.slots = torch.cat([text.slots for text in self.stored]).to(pages.device) if self.stored else None
+        self.stored = [text for text in texts if text.blocks]
+        self.slots = torch.cat([text.slots for text in self.stored]).to(cache.device) if self.stored else None
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         self._take_in(layer, key, value)
@@ -51,7 +51,7 @@ class Reading:
             parts.append(self._attend(at, query[:, :, start:end], *of_text, scaling, window))
             start = end
         if self.stored:
-            self.pages.write(layer, self.slots, *self._to_store(layer))
+            self.cache.write(layer, self.slots, *self._to_store(layer))
         return torch.cat(parts, 2).transpose(1, 2)
 
     def _take_in(self, layer: int, key, value) -> None:

@@ -18,7 +18,7 @@ from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import Task, TaskWriter, Written
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import memory
-from srlm_cli.forward.kv_cache import PAGE, NoRoom, Pages, Span, pages_for
+from srlm_cli.forward.kv_cache import BLOCK_SIZE, OutOfBlocks, PagedKVCache, Span, blocks_for
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import LOOK_BACK, Text, alike, find_parents
 
@@ -31,7 +31,7 @@ MAX_CLOSING = 16  # tokens that a row reads one by one behind what it wrote; wit
 
 @dataclass(eq=False)
 class Read:
-    """What is left of reading a task's prompt: the text in pages, and the logits behind it."""
+    """What is left of reading a task's prompt: the text in blocks, and the logits behind it."""
 
     task: Task
     text: Text
@@ -55,7 +55,7 @@ class Row:
     read: Read
     uniforms: dict[int, list[float]]
     tokens: list[int] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
     closing: Closing | None = None
 
 
@@ -75,7 +75,7 @@ class Writer(TaskWriter):
         self.model, self.context, self.choice_of, self.memory_share = model, context, choice_of, memory_share
         self.reads: dict[Task, Read] = {}
         self.rows: list[Row] = []
-        self.pages: Pages | None = None
+        self.cache: PagedKVCache | None = None
         self.common: Text | None = None
         self.last: Text | None = None
         self.has_read = False
@@ -96,7 +96,7 @@ class Writer(TaskWriter):
             self._begin()
             if self.rows:
                 self._step()
-        except NoRoom:
+        except OutOfBlocks:
             self._keep(self.under_way - 1)
         except RuntimeError as error:
             self.limit = memory.halve(min(self.limit, self.under_way or self.limit), error)
@@ -130,15 +130,15 @@ class Writer(TaskWriter):
                 raise
 
     def _choose(self, room: int) -> list[Task]:
-        """Return the waiting tasks that are next, as many as rows, pages and one reading have room for."""
-        self._open_pages()
-        self._move(self.pages.compact())
-        chosen, seeds, tokens, pages = [], 0, 0, self.pages.free - self.under_way
+        """Return the waiting tasks that are next, as many as rows, blocks and one reading have room for."""
+        self._open_cache()
+        self._move(self.cache.compact())
+        chosen, seeds, tokens, blocks = [], 0, 0, self.cache.num_free - self.under_way
         for task in self.waiting:
             read = task in self.reads
             tokens += 0 if read else len(task.prompt)
-            pages -= (0 if read else pages_for(len(task.prompt))) + min(len(task.left), room - seeds)
-            if seeds >= room or (chosen and tokens > MAX_READ_TOKENS) or pages < 0:
+            blocks -= (0 if read else blocks_for(len(task.prompt))) + min(len(task.left), room - seeds)
+            if seeds >= room or (chosen and tokens > MAX_READ_TOKENS) or blocks < 0:
                 break
             chosen.append(task)
             seeds += len(task.left)
@@ -152,13 +152,13 @@ class Writer(TaskWriter):
             )
         return chosen
 
-    def _open_pages(self) -> None:
+    def _open_cache(self) -> None:
         """Make the store when it is first needed: of all memory that may be used, no more than ever can be."""
-        if self.pages is None:
-            most = (self.limit + 1) * 2 * pages_for(self.context)
+        if self.cache is None:
+            most = (self.limit + 1) * 2 * blocks_for(self.context)
             room = int(memory.for_cache(self.model.device) * self.memory_share)
-            count = room // (self.model.token_bytes() * PAGE)
-            self.pages = Pages(self.model.layers, max(1, min(count, most)), self.model.stored, self.model.device)
+            count = room // (self.model.token_bytes() * BLOCK_SIZE)
+            self.cache = PagedKVCache(self.model.layers, max(1, min(count, most)), self.model.stored, self.model.device)
 
     def _read(self, tasks: list[Task]) -> None:
         if not tasks:
@@ -171,31 +171,31 @@ class Writer(TaskWriter):
         reads = []
         try:
             for task, text in zip(tasks, texts, strict=True):
-                text.take_pages(self.pages, join=self.model.compiled)
+                text.allocate_blocks(self.cache, join=self.model.compiled)
                 reads.append(Read(task, text))
             texts[-1].kept = not self.model.compiled
-            logits = self.model.read(texts, self.pages)
-        except (NoRoom, RuntimeError):
+            logits = self.model.read(texts, self.cache)
+        except (OutOfBlocks, RuntimeError):
             for read in reads:
-                self.pages.give_back(read.text.pages, shared=True)
+                self.cache.free(read.text.blocks, shared=True)
             raise
         self._forget_last()
         self.last = texts[-1]
         if self.model.compiled:
-            self.pages.hold(self.last.pages)
+            self.cache.incref(self.last.blocks)
         for read, behind in zip(reads, logits, strict=True):
             read.logits, read.text.parent = behind, None
             self.reads[read.task] = read
 
     def _known(self) -> list[Text]:
-        """Return texts that others may go on from: the common one, what was read last, and what is in pages."""
+        """Return texts that others may go on from: the common one, what was read last, and what is in blocks."""
         lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else []
         return [text for text in (self.common, self.last, *lately) if text]
 
     def _forget_last(self) -> None:
-        """Give back the pages of what was read last."""
+        """Give back the blocks of what was read last."""
         if self.last and self.model.compiled:
-            self.pages.give_back(self.last.pages, shared=True)
+            self.cache.free(self.last.blocks, shared=True)
         self.last = None
 
     def _find_common(self, tasks: list[Task]) -> None:
@@ -205,11 +205,11 @@ class Writer(TaskWriter):
         if length >= MIN_COMMON:
             common = Text(first[:length], kept=True)
             if self.model.compiled:
-                common.pages = self.pages.take(pages_for(length), shared=True)
+                common.blocks = self.cache.allocate(blocks_for(length), shared=True)
             try:
-                self.model.read([common], self.pages)
+                self.model.read([common], self.cache)
             except RuntimeError:
-                self.pages.give_back(common.pages, shared=True)
+                self.cache.free(common.blocks, shared=True)
                 raise
             self.common = common
 
@@ -223,35 +223,35 @@ class Writer(TaskWriter):
 
     def _step(self) -> None:
         """Write one more token of every row."""
-        self._move(self.pages.compact())
+        self._move(self.cache.compact())
         seen_by: dict[Read, list[int]] = {}
         own = []
-        full = [row for row in self.rows if len(row.tokens) > len(row.pages) * PAGE]
-        for row, page in zip(full, self.pages.take(len(full)), strict=True):
-            row.pages.append(page)
-        if sum((len(row.uniforms) - 1) * len(row.pages) for row in self.rows) > self.pages.free:
-            raise NoRoom  # for those that part now
+        full = [row for row in self.rows if len(row.tokens) > len(row.blocks) * BLOCK_SIZE]
+        for row, block in zip(full, self.cache.allocate(len(full)), strict=True):
+            row.blocks.append(block)
+        if sum((len(row.uniforms) - 1) * len(row.blocks) for row in self.rows) > self.cache.num_free:
+            raise OutOfBlocks  # for those that part now
         for at, row in enumerate(self.rows):
             seen_by.setdefault(row.read, []).append(at)
-            own.append(Span(row.pages, len(row.tokens), len(row.read.task.prompt), [at]))
+            own.append(Span(row.blocks, len(row.tokens), len(row.read.task.prompt), [at]))
         shared = self._spans({read.text: rows for read, rows in seen_by.items()})
         members = [at for at, row in enumerate(self.rows) if row.read.text.common]
-        logits = self.model.step([row.tokens[-1] for row in self.rows], self.pages, own, shared, self.common, members)
+        logits = self.model.step([row.tokens[-1] for row in self.rows], self.cache, own, shared, self.common, members)
         self._append(self.rows, logits)
 
     def _spans(self, seen_by: dict[Text, list[int]]) -> list[Span]:
-        """Return the spans of texts that rows see: each page that several texts begin with, and what is behind."""
+        """Return the spans of texts that rows see: each block that several texts begin with, and what is behind."""
         together: dict[int, Span] = {}
         alone = []
         for text, rows in seen_by.items():
-            whole = (len(text.tokens) - text.first_slot) // PAGE
-            begun = [page for page in text.pages[:whole] if page in self.pages.more_holders]
-            for at, page in enumerate(begun):
-                span = together.setdefault(page, Span([page], PAGE, text.first_slot + at * PAGE, []))
+            whole = (len(text.tokens) - text.first_slot) // BLOCK_SIZE
+            begun = [block for block in text.blocks[:whole] if block in self.cache.ref_counts]
+            for at, block in enumerate(begun):
+                span = together.setdefault(block, Span([block], BLOCK_SIZE, text.first_slot + at * BLOCK_SIZE, []))
                 span.rows.extend(rows)
-            first = text.first_slot + len(begun) * PAGE
+            first = text.first_slot + len(begun) * BLOCK_SIZE
             if len(text.tokens) > first:
-                alone.append(Span(text.pages[len(begun) :], len(text.tokens) - first, first, rows))
+                alone.append(Span(text.blocks[len(begun) :], len(text.tokens) - first, first, rows))
         return [*together.values(), *alone]
 
     def _append(self, rows: list[Row], logits: torch.Tensor) -> None:
@@ -295,7 +295,7 @@ class Writer(TaskWriter):
     def _fork(self, row: Row, places: list[int]) -> Row:
         """Let some completions of a row go on as a row of their own."""
         apart = {place: row.uniforms.pop(place) for place in places}
-        fork = Row(row.read, apart, list(row.tokens), self.pages.copied(row.pages))
+        fork = Row(row.read, apart, list(row.tokens), self.cache.copied(row.blocks))
         row.read.rows += 1
         self.rows.append(fork)
         return fork
@@ -327,9 +327,9 @@ class Writer(TaskWriter):
         if same < begun or len(choice.shared) - same > MAX_CLOSING:
             return None
         row.tokens = choice.shared[begun : same + 1]
-        needed = pages_for(len(row.tokens))
-        self.pages.give_back(row.pages[needed:])
-        row.pages = row.pages[:needed]
+        needed = blocks_for(len(row.tokens))
+        self.cache.free(row.blocks[needed:])
+        row.blocks = row.blocks[:needed]
         return Closing(choice, deque(choice.shared[same + 1 :]), written)
 
     def _close(self, row: Row, logits: torch.Tensor) -> bool:
@@ -345,20 +345,20 @@ class Writer(TaskWriter):
         gone = set(ended)
         self.rows = [row for row in self.rows if row not in gone]
         for row in ended:
-            self.pages.give_back(row.pages)
+            self.cache.free(row.blocks)
             row.read.rows -= 1
             if not row.read.rows and not row.read.task.left:
                 self._forget(row.read)
 
     def _forget(self, read: Read) -> None:
-        self.pages.give_back(read.text.pages, shared=True)
+        self.cache.free(read.text.blocks, shared=True)
         del self.reads[read.task]
 
     def _move(self, moved: dict[int, int]) -> None:
         if moved:
             texts = (read.text for read in self.reads.values())
             for holder in {*self.rows, *texts, *filter(None, (self.common, self.last))}:
-                holder.pages = [moved.get(page, page) for page in holder.pages]
+                holder.blocks = [moved.get(block, block) for block in holder.blocks]
 
     def _keep(self, count: int) -> None:
         """Take the youngest completions back until `count` are left; they begin anew later, with the same seeds."""
@@ -376,7 +376,7 @@ class Writer(TaskWriter):
             row.read.task.left.appendleft(place)
             back[row.read.task] = None
             if not row.uniforms:
-                self.pages.give_back(row.pages)
+                self.cache.free(row.blocks)
                 row.read.rows -= 1
                 self.rows.pop()
         for read in [read for read in self.reads.values() if not read.rows]:
