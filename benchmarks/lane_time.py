@@ -30,7 +30,7 @@ from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.hf import scheduler
 from srlm_cli.forward.cpu import linear, paged_attention
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 EACH = {"sample": 4, "judge": 3}
 spent: Counter[str] = Counter()  # of this process: a lane has its own
@@ -55,7 +55,7 @@ def timed(what: str, function: Callable) -> Callable:
 def counted(read: Callable) -> Callable:
     """Return a function that notes how many tokens it reads."""
 
-    def call(model: PackedModel, texts: list[Text], *more):
+    def call(model: PackedModel, texts: list[CachedPrefix], *more):
         spent["tokens read"] += sum(len(text.fresh) for text in texts)
         return read(model, texts, *more)
 

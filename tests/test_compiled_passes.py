@@ -11,12 +11,12 @@ import pytest
 import torch
 from numba.core.caching import FunctionCache
 
-from srlm_cli.forward.attention import Reading
+from srlm_cli.forward.attention import Prefill
 from srlm_cli.forward.cpu import attention_kernels, jit, llvm, paged_attention
-from srlm_cli.forward.cpu.paged_attention import CompiledReading, CompiledStep, _Paged
+from srlm_cli.forward.cpu.paged_attention import CompiledDecode, CompiledPrefill, _Paged
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span, blocks_for
-from srlm_cli.forward.paged_attention import Step
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.paged_attention import Decode
+from srlm_cli.forward.prefix import CachedPrefix
 
 COMMON = 70  # tokens that some rows begin with
 HEADS, GROUPS = 2, 3
@@ -58,7 +58,7 @@ def both(
     asked = torch.randn(1, GROUPS * HEADS, 3, size, generator=draw).to(dtype).float()
     fresh = torch.randn(2, 1, HEADS, 3, size, generator=draw).to(dtype).float()
     given, kept = [], []
-    for kind, stored in ((Step, torch.float32), (CompiledStep, dtype)):
+    for kind, stored in ((Decode, torch.float32), (CompiledDecode, dtype)):
         cache = PagedKVCache(LAYER[size], 12, stored, "cpu")
         shared = [Span(cache.allocate(blocks_for(40), shared=True), 40, starts[0], [0, 1])]
         shared += [Span(cache.allocate(1, shared=True), 5, starts[1], [2])]
@@ -67,18 +67,20 @@ def both(
             Span(cache.allocate(1), 1, starts[0] + 40, [1]),
         ]
         own += [Span(cache.allocate(blocks_for(64)), 64, starts[1] + 5, [2])]
-        common = Text([0] * COMMON, blocks=cache.allocate(blocks_for(COMMON), shared=True))
+        common = CachedPrefix([0] * COMMON, blocks=cache.allocate(blocks_for(COMMON), shared=True))
         before = numbers[:, common.blocks].transpose(1, 2).flatten(2, 3)[:, :, :COMMON]
         common.keys[0], common.values[0] = before
-        if kind is CompiledStep:
+        if kind is CompiledDecode:
             fill(cache, *numbers)
         else:
             cache.keys[0][:], cache.values[0][:] = numbers[0].transpose(2, 3), numbers[1]
-        step = kind(cache, own, shared, common, members, *(["cpu"] if kind is Step else []))
-        of = torch.float32 if kind is Step else given_in
+        step = kind(cache, own, shared, common, members, *(["cpu"] if kind is Decode else []))
+        of = torch.float32 if kind is Decode else given_in
         given.append(step.attend(0, asked.to(of), *fresh.to(of), size**-0.5, window))
         assert given[-1].dtype == of
-        kept.append(torch.stack([cache.keys[0].transpose(2, 3), cache.values[0]]) if kind is Step else contents(cache))
+        kept.append(
+            torch.stack([cache.keys[0].transpose(2, 3), cache.values[0]]) if kind is Decode else contents(cache)
+        )
         assert step.positions.tolist() == [starts[0] + 104, starts[0] + 40, starts[1] + 68]
     assert torch.equal(*kept)  # the new tokens are stored
     return given[0], given[1].float()
@@ -108,17 +110,17 @@ def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype
 def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
     """Behind a common text: one alone, and others that go on from it, in its pass or a later one, and from these."""
     draw = torch.Generator().manual_seed(0)
-    cache = {Reading: None, CompiledReading: PagedKVCache(LAYER[size], 30, dtype, "cpu")}
+    cache = {Prefill: None, CompiledPrefill: PagedKVCache(LAYER[size], 30, dtype, "cpu")}
     lengths = (COMMON, 150, 129, COMMON + 1)
-    given: dict[type, list[torch.Tensor]] = {Reading: [], CompiledReading: []}
+    given: dict[type, list[torch.Tensor]] = {Prefill: [], CompiledPrefill: []}
     numbers = [torch.randn(3, GROUPS * HEADS, sum(lengths), size, generator=draw).to(dtype).float() for _ in range(3)]
     for kind, of in given.items():
-        common = Text([0] * COMMON, kept=True)
-        first = Text([*common.tokens, *range(1, 81)], common, COMMON, kept=True, common=common)
-        beside = Text([*first.tokens[:100], 7, 7], first, 100, common=common)
-        second = Text([*first.tokens[:120], *range(9)], first, 120, common=common)
-        behind = Text([*second.tokens[:125], 7, 7], second, 125, common=common)
-        third = Text([*common.tokens, 5], common, COMMON, common=common)
+        common = CachedPrefix([0] * COMMON, kept=True)
+        first = CachedPrefix([*common.tokens, *range(1, 81)], common, COMMON, kept=True, common=common)
+        beside = CachedPrefix([*first.tokens[:100], 7, 7], first, 100, common=common)
+        second = CachedPrefix([*first.tokens[:120], *range(9)], first, 120, common=common)
+        behind = CachedPrefix([*second.tokens[:125], 7, 7], second, 125, common=common)
+        third = CachedPrefix([*common.tokens, 5], common, COMMON, common=common)
         passes = [common], [first, beside], [second, behind, third]
         for texts, (asked, keys, values) in zip(passes, numbers, strict=True):
             fresh = sum(len(text.fresh) for text in texts)
@@ -151,7 +153,7 @@ def test_weights_are_exact_to_the_last_digits():
         cache.keys[0][0, 0, 0, 0] = score
         query = torch.zeros(1, 1, 1, 16)
         query[..., 0] = 1.0
-        step = CompiledStep(cache, own, [], None, [])
+        step = CompiledDecode(cache, own, [], None, [])
         given = step.attend(0, query, torch.zeros_like(query), torch.ones_like(query), 1.0, None)
         assert given[0, 0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(np.float64(np.float32(score)))), rel=1e-6)
 
@@ -164,7 +166,7 @@ def test_large_scores_are_weighed_without_overflow():
     cache.values[0][1] = 4.0
     cache.keys[0][1, :, :, 3] = 2.0  # the only key that counts, in the last block
     query, new = torch.full((1, 1, 1, 16), 1e4), torch.ones(1, 1, 1, 16)
-    step = CompiledStep(cache, own, [], None, [])
+    step = CompiledDecode(cache, own, [], None, [])
     assert torch.equal(step.attend(0, query, new, new, 1.0, None), torch.full((1, 1, 1, 16), 4.0))
 
 

@@ -23,10 +23,10 @@ from srlm_cli.engines.hf import choices, scheduler, workers
 from srlm_cli.engines.hf.fallback import PlainModel
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import kv_cache, memory
-from srlm_cli.forward.attention import NAME, passing
+from srlm_cli.forward.attention import NAME, attention_context
 from srlm_cli.forward.kv_cache import OutOfBlocks, PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=40)
 # Prompts of very unlike lengths, some of which begin alike, some twice.
@@ -172,7 +172,7 @@ def test_a_configuration_within_a_configuration_is_put_back(opened):
     configs = [whole, whole.text_config]
     for config in configs:
         config._attn_implementation = "sdpa"
-    with passing(None, configs), passing(None, configs):
+    with attention_context(None, configs), attention_context(None, configs):
         assert [config._attn_implementation for config in configs] == [NAME, NAME]
     assert [config._attn_implementation for config in configs] == ["sdpa", "sdpa"]
 
@@ -342,7 +342,7 @@ def test_a_page_is_free_when_all_that_hold_it_gave_it_back(device):
 @pytest.mark.parametrize("few_blocks", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kind, few_blocks):
-    """Replies to one prompt, say; some share a block more, one is another's beginning, and one comes when it is gone."""
+    """Replies to one prompt: some share a block more, one is another's beginning, and one comes when it is gone."""
     engine, used = opened(kind, batch_size=8), []
     monkeypatch.setattr(workers, "count", lambda rows, device: 1)
     if few_blocks:
@@ -357,20 +357,22 @@ def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kin
     texts += [RUBRIC + "0" * 70 + "d"]
     samplings = [Sampling(1.0, 0.95, most) for most in (6, 90, 30, 60, 12)]
     requests = [ask(text, samplings[at % 5], seeds=(at, at + 50)) for at, text in enumerate(texts)]
-    together, pages_together = [done.texts for done in engine.generate(requests)], sum(used)
+    together, blocks_together = [done.texts for done in engine.generate(requests)], sum(used)
     used.clear()
     monkeypatch.setattr(scheduler.Writer, "_known", lambda writer: [writer.common] if writer.common else [])
-    monkeypatch.setattr(scheduler, "find_parents", lambda texts, known: [find_parents([text], known) for text in texts])
+    monkeypatch.setattr(
+        scheduler, "find_prefixes", lambda texts, known: [find_prefixes([text], known) for text in texts]
+    )
     assert [done.texts for done in engine.generate(requests)] == together
-    assert few_blocks or pages_together < sum(used)  # with few of them rows are taken back, at other steps
+    assert few_blocks or blocks_together < sum(used)  # with few of them rows are taken back, at other steps
 
 
 def test_rows_see_the_blocks_of_several_texts_once_and_each_what_is_behind():
     store = PagedKVCache({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 20, torch.float32, "cpu")
-    common = Text([0] * 70)
-    first = Text([0] * (70 + 3 * kv_cache.BLOCK_SIZE + 5), common=common)
-    second = Text([0] * (70 + 2 * kv_cache.BLOCK_SIZE + 9), first, 70 + 2 * kv_cache.BLOCK_SIZE, common=common)
-    other = Text([0] * 40)
+    common = CachedPrefix([0] * 70)
+    first = CachedPrefix([0] * (70 + 3 * kv_cache.BLOCK_SIZE + 5), common=common)
+    second = CachedPrefix([0] * (70 + 2 * kv_cache.BLOCK_SIZE + 9), first, 70 + 2 * kv_cache.BLOCK_SIZE, common=common)
+    other = CachedPrefix([0] * 40)
     for text in (first, second, other):
         text.allocate_blocks(store, join=True)
     store.incref(other.blocks)  # as the text that was read last
@@ -624,11 +626,11 @@ def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(o
 
 
 def test_a_text_finds_the_longest_beginning_it_shares():
-    known = Text([1, 2, 3])
-    texts = [Text([1, 2, 9, 9]), Text([1, 2, 9, 8]), Text([1, 2, 9, 8]), Text([7])]
-    find_parents(texts, [known])
+    known = CachedPrefix([1, 2, 3])
+    texts = [CachedPrefix([1, 2, 9, 9]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([7])]
+    find_prefixes(texts, [known])
     assert [text.shared for text in texts] == [2, 3, 3, 0]
-    assert [text.parent for text in texts] == [known, texts[0], texts[0], None]
+    assert [text.prefix for text in texts] == [known, texts[0], texts[0], None]
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")

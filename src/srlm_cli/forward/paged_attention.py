@@ -7,10 +7,10 @@ from torch.nn.functional import embedding_bag
 
 from srlm_cli.forward.attention import attended, bias_of
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 
-class Step:
+class Decode:
     """A pass over one new token a row, which sees the common text, the shared spans and its own span.
 
     Each of the three is one attention call, over a slice of the store with every block by itself. What
@@ -24,7 +24,7 @@ class Step:
         cache: PagedKVCache,
         own: list[Span],
         shared: list[Span],
-        common: Text | None,
+        common: CachedPrefix | None,
         members: list[int],
         device: str,
     ) -> None:
@@ -32,8 +32,8 @@ class Step:
         self.rows = len(own)
         self.seen_by: list[list[int]] = [[] for _ in own]  # by row, the numbers of the outputs that it sees
         self.positions = self._tensor([span.last_position for span in own])
-        low = _Part(cache, slice(0, cache.low), own, self.positions)
-        high = _Part(cache, slice(cache.high, cache.count), shared, self.positions)
+        low = KVSlice(cache, slice(0, cache.low), own, self.positions)
+        high = KVSlice(cache, slice(cache.high, cache.count), shared, self.positions)
         low.note(self.seen_by, before=0)
         high.note(self.seen_by, before=low.outputs)
         self.parts = [low, high]
@@ -81,7 +81,7 @@ class Step:
         return torch.tensor(numbers, device=self.device)
 
 
-class _Part:
+class KVSlice:
     """The spans in one slice of the store, each block asked by all rows that see it; `positions` are those of the rows.
 
     It knows nothing of its step: in a ring the two, and the store with them, would outlive their use.

@@ -10,7 +10,7 @@ import torch
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.choice_probabilities import completion, of_texts
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 MAX_TOKENS = 1 << 13
 
@@ -51,7 +51,7 @@ class Chooser:
     def __init__(self, model) -> None:
         self.model = model
         self.together = MAX_TOKENS  # none is shorter than a token
-        self.last: list[Text] = []
+        self.last: list[CachedPrefix] = []
 
     def answer(self, choices: list[Choice]) -> list[Completion]:
         """Return a completion each; fewer are read at a time when memory runs out."""
@@ -75,12 +75,14 @@ class Chooser:
     def _read(self, choices: list[Choice]) -> list[Completion]:
         begun = [choice.begun() for choice in choices]
         texts = [
-            Text([*choice.shared, *behind]) for choice, parts in zip(choices, begun, strict=True) for behind in parts
+            CachedPrefix([*choice.shared, *behind])
+            for choice, parts in zip(choices, begun, strict=True)
+            for behind in parts
         ]
-        find_parents(texts, self.last)
+        find_prefixes(texts, self.last)
         texts[-1].kept = True
         logits = iter(self.model.read(texts))
-        texts[-1].parent, self.last = None, texts[-1:]
+        texts[-1].prefix, self.last = None, texts[-1:]
         return [
             answer(choice, {behind: next(logits) for behind in parts})
             for choice, parts in zip(choices, begun, strict=True)

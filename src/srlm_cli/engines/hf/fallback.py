@@ -15,7 +15,7 @@ from srlm_cli.engines.hf.sampling import draw, uniforms
 from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import Task, TaskWriter
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 
 class PlainModel:
@@ -24,7 +24,7 @@ class PlainModel:
     def __init__(self, net, device: str) -> None:
         self.net, self.device = net, device
 
-    def read(self, texts: list[Text]) -> torch.Tensor:
+    def read(self, texts: list[CachedPrefix]) -> torch.Tensor:
         """Return the logits behind each text, (texts, vocabulary), float32."""
         return torch.stack([self._behind(text.tokens) for text in texts])
 

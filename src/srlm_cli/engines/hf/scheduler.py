@@ -20,7 +20,7 @@ from srlm_cli.errors import EngineError
 from srlm_cli.forward import memory
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, OutOfBlocks, PagedKVCache, Span, blocks_for
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import LOOK_BACK, Text, alike, find_parents
+from srlm_cli.forward.prefix import LOOK_BACK, CachedPrefix, common_prefix_len, find_prefixes
 
 # A beginning that all prompts share has keys of its own, if it is long enough to pay for one more attention call.
 MIN_COMMON = 64
@@ -34,7 +34,7 @@ class Read:
     """What is left of reading a task's prompt: the text in blocks, and the logits behind it."""
 
     task: Task
-    text: Text
+    text: CachedPrefix
     logits: torch.Tensor | None = None
     rows: int = 0
 
@@ -76,8 +76,8 @@ class Writer(TaskWriter):
         self.reads: dict[Task, Read] = {}
         self.rows: list[Row] = []
         self.cache: PagedKVCache | None = None
-        self.common: Text | None = None
-        self.last: Text | None = None
+        self.common: CachedPrefix | None = None
+        self.last: CachedPrefix | None = None
         self.has_read = False
 
     @property
@@ -166,8 +166,8 @@ class Writer(TaskWriter):
         if not self.has_read and len(tasks) > 1:
             self._find_common(tasks)
         self.has_read = True
-        texts = [Text(task.prompt, common=self._common_with(task)) for task in tasks]
-        find_parents(texts, self._known())
+        texts = [CachedPrefix(task.prompt, common=self._common_with(task)) for task in tasks]
+        find_prefixes(texts, self._known())
         reads = []
         try:
             for task, text in zip(tasks, texts, strict=True):
@@ -184,10 +184,10 @@ class Writer(TaskWriter):
         if self.model.compiled:
             self.cache.incref(self.last.blocks)
         for read, behind in zip(reads, logits, strict=True):
-            read.logits, read.text.parent = behind, None
+            read.logits, read.text.prefix = behind, None
             self.reads[read.task] = read
 
-    def _known(self) -> list[Text]:
+    def _known(self) -> list[CachedPrefix]:
         """Return texts that others may go on from: the common one, what was read last, and what is in blocks."""
         lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else []
         return [text for text in (self.common, self.last, *lately) if text]
@@ -201,9 +201,9 @@ class Writer(TaskWriter):
     def _find_common(self, tasks: list[Task]) -> None:
         """Read what the first prompts begin with, if it is long: the rubric of a judge, the frame of a question."""
         first = tasks[0].prompt
-        length = min(min(alike(first, task.prompt), len(task.prompt) - 1) for task in tasks)
+        length = min(min(common_prefix_len(first, task.prompt), len(task.prompt) - 1) for task in tasks)
         if length >= MIN_COMMON:
-            common = Text(first[:length], kept=True)
+            common = CachedPrefix(first[:length], kept=True)
             if self.model.compiled:
                 common.blocks = self.cache.allocate(blocks_for(length), shared=True)
             try:
@@ -213,7 +213,7 @@ class Writer(TaskWriter):
                 raise
             self.common = common
 
-    def _common_with(self, task: Task) -> Text | None:
+    def _common_with(self, task: Task) -> CachedPrefix | None:
         """Return the common text if a prompt goes on from it."""
         if self.common is None or len(task.prompt) <= len(self.common.tokens):
             return None
@@ -239,7 +239,7 @@ class Writer(TaskWriter):
         logits = self.model.step([row.tokens[-1] for row in self.rows], self.cache, own, shared, self.common, members)
         self._append(self.rows, logits)
 
-    def _spans(self, seen_by: dict[Text, list[int]]) -> list[Span]:
+    def _spans(self, seen_by: dict[CachedPrefix, list[int]]) -> list[Span]:
         """Return the spans of texts that rows see: each block that several texts begin with, and what is behind."""
         together: dict[int, Span] = {}
         alone = []
@@ -286,10 +286,10 @@ class Writer(TaskWriter):
 
     def _part(self, row: Row, tokens: dict[int, int]) -> list[tuple[Row, int]]:
         """Return rows with their next token: a row, and others for those of its completions that draw another one."""
-        alike: dict[int, list[int]] = {}
+        by_token: dict[int, list[int]] = {}
         for place, token in tokens.items():
-            alike.setdefault(token, []).append(place)
-        (first, _), *others = alike.items()
+            by_token.setdefault(token, []).append(place)
+        (first, _), *others = by_token.items()
         return [*((self._fork(row, places), token) for token, places in others), (row, first)]
 
     def _fork(self, row: Row, places: list[int]) -> Row:
@@ -323,7 +323,7 @@ class Writer(TaskWriter):
         if choice is None or not choice.at_once:
             return None
         begun, known = len(task.prompt), len(task.prompt) + len(row.tokens) - 1  # the last token has not been read
-        same = min(alike(choice.shared, [*task.prompt, *row.tokens]), known, len(choice.shared) - 1)
+        same = min(common_prefix_len(choice.shared, [*task.prompt, *row.tokens]), known, len(choice.shared) - 1)
         if same < begun or len(choice.shared) - same > MAX_CLOSING:
             return None
         row.tokens = choice.shared[begun : same + 1]

@@ -28,7 +28,7 @@ from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import Task, TaskWriter
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import alike
+from srlm_cli.forward.prefix import common_prefix_len
 
 # Rows that make a lane of their own worth while: with fewer, reading all weights once a lane costs more than it brings.
 MIN_ROWS = 32
@@ -56,11 +56,11 @@ class Lanes(TaskWriter):
     def __init__(self, open_writer: Callable[[int], Writer], lanes: int, stops: Stops, limit: int) -> None:
         super().__init__(stops, limit)
         self.lanes = [Lane(open_writer(-(-limit // lanes))) for _ in range(lanes)]
-        self.least_alike = math.inf  # the fewest tokens that a prompt had in common with the one before it
+        self.least_common = math.inf  # the fewest tokens that a prompt had in common with the one before it
 
     def add(self, task: Task) -> None:
         if self.waiting:
-            self.least_alike = min(self.least_alike, alike(self.waiting[-1].prompt, task.prompt))
+            self.least_common = min(self.least_common, common_prefix_len(self.waiting[-1].prompt, task.prompt))
         super().add(task)
 
     def advance(self) -> None:
@@ -100,7 +100,7 @@ class Lanes(TaskWriter):
 
     def _goes_on(self, task: Task) -> bool:
         """Tell whether the next task begins like the one before it, by more than all do."""
-        return alike(task.prompt, self.waiting[0].prompt) > self.least_alike
+        return common_prefix_len(task.prompt, self.waiting[0].prompt) > self.least_common
 
 
 class Lane:

@@ -12,7 +12,7 @@ import torch
 from srlm_cli.forward import memory
 from srlm_cli.forward.cpu import attention_kernels
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 
 class CompiledPass(ABC):
@@ -30,14 +30,14 @@ class CompiledPass(ABC):
         return gathered.view(len(gathered), query.shape[1], -1).to(query.dtype)[None]
 
 
-class CompiledStep(CompiledPass):
+class CompiledDecode(CompiledPass):
     """A pass over one new token a row, which sees the common text, the shared spans and its own span.
 
-    As `step.Step`; the common text lies in blocks, too.
+    As `forward.paged_attention.Decode`; the common text lies in blocks, too.
     """
 
     def __init__(
-        self, cache: PagedKVCache, own: list[Span], shared: list[Span], common: Text | None, members: list[int]
+        self, cache: PagedKVCache, own: list[Span], shared: list[Span], common: CachedPrefix | None, members: list[int]
     ):
         self.slots = np.array([span.last_slot for span in own])
         self.positions = torch.tensor([span.last_position for span in own])
@@ -48,14 +48,14 @@ class CompiledStep(CompiledPass):
         return self.paged.gather(layer, queries, (keys, values, self.slots), scaling, window)
 
 
-class CompiledReading(CompiledPass):
+class CompiledPrefill(CompiledPass):
     """A pass over the fresh tokens of texts, each of which sees its text up to itself, in blocks.
 
-    Whole blocks of what a text shares with its parent are the parent's (`Text.allocate_blocks`). The tokens that are
-    behind these are copied: before the pass, or with the parent's own where the parent is read in the same one.
+    Whole blocks of what a text shares with its prefix are the prefix's (`CachedPrefix.allocate_blocks`). The tokens
+    after these are copied: before the pass, or with the prefix's own where the prefix is read in the same one.
     """
 
-    def __init__(self, texts: list[Text], cache: PagedKVCache) -> None:
+    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache) -> None:
         ends = accumulate((len(text.fresh) for text in texts), initial=0)
         rows = dict(zip(texts, (range(*edges) for edges in pairwise(ends)), strict=True))
         cache.copy(*_partly_shared(texts))
@@ -65,7 +65,7 @@ class CompiledReading(CompiledPass):
             Span(text.blocks, len(text.tokens) - text.first_slot, text.first_slot, list(of_text))
             for text, of_text in rows.items()
         ]
-        behind: dict[Text, list[int]] = {}
+        behind: dict[CachedPrefix, list[int]] = {}
         for text, of_text in rows.items():
             if text.common:
                 behind.setdefault(text.common, []).extend(of_text)
@@ -78,20 +78,20 @@ class CompiledReading(CompiledPass):
         return self.paged.gather(layer, queries, (keys[:0], values[:0], self.slots[:0]), scaling, window)
 
 
-def _partly_shared(texts: list[Text]) -> tuple[list[int], list[int]]:
+def _partly_shared(texts: list[CachedPrefix]) -> tuple[list[int], list[int]]:
     """Return blocks, and those that begin with a part of what is in them; to be copied in order: one may be both."""
-    begun = [(text, text.whole_blocks) for text in texts if text.parent]
+    begun = [(text, text.whole_blocks) for text in texts if text.prefix]
     partly = [(text, at) for text, at in begun if text.shared - text.first_slot > at * BLOCK_SIZE]
-    return [text.parent.blocks[at] for text, at in partly], [text.blocks[at] for text, at in partly]
+    return [text.prefix.blocks[at] for text, at in partly], [text.blocks[at] for text, at in partly]
 
 
-def _to_store(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
-    """Yield tokens of a pass, and the slots in a text's own blocks where they are stored: its parent's, and its own."""
+def _to_store(text: CachedPrefix, rows: dict[CachedPrefix, range]) -> Iterator[tuple[int, int]]:
+    """Yield tokens of a pass, and the slots in a text's own blocks where they are stored: its prefix's, and its own."""
     slots = text.slots.tolist()
     for slot in range(text.whole_blocks * BLOCK_SIZE, len(slots)):
         position, holder = text.first_slot + slot, text
         while holder in rows and position < holder.shared:
-            holder = holder.parent
+            holder = holder.prefix
         if holder in rows:
             yield rows[holder][position - holder.shared], slots[slot]
 
