@@ -20,7 +20,7 @@ import tiny_models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.hf import choices, scheduler, workers
-from srlm_cli.engines.hf.fallback import PlainModel
+from srlm_cli.engines.hf.fallback import FallbackModel
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import kv_cache, memory
 from srlm_cli.forward.attention import NAME, attention_context
@@ -93,7 +93,7 @@ def expect_generate(engine, requests: list[Request]) -> None:
 @pytest.mark.parametrize("kind", tiny_models.PACKED + tiny_models.PLAIN)
 def test_greedy_is_generate_token_for_token(opened, kind):
     engine = opened(kind)
-    assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else PlainModel)
+    assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else FallbackModel)
     expect_generate(
         engine,
         [
@@ -184,8 +184,8 @@ def test_few_blocks_hold_rows_back_and_change_nothing(opened, monkeypatch):
     engine = opened(batch_size=8)
     monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 16)
     taken_back = []
-    keep = scheduler.Writer._keep
-    monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    keep = scheduler.Scheduler._keep
+    monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     expect_generate(engine, [ask(text, Sampling(0.0, 1.0, 100), (0, 1)) for text in PROMPTS])
     assert taken_back
 
@@ -221,7 +221,7 @@ def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind,
 
 
 def test_what_prompts_begin_with_is_found_where_its_blocks_are_moved(opened, monkeypatch):
-    engine, step, moves = opened(batch_size=8), scheduler.Writer._step, []
+    engine, step, moves = opened(batch_size=8), scheduler.Scheduler._step, []
     requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 12), (0,)) for text in PROMPTS]
     wanted = [completion.texts for completion in engine.generate(requests)]
 
@@ -236,16 +236,16 @@ def test_what_prompts_begin_with_is_found_where_its_blocks_are_moved(opened, mon
         moves.append(len(old))
         step(writer)
 
-    monkeypatch.setattr(scheduler.Writer, "_step", moving)
+    monkeypatch.setattr(scheduler.Scheduler, "_step", moving)
     assert [completion.texts for completion in engine.generate(requests)] == wanted
     assert len(moves) > 5 and min(moves) > 0
 
 
 def test_out_of_memory_where_prompts_begin_alike_keeps_no_blocks(opened, monkeypatch):
     engine, stores, tries = opened(batch_size=8), [], []
-    open_cache, read = scheduler.Writer._open_cache, PackedModel.read
+    open_cache, read = scheduler.Scheduler._open_cache, PackedModel.read
     monkeypatch.setattr(
-        scheduler.Writer, "_open_cache", lambda writer: (open_cache(writer), stores.append(writer.cache))
+        scheduler.Scheduler, "_open_cache", lambda writer: (open_cache(writer), stores.append(writer.cache))
     )
 
     def short(self, texts, into=None):
@@ -347,9 +347,9 @@ def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kin
     monkeypatch.setattr(workers, "count", lambda rows, device: 1)
     if few_blocks:
         monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 24)
-    step = scheduler.Writer._step
+    step = scheduler.Scheduler._step
     monkeypatch.setattr(
-        scheduler.Writer,
+        scheduler.Scheduler,
         "_step",
         lambda writer: (used.append(writer.cache.count - writer.cache.num_free), step(writer)),
     )
@@ -359,7 +359,7 @@ def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kin
     requests = [ask(text, samplings[at % 5], seeds=(at, at + 50)) for at, text in enumerate(texts)]
     together, blocks_together = [done.texts for done in engine.generate(requests)], sum(used)
     used.clear()
-    monkeypatch.setattr(scheduler.Writer, "_known", lambda writer: [writer.common] if writer.common else [])
+    monkeypatch.setattr(scheduler.Scheduler, "_known", lambda writer: [writer.common] if writer.common else [])
     monkeypatch.setattr(
         scheduler, "find_prefixes", lambda texts, known: [find_prefixes([text], known) for text in texts]
     )
@@ -377,7 +377,7 @@ def test_rows_see_the_blocks_of_several_texts_once_and_each_what_is_behind():
         text.allocate_blocks(store, join=True)
     store.incref(other.blocks)  # as the text that was read last
     writer = SimpleNamespace(cache=store)
-    spans = scheduler.Writer._spans(writer, {first: [0, 2], second: [1], other: [3]})
+    spans = scheduler.Scheduler._spans(writer, {first: [0, 2], second: [1], other: [3]})
     assert second.blocks[:2] == first.blocks[:2]
     assert spans == [
         Span(first.blocks[:1], kv_cache.BLOCK_SIZE, 70, [0, 2, 1]),
@@ -398,7 +398,7 @@ def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
         made.append(weakref.ref(cache := PagedKVCache(*args)))
         return cache
 
-    monkeypatch.setattr(scheduler, "Pages", remembered)
+    monkeypatch.setattr(scheduler, "PagedKVCache", remembered)
     gc.collect()
     gc.disable()
     try:
@@ -439,7 +439,7 @@ def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch
 @pytest.mark.parametrize("few_blocks", [False, True], ids=["", "few-blocks"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind, few_blocks):
-    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Writer._keep
+    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Scheduler._keep
     monkeypatch.setattr(
         scheduler, "uniforms", lambda seed, count: numbers(0, count)[: seed * 20] + numbers(seed, count)[seed * 20 :]
     )
@@ -448,7 +448,7 @@ def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, 
     alone = [[next(engine.generate([replace(one, seeds=(seed,))])).texts[0] for seed in seeds] for one in requests]
     if few_blocks:
         monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 14)
-        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+        monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     assert [done.texts for done in engine.generate(requests)] == alone
     assert bool(taken_back) == few_blocks
     assert len({text for texts in alone for text in texts}) > 3 * len(PROMPTS)
@@ -573,8 +573,8 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
     rubric, taken_back = "" if few_blocks else RUBRIC, []
     if few_blocks:
         monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 12)
-        keep = scheduler.Writer._keep
-        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+        keep = scheduler.Scheduler._keep
+        monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
         ask(rubric + text, length, (0, 1, 2), follow_up=lambda _, made, text=text: behind(made, rubric + text))
