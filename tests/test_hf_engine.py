@@ -20,6 +20,7 @@ import tiny_models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.hf import choices, scheduler, workers
+from srlm_cli.engines.hf.engine import BATCHES_A_WINDOW
 from srlm_cli.engines.hf.fallback import FallbackModel
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import kv_cache, memory
@@ -469,6 +470,16 @@ def test_requests_of_every_kind_in_one_stream_keep_their_order(opened):
     assert [c.texts for c in together] == [c.texts for c in alone]
     assert [c.finish_reasons[0] for c in together][3] == "prompt-too-long"
     assert [len(c.texts) for c in together] == [7, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_a_long_completion_before_many_short_ones_loses_none_of_them(opened, kind, batch_size):
+    """The short ones behind it are all done, and no more are read, when the long one ends: the next have to follow."""
+    engine = opened(kind, batch_size)
+    lengths = [30] + [1] * (3 * BATCHES_A_WINDOW * batch_size)
+    asked = [ask(f"prompt {n}", replace(GREEDY, max_new_tokens=length)) for n, length in enumerate(lengths)]
+    assert len(list(engine.generate(asked))) == len(asked)
 
 
 def test_few_requests_are_read_ahead_of_the_oldest_one(opened):

@@ -63,14 +63,14 @@ class HfEngine:
         begun: deque[Task] = deque()
         while True:
             taken = self._take(pending, begun, scheduler)
+            if not begun:  # with none under way one would have been taken: there are no more
+                return
             with torch.inference_mode():
                 self._score_choices(scorer, taken)
                 if scheduler.waiting or (begun and begun[0].answer is None):
                     scheduler.advance()
             while begun and begun[0].answer:
                 yield begun.popleft().answer
-            if not begun and not taken:
-                return
 
     def _scheduler(self) -> BaseScheduler:
         if isinstance(self.reader, FallbackModel):
