@@ -94,7 +94,7 @@ def files(*folders: str) -> list[Path]:
 
 
 ALL = sorted(HOUSE.rglob("*.py"))
-LOWER = {"records", "seeds", "errors", "templates", "engines.base", "stats"}
+LOWER = {"records", "seeds", "errors", "thoughts", "templates", "engines.base", "stats"}
 
 
 def known(name: str, allowed: set[str]) -> bool:
@@ -118,7 +118,7 @@ def test_evaluations_are_as_pure_as_stages(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("engines", "engines/hf", "forward", "forward/cpu"), ids=name_of)
 def test_engines_know_their_protocol_and_their_own_library(path: Path) -> None:
-    allowed = {"engines", "errors", "seeds", "records", "models", "streams.console", "threads", "forward", "redact"}
+    allowed = {"engines", "errors", "seeds", "records", "thoughts", "models", "streams.console", "threads", "forward"}
     assert [name for name in own_imports(path) if not known(name, allowed)] == []
 
 

@@ -120,6 +120,15 @@ def test_finish_score_keeps_scores_with_their_rows() -> None:
     assert [(row["response"], row["score"]) for row in made] == [("r0", 5), ("r1", 1), ("r2", 0)]
 
 
+def test_a_thought_that_was_cut_off_is_closed_before_its_score_is_asked_for() -> None:
+    engine = ListEngine([["<think>\nScore: 5? Let me see"], ["1"]], reasons="length")
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, engine, options(1, finish_score=True))
+    assert engine.asked[1].prefix == "<think>\nScore: 5? Let me see\n</think>\n\nScore: "
+    assert (outcome.rows[0]["scores"], outcome.rows[0]["score_from"]) == ([1], ["finish"])
+    assert outcome.rows[0]["judgements"] == ["<think>\nScore: 5? Let me see"]
+
+
 SPREAD = [0.0, 0.1, 0.2, 0.4, 0.2, 0.1]  # mean 0.1 + 0.4 + 1.2 + 0.8 + 0.5
 
 

@@ -82,6 +82,16 @@ def test_a_request_is_one_post_with_n_and_a_seed() -> None:
     assert completion.tokens_in == 1 and completion.tokens_out == 3 * 7
 
 
+@pytest.mark.parametrize(
+    ("reason", "expected"), [("stop", "Score: 5\nNo, it is wrong.\nScore: 1"), ("length", "Score: 5")]
+)
+def test_a_last_line_cuts_off_only_what_did_not_end_by_itself(reason: str, expected: str) -> None:
+    sampling = Sampling(last_line=r"Score: \d")
+    with Stub(write=lambda text, seed: "Score: 5\nNo, it is wrong.\nScore: 1", reason=reason) as stub:
+        [completion] = answers(stub, [ask("Why?", sampling=sampling)])
+    assert (completion.texts, completion.finish_reasons) == ([expected], ["stop"])
+
+
 def test_greedy_completions_are_asked_for_once() -> None:
     with Stub() as stub:
         [completion] = answers(stub, [ask("Why?", 4, 5, 6, sampling=Sampling(temperature=0.0))])
@@ -312,19 +322,19 @@ def test_nobody_listens() -> None:
 
 
 def test_a_url_that_is_none_is_a_usage_error() -> None:
-    with pytest.raises(OptionError, match="is not a URL"):
+    with pytest.raises(OptionError, match="is no URL"):
         open_engine(EngineSpec("openai", MODEL, base_url="localhost:8000"))
 
 
 @pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://localhost:99999/v1", "http://"])
 def test_a_port_that_is_none_is_a_usage_error(url: str) -> None:
-    with pytest.raises(OptionError, match="is not a URL"):
+    with pytest.raises(OptionError, match="is no URL"):
         open_engine(EngineSpec("openai", MODEL, base_url=url))
 
 
 def test_a_key_that_is_none_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-…")
-    with pytest.raises(OptionError, match="OPENAI_API_KEY is not a key"):
+    with pytest.raises(OptionError, match="OPENAI_API_KEY is no key"):
         open_engine(EngineSpec("openai", MODEL, base_url="http://localhost:1/v1"))
 
 

@@ -12,7 +12,9 @@ import pytest
 from helpers import ROOT, Srlm, as_lines, write_rows
 from srlm_cli import templates
 from srlm_cli.errors import OptionError
-from srlm_cli.templates import Template, plain
+from srlm_cli.stages.verdicts import named
+from srlm_cli.templates import Template
+from srlm_cli.templates.reading import plain
 
 POINTWISE = {"prompt", "response"}
 PAIRWISE = {"prompt", "first", "second"}
@@ -143,6 +145,75 @@ SCORES = [
     ("<reply>\nWell.\nScore: 5\n</reply>\nIt rates itself.\nScore: 1", 1),
     ("Score: 1\n<reply>\nWell.\nScore: 5\n</reply>", 1),
     ("<reply>A good reply.\nScore: 3", 3),
+    # a thought is no verdict
+    ("<think>\nScore: 5\nNo.\n</think>\n\nIt greets only.\n\nScore: 1", 1),
+    ("<think>\nOne might say Score: 5, but let me look again, since", None),
+    ("<think>\nIs this a Score: 5? No.\n</think>\n\nI cannot rate this.", None),
+    ("Well, Score: 5 is too much.\n</think>\n\nScore: 2", 2),
+    ("Score: 3\nThe reply names the mark `<think>`.", 3),
+    ("<reply>\n<think>\nHm.\n</reply>\nScore: 2", 2),
+    # nor is a draft, a question, a thing supposed, or an earlier score than one that cannot be read
+    ("A first draft:\nScore: 5\nNo, it does not help.", None),
+    ("Initial score: 5. It is wrong, though.\nSo the final score is 2.", 2),
+    ("Draft score: 5\nScore: 1", 1),
+    ("Score: 5? No.\nThe score is 2.", 2),
+    ("Score: 5 would be too much. I give a score of 1.", 1),
+    ("For a score of 5 it would need sources.", None),
+    ("Score: 3\nFinal score: 7/10", None),
+    ("Score: 3\nFinal score: N/A", None),
+    ("Score: 3\nScore: 3 or 4", None),
+    # nor is another quantity
+    ("Score: 3\nConfidence score: 4", 3),
+    ("Confidence score: 4", None),
+    ("**Confidence score**: 4/5\n**Score**: 2/5", 2),
+    ("Confidence in the score: 5\nScore: 2", 2),
+    ("Score: 2\nMaximum score: 5", 2),
+    ('{"score": 2, "confidence_score": 5}', 2),
+    ("<result><score>2</score><confidence_score>5</confidence_score></result>", 2),
+    ("<confidence_score>5</confidence_score>", None),
+    ("Score: 3\nRelevance score: 1/1", 3),
+    ('The reply says "Final score: 5".\nScore: 2', 2),
+    # reckoned
+    ("Score: 1/5 + 1/5 = 2/5", 2),
+    ("Score: 1/5 + 1/5 + 0/5 = **2/5**", 2),
+    ("Score: 1/5 + 1/5", None),
+    ("Score: 5 - 1 = 4", 4),
+    ("Score: 80% = 4/5", 4),
+    ("Score: 1 + 1 + 1 = 3 + 0.5 = 3.5", 3.5),
+    ("Score: $1 + 1 = 2$", 2),
+    # LaTeX, JSON, tags
+    ("Score: \\boxed{4}", 4),
+    ("Score: $\\boxed{4/5}$", 4),
+    ("\\boxed{\\text{Score: } 4}", 4),
+    ("Score: \\frac{4}{5}", 4),
+    ("Score: \\frac{4}{10}", None),
+    ('{"score": "4/5", "reasons": "For a score of 5 it needs sources."}', 4),
+    ('{"final_score": 3}', 3),
+    ("{'totalScore': 3}", 3),
+    ("<final_score>\n4\n</final_score>", 4),
+    ('<score max="5">4</score>', 4),
+    ('<score value="4"/>', 4),
+    ("Score: 5 would be too much: <score>1</score>", 1),
+    # tables
+    ("| **Score** | **4/5** |", 4),
+    ("| Point | Score |\n|---|---|\n| Relevant | 1 |\n| Helpful | 1 |\n| **Total** | **2** |", 2),
+    ("| Point | Score | Why |\n|---|:-:|---|\n| Relevant | 1 | a |\n| Total score | 2/5 | b |\n\nThat is all.", 2),
+    ("Point | Score (0-5)\n--- | ---\nRelevant | 1\nTotal | 3", 3),
+    ("| Reasons | Score |\n|---|---|\n| A score of 5 needs sources. | 4 |", 4),
+    ("| Point | Score |\n|---|---|\n| Relevant | 1 |\n| Helpful | 1 |", None),
+    ("| Point | Score |\n|---|---|\n| Total | 2/10 |", None),
+    ("| Point | Score |\n|---|---|\n| Total | 2 |\n\nScore: 3", 3),
+    # the last line alone
+    ("It helps.\n\n**4**", 4),
+    ("It helps.\n\n4/5", 4),
+    ("It helps.\n\n4/10", None),
+    ("It helps.\n\n\\boxed{4}", 4),
+    ("A score of 5 is for experts, so the answer is $\\boxed{2}$.", 2),
+    ("- Relevant: 1\n- Helpful: 1\n\n**Total:** 2", 2),
+    ("It helps.\n<answer>4</answer>", 4),
+    ("4", 4),
+    ("It helps:\n1. It answers.\n2. It is short.\n3.", None),
+    ("It helps. It names all of the\n4", None),
 ]
 
 
@@ -177,6 +248,18 @@ def test_the_score_that_is_read(template: Template, answer: str, score: float | 
         ("The matrix is [[1, 2], [3, 4]].", None),
         ("Score: 8", None),
         ("<reply>\nRating: [[10]]\n</reply>", None),
+        ("<think>\nRating: [[10]]\n</think>\nRating: [[3]]", 3),
+        ("Confidence rating: 9\nRating: 3", 3),
+        ("Rating: [[3]]\nConfidence rating: 9", 3),
+        ("Initial rating: [[9]]", None),
+        ('{"rating": 8}', 8),
+        ("<rating>8</rating>", 8),
+        ("| Rating | 8/10 |", 8),
+        ("| Point | Rating |\n|---|---|\n| Depth | 3 |\n| Overall | 8 |", 8),
+        ("Rating: \\boxed{8}", 8),
+        ("It is good.\n\n**8/10**", 8),
+        ("A rating of 10 is for experts.\n\n\\boxed{8}", 8),
+        ("Rating: [[3]]\nRating: [[8/5]]", None),
     ],
 )
 def test_the_rating_that_is_read(answer: str, score: float | None) -> None:
@@ -201,10 +284,54 @@ def test_the_rating_that_is_read(answer: str, score: float | None) -> None:
         ("It could be better a little.", None),
         ("Both are fine.", None),
         ("<reply A>\nVerdict: A\n</reply A>", None),
+        ("<think>\nVerdict: A\n</think>\nVerdict: B", "B"),
+        ("<think>\nVerdict: A", None),
+        ("Initial verdict: A", None),
+        ("Initial verdict: [[A]]", None),
+        ("Verdict: B\nIn one way the better reply is A.", "B"),
+        ("Verdict: A, B, or tie", None),
+        ("Verdict: A or B", None),
+        ("Verdict: A clear win for B", None),
+        ("Verdict: A is worse than B", None),
+        ("Verdict: A is better than B", "A"),
+        ("Verdict: A\n\nB was too long.", "A"),
+        ("Verdict: the first reply", "first"),
+        ('{"verdict": "A", "confidence": 0.9}', "A"),
+        ("<verdict>B</verdict>", "B"),
+        ("| Verdict | B |", "B"),
+        ("Verdict: \\boxed{\\text{B}}", "B"),
+        ("It is clearer.\n\n**B**", "B"),
+        ("The answer is $\\boxed{A}$.", "A"),
+        ("B", "B"),
     ],
 )
 def test_the_verdict_that_is_read(answer: str, verdict: str | None) -> None:
     assert VERDICT.verdict(answer) == verdict
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["[[A=B]]", "[[A≈B]]", "[[A＝B]]", "[[C]]", "[[tie]]", "Verdict: Tie.", "Verdict: A tie", "Verdict: it's a draw",
+     "Verdict: A = B", "Verdict: A and B are equally good", "Verdict: Both are equal", "Verdict: both replies tie",
+     "Verdict: Neither is better.", "Verdict: No clear winner", "Verdict: equivalent",
+     '{"winner": "tie"}', "Verdict: A\nVerdict: A=B", "Tie", "**Tie**", "Verdict: on par"],
+)  # fmt: skip
+def test_signs_and_words_of_a_tie_are_no_choice_of_the_first(answer: str) -> None:
+    assert named(VERDICT.verdict(answer)) == "tie"
+
+
+@pytest.mark.parametrize(
+    ("answer", "winner"),
+    [("[[A>B]]", "A"), ("[[A>>B]]", "A"), ("[[B>A]]", "B"), ("[[B>>A]]", "B"), ("[[A<B]]", "B"), ("[[ A << B ]]", "B"),
+     ("Verdict: A > Reply B", "A"), ("Verdict: second", "B"), ("Verdict: Reply 2", "B"), ("[[a]]", "A")],
+)  # fmt: skip
+def test_a_comparison_names_the_better_one(answer: str, winner: str) -> None:
+    assert named(VERDICT.verdict(answer)) == winner
+
+
+@pytest.mark.parametrize("answer", ["Verdict: Both are good, but A is better", "Verdict: unclear", "Verdict: A?"])
+def test_a_verdict_that_cannot_be_told_is_none(answer: str) -> None:
+    assert VERDICT.verdict(answer) is None
 
 
 @pytest.mark.parametrize(
@@ -219,6 +346,15 @@ def test_the_verdict_that_is_read(answer: str, verdict: str | None) -> None:
         ("Assistant 1: 9\n\nAssistant 2: 4\nAssistant 1 is right.", (9, 4), "A"),
         ("８ ９", (8, 9), "B"),
         ("8 9\nThey solved 3 4 and 5.", (8, 9), "B"),
+        ("<think>\n9 1\n</think>\n2 7", (2, 7), "B"),
+        ("Assistant 1 is right, assistant 2 is not.\nThe output tuple is (10, 4).", (10, 4), "A"),
+        ("The scores for Assistant 1 and Assistant 2 are 4 and 9, respectively.", (4, 9), "B"),
+        ("The scores for Assistant 2 and Assistant 1 are 4 and 9, respectively.", None, None),
+        ("I give Assistant 1 a score of 8 out of 10 and Assistant 2 a score of 6.5 out of 10.", (8, 6.5), "A"),
+        ("We can assign a score of 5 to reply A and a score of 9 to reply B.", (5, 9), "B"),
+        ("Reply A's score is 3 out of 10, and reply B's score is 10 out of 10.", (3, 10), "B"),
+        ("Assistant 1:\nScore: 6/10\n\nIt has 3 steps.\n\nAssistant 2:\nScore: 8/10\n\nIt has 4.", (6, 8), "B"),
+        ("Assistant 1 has 3 errors and Assistant 2 has 5.", None, None),
         ("11 9", None, None),
         ("8", None, None),
         ("8/10", None, None),
@@ -252,7 +388,7 @@ def test_a_template_reads_what_it_asks_for(template: Template) -> None:
 def test_the_place_of_a_score_is_that_in_the_answer() -> None:
     answer = "“Well” – <reply>Score: 1</reply>\nScore：４／５, ٣ more"
     found = ADDITIVE.last_match(answer)
-    assert answer[: found.start(1)].endswith("Score：") and answer[found.start(1) : found.end(1)] == "４"
+    assert answer[: found.start].endswith("Score：") and answer[found.start : found.end] == "４"
     assert len(plain(answer)) == len(answer)
 
 
@@ -290,7 +426,12 @@ def test_whatever_an_answer_is_its_score_is_none_or_in_bounds() -> None:
     "answer",
     ["score" + " " * 20000, "Score: " + "*" * 20000, "score " * 4000, "score (" * 3000, "Score: " + "1+" * 9000,
      "Score: " + "1" * 20000, "Score: 1" + " " * 20000, "Score: 1 (a) " * 1500, "[[" * 9000, "rating " * 3000,
-     "Verdict: " + "*" * 20000, "Reply 1: 8\n" * 2000, "\n" * 20000, "8 " * 9000],
+     "Verdict: " + "*" * 20000, "Reply 1: 8\n" * 2000, "\n" * 20000, "8 " * 9000, "|-\n" * 5000,
+     "| Score |\n|-|\n" * 1500,
+     "<think>" * 3000, "</think>\n" * 2000, "first draft: " * 2000, '"score ' * 3000, "confidence in the " * 1500,
+     "1/5 + " * 4000, "Score: " + "1 = " * 5000, "\\boxed{" * 3000, "Verdict: " + "A > " * 5000,
+     "a score of 1 to reply A " * 800,
+     "Assistant 1:\nScore: 6/10\n" * 800, "[[tie " * 1500],
     ids=lambda answer: repr(answer[:12]),
 )  # fmt: skip
 def test_an_answer_that_goes_round_in_circles_is_read_in_no_time(answer: str) -> None:
@@ -333,6 +474,35 @@ def test_an_unknown_template_names_those_there_are() -> None:
 def test_a_template_that_cannot_work_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(OptionError):
         own(tmp_path, text)
+
+
+def test_a_pattern_of_ones_own_reads_no_thought_unless_it_names_the_mark(tmp_path: Path) -> None:
+    answer = "<think>\nGrade: 5\n</think>\nGrade: 2 or, as I thought,\n<think>\nGrade: 4\n"
+    text = "text = '$prompt $response'\nhigh = 5\npattern = '%sGrade: ([0-9])'"
+    assert own(tmp_path, text % "").score(answer) == 2
+    assert own(tmp_path, text % "(?s)<think>.*").score(answer) == 4
+
+
+def test_a_pattern_of_ones_own_reads_only_what_it_matches(tmp_path: Path) -> None:
+    text = "text = '$prompt $response'\nhigh = 5\nfinish = 'Grade: '\npattern = 'Grade: ([0-9])'"
+    template = own(tmp_path, text)
+    assert [template.score(answer) for answer in ("**4**", "\\boxed{4}", "| Grade | 4 |", "Grade: 4")] == [
+        None,
+        None,
+        None,
+        4,
+    ]
+    assert template.score("Draft: Grade: 4") == 4
+
+
+def test_groups_of_a_pattern_can_pass_over_and_be_weak(tmp_path: Path) -> None:
+    text = "text = '$prompt $response'\nhigh = 5\nfinish = 'Grade: '\n"
+    text += "pattern = '(?P<not>old grade)|(?:Grade: |(?P<weak>grade of ))([0-9])'"
+    template = own(tmp_path, text)
+    assert template.score("Grade: 4\nold grade: 3, not a grade of 5") == 4
+    assert template.score("a grade of 5 or a grade of 3") == 3 and template.score("a grade of 5\n\n**2**") == 2
+    with pytest.raises(OptionError, match="one group"):
+        own(tmp_path, text.replace("([0-9])", "[0-9]"))
 
 
 def test_a_template_whose_answers_are_read_needs_a_pattern(tmp_path: Path) -> None:

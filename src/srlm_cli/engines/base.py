@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from srlm_cli import thoughts
 from srlm_cli.records import Message
 
 
@@ -46,10 +47,11 @@ class Sampling:
 def end_of(text: str, sampling: Sampling) -> int | None:
     """Return where a completion is cut off: before its first stop text or behind its last line; None where nowhere.
 
-    A line counts once it is complete, that is when the next one begins.
+    A line counts once it is complete, that is when the next one begins, and where it is outside of a thought.
     """
     ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
     if sampling.last_line:
+        text = thoughts.blanked(text)
         begin = 0
         while (end := text.find("\n", begin)) >= 0:
             if re.fullmatch(sampling.last_line, text[begin:end]):

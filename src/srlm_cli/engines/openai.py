@@ -295,11 +295,15 @@ def behind_prefix(text: str, prefix: str) -> str:
 
 
 def ended_as_asked(reply: Reply, request: Request) -> tuple[str, str]:
-    """Return text and finish reason of a reply, cut where the server has not heeded its end."""
+    """Return text and finish reason of a reply, cut where the server has not heeded its end.
+
+    One that ended by itself is left whole but for stop texts: it is there, and its last verdict may not be the first.
+    """
     if reply.finish_reason == "content_filter":
         return "", reply.finish_reason
     text = behind_prefix(reply.text, request.prefix)
-    cut = end_of(text, request.sampling)
+    sampling = request.sampling if reply.finish_reason == "length" else replace(request.sampling, last_line="")
+    cut = end_of(text, sampling)
     return (text, reply.finish_reason) if cut is None else (text[:cut], "stop")
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
 
+from srlm_cli import thoughts
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
 from srlm_cli.errors import EngineError
 from srlm_cli.records import Row, as_messages, as_text
@@ -194,10 +195,14 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
-    """Return what the judge wrote up to its score, or all of it and `finish` where there is none."""
+    """Return what the judge wrote up to its score, or all of it and `finish` where there is none.
+
+    A thought that was cut off is closed before: a score within it would be a part of the thought.
+    """
     if judgement.score is not None:
-        return judgement.text[: template.last_match(judgement.text).start(1)]
-    return (judgement.text + "\n" if judgement.text else "") + template.finish
+        return judgement.text[: template.last_match(judgement.text).start]
+    text = thoughts.closed(judgement.text)
+    return (text if text.endswith("\n") or not text else text + "\n") + template.finish
 
 
 def expectation(completion: Completion, template: Template) -> float | None:

@@ -140,7 +140,7 @@ def ending_in_score(judgement: Judgement, template: Template) -> str:
     if judgement.score_from == "finish":
         return with_score(judgement.text, f"{judgement.score:g}", template)
     last = template.last_match(judgement.text)
-    return judgement.text[: last.end(1)] if last else judgement.text
+    return judgement.text[: last.end] if last else judgement.text
 
 
 def with_score(reason: str, score: str, template: Template) -> str:

@@ -134,7 +134,7 @@ def targets_of(row: Row, template: Template) -> list[str | None]:
     targets: list[str | None] = []
     for text in row["judgements"]:
         readable = template.score(text) is not None
-        target = text[: template.last_match(text).end(1)] if readable else None
+        target = text[: template.last_match(text).end] if readable else None
         targets.append(None if target in targets else target)
     return targets
 

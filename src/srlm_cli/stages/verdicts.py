@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from srlm_cli.engines.base import Completion
 from srlm_cli.templates import Template
 
@@ -13,9 +15,16 @@ def verdict_of(completion: Completion, template: Template, direct: bool) -> str 
     return verdict and named(verdict)
 
 
+COMPARED = re.compile(r"(?i)\W*([ab])\s*(<+|>+)\s*(?:\w+\s+)?([ab])\W*")  # "A>B", and "A>>B" for much better
+NAMES = {"a": "A", "b": "B", "1": "A", "2": "B", "first": "A", "second": "B"}
+
+
 def named(verdict: str) -> str:
-    """Return what a verdict means: `A`, `B`, or else `tie`."""
-    return {"a": "A", "b": "B"}.get(verdict.lower(), "tie")
+    """Return what a verdict means: `A`, `B`, or else `tie`; of "A>B" and "B>>A" the better one."""
+    if compared := COMPARED.fullmatch(verdict):
+        first, sign, second = compared.groups()
+        verdict = "tie" if first.lower() == second.lower() else first if sign[0] == ">" else second
+    return NAMES.get(verdict.strip().lower(), "tie")
 
 
 def probability_of(side: str, completion: Completion, template: Template) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-import unicodedata
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from importlib.resources import files
@@ -18,11 +17,7 @@ from typing import Any
 
 from srlm_cli.errors import OptionError
 from srlm_cli.records import is_number, short_hash
-
-# A block of the judge's prompt that an answer may repeat; what stands in it is not the judge's own.
-REPEATED = re.compile(r"<reply\b[^>]*>.*?</reply\b[^>]*>", re.DOTALL | re.IGNORECASE)
-# Dashes, quotation marks, the Arabic decimal sign and CJK brackets, as patterns have them.
-SAME_SIGN = dict(zip("\u2013\u2014\u2212“”„«»‘’\u066b【】", '---"""""\'\'.[]', strict=True))
+from srlm_cli.templates.reading import Found, read, verdict_groups
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Template:
             scores = self.scores(answer)
             return scores and ("tie" if scores[0] == scores[1] else "A" if scores[0] > scores[1] else "B")
         found = self.last_match(answer)
-        return found[1] if found else None
+        return next(iter(found.texts.values())) or None if found else None
 
     def score(self, answer: str) -> float | None:
         """Return the last score of a judgement, or None where there is none between `low` and `high`."""
@@ -76,41 +71,23 @@ class Template:
     def scores(self, answer: str) -> tuple[float, ...] | None:
         """Return the one score of an answer, or the two of `a` and `b`; None unless all are in bounds."""
         found = self.last_match(answer)
-        texts = (found["a"], found["b"]) if found and self.compares else found.groups() if found else ()
-        if None in texts:  # a group that the pattern can do without
+        if not found or None in found.texts.values():  # a group that the pattern can do without
             return None
+        texts = [found.texts["a"], found.texts["b"]] if self.compares else list(found.texts.values())
         try:
             scores = tuple(float(text.replace(",", ".")) for text in texts)
         except ValueError:
             return None
-        return scores if scores and all(self.low <= score <= self.high for score in scores) else None
+        return scores if all(self.low <= score <= self.high for score in scores) else None
 
-    def last_match(self, answer: str) -> re.Match[str] | None:
-        """Return the pattern's last match in the answer as `plain` and outside of repeated replies.
-
-        Its places are those of the answer.
-        """
-        own = REPEATED.sub(lambda block: " " * len(block[0]), plain(answer))
-        found = list(re.finditer(self.pattern, own))
-        return found[-1] if found else None
+    def last_match(self, answer: str) -> Found | None:
+        """Return the match of the pattern that counts (see `reading`); its place is that in the answer."""
+        return read(answer, self.pattern, self.finish)
 
     @property
     def compares(self) -> bool:
         """Whether the pattern reads two scores."""
         return {"a", "b"} <= set(re.compile(self.pattern).groupindex)
-
-
-def plain(text: str) -> str:
-    """Return a text of the same length with ASCII for digits of any script, full-width signs, dashes and quotes."""
-    return text if text.isascii() else "".join(map(_plain_sign, text))
-
-
-def _plain_sign(sign: str) -> str:
-    if sign.isdecimal():
-        return str(unicodedata.decimal(sign))
-    if "\uff01" <= sign <= "\uff5e":  # full-width forms, in the order of ASCII
-        return chr(ord(sign) - 0xFEE0)
-    return SAME_SIGN.get(sign, sign)
 
 
 def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
@@ -190,7 +167,7 @@ def _check_fields(template: Template, fields: set[str]) -> None:
 
 def _check_groups(template: Template, two: bool) -> None:
     """Raise TypeError unless the pattern has the group of a verdict or, where `two`, of two scores."""
-    groups = re.compile(template.pattern).groups
+    groups = len(verdict_groups(template.pattern))
     if groups != (2 if two and template.compares else 1):
         named = ", or two named `a` and `b`" if two else ""
         raise TypeError(f"its `pattern` needs one group, the verdict{named}")

@@ -10,13 +10,13 @@ import torch
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.choice_probabilities import completion, of_texts
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
+from srlm_cli.forward.prefix import Text, find_parents
 
 MAX_TOKENS = 1 << 13
 
 
 @dataclass(eq=False)
-class ScoringRequest:
+class Choice:
     """A request for one of its choices.
 
     `shared` are the tokens that all choices have in common with the prompt, `ends` those that follow,
@@ -30,13 +30,13 @@ class ScoringRequest:
     ends: list[list[int]]
 
     @classmethod
-    def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> ScoringRequest:
+    def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> Choice:
         """Return the choice between whole texts, each the prompt and what may follow it."""
         shared = len(os.path.commonprefix(branches))
         return cls(request, tokens_in, branches[0][:shared], [branch[shared:] for branch in branches])
 
     @property
-    def single_token(self) -> bool:
+    def at_once(self) -> bool:
         """Whether all choices can be told from the logits behind the shared tokens."""
         return all(len(end) == 1 for end in self.ends)
 
@@ -45,15 +45,15 @@ class ScoringRequest:
         return sorted({tuple(end[:at]) for end in self.ends for at in range(max(1, len(end)))})
 
 
-class ChoiceScorer:
+class Chooser:
     """Reads of many choices at once; what prompts begin with in common is computed once."""
 
     def __init__(self, model) -> None:
         self.model = model
-        self.batch_size = MAX_TOKENS  # none is shorter than a token
-        self.last: list[CachedPrefix] = []
+        self.together = MAX_TOKENS  # none is shorter than a token
+        self.last: list[Text] = []
 
-    def answer(self, choices: list[ScoringRequest]) -> list[Completion]:
+    def answer(self, choices: list[Choice]) -> list[Completion]:
         """Return a completion each; fewer are read at a time when memory runs out."""
         answers: list[Completion] = []
         while len(answers) < len(choices):
@@ -61,37 +61,35 @@ class ChoiceScorer:
             try:
                 answers += self._read(batch)
             except RuntimeError as error:
-                self.batch_size = memory.halve(len(batch), error)
+                self.together = memory.halve(len(batch), error)
         return answers
 
-    def _batch(self, choices: list[ScoringRequest]) -> list[ScoringRequest]:
+    def _batch(self, choices: list[Choice]) -> list[Choice]:
         tokens = 0
-        for at, choice in enumerate(choices[: self.batch_size]):
+        for at, choice in enumerate(choices[: self.together]):
             tokens += len(choice.shared)
             if at and tokens > MAX_TOKENS:
                 return choices[:at]
-        return choices[: self.batch_size]
+        return choices[: self.together]
 
-    def _read(self, choices: list[ScoringRequest]) -> list[Completion]:
+    def _read(self, choices: list[Choice]) -> list[Completion]:
         begun = [choice.begun() for choice in choices]
         texts = [
-            CachedPrefix([*choice.shared, *behind])
-            for choice, parts in zip(choices, begun, strict=True)
-            for behind in parts
+            Text([*choice.shared, *behind]) for choice, parts in zip(choices, begun, strict=True) for behind in parts
         ]
-        find_prefixes(texts, self.last)
+        find_parents(texts, self.last)
         texts[-1].kept = True
         logits = iter(self.model.read(texts))
-        texts[-1].prefix, self.last = None, texts[-1:]
+        texts[-1].parent, self.last = None, texts[-1:]
         return [
             answer(choice, {behind: next(logits) for behind in parts})
             for choice, parts in zip(choices, begun, strict=True)
         ]
 
 
-def answer(choice: ScoringRequest, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
+def answer(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
     """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
-    if choice.single_token:
+    if choice.at_once:
         ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
         probabilities = torch.softmax(logits[()][ends], -1).tolist()
     else:
