@@ -27,7 +27,7 @@ from work import requests_of
 from srlm_cli import models
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 
 def main() -> None:
@@ -46,8 +46,8 @@ def main() -> None:
     tokenizer = models.load_tokenizer(given.model)
     sampling = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 256}
     asked = requests_of(given.task, str(given.rows), given.each, sampling)
-    texts = [Text(tokens(tokenizer, request)) for request in asked]
-    find_parents(texts, [])
+    texts = [CachedPrefix(tokens(tokenizer, request)) for request in asked]
+    find_prefixes(texts, [])
     net = models.load_model(given.model, "float32").eval()
     weights = sum(weight.numel() for weight in net.parameters())
     head = net.get_output_embeddings().weight.numel()

@@ -36,8 +36,8 @@ def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
 
 WAYS = {  # the dtype, and what is done otherwise
     "all": ("auto", []),
-    "one lane": ("auto", [patch.object(workers, "count", lambda rows, device: 1)]),
-    "layers by their modules": ("auto", [patch.object(llama_layer, "under_way", lambda: None)]),
+    "one worker": ("auto", [patch.object(workers, "count", lambda rows, device: 1)]),
+    "layers by their modules": ("auto", [patch.object(llama_layer, "current_pass", lambda: None)]),
     "draws by torch": ("auto", [patch.object(sampling.compiled, "draw", draw_by_torch)]),
     "float32": ("float32", []),
     "float32, attention by torch": (

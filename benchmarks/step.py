@@ -24,7 +24,7 @@ import transformers
 from srlm_cli import models
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.cpu.gemm import Kind, compiled
-from srlm_cli.forward.kv_cache import PAGE, Pages, Span
+from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel, lay_by_input
 
 SHARE = 4
@@ -70,13 +70,13 @@ def own_rate(half: torch.dtype) -> float:
 def packed_step(model: PackedModel, rows: int, prompt: int, written: int) -> Callable[[], object]:
     """Return a call that makes one packed step, the last of `written` tokens a row."""
     groups = [list(range(at, min(at + SHARE, rows))) for at in range(0, rows, SHARE)]
-    per_prompt, per_row = -(-prompt // PAGE), -(-written // PAGE)
-    pages = Pages(model.layers, len(groups) * per_prompt + rows * per_row, model.stored, model.device)
-    shared = [Span(pages.take(per_prompt, shared=True), prompt, 0, seen_by) for seen_by in groups]
-    own = [Span(pages.take(per_row), written, prompt, [row]) for row in range(rows)]
-    for store in (*pages.keys.values(), *pages.values.values()):
+    per_prompt, per_row = -(-prompt // BLOCK_SIZE), -(-written // BLOCK_SIZE)
+    cache = PagedKVCache(model.layers, len(groups) * per_prompt + rows * per_row, model.stored, model.device)
+    shared = [Span(cache.allocate(per_prompt, shared=True), prompt, 0, seen_by) for seen_by in groups]
+    own = [Span(cache.allocate(per_row), written, prompt, [row]) for row in range(rows)]
+    for store in (*cache.keys.values(), *cache.values.values()):
         store.normal_()
-    return lambda: model.step([7] * rows, pages, own, shared, None, [])
+    return lambda: model.step([7] * rows, cache, own, shared, None, [])
 
 
 def bare_step(net, rows: int, context: int) -> Callable[[], object]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from numba.core.caching import FunctionCache
 
-from srlm_cli.forward.attention import Reading
+from srlm_cli.forward.attention import Prefill
 from srlm_cli.forward.cpu import attention_kernels, jit, llvm, paged_attention
-from srlm_cli.forward.cpu.paged_attention import CompiledReading, CompiledStep, _Paged
-from srlm_cli.forward.kv_cache import PAGE, Pages, Span, pages_for
-from srlm_cli.forward.paged_attention import Step
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.cpu.paged_attention import CompiledDecode, CompiledPrefill, _Paged
+from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span, blocks_for
+from srlm_cli.forward.paged_attention import Decode
+from srlm_cli.forward.prefix import CachedPrefix
 
 COMMON = 70  # tokens that some rows begin with
 HEADS, GROUPS = 2, 3
@@ -26,20 +26,20 @@ CLOSE = {torch.bfloat16: {"rtol": 1e-2, "atol": 1e-2}, torch.float16: {"rtol": 1
 LAYER = {size: {0: (torch.Size((HEADS, size)), torch.Size((HEADS, size)))} for size in (16, 64, 80)}
 
 
-def fill(pages: Pages, keys: torch.Tensor, values: torch.Tensor) -> None:
-    """Store keys and values, (pages, heads, PAGE, size), as compiled code reads them."""
-    slots = np.arange(pages.count * PAGE)
+def fill(cache: PagedKVCache, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """Store keys and values, (blocks, heads, BLOCK_SIZE, size), as compiled code reads them."""
+    slots = np.arange(cache.count * BLOCK_SIZE)
     of_tokens = (of.transpose(1, 2).flatten(0, 1).flatten(1).float().numpy() for of in (keys, values))
-    _Paged(pages, [], slots).store(0, *of_tokens, slots, slots)
+    _Paged(cache, [], slots).store(0, *of_tokens, slots, slots)
 
 
-def contents(pages: Pages) -> torch.Tensor:
-    """Return the keys and values in pages, (2, pages, heads, PAGE, size), as float32."""
-    keys, values = pages.keys[0], pages.values[0]
-    if pages.dtype == torch.bfloat16:
+def contents(cache: PagedKVCache) -> torch.Tensor:
+    """Return the keys and values in blocks, (2, blocks, heads, BLOCK_SIZE, size), as float32."""
+    keys, values = cache.keys[0], cache.values[0]
+    if cache.dtype == torch.bfloat16:
         count, heads, size, _ = keys.shape
-        keys = keys.view(count, heads, size // 2, PAGE, 2).transpose(3, 4).reshape(keys.shape)
-        values = values.view(count, heads, PAGE // 2, size, 2).transpose(3, 4).reshape(values.shape)
+        keys = keys.view(count, heads, size // 2, BLOCK_SIZE, 2).transpose(3, 4).reshape(keys.shape)
+        values = values.view(count, heads, BLOCK_SIZE // 2, size, 2).transpose(3, 4).reshape(values.shape)
     return torch.stack([keys.transpose(2, 3), values]).float()
 
 
@@ -54,28 +54,33 @@ def both(
     """
     draw = torch.Generator().manual_seed(0)
     starts = [COMMON if 0 in members else 0, COMMON if 2 in members else 0]
-    numbers = torch.randn(2, 12, HEADS, PAGE, size, generator=draw).to(dtype).float()
+    numbers = torch.randn(2, 12, HEADS, BLOCK_SIZE, size, generator=draw).to(dtype).float()
     asked = torch.randn(1, GROUPS * HEADS, 3, size, generator=draw).to(dtype).float()
     fresh = torch.randn(2, 1, HEADS, 3, size, generator=draw).to(dtype).float()
     given, kept = [], []
-    for kind, stored in ((Step, torch.float32), (CompiledStep, dtype)):
-        pages = Pages(LAYER[size], 12, stored, "cpu")
-        shared = [Span(pages.take(pages_for(40), shared=True), 40, starts[0], [0, 1])]
-        shared += [Span(pages.take(1, shared=True), 5, starts[1], [2])]
-        own = [Span(pages.take(pages_for(65)), 65, starts[0] + 40, [0]), Span(pages.take(1), 1, starts[0] + 40, [1])]
-        own += [Span(pages.take(pages_for(64)), 64, starts[1] + 5, [2])]
-        common = Text([0] * COMMON, pages=pages.take(pages_for(COMMON), shared=True))
-        before = numbers[:, common.pages].transpose(1, 2).flatten(2, 3)[:, :, :COMMON]
+    for kind, stored in ((Decode, torch.float32), (CompiledDecode, dtype)):
+        cache = PagedKVCache(LAYER[size], 12, stored, "cpu")
+        shared = [Span(cache.allocate(blocks_for(40), shared=True), 40, starts[0], [0, 1])]
+        shared += [Span(cache.allocate(1, shared=True), 5, starts[1], [2])]
+        own = [
+            Span(cache.allocate(blocks_for(65)), 65, starts[0] + 40, [0]),
+            Span(cache.allocate(1), 1, starts[0] + 40, [1]),
+        ]
+        own += [Span(cache.allocate(blocks_for(64)), 64, starts[1] + 5, [2])]
+        common = CachedPrefix([0] * COMMON, blocks=cache.allocate(blocks_for(COMMON), shared=True))
+        before = numbers[:, common.blocks].transpose(1, 2).flatten(2, 3)[:, :, :COMMON]
         common.keys[0], common.values[0] = before
-        if kind is CompiledStep:
-            fill(pages, *numbers)
+        if kind is CompiledDecode:
+            fill(cache, *numbers)
         else:
-            pages.keys[0][:], pages.values[0][:] = numbers[0].transpose(2, 3), numbers[1]
-        step = kind(pages, own, shared, common, members, *(["cpu"] if kind is Step else []))
-        of = torch.float32 if kind is Step else given_in
+            cache.keys[0][:], cache.values[0][:] = numbers[0].transpose(2, 3), numbers[1]
+        step = kind(cache, own, shared, common, members, *(["cpu"] if kind is Decode else []))
+        of = torch.float32 if kind is Decode else given_in
         given.append(step.attend(0, asked.to(of), *fresh.to(of), size**-0.5, window))
         assert given[-1].dtype == of
-        kept.append(torch.stack([pages.keys[0].transpose(2, 3), pages.values[0]]) if kind is Step else contents(pages))
+        kept.append(
+            torch.stack([cache.keys[0].transpose(2, 3), cache.values[0]]) if kind is Decode else contents(cache)
+        )
         assert step.positions.tolist() == [starts[0] + 104, starts[0] + 40, starts[1] + 68]
     assert torch.equal(*kept)  # the new tokens are stored
     return given[0], given[1].float()
@@ -105,24 +110,24 @@ def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype
 def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
     """Behind a common text: one alone, and others that go on from it, in its pass or a later one, and from these."""
     draw = torch.Generator().manual_seed(0)
-    pages = {Reading: None, CompiledReading: Pages(LAYER[size], 30, dtype, "cpu")}
+    cache = {Prefill: None, CompiledPrefill: PagedKVCache(LAYER[size], 30, dtype, "cpu")}
     lengths = (COMMON, 150, 129, COMMON + 1)
-    given: dict[type, list[torch.Tensor]] = {Reading: [], CompiledReading: []}
+    given: dict[type, list[torch.Tensor]] = {Prefill: [], CompiledPrefill: []}
     numbers = [torch.randn(3, GROUPS * HEADS, sum(lengths), size, generator=draw).to(dtype).float() for _ in range(3)]
     for kind, of in given.items():
-        common = Text([0] * COMMON, kept=True)
-        first = Text([*common.tokens, *range(1, 81)], common, COMMON, kept=True, common=common)
-        beside = Text([*first.tokens[:100], 7, 7], first, 100, common=common)
-        second = Text([*first.tokens[:120], *range(9)], first, 120, common=common)
-        behind = Text([*second.tokens[:125], 7, 7], second, 125, common=common)
-        third = Text([*common.tokens, 5], common, COMMON, common=common)
+        common = CachedPrefix([0] * COMMON, kept=True)
+        first = CachedPrefix([*common.tokens, *range(1, 81)], common, COMMON, kept=True, common=common)
+        beside = CachedPrefix([*first.tokens[:100], 7, 7], first, 100, common=common)
+        second = CachedPrefix([*first.tokens[:120], *range(9)], first, 120, common=common)
+        behind = CachedPrefix([*second.tokens[:125], 7, 7], second, 125, common=common)
+        third = CachedPrefix([*common.tokens, 5], common, COMMON, common=common)
         passes = [common], [first, beside], [second, behind, third]
         for texts, (asked, keys, values) in zip(passes, numbers, strict=True):
             fresh = sum(len(text.fresh) for text in texts)
             new = (asked[None, :, :fresh], keys[None, :HEADS, :fresh], values[None, :HEADS, :fresh])
-            for text in texts if pages[kind] else ():
-                text.take_pages(pages[kind], join=True)
-            run = kind(texts, pages[kind])
+            for text in texts if cache[kind] else ():
+                text.allocate_blocks(cache[kind], join=True)
+            run = kind(texts, cache[kind])
             of.append(run.attend(0, *new, size**-0.5, window))
     for expected, compiled in zip(*given.values(), strict=True):
         assert compiled.shape == expected.shape
@@ -142,26 +147,26 @@ def test_a_processor_without_products_of_pairs_gives_the_same(monkeypatch, membe
 def test_weights_are_exact_to_the_last_digits():
     """Of two keys, one of which has `score` more than the other."""
     for score in (0.01, 0.2, 0.34, 0.35, 0.5, 0.69, 0.7, 1.0, 3.3, 12.0):
-        pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 1, torch.float32, "cpu")
-        own = [Span(pages.take(1), 2, 0, [0])]
-        pages.keys[0].zero_()
-        pages.keys[0][0, 0, 0, 0] = score
+        cache = PagedKVCache({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 1, torch.float32, "cpu")
+        own = [Span(cache.allocate(1), 2, 0, [0])]
+        cache.keys[0].zero_()
+        cache.keys[0][0, 0, 0, 0] = score
         query = torch.zeros(1, 1, 1, 16)
         query[..., 0] = 1.0
-        step = CompiledStep(pages, own, [], None, [])
+        step = CompiledDecode(cache, own, [], None, [])
         given = step.attend(0, query, torch.zeros_like(query), torch.ones_like(query), 1.0, None)
         assert given[0, 0, 0, 0].item() == pytest.approx(1 / (1 + np.exp(np.float64(np.float32(score)))), rel=1e-6)
 
 
 def test_large_scores_are_weighed_without_overflow():
-    pages = Pages({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 2, torch.float32, "cpu")
-    own = [Span(pages.take(2), PAGE + 8, 0, [0])]
-    pages.keys[0].fill_(1.0)
-    pages.values[0].fill_(2.0)
-    pages.values[0][1] = 4.0
-    pages.keys[0][1, :, :, 3] = 2.0  # the only key that counts, in the last page
+    cache = PagedKVCache({0: (torch.Size((1, 16)), torch.Size((1, 16)))}, 2, torch.float32, "cpu")
+    own = [Span(cache.allocate(2), BLOCK_SIZE + 8, 0, [0])]
+    cache.keys[0].fill_(1.0)
+    cache.values[0].fill_(2.0)
+    cache.values[0][1] = 4.0
+    cache.keys[0][1, :, :, 3] = 2.0  # the only key that counts, in the last block
     query, new = torch.full((1, 1, 1, 16), 1e4), torch.ones(1, 1, 1, 16)
-    step = CompiledStep(pages, own, [], None, [])
+    step = CompiledDecode(cache, own, [], None, [])
     assert torch.equal(step.attend(0, query, new, new, 1.0, None), torch.full((1, 1, 1, 16), 4.0))
 
 
@@ -179,11 +184,11 @@ def test_what_compiled_code_cannot_read_is_left_to_torch():
 
 
 def stored(store) -> float:
-    """Return the sum of what is in a page behind a store of sixteen ones."""
-    both = np.zeros(2 * PAGE * 16, np.float32)
+    """Return the sum of what is in a block behind a store of sixteen ones."""
+    both = np.zeros(2 * BLOCK_SIZE * 16, np.float32)
     store(both, *np.ones((2, 1, 16), np.float32), np.array([0]), np.array([3]))
     keys, values = both.reshape(2, -1)
-    assert (keys == values.reshape(PAGE, 16).T.ravel()).all()
+    assert (keys == values.reshape(BLOCK_SIZE, 16).T.ravel()).all()
     return keys.sum()
 
 

@@ -11,10 +11,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 import tiny_models
 from srlm_cli.forward.cpu import gemm, linear, llama_layer
 from srlm_cli.forward.cpu.gemm import Kind
-from srlm_cli.forward.cpu.llama_layer import FusedLayer
-from srlm_cli.forward.kv_cache import Pages, Span
+from srlm_cli.forward.cpu.llama_layer import LlamaLayer
+from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
 FAMILY = {
@@ -45,29 +45,29 @@ def model(name: str, sizes: dict) -> PackedModel:
 
 
 def fused_layers(packed: PackedModel) -> int:
-    return sum(isinstance(getattr(vars(layer).get("forward"), "__self__", None), FusedLayer)
+    return sum(isinstance(getattr(vars(layer).get("forward"), "__self__", None), LlamaLayer)
                for layer in packed.net.modules())  # fmt: skip
 
 
 def written(packed: PackedModel) -> torch.Tensor:
     """Return the logits behind two prompts that begin alike, and behind one more token of each."""
-    pages = Pages(packed.layers, 12, packed.stored, "cpu")
-    common = Text(list(range(70)), kept=True, pages=pages.take(3, shared=True))
-    packed.read([common], pages)
-    texts = [Text([*common.tokens, *more], common, 70, common=common) for more in (range(40), [5, 6])]
+    cache = PagedKVCache(packed.layers, 12, packed.stored, "cpu")
+    common = CachedPrefix(list(range(70)), kept=True, blocks=cache.allocate(3, shared=True))
+    packed.read([common], cache)
+    texts = [CachedPrefix([*common.tokens, *more], common, 70, common=common) for more in (range(40), [5, 6])]
     for text in texts:
-        text.pages = pages.take(2, shared=True)
-    read = packed.read(texts, pages)
-    own = [Span(pages.take(1), 1, len(text.tokens), [row]) for row, text in enumerate(texts)]
-    shared = [Span(text.pages, len(text.tokens) - 70, 70, [row]) for row, text in enumerate(texts)]
-    return torch.cat([read, packed.step([7, 8], pages, own, shared, common, [0, 1])])
+        text.blocks = cache.allocate(2, shared=True)
+    read = packed.read(texts, cache)
+    own = [Span(cache.allocate(1), 1, len(text.tokens), [row]) for row, text in enumerate(texts)]
+    shared = [Span(text.blocks, len(text.tokens) - 70, 70, [row]) for row, text in enumerate(texts)]
+    return torch.cat([read, packed.step([7, 8], cache, own, shared, common, [0, 1])])
 
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_a_fused_model_gives_what_its_modules_give(monkeypatch, kind):
     packed, made = model(*FAMILY[kind]), []
-    feed = FusedLayer._feed_forward
-    monkeypatch.setattr(FusedLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
+    feed = LlamaLayer._feed_forward
+    monkeypatch.setattr(LlamaLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
     with torch.inference_mode():
         assert packed.fits() and fused_layers(packed) == 3
         made.clear()
@@ -102,10 +102,10 @@ def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
     packed = model(*FAMILY["llama"])
     with torch.inference_mode():
         assert packed.fits()
-        before = packed.read([Text([1, 2, 3])])  # no pages to store it in
+        before = packed.read([CachedPrefix([1, 2, 3])])  # no blocks to store it in
         for layer in packed.net.model.layers:
             del layer.forward
-        assert torch.equal(packed.read([Text([1, 2, 3])]), before)
+        assert torch.equal(packed.read([CachedPrefix([1, 2, 3])]), before)
 
 
 def made_of(make, rows: torch.Tensor, others: torch.Tensor, number: float = 0.0) -> torch.Tensor:
@@ -136,6 +136,6 @@ def test_what_lies_between_products_is_as_torch_has_it():
 
 def test_a_layer_that_fails_in_the_trial_is_left_alone(monkeypatch):
     packed = model(*FAMILY["llama"])
-    monkeypatch.setattr(FusedLayer, "_attend", lambda *of: torch.zeros(2) + torch.zeros(3))
+    monkeypatch.setattr(LlamaLayer, "_attend", lambda *of: torch.zeros(2) + torch.zeros(3))
     with torch.inference_mode():
         assert packed.fits() and fused_layers(packed) == 0

@@ -16,7 +16,7 @@ from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.forward.cpu import gemm, jit, linear, llvm
 from srlm_cli.forward.cpu.linear import HalfLinear
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 HALVES = [torch.float16, torch.bfloat16]
 SHAPES = [(16, 64), (64, 128), (100, 70), (576, 192), (576, 577), (1536, 576)]
@@ -183,7 +183,7 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
     assert auto.net.dtype == (torch.float32 if packed else plain)
     texts = [exact._tokens(text) for text in ("a", "tell me " * 20 + "more")]
     with torch.inference_mode():
-        wanted, given = (engine.reader.read([Text(tokens) for tokens in texts]) for engine in (exact, auto))
+        wanted, given = (engine.reader.read([CachedPrefix(tokens) for tokens in texts]) for engine in (exact, auto))
     assert away(given, wanted.double()) < {torch.float16: 0.01 if packed else 1e-6, torch.bfloat16: 0.05}[half]
     asked = Request([{"role": "user", "content": "a"}], Sampling(0.7, 0.9, 9), (0, 1))
     assert [len(done.texts) for done in auto.generate([asked])] == [2]

@@ -20,13 +20,14 @@ import tiny_models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.hf import choices, scheduler, workers
-from srlm_cli.engines.hf.fallback import PlainModel
+from srlm_cli.engines.hf.engine import BATCHES_A_WINDOW
+from srlm_cli.engines.hf.fallback import FallbackModel
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import kv_cache, memory
-from srlm_cli.forward.attention import NAME, passing
-from srlm_cli.forward.kv_cache import NoRoom, Pages, Span
+from srlm_cli.forward.attention import NAME, attention_context
+from srlm_cli.forward.kv_cache import OutOfBlocks, PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 GREEDY = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=40)
 # Prompts of very unlike lengths, some of which begin alike, some twice.
@@ -93,7 +94,7 @@ def expect_generate(engine, requests: list[Request]) -> None:
 @pytest.mark.parametrize("kind", tiny_models.PACKED + tiny_models.PLAIN)
 def test_greedy_is_generate_token_for_token(opened, kind):
     engine = opened(kind)
-    assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else PlainModel)
+    assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else FallbackModel)
     expect_generate(
         engine,
         [
@@ -152,11 +153,11 @@ def test_greedy_is_generate_with_a_merged_adapter(opened, tmp_path):
     assert plain != [completion.texts for completion in engine.generate(requests)]
 
 
-def test_moving_pages_together_changes_nothing(opened, monkeypatch):
+def test_moving_blocks_together_changes_nothing(opened, monkeypatch):
     """With holes filled at once; rows of very unlike lengths leave many."""
     moved = []
-    compact = Pages.compact
-    monkeypatch.setattr(Pages, "compact", lambda self: moved.append(compact(self)) or moved[-1])
+    compact = PagedKVCache.compact
+    monkeypatch.setattr(PagedKVCache, "compact", lambda self: moved.append(compact(self)) or moved[-1])
     expect_generate(
         opened(batch_size=8),
         [ask(text, Sampling(0.0, 1.0, (3, 90, 5, 120)[at % 4])) for at, text in enumerate(PROMPTS * 2)],
@@ -172,7 +173,7 @@ def test_a_configuration_within_a_configuration_is_put_back(opened):
     configs = [whole, whole.text_config]
     for config in configs:
         config._attn_implementation = "sdpa"
-    with passing(None, configs), passing(None, configs):
+    with attention_context(None, configs), attention_context(None, configs):
         assert [config._attn_implementation for config in configs] == [NAME, NAME]
     assert [config._attn_implementation for config in configs] == ["sdpa", "sdpa"]
 
@@ -180,19 +181,19 @@ def test_a_configuration_within_a_configuration_is_put_back(opened):
 # --- memory ----------------------------------------------------------------------------------
 
 
-def test_few_pages_hold_rows_back_and_change_nothing(opened, monkeypatch):
+def test_few_blocks_hold_rows_back_and_change_nothing(opened, monkeypatch):
     engine = opened(batch_size=8)
-    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 16)
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 16)
     taken_back = []
-    keep = scheduler.Writer._keep
-    monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    keep = scheduler.Scheduler._keep
+    monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     expect_generate(engine, [ask(text, Sampling(0.0, 1.0, 100), (0, 1)) for text in PROMPTS])
     assert taken_back
 
 
 def test_a_prompt_that_fits_into_no_memory_is_an_error(opened, monkeypatch):
     engine = opened()
-    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 2)
+    monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 2)
     with pytest.raises(EngineError, match="does not fit into memory"):
         list(engine.generate([ask("word " * 60)]))
 
@@ -220,36 +221,36 @@ def test_out_of_memory_halves_the_rows_until_it_works(opened, monkeypatch, kind,
     assert max(sizes) > most
 
 
-def test_what_prompts_begin_with_is_found_where_its_pages_are_moved(opened, monkeypatch):
-    engine, step, moves = opened(batch_size=8), scheduler.Writer._step, []
+def test_what_prompts_begin_with_is_found_where_its_blocks_are_moved(opened, monkeypatch):
+    engine, step, moves = opened(batch_size=8), scheduler.Scheduler._step, []
     requests = [ask(RUBRIC + text, Sampling(0.0, 1.0, 12), (0,)) for text in PROMPTS]
     wanted = [completion.texts for completion in engine.generate(requests)]
 
     def moving(writer):
-        old, store = writer.common.pages, writer.pages
-        new = store.take(len(old), shared=True)
+        old, store = writer.common.blocks, writer.cache
+        new = store.allocate(len(old), shared=True)
         for part in (*store.keys.values(), *store.values.values()):
             part[new] = part[old]
             part[old] = 9.0
-        store.give_back(old, shared=True)
+        store.free(old, shared=True)
         writer._move(dict(zip(old, new, strict=True)))
         moves.append(len(old))
         step(writer)
 
-    monkeypatch.setattr(scheduler.Writer, "_step", moving)
+    monkeypatch.setattr(scheduler.Scheduler, "_step", moving)
     assert [completion.texts for completion in engine.generate(requests)] == wanted
     assert len(moves) > 5 and min(moves) > 0
 
 
-def test_out_of_memory_where_prompts_begin_alike_keeps_no_pages(opened, monkeypatch):
+def test_out_of_memory_where_prompts_begin_alike_keeps_no_blocks(opened, monkeypatch):
     engine, stores, tries = opened(batch_size=8), [], []
-    open_pages, read = scheduler.Writer._open_pages, PackedModel.read
+    open_cache, read = scheduler.Scheduler._open_cache, PackedModel.read
     monkeypatch.setattr(
-        scheduler.Writer, "_open_pages", lambda writer: (open_pages(writer), stores.append(writer.pages))
+        scheduler.Scheduler, "_open_cache", lambda writer: (open_cache(writer), stores.append(writer.cache))
     )
 
     def short(self, texts, into=None):
-        tries.append(stores[-1].free if stores else 0)
+        tries.append(stores[-1].num_free if stores else 0)
         if len(tries) < 3:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return read(self, texts, into)
@@ -300,87 +301,91 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(opened, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the latter is taken for a GPU
-def test_pages_are_taken_from_both_ends_and_filled_up(device):
-    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
-    assert store.take(3) == [0, 1, 2] and sorted(store.take(2, shared=True)) == [6, 7]
-    with pytest.raises(NoRoom):
-        store.take(4)
+def test_blocks_are_taken_from_both_ends_and_filled_up(device):
+    store = PagedKVCache({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
+    assert store.allocate(3) == [0, 1, 2] and sorted(store.allocate(2, shared=True)) == [6, 7]
+    with pytest.raises(OutOfBlocks):
+        store.allocate(4)
     store.keys[0][2] = 5.0
     store.keys[0][6] = 7.0
-    store.give_back([0])
-    store.give_back([7], shared=True)
+    store.free([0])
+    store.free([7], shared=True)
     assert store.compact() == {2: 0, 6: 7}
     assert (store.low, store.high) == (2, 7)
     assert (store.keys[0][0] == 5).all() and (store.keys[0][7] == 7).all()
-    assert store.take(4) == [2, 3, 4, 5] and not store.keys[0][2:6].any()
+    assert store.allocate(4) == [2, 3, 4, 5] and not store.keys[0][2:6].any()
     assert store.keys[0].isfinite().all() and store.values[0].isfinite().all()  # a masked key must not be NaN
     store.keys[0].fill_(9.0)
-    store.give_back([2, 3, 4, 5])
+    store.free([2, 3, 4, 5])
     assert store.compact() == {} and store.low == 2
-    assert store.take(4, shared=True) == [3, 4, 5, 6] and not store.keys[0][3:7].any()  # they were others' before
+    assert store.allocate(4, shared=True) == [3, 4, 5, 6] and not store.keys[0][3:7].any()  # they were others' before
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0"])  # the latter is taken for a GPU
 def test_a_page_is_free_when_all_that_hold_it_gave_it_back(device):
-    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
-    first = store.take(4, shared=True)
-    second, third = store.hold(first[1:3]), store.hold(first[2:3])
+    store = PagedKVCache({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 8, torch.float32, device)
+    first = store.allocate(4, shared=True)
+    second, third = store.incref(first[1:3]), store.incref(first[2:3])
     store.keys[0][second[0]], store.keys[0][third[0]] = 5.0, 7.0
-    store.give_back(first, shared=True)
-    assert store.free == 8 - 4 and sorted(store.more_holders) == third
+    store.free(first, shared=True)
+    assert store.num_free == 8 - 4 and sorted(store.ref_counts) == third
     moved = store.compact()
-    assert store.free == 8 - 2
-    second, third = ([moved.get(page, page) for page in of] for of in (second, third))
+    assert store.num_free == 8 - 2
+    second, third = ([moved.get(block, block) for block in of] for of in (second, third))
     assert (store.keys[0][second[0]] == 5).all() and (store.keys[0][third[0]] == 7).all()
-    store.give_back(third, shared=True)
-    assert store.free == 8 - 2 and not store.more_holders
-    store.give_back(second, shared=True)
+    store.free(third, shared=True)
+    assert store.num_free == 8 - 2 and not store.ref_counts
+    store.free(second, shared=True)
     store.compact()
-    assert store.free == 8
+    assert store.num_free == 8
 
 
-@pytest.mark.parametrize("few_pages", [False, True])
+@pytest.mark.parametrize("few_blocks", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
-def test_prompts_that_begin_alike_have_pages_in_common(opened, monkeypatch, kind, few_pages):
-    """Replies to one prompt, say; some share a page more, one is another's beginning, and one comes when it is gone."""
+def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kind, few_blocks):
+    """Replies to one prompt: some share a block more, one is another's beginning, and one comes when it is gone."""
     engine, used = opened(kind, batch_size=8), []
     monkeypatch.setattr(workers, "count", lambda rows, device: 1)
-    if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 24)
-    step = scheduler.Writer._step
+    if few_blocks:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 24)
+    step = scheduler.Scheduler._step
     monkeypatch.setattr(
-        scheduler.Writer, "_step", lambda writer: (used.append(writer.pages.count - writer.pages.free), step(writer))
+        scheduler.Scheduler,
+        "_step",
+        lambda writer: (used.append(writer.cache.count - writer.cache.num_free), step(writer)),
     )
     texts = [RUBRIC + str(family) * 70 + tail for family in range(3) for tail in ("a" * 80 + "b", "a" * 80, "c", "a")]
     texts += [RUBRIC + "0" * 70 + "d"]
     samplings = [Sampling(1.0, 0.95, most) for most in (6, 90, 30, 60, 12)]
     requests = [ask(text, samplings[at % 5], seeds=(at, at + 50)) for at, text in enumerate(texts)]
-    together, pages_together = [done.texts for done in engine.generate(requests)], sum(used)
+    together, blocks_together = [done.texts for done in engine.generate(requests)], sum(used)
     used.clear()
-    monkeypatch.setattr(scheduler.Writer, "_known", lambda writer: [writer.common] if writer.common else [])
-    monkeypatch.setattr(scheduler, "find_parents", lambda texts, known: [find_parents([text], known) for text in texts])
+    monkeypatch.setattr(scheduler.Scheduler, "_known", lambda writer: [writer.common] if writer.common else [])
+    monkeypatch.setattr(
+        scheduler, "find_prefixes", lambda texts, known: [find_prefixes([text], known) for text in texts]
+    )
     assert [done.texts for done in engine.generate(requests)] == together
-    assert few_pages or pages_together < sum(used)  # with few of them rows are taken back, at other steps
+    assert few_blocks or blocks_together < sum(used)  # with few of them rows are taken back, at other steps
 
 
-def test_rows_see_the_pages_of_several_texts_once_and_each_what_is_behind():
-    store = Pages({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 20, torch.float32, "cpu")
-    common = Text([0] * 70)
-    first = Text([0] * (70 + 3 * kv_cache.PAGE + 5), common=common)
-    second = Text([0] * (70 + 2 * kv_cache.PAGE + 9), first, 70 + 2 * kv_cache.PAGE, common=common)
-    other = Text([0] * 40)
+def test_rows_see_the_blocks_of_several_texts_once_and_each_what_is_behind():
+    store = PagedKVCache({0: (torch.Size((1, 2)), torch.Size((1, 2)))}, 20, torch.float32, "cpu")
+    common = CachedPrefix([0] * 70)
+    first = CachedPrefix([0] * (70 + 3 * kv_cache.BLOCK_SIZE + 5), common=common)
+    second = CachedPrefix([0] * (70 + 2 * kv_cache.BLOCK_SIZE + 9), first, 70 + 2 * kv_cache.BLOCK_SIZE, common=common)
+    other = CachedPrefix([0] * 40)
     for text in (first, second, other):
-        text.take_pages(store, join=True)
-    store.hold(other.pages)  # as the text that was read last
-    writer = SimpleNamespace(pages=store)
-    spans = scheduler.Writer._spans(writer, {first: [0, 2], second: [1], other: [3]})
-    assert second.pages[:2] == first.pages[:2]
+        text.allocate_blocks(store, join=True)
+    store.incref(other.blocks)  # as the text that was read last
+    writer = SimpleNamespace(cache=store)
+    spans = scheduler.Scheduler._spans(writer, {first: [0, 2], second: [1], other: [3]})
+    assert second.blocks[:2] == first.blocks[:2]
     assert spans == [
-        Span(first.pages[:1], kv_cache.PAGE, 70, [0, 2, 1]),
-        Span(first.pages[1:2], kv_cache.PAGE, 70 + kv_cache.PAGE, [0, 2, 1]),
-        Span(first.pages[2:], kv_cache.PAGE + 5, 70 + 2 * kv_cache.PAGE, [0, 2]),
-        Span(second.pages[2:], 9, 70 + 2 * kv_cache.PAGE, [1]),
-        Span(other.pages, 40, 0, [3]),
+        Span(first.blocks[:1], kv_cache.BLOCK_SIZE, 70, [0, 2, 1]),
+        Span(first.blocks[1:2], kv_cache.BLOCK_SIZE, 70 + kv_cache.BLOCK_SIZE, [0, 2, 1]),
+        Span(first.blocks[2:], kv_cache.BLOCK_SIZE + 5, 70 + 2 * kv_cache.BLOCK_SIZE, [0, 2]),
+        Span(second.blocks[2:], 9, 70 + 2 * kv_cache.BLOCK_SIZE, [1]),
+        Span(other.blocks, 40, 0, [3]),
     ]
 
 
@@ -391,10 +396,10 @@ def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
     made = []
 
     def remembered(*args):
-        made.append(weakref.ref(pages := Pages(*args)))
-        return pages
+        made.append(weakref.ref(cache := PagedKVCache(*args)))
+        return cache
 
-    monkeypatch.setattr(scheduler, "Pages", remembered)
+    monkeypatch.setattr(scheduler, "PagedKVCache", remembered)
     gc.collect()
     gc.disable()
     try:
@@ -432,21 +437,21 @@ def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch
     assert len(set(greedy.texts)) == 1 and set(rows) == {1}
 
 
-@pytest.mark.parametrize("few_pages", [False, True], ids=["", "few-pages"])
+@pytest.mark.parametrize("few_blocks", [False, True], ids=["", "few-blocks"])
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
-def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind, few_pages):
-    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Writer._keep
+def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind, few_blocks):
+    engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Scheduler._keep
     monkeypatch.setattr(
         scheduler, "uniforms", lambda seed, count: numbers(0, count)[: seed * 20] + numbers(seed, count)[seed * 20 :]
     )
-    sampling, seeds = Sampling(2.0, 0.98, 100), (3, 1, 4, 2)  # the third parts from the first behind a whole page
+    sampling, seeds = Sampling(2.0, 0.98, 100), (3, 1, 4, 2)  # the third parts from the first behind a whole block
     requests = [ask(text, sampling, seeds) for text in PROMPTS]
     alone = [[next(engine.generate([replace(one, seeds=(seed,))])).texts[0] for seed in seeds] for one in requests]
-    if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 14)
-        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    if few_blocks:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 14)
+        monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     assert [done.texts for done in engine.generate(requests)] == alone
-    assert bool(taken_back) == few_pages
+    assert bool(taken_back) == few_blocks
     assert len({text for texts in alone for text in texts}) > 3 * len(PROMPTS)
 
 
@@ -465,6 +470,16 @@ def test_requests_of_every_kind_in_one_stream_keep_their_order(opened):
     assert [c.texts for c in together] == [c.texts for c in alone]
     assert [c.finish_reasons[0] for c in together][3] == "prompt-too-long"
     assert [len(c.texts) for c in together] == [7, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_a_long_completion_before_many_short_ones_loses_none_of_them(opened, kind, batch_size):
+    """The short ones behind it are all done, and no more are read, when the long one ends: the next have to follow."""
+    engine = opened(kind, batch_size)
+    lengths = [30] + [1] * (3 * BATCHES_A_WINDOW * batch_size)
+    asked = [ask(f"prompt {n}", replace(GREEDY, max_new_tokens=length)) for n, length in enumerate(lengths)]
+    assert len(list(engine.generate(asked))) == len(asked)
 
 
 def test_few_requests_are_read_ahead_of_the_oldest_one(opened):
@@ -562,15 +577,15 @@ def behind(text: str, prompt: str) -> Request:
     return ask(prompt, GREEDY, (7,), prefix=text.split("\ufffd")[0] + "Score: ", choices=("0", "1", "2"))
 
 
-@pytest.mark.parametrize("few_pages", [False, True], ids=["", "few-pages"])
+@pytest.mark.parametrize("few_blocks", [False, True], ids=["", "few-blocks"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "gemma3"])
-def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, few_pages, monkeypatch):
+def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, few_blocks, monkeypatch):
     engine = opened(kind, batch_size=8)
-    rubric, taken_back = "" if few_pages else RUBRIC, []
-    if few_pages:
-        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.PAGE * 12)
-        keep = scheduler.Writer._keep
-        monkeypatch.setattr(scheduler.Writer, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
+    rubric, taken_back = "" if few_blocks else RUBRIC, []
+    if few_blocks:
+        monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 12)
+        keep = scheduler.Scheduler._keep
+        monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
         ask(rubric + text, length, (0, 1, 2), follow_up=lambda _, made, text=text: behind(made, rubric + text))
@@ -588,7 +603,7 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
                 assert (answer.texts, answer.tokens_in) == (expected.texts, expected.tokens_in)
                 answered += 1
     assert answered >= 3 * len(PROMPTS) - 2  # a token that is no text, such as padding, is lost in it
-    assert bool(taken_back) == few_pages
+    assert bool(taken_back) == few_blocks
 
 
 def test_what_cannot_be_answered_at_once_is_left_to_be_asked(opened):
@@ -622,11 +637,11 @@ def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(o
 
 
 def test_a_text_finds_the_longest_beginning_it_shares():
-    known = Text([1, 2, 3])
-    texts = [Text([1, 2, 9, 9]), Text([1, 2, 9, 8]), Text([1, 2, 9, 8]), Text([7])]
-    find_parents(texts, [known])
+    known = CachedPrefix([1, 2, 3])
+    texts = [CachedPrefix([1, 2, 9, 9]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([7])]
+    find_prefixes(texts, [known])
     assert [text.shared for text in texts] == [2, 3, 3, 0]
-    assert [text.parent for text in texts] == [known, texts[0], texts[0], None]
+    assert [text.prefix for text in texts] == [known, texts[0], texts[0], None]
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")

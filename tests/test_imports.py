@@ -119,6 +119,7 @@ def test_evaluations_are_as_pure_as_stages(path: Path) -> None:
 @pytest.mark.parametrize("path", files("engines", "engines/hf", "forward", "forward/cpu"), ids=name_of)
 def test_engines_know_their_protocol_and_their_own_library(path: Path) -> None:
     allowed = {"engines", "errors", "seeds", "records", "thoughts", "models", "streams.console", "threads", "forward"}
+    allowed |= {"redact"}
     assert [name for name in own_imports(path) if not known(name, allowed)] == []
 
 

@@ -35,12 +35,12 @@ def engine(tmp_path_factory):
 
 @pytest.fixture
 def three(monkeypatch):
-    """Open three lanes, however few rows there are; return the processes that have told of completions."""
+    """Open three workers, however few rows there are; return the processes that have told of completions."""
     monkeypatch.setattr(workers, "count", lambda rows, device: 3)
     monkeypatch.setattr(workers, "MIN_ROWS", 1)
     seen: set[int] = set()
-    hear = workers.Lane.hear
-    monkeypatch.setattr(workers.Lane, "hear", lambda lane: seen.add(lane.process.pid) or hear(lane))
+    hear = workers.Worker.hear
+    monkeypatch.setattr(workers.Worker, "hear", lambda worker: seen.add(worker.process.pid) or hear(worker))
     return seen
 
 
@@ -55,7 +55,7 @@ def texts(completions) -> list[list[str]]:
     return [completion.texts for completion in completions]
 
 
-def test_three_lanes_write_the_rows_of_one_in_order(engine, request):
+def test_three_workers_write_the_rows_of_one_in_order(engine, request):
     alone = list(engine.generate(requests()))
     used = request.getfixturevalue("three")
     assert list(engine.generate(requests())) == alone
@@ -84,17 +84,17 @@ def test_choices_behind_a_text_are_answered_in_lanes(engine, three):
     assert all(isinstance(one, Completion) and abs(sum(one.probabilities) - 1) < 1e-5 for one in answered)
 
 
-def test_lanes_share_the_memory(engine, three, monkeypatch, tmp_path):
+def test_workers_share_the_memory(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests(16)))
-    room = engine.reader.token_bytes() * kv_cache.PAGE * 48
+    room = engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 48
     monkeypatch.setattr(memory, "for_cache", lambda device: room)
-    opened = scheduler.Pages
+    opened = scheduler.PagedKVCache
 
     def noting(layers, count, *more):
         (tmp_path / str(os.getpid())).write_text(str(count))
         return opened(layers, count, *more)
 
-    monkeypatch.setattr(scheduler, "Pages", noting)
+    monkeypatch.setattr(scheduler, "PagedKVCache", noting)
     assert texts(engine.generate(requests(16))) == wanted
     assert [file.read_text() for file in tmp_path.iterdir()] == ["16", "16", "16"]
 
@@ -146,8 +146,8 @@ def test_an_error_in_a_lane_ends_the_run(engine, three, monkeypatch, error):
 def test_a_lane_that_is_killed_is_told_in_one_line(engine, three, monkeypatch):
     generated = engine.generate(requests())
     next(generated)
-    for lane in multiprocessing.active_children():
-        os.kill(lane.pid, signal.SIGKILL)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
     with pytest.raises(EngineError, match=r"has ended \(exit -9\)"):
         list(generated)
     assert not multiprocessing.active_children()
@@ -181,7 +181,7 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch,
     assert not multiprocessing.active_children()
 
 
-def test_lanes_end_when_the_process_that_asks_is_killed(engine, tmp_path):
+def test_workers_end_when_the_process_that_asks_is_killed(engine, tmp_path):
     code = f"""
 import multiprocessing
 from srlm_cli.engines import open_engine
@@ -193,7 +193,7 @@ engine = open_engine(EngineSpec(model={engine.model!r}, dtype="float32"))
 asked = [Request([dict(role="user", content="a")], Sampling(1.0, 1.0, 400), tuple(range(9)))] * 999
 generated = engine.generate(asked)
 next(generated)
-print(*(lane.pid for lane in multiprocessing.active_children()), flush=True)
+print(*(worker.pid for worker in multiprocessing.active_children()), flush=True)
 list(generated)
 """
     script = tmp_path / "ask.py"
@@ -223,19 +223,19 @@ def idle(monkeypatch):
             self.tasks += tasks
             assert self.open == sum(len(task.left) for task in self.tasks)
 
-    monkeypatch.setattr(workers, "Lane", Idle)
+    monkeypatch.setattr(workers, "Worker", Idle)
     return given
 
 
-def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engine, idle):
+def test_tasks_are_shared_out_evenly_among_as_many_workers_as_are_worth_while(engine, idle):
     def handed_over(rows: int) -> list[int]:
-        several = workers.Lanes(lambda limit: limit, 3, engine.stops, 24)
+        several = workers.WorkerPool(lambda limit: limit, 3, engine.stops, 24)
         for at, request in enumerate(requests(40)):
             several.add(scheduler.Task(request, [at], 1))
             if several.backlog >= rows:
                 break
         several.advance()
-        return [lane.open for lane in several.lanes if lane.open]
+        return [worker.open for worker in several.workers if worker.open]
 
     assert len(handed_over(4)) == 1
     assert len(handed_over(8)) == 2
@@ -243,8 +243,8 @@ def test_tasks_are_shared_out_evenly_among_as_many_lanes_as_are_worth_while(engi
 
 
 @pytest.mark.parametrize(("alike", "first", "second"), [(1, 32, 64), (5, 35, 70), (50, 36, 72), (1000, 32, 64)])
-def test_tasks_that_begin_alike_go_to_one_lane_if_they_are_few(engine, idle, alike, first, second):
-    several = workers.Lanes(lambda limit: limit, 2, engine.stops, 64)
+def test_tasks_that_begin_alike_go_to_one_worker_if_they_are_few(engine, idle, alike, first, second):
+    several = workers.WorkerPool(lambda limit: limit, 2, engine.stops, 64)
     for at in range(100):
         several.add(scheduler.Task(Request([], SAMPLING, (1,)), [7, 7, at // alike, at], 1))
     several.advance()
@@ -253,15 +253,15 @@ def test_tasks_that_begin_alike_go_to_one_lane_if_they_are_few(engine, idle, ali
 
 def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkeypatch):
     most = []
-    give = workers.Lane.give
+    give = workers.Worker.give
 
-    def noting(lane, tasks, busy):
-        give(lane, tasks, busy)
-        most.append(lane.open)
+    def noting(worker, tasks, busy):
+        give(worker, tasks, busy)
+        most.append(worker.open)
 
-    monkeypatch.setattr(workers.Lane, "give", noting)
+    monkeypatch.setattr(workers.Worker, "give", noting)
     list(engine.generate(requests()))
-    assert max(most) <= 2 + 3  # of six rows two a lane, and the last task as it is
+    assert max(most) <= 2 + 3  # of six rows two a worker, and the last task as it is
 
 
 @pytest.mark.parametrize(
@@ -277,13 +277,13 @@ def test_a_lane_is_given_no_more_rows_than_it_has_room_for(engine, three, monkey
         (256, "cuda", 2, 1),
     ],
 )
-def test_how_many_lanes_there_are(monkeypatch, rows, device, cores_here, expected):
+def test_how_many_workers_there_are(monkeypatch, rows, device, cores_here, expected):
     monkeypatch.setattr(workers, "FORKS", True)
     monkeypatch.setattr(threads, "most", lambda: cores_here)
     assert workers.count(rows, device) == expected
 
 
-def test_a_system_that_does_not_fork_has_one_lane(monkeypatch):
+def test_a_system_that_does_not_fork_has_one_worker(monkeypatch):
     monkeypatch.setattr(workers, "FORKS", False)
     monkeypatch.setattr(threads, "most", lambda: 8)
     assert workers.count(256, "cpu") == 1

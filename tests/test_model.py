@@ -426,10 +426,11 @@ def test_models_that_are_not_there(tmp_path):
 
 @pytest.mark.slow
 def test_a_gguf_file_is_a_model(tmp_path, monkeypatch):
-    """The embedded model's own file, given by path, is made trainable in a cache of its own."""
+    """The embedded model's own file, given by path, is made trainable in a cache of its own; its ending is any case."""
     from srlm_cli.models import SMOLLM2, _embedded_gguf
 
-    gguf = _embedded_gguf(SMOLLM2, tmp_path)
+    gguf = tmp_path / "model.GGUF"
+    gguf.symlink_to(_embedded_gguf(SMOLLM2, tmp_path))
     monkeypatch.setenv("SRLM_HOME", str(tmp_path / "cache"))
     by_path = srlm("sample", "--model", gguf, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
     monkeypatch.delenv("SRLM_HOME")

@@ -322,19 +322,19 @@ def test_nobody_listens() -> None:
 
 
 def test_a_url_that_is_none_is_a_usage_error() -> None:
-    with pytest.raises(OptionError, match="is no URL"):
+    with pytest.raises(OptionError, match="is not a URL"):
         open_engine(EngineSpec("openai", MODEL, base_url="localhost:8000"))
 
 
 @pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://localhost:99999/v1", "http://"])
 def test_a_port_that_is_none_is_a_usage_error(url: str) -> None:
-    with pytest.raises(OptionError, match="is no URL"):
+    with pytest.raises(OptionError, match="is not a URL"):
         open_engine(EngineSpec("openai", MODEL, base_url=url))
 
 
 def test_a_key_that_is_none_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-…")
-    with pytest.raises(OptionError, match="OPENAI_API_KEY is no key"):
+    with pytest.raises(OptionError, match="OPENAI_API_KEY is not a key"):
         open_engine(EngineSpec("openai", MODEL, base_url="http://localhost:1/v1"))
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from helpers import read_json, read_rows, write_rows
-from srlm_cli.errors import BadRow, ClosedPipe, DataError, OptionError
+from srlm_cli.errors import BadRow, ClosedPipe, DataError, OptionError, SrlmError
+from srlm_cli.runner.inputs import check_whole
 from srlm_cli.streams import reader as reading
 from srlm_cli.streams.lookup import Lookup
 from srlm_cli.streams.reader import Reader, Shard
@@ -144,6 +145,14 @@ def test_lines_are_counted_where_that_is_cheap(tmp_path: Path) -> None:
 def test_read_all_raises_at_the_first_bad_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=":2: "):
         reading.read_all(str(write_rows(tmp_path / "in", [ROWS[0], "{"])), known)
+
+
+def test_an_input_that_a_stage_leaves_unread_is_a_fault_of_the_program(tmp_path: Path) -> None:
+    rows = reader(write_rows(tmp_path / "in", ROWS))
+    rows.take()
+    rows.finish(1)
+    with pytest.raises(SrlmError, match="not all rows were read"):
+        check_whole(rows)
 
 
 # --- writing ---------------------------------------------------------------------------------

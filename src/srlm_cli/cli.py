@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from srlm_cli import __version__, distributed
 from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
+from srlm_cli.redact import redacted
 
 # One line a command; its module is read only when the command runs, so that --help is quick.
 COMMANDS = {
@@ -155,7 +156,7 @@ def complain(name: str, message: str) -> None:
     """Print one plain error line."""
     if not distributed.is_main():
         name += f" (process {distributed.rank()})"
-    print(f"{name}: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{name}: error: {' '.join(redacted(message).split())}", file=sys.stderr, flush=True)
 
 
 def open_closed_streams() -> None:

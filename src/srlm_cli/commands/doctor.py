@@ -9,6 +9,7 @@ from pathlib import Path
 
 from srlm_cli import __version__
 from srlm_cli.options.common import new_app
+from srlm_cli.redact import redacted
 
 app = new_app()
 
@@ -69,8 +70,9 @@ def openai_server() -> str:
     if not find_spec("openai"):
         return "missing: pip install openai"
     url = os.environ.get("SRLM_BASE_URL") or os.environ.get("OPENAI_BASE_URL")
+    where = f"OPENAI_BASE_URL {redacted(url.strip())}" if url else "no OPENAI_BASE_URL: --base-url URL"
     key = "OPENAI_API_KEY is set" if os.environ.get("OPENAI_API_KEY") else "OPENAI_API_KEY is not set"
-    return f"ready, {f'OPENAI_BASE_URL {url}' if url else 'no OPENAI_BASE_URL: --base-url URL'}, {key}"
+    return f"ready, {where}, {key}"
 
 
 def devices() -> list[str]:

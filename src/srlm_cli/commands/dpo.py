@@ -8,8 +8,9 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.runner import training
+from srlm_cli.options.training import EvalIn, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader
+from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import read_all
 from srlm_cli.train.losses import Loss, Preference
 
@@ -19,12 +20,12 @@ app = new_app()
 @app.command()
 @grouped
 def dpo(
-    options: Annotated[training.TrainOptions, Defaults(learning_rate=1e-6, final_learning_rate=1e-7)],
+    options: Annotated[TrainOptions, Defaults(learning_rate=1e-6, final_learning_rate=1e-7)],
     in_: Annotated[
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
-    eval_in: training.EvalIn = None,
+    eval_in: EvalIn = None,
     held_out: HeldOut = None,
     beta: Annotated[
         float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
@@ -70,15 +71,15 @@ def dpo(
     """
     from srlm_cli.train.dpo import dpo as train
 
-    options.launch()
+    launch_processes(options)
     spec = options.spec()
     preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader)
     held = read_all(eval_in, records.pair_record) if eval_in else None
-    about = training.provenance("dpo", spec, reader)
-    results = training.guarded(
+    about = provenance("dpo", spec, reader)
+    results = guarded(
         lambda: train(rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about), spec.out
     )
-    training.finish("dpo", spec, reader, results)
+    finish("dpo", spec, reader, results)

@@ -8,8 +8,9 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.runner import training
+from srlm_cli.options.training import EvalIn, TrainOptions, by_input
 from srlm_cli.runner.inputs import all_rows, open_reader
+from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import read_all
 
@@ -21,7 +22,7 @@ OnLong = Literal["stop", "drop"]
 @app.command()
 @grouped
 def sft(
-    options: training.TrainOptions,
+    options: TrainOptions,
     in_: Annotated[
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
@@ -33,7 +34,7 @@ def sft(
     positive_only: Annotated[
         bool, Option("--positive-only", help="Read judged rows; train on the responses with the full score of 5.")
     ] = False,
-    eval_in: training.EvalIn = None,
+    eval_in: EvalIn = None,
     held_out: HeldOut = None,
     on_long: Annotated[
         OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
@@ -57,10 +58,10 @@ def sft(
     """
     from srlm_cli.train.sft import sft as train
 
-    options.launch()
+    launch_processes(options)
     spec = options.spec()
     paths = in_ or ["-"]
-    weights = training.by_input(paths, in_weight)
+    weights = by_input(paths, in_weight)
     check = records.judged_completion_record if positive_only else records.completion_record
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
     check = refusing(check, others)
@@ -70,9 +71,9 @@ def sft(
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")
     held = read_all(eval_in, records.completion_record) if eval_in else None
-    about = training.provenance("sft", spec, reader)
-    results = training.guarded(
+    about = provenance("sft", spec, reader)
+    results = guarded(
         lambda: train(kept, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about),
         spec.out,
     )
-    training.finish("sft", spec, reader, results)
+    finish("sft", spec, reader, results)

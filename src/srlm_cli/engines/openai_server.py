@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
+import httpx2
 import openai
 
 from srlm_cli.engines.base import EngineSpec
+from srlm_cli.engines.endpoint import base_url, key_for, proxy_for
 from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.redact import redacted
 from srlm_cli.streams.console import say
 
-OPENAI = "https://api.openai.com/v1"
 SECONDS_TO_CONNECT = 10.0
 SECONDS_TO_WAIT = 120  # for a server that says when to come again; the openai library does not wait longer
 FEW_LOGPROBS = 5  # what servers that refuse more than that take
@@ -35,18 +36,18 @@ class Server:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.url = checked_url(spec.base_url)
+        url = base_url(spec.base_url)
+        self.url = redacted(url)  # for people
         self.spec = spec
-        key = os.environ.get("OPENAI_API_KEY")
-        if not key and self.url == OPENAI:
-            raise OptionError("no OPENAI_API_KEY in the environment", "or --base-url URL of a server of your own")
-        if key and not key.isascii():
-            raise OptionError("OPENAI_API_KEY is no key: it holds more than ASCII", "was it pasted whole?")
+        # A transport of our own: the library's client opens a proxy for each variable, of protocols it lacks too.
+        transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url), limits=openai.DEFAULT_CONNECTION_LIMITS)
         self.client = openai.AsyncOpenAI(
-            api_key=key or "none",  # a server of one's own asks for no key, the library does
-            base_url=self.url,
+            api_key=key_for(url),
+            base_url=url.partition("?")[0],
+            default_query=dict(parse_qsl(urlsplit(url).query)),
             max_retries=spec.retries,
             timeout=openai.Timeout(spec.timeout, connect=min(spec.timeout, SECONDS_TO_CONNECT)),
+            http_client=openai.DefaultAsyncHttpxClient(transport=transport),
         )
         self.gate = asyncio.Semaphore(spec.concurrency)
         self.refused: set[tuple[str, str]] = set()
@@ -158,17 +159,6 @@ def only_model(spec: EngineSpec) -> str:
     if len(offered) > 1:
         raise OptionError(f"no model given, and {server.url} has {len(offered)}", f"--model {listing(offered)}")
     return offered[0]
-
-
-def checked_url(url: str | None) -> str:
-    """Return a base URL without its last slash, OpenAI's own for None; raise OptionError for another text."""
-    try:
-        right = not url or (re.match(r"https?://[^/]", url) and urlsplit(url).port != 0)
-    except ValueError:  # a port that is no number, or too large
-        right = False
-    if not right:
-        raise OptionError(f"--base-url {url} is no URL", "for instance http://localhost:8000/v1")
-    return (url or OPENAI).rstrip("/")
 
 
 def too_long(error: openai.APIStatusError) -> bool:

@@ -1,7 +1,7 @@
 """Attention over tokens of many rows that stand side by side in one batch row, without padding.
 
 Registered with transformers as `NAME`: a model's layer hands over queries, keys and values of all
-tokens, and the pass that is under way, a `Reading` of texts or a step of decoding, knows which
+tokens, and the pass that is under way, a `Prefill` of texts or a step of decoding, knows which
 token may see which. Since transformers knows no mask for this name, the model makes none.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from srlm_cli.forward.kv_cache import Pages
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.kv_cache import PagedKVCache
+from srlm_cli.forward.prefix import CachedPrefix
 
 NAME = "srlm_packed"
 # What layers pass on that does not change the scores; anything else means another attention than ours.
@@ -29,18 +29,18 @@ class Unsupported(Exception):
     """A layer that computes its scores in a way that this file does not know."""
 
 
-class Reading:
-    """A pass over the fresh tokens of texts, each behind what it shares with its parent.
+class Prefill:
+    """A pass over the fresh tokens of texts, each behind what it shares with its prefix.
 
-    Keys and values from a text's token `first_slot` on are stored in its pages, if it has any. What is `trained` has
+    Keys and values from a text's token `first_slot` on are stored in its blocks, if it has any. What is `trained` has
     a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
     """
 
-    def __init__(self, texts: list[Text], pages: Pages | None, trained: bool = False) -> None:
-        self.texts, self.pages, self.trained = texts, pages, trained
+    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None, trained: bool = False) -> None:
+        self.texts, self.cache, self.trained = texts, cache, trained
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
-        self.stored = [text for text in texts if text.pages]
-        self.slots = torch.cat([text.slots for text in self.stored]).to(pages.device) if self.stored else None
+        self.stored = [text for text in texts if text.blocks]
+        self.slots = torch.cat([text.slots for text in self.stored]).to(cache.device) if self.stored else None
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         self._take_in(layer, key, value)
@@ -51,7 +51,7 @@ class Reading:
             parts.append(self._attend(at, query[:, :, start:end], *of_text, scaling, window))
             start = end
         if self.stored:
-            self.pages.write(layer, self.slots, *self._to_store(layer))
+            self.cache.write(layer, self.slots, *self._to_store(layer))
         return torch.cat(parts, 2).transpose(1, 2)
 
     def _take_in(self, layer: int, key, value) -> None:
@@ -60,9 +60,9 @@ class Reading:
         for text in self.texts:
             end = start + len(text.fresh)
             own_key, own_value = key[0, :, start:end], value[0, :, start:end]
-            if text.parent:
-                own_key = torch.cat([text.parent.keys[layer][:, : text.shared], own_key], 1)
-                own_value = torch.cat([text.parent.values[layer][:, : text.shared], own_value], 1)
+            if text.prefix:
+                own_key = torch.cat([text.prefix.keys[layer][:, : text.shared], own_key], 1)
+                own_value = torch.cat([text.prefix.values[layer][:, : text.shared], own_value], 1)
             elif text.kept:  # a copy, since a view would keep all that was read beside it
                 own_key, own_value = own_key.clone(), own_value.clone()
             text.keys[layer], text.values[layer] = own_key, own_value
@@ -155,15 +155,15 @@ class Pass(Protocol):
         """Return what tokens get in a layer, (1, tokens, heads, size); the others are (1, heads, tokens, size)."""
 
 
-_under_way: ContextVar[Pass] = ContextVar("under_way")
+_current_pass: ContextVar[Pass] = ContextVar("current_pass")
 _switching = Lock()
 _switched: dict[int, tuple[int, str]] = {}  # by configuration: passes under way, and what it named before
 
 
 @contextmanager
-def passing(run: Pass, configs: list) -> Iterator[None]:
+def attention_context(run: Pass, configs: list) -> Iterator[None]:
     """Let the models of these configurations attend by `run` in this thread, and as before when no thread needs it."""
-    token = _under_way.set(run)
+    token = _current_pass.set(run)
     with _switching:
         named = [config._attn_implementation for config in configs]  # to set one sets those within it, too
         for config, name in zip(configs, named, strict=True):
@@ -180,12 +180,12 @@ def passing(run: Pass, configs: list) -> Iterator[None]:
                     _switched[id(config)] = users - 1, before
                 else:
                     config._attn_implementation = before
-        _under_way.reset(token)
+        _current_pass.reset(token)
 
 
-def under_way() -> Pass | None:
+def current_pass() -> Pass | None:
     """Return the pass that is under way in this thread."""
-    return _under_way.get(None)
+    return _current_pass.get(None)
 
 
 def attend(
@@ -196,7 +196,7 @@ def attend(
     if unknown or attention_mask is not None:
         raise Unsupported(", ".join(unknown) or "a mask of its own")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return _under_way.get().attend(module.layer_idx, query, key, value, scaling, sliding_window), None
+    return _current_pass.get().attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
 AttentionInterface.register(NAME, attend)

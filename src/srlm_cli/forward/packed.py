@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.forward.attention import Pass, Reading, Unsupported, passing
+from srlm_cli.forward.attention import Pass, Prefill, Unsupported, attention_context
 from srlm_cli.forward.cpu import linear, llama_layer, paged_attention
-from srlm_cli.forward.cpu.paged_attention import CompiledReading, CompiledStep
-from srlm_cli.forward.kv_cache import Pages, Span
-from srlm_cli.forward.paged_attention import Step
-from srlm_cli.forward.prefix import Text, passes
+from srlm_cli.forward.cpu.paged_attention import CompiledDecode, CompiledPrefill
+from srlm_cli.forward.kv_cache import PagedKVCache, Span
+from srlm_cli.forward.paged_attention import Decode
+from srlm_cli.forward.prefix import CachedPrefix, passes
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # More than a processor's cache holds makes a pass slower; the weights have to pass by for each.
@@ -33,32 +33,32 @@ class PackedModel:
         self.layers: dict[int, tuple[torch.Size, torch.Size]] = {}
         self.stored = net.dtype
 
-    def read(self, texts: list[Text], pages: Pages | None = None) -> torch.Tensor:
-        """Return the logits behind each text, (texts, vocabulary), float32; no text may be its parent's beginning.
+    def read(self, texts: list[CachedPrefix], cache: PagedKVCache | None = None) -> torch.Tensor:
+        """Return the logits behind each text, (texts, vocabulary), float32; no text may be its prefix's beginning.
 
-        A text's parent comes before it, or is kept from an earlier read.
+        A text's prefix comes before it, or is kept from an earlier read.
         """
-        logits = [self._read(some, pages) for some in passes(texts, TOKENS_A_PASS.get(self.device))]
+        logits = [self._read(some, cache) for some in passes(texts, TOKENS_A_PASS.get(self.device))]
         for text in texts:
             if not text.kept:
                 text.keys, text.values = {}, {}
         return torch.cat(logits)
 
-    def _read(self, texts: list[Text], pages: Pages | None) -> torch.Tensor:
+    def _read(self, texts: list[CachedPrefix], cache: PagedKVCache | None) -> torch.Tensor:
         fresh = [text.fresh for text in texts]
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        run = CompiledReading(texts, pages) if pages and self.compiled else Reading(texts, pages)
+        run = CompiledPrefill(texts, cache) if cache and self.compiled else Prefill(texts, cache)
         return self._forward(run, ids, torch.cat(positions), ends.to(self.device))
 
     def step(
         self,
         tokens: list[int],
-        pages: Pages,
+        cache: PagedKVCache,
         own: list[Span],
         shared: list[Span],
-        common: Text | None,
+        common: CachedPrefix | None,
         members: list[int],
     ) -> torch.Tensor:
         """Return the logits behind one new token a row, (rows, vocabulary), float32.
@@ -66,19 +66,19 @@ class PackedModel:
         A row sees the shared spans that name it and its own span, one a row, in order, the new token included;
         `members` are the rows that begin with the common text.
         """
-        seen = (pages, own, shared, common, members)
-        step = CompiledStep(*seen) if self.compiled else Step(*seen, self.device)
+        seen = (cache, own, shared, common, members)
+        step = CompiledDecode(*seen) if self.compiled else Decode(*seen, self.device)
         return self._forward(step, torch.tensor(tokens), step.positions, 0)
 
     def _forward(self, run: Pass, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
         ids, positions = ids.to(self.device)[None], positions.to(self.device)[None]
-        with passing(run, self.configs):
+        with attention_context(run, self.configs):
             output = self.net(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=keep)
         return output.logits[0].float()
 
     @property
     def compiled(self) -> bool:
-        """Tell whether keys and values in pages are read by compiled code, the common text's, too."""
+        """Tell whether keys and values in blocks are read by compiled code, the common text's, too."""
         return paged_attention.fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
@@ -102,8 +102,8 @@ class PackedModel:
         config = self.net.config.get_text_config()
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(config.vocab_size, (14,), generator=draw).tolist()
-        first = Text(ids[:9], kept=True)
-        second = Text([*ids[:5], *ids[9:13]], first, 5)
+        first = CachedPrefix(ids[:9], kept=True)
+        second = CachedPrefix([*ids[:5], *ids[9:13]], first, 5)
         wanted = torch.stack([self._plain(tokens) for tokens in (ids[:9], second.tokens, [*ids[:9], *ids[13:]])])
         packed = self.read([first, second])
         self.layers = {
@@ -117,18 +117,18 @@ class PackedModel:
         half = linear.type_of(self.net)
         if half and paged_attention.fits(self.layers, half, self.device):
             self.stored = half
-        alike = _alike(torch.cat([packed, self._in_pages(ids)]), wanted, self.stored)
+        alike = _alike(torch.cat([packed, self._in_blocks(ids)]), wanted, self.stored)
         if alike and half and self.compiled:
-            llama_layer.use_in(self.net, lambda: self._in_pages(ids))
+            llama_layer.use_in(self.net, lambda: self._in_blocks(ids))
         return alike
 
-    def _in_pages(self, ids: list[int]) -> torch.Tensor:
-        """Return the logits behind the last token, which sees the first nine in pages."""
-        pages = Pages(self.layers, 3, self.stored, self.device)
-        page = pages.take(1, shared=True)
-        self.read([Text(ids[:9], pages=page)], pages)
-        own = Span(pages.take(1), 1, 9, [0])
-        return self.step(ids[13:], pages, [own], [Span(page, 9, 0, [0])], None, [])
+    def _in_blocks(self, ids: list[int]) -> torch.Tensor:
+        """Return the logits behind the last token, which sees the first nine in blocks."""
+        cache = PagedKVCache(self.layers, 3, self.stored, self.device)
+        block = cache.allocate(1, shared=True)
+        self.read([CachedPrefix(ids[:9], blocks=block)], cache)
+        own = Span(cache.allocate(1), 1, 9, [0])
+        return self.step(ids[13:], cache, [own], [Span(block, 9, 0, [0])], None, [])
 
     def _plain(self, ids: list[int]) -> torch.Tensor:
         return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()

@@ -6,28 +6,34 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from srlm_cli.forward.attention import attended, bias_of
-from srlm_cli.forward.kv_cache import PAGE, Pages, Span
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
+from srlm_cli.forward.prefix import CachedPrefix
 
 
-class Step:
+class Decode:
     """A pass over one new token a row, which sees the common text, the shared spans and its own span.
 
-    Each of the three is one attention call, over a slice of the store with every page by itself. What
-    a row gets from its pages is then weighed by the log-sum-exp of their scores, which is exact (the
+    Each of the three is one attention call, over a slice of the store with every block by itself. What
+    a row gets from its blocks is then weighed by the log-sum-exp of their scores, which is exact (the
     same identity as in Milakov and Gimelshein, arXiv 1805.02867). `own` has one span a row, in order,
     the new token included; `members` are the rows that begin with the common text.
     """
 
     def __init__(
-        self, pages: Pages, own: list[Span], shared: list[Span], common: Text | None, members: list[int], device: str
+        self,
+        cache: PagedKVCache,
+        own: list[Span],
+        shared: list[Span],
+        common: CachedPrefix | None,
+        members: list[int],
+        device: str,
     ) -> None:
-        self.pages, self.common, self.device = pages, common if members else None, device
+        self.cache, self.common, self.device = cache, common if members else None, device
         self.rows = len(own)
         self.seen_by: list[list[int]] = [[] for _ in own]  # by row, the numbers of the outputs that it sees
         self.positions = self._tensor([span.last_position for span in own])
-        low = _Part(pages, slice(0, pages.low), own, self.positions)
-        high = _Part(pages, slice(pages.high, pages.count), shared, self.positions)
+        low = KVSlice(cache, slice(0, cache.low), own, self.positions)
+        high = KVSlice(cache, slice(cache.high, cache.count), shared, self.positions)
         low.note(self.seen_by, before=0)
         high.note(self.seen_by, before=low.outputs)
         self.parts = [low, high]
@@ -40,7 +46,7 @@ class Step:
         self._entries: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
-        self.pages.write(layer, self.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        self.cache.write(layer, self.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
         heads, groups = key.shape[1], query.shape[1] // key.shape[1]
         queries = query[0].transpose(0, 1)
         parts = [part.attend(layer, queries, heads, scaling, window) for part in self.parts if part.outputs]
@@ -75,23 +81,26 @@ class Step:
         return torch.tensor(numbers, device=self.device)
 
 
-class _Part:
-    """The spans in one slice of the store, each page asked by all rows that see it; `positions` are those of the rows.
+class KVSlice:
+    """The spans in one slice of the store, each block asked by all rows that see it; `positions` are those of the rows.
 
     It knows nothing of its step: in a ring the two, and the store with them, would outlive their use.
     """
 
-    def __init__(self, pages: Pages, part: slice, spans: list[Span], positions: torch.Tensor) -> None:
-        self.pages, self.slice, self.spans, self.positions = pages, part, spans, positions
+    def __init__(self, cache: PagedKVCache, part: slice, spans: list[Span], positions: torch.Tensor) -> None:
+        self.cache, self.slice, self.spans, self.positions = cache, part, spans, positions
         self.width = max((len(span.rows) for span in spans), default=0)
         count = part.stop - part.start
         self.outputs = count * self.width
         rows, filled, starts = [[0] * self.width for _ in range(count)], [0] * count, [0] * count
         for span in spans:
-            for at, page in enumerate(span.pages):
-                page -= part.start
-                rows[page][: len(span.rows)] = span.rows
-                filled[page], starts[page] = min(PAGE, span.count - at * PAGE), span.start + at * PAGE
+            for at, block in enumerate(span.blocks):
+                block -= part.start
+                rows[block][: len(span.rows)] = span.rows
+                filled[block], starts[block] = (
+                    min(BLOCK_SIZE, span.count - at * BLOCK_SIZE),
+                    span.start + at * BLOCK_SIZE,
+                )
         device = positions.device
         self.rows, self.filled, self.starts = (torch.tensor(of, device=device) for of in (rows, filled, starts))
         self._biases: dict[int | None, torch.Tensor] = {}
@@ -99,21 +108,21 @@ class _Part:
     def note(self, seen_by: list[list[int]], before: int) -> None:
         """Add to each row the numbers of the outputs that it sees here, where `before` others come first."""
         for span in self.spans:
-            for page in span.pages:
+            for block in span.blocks:
                 for place, row in enumerate(span.rows):
-                    seen_by[row].append(before + (page - self.slice.start) * self.width + place)
+                    seen_by[row].append(before + (block - self.slice.start) * self.width + place)
 
     def attend(self, layer: int, queries, heads: int, scaling: float, window: int | None):
-        """Return the outputs and the log-sum-exp of each page for each row that sees it."""
+        """Return the outputs and the log-sum-exp of each block for each row that sees it."""
         groups = queries.shape[1] // heads
         asked = queries[self.rows].unflatten(2, (heads, groups)).transpose(1, 2).flatten(2, 3)
-        keys = self.pages.keys[layer][self.slice].transpose(2, 3)
-        values = self.pages.values[layer][self.slice]
+        keys = self.cache.keys[layer][self.slice].transpose(2, 3)
+        values = self.cache.values[layer][self.slice]
         return attended(asked, keys, values, self._bias(window, groups, queries.dtype), scaling)
 
     def _bias(self, window: int | None, groups: int, dtype: torch.dtype) -> torch.Tensor:
         if window not in self._biases:
-            offsets = torch.arange(PAGE, device=self.positions.device)
+            offsets = torch.arange(BLOCK_SIZE, device=self.positions.device)
             seen = (offsets < self.filled[:, None])[:, None]
             if window is not None:
                 position = self.positions[self.rows].repeat_interleave(groups, 1)[..., None]

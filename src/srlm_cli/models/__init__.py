@@ -51,6 +51,7 @@ SMOLLM2 = EmbeddedModel(
 )
 EMBEDDED = {SMOLLM2.name: SMOLLM2}
 TRAINING_DTYPES = ("float32", "bfloat16")
+PARTS = (".json", ".safetensors", ".bin", ".jinja", ".model")  # of a model folder, which its fingerprint is made of
 
 
 def cache_dir() -> Path:
@@ -64,19 +65,40 @@ def locate(model: str) -> str:
     """Return the folder or hub id to load for what the user calls a model; the embedded one is prepared once."""
     if model in EMBEDDED:
         return str(prepare(EMBEDDED[model]))
-    if model.endswith(".gguf"):
-        if not Path(model).is_file():
-            raise OptionError(f"no such file: {model}")
-        return str(_trainable_folder(Path(model), cache_dir() / "gguf" / _file_key(Path(model))))
+    if gguf := gguf_file(model):
+        return str(_trainable_folder(gguf, cache_dir() / "gguf" / _file_key(gguf)))
     if Path(model).is_dir():
-        if not any((Path(model) / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise OptionError(f"{model} is no model: it holds neither config.json nor adapter_config.json")
         return model
     if model.count("/") > 1 or model.startswith((".", "/", "~")) or Path(model).exists():
         unfinished = Path(model + ".part").exists()
         hint = f"{model}.part stands there: its training has not finished" if unfinished else "a folder, a .gguf file"
         raise OptionError(f"no such model: {model}", f"{hint}, a hub id or {SMOLLM2.name}")
     return model
+
+
+def gguf_file(model: str) -> Path | None:
+    """Return the GGUF file that a model is: a file by its ending, or the only one in a folder that holds nothing else.
+
+    None is a folder with a configuration, or a hub id; what is no model raises OptionError.
+    """
+    path = Path(model)
+    if not path.is_dir():
+        if is_gguf(path) and not path.is_file():
+            raise OptionError(f"no such file: {model}")
+        return path if is_gguf(path) else None
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return None
+    files = sorted(filter(is_gguf, path.iterdir()))
+    if len(files) > 1:
+        raise OptionError(f"{model} holds {len(files)} .gguf files", f"--model {files[0]}, or another one of them")
+    if not files:
+        raise OptionError(f"{model} is not a model folder: it has no config.json, adapter_config.json or .gguf file")
+    return files[0]
+
+
+def is_gguf(path: Path) -> bool:
+    """Tell whether a file is a GGUF by its name."""
+    return path.suffix.lower() == ".gguf"
 
 
 def is_adapter(folder: str) -> bool:
@@ -117,7 +139,7 @@ def fingerprint(model: str) -> str:
     files = sorted(path.glob("*")) if path.is_dir() else [path]
     digest = sha256()
     for file in files:
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".gguf", ".jinja", ".model"):
+        if file.is_file() and (file.suffix in PARTS or is_gguf(file)):
             size = file.stat().st_size
             digest.update(f"{file.name}\0{size}\0".encode())
             with open(file, "rb") as opened:

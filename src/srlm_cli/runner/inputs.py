@@ -61,16 +61,15 @@ def count_skipped(tally: Tally, rows: Reader | None) -> None:
 
 
 def check_whole(rows: Reader | None) -> None:
-    """Raise the error of a bad row that ended the input; every row read must have had an outcome."""
+    """Raise the error of a bad row that ended the input; every row must have been read, and have had an outcome."""
     if rows is None:
         return
     if rows.error:
         error, rows.error = rows.error, None
         raise error
-    if rows.unfinished:
-        raise SrlmError(
-            f"{rows.unfinished} rows were read and never finished", "this is a fault of srlm, please report it"
-        )
+    left = f"{rows.unfinished} rows were read and never finished" if rows.unfinished else ""
+    if left or rows.take() is not None:
+        raise SrlmError(left or "not all rows were read", "this is a fault of srlm, please report it")
 
 
 def finished(rows: Reader) -> Iterator[Row]:

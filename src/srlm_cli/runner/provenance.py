@@ -9,21 +9,23 @@ from srlm_cli import __version__
 from srlm_cli.engines import LazyEngine, with_model
 from srlm_cli.engines.base import EngineSpec
 from srlm_cli.errors import OptionError
+from srlm_cli.redact import redacted
 from srlm_cli.runner.tally import Tally
 from srlm_cli.streams.reader import Reader
 
 
 def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None) -> dict[str, Any]:
     """Return what FILE.meta.json tells: command line, versions, inputs and counts."""
+    with_server = engine and engine.name == "openai"
     return {
         "command": name,
-        "argv": sys.argv[1:],
+        "argv": [redacted(word) for word in sys.argv[1:]],
         "inputs": rows.paths if rows else [],
         **({"shard": rows.part} if rows and rows.shard else {}),
         "versions": versions(*([engine.name] if engine and engine.loads else [])),
         "counts": tally.as_dict(),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
-        **({"base_url": engine.spec.base_url} if engine and engine.name == "openai" else {}),
+        **({"base_url": redacted((engine.spec.base_url or "").strip()) or None} if with_server else {}),
     }
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from srlm_cli import distributed
+from srlm_cli.redact import redacted
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,14 +19,14 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(text: str) -> None:
-    """Print one line on stderr as it is; a closed stderr is nobody's error.
+    """Print one line on stderr, without the secrets in it; a closed stderr is nobody's error.
 
     Of the processes of one training only the main one speaks.
     """
     if not distributed.is_main():
         return
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(redacted(text), file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass
 

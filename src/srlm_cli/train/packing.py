@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from srlm_cli.forward.attention import Reading, passing
+from srlm_cli.forward.attention import Prefill, attention_context
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 from srlm_cli.train.dropout import drops_out
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
@@ -54,25 +54,25 @@ class Packing:
             yield from (alone(model, row, wanted) for row, wanted in zip(rows, places, strict=True))
             return
         for some in groups(map(len, rows), len(rows)):
-            with_parents = [Text(row) for row in rows[some]]
-            find_parents(with_parents, [])
-            yield from self._together(model, with_parents, places[some])
+            with_prefixes = [CachedPrefix(row) for row in rows[some]]
+            find_prefixes(with_prefixes, [])
+            yield from self._together(model, with_prefixes, places[some])
 
     def _together(
-        self, model: Callable[..., Any], texts: list[Text], places: list[list[int]]
+        self, model: Callable[..., Any], texts: list[CachedPrefix], places: list[list[int]]
     ) -> Iterable[torch.Tensor]:
         begins = [0, *accumulate(len(text.fresh) for text in texts)]
         begin_of = {id(text): begin for text, begin in zip(texts, begins, strict=False)}
 
-        def packed_place(text: Text, place: int) -> int:
+        def packed_place(text: CachedPrefix, place: int) -> int:
             while place < text.shared:
-                text = text.parent
+                text = text.prefix
             return begin_of[id(text)] + place - text.shared
 
         ids = [token for text in texts for token in text.fresh]
         positions = [place for text in texts for place in range(text.shared, len(text.tokens))]
         kept = [packed_place(text, place) for text, wanted in zip(texts, places, strict=True) for place in wanted]
-        with passing(Reading(texts, None, trained=True), self.packed.configs):
+        with attention_context(Prefill(texts, None, trained=True), self.packed.configs):
             output = model(
                 input_ids=torch.tensor([ids]),
                 position_ids=torch.tensor([positions]),

@@ -10,13 +10,13 @@ import torch
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.choice_probabilities import completion, of_texts
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import Text, find_parents
+from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 MAX_TOKENS = 1 << 13
 
 
 @dataclass(eq=False)
-class Choice:
+class ScoringRequest:
     """A request for one of its choices.
 
     `shared` are the tokens that all choices have in common with the prompt, `ends` those that follow,
@@ -30,13 +30,13 @@ class Choice:
     ends: list[list[int]]
 
     @classmethod
-    def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> Choice:
+    def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> ScoringRequest:
         """Return the choice between whole texts, each the prompt and what may follow it."""
         shared = len(os.path.commonprefix(branches))
         return cls(request, tokens_in, branches[0][:shared], [branch[shared:] for branch in branches])
 
     @property
-    def at_once(self) -> bool:
+    def single_token(self) -> bool:
         """Whether all choices can be told from the logits behind the shared tokens."""
         return all(len(end) == 1 for end in self.ends)
 
@@ -45,15 +45,15 @@ class Choice:
         return sorted({tuple(end[:at]) for end in self.ends for at in range(max(1, len(end)))})
 
 
-class Chooser:
+class ChoiceScorer:
     """Reads of many choices at once; what prompts begin with in common is computed once."""
 
     def __init__(self, model) -> None:
         self.model = model
-        self.together = MAX_TOKENS  # none is shorter than a token
-        self.last: list[Text] = []
+        self.batch_size = MAX_TOKENS  # none is shorter than a token
+        self.last: list[CachedPrefix] = []
 
-    def answer(self, choices: list[Choice]) -> list[Completion]:
+    def answer(self, choices: list[ScoringRequest]) -> list[Completion]:
         """Return a completion each; fewer are read at a time when memory runs out."""
         answers: list[Completion] = []
         while len(answers) < len(choices):
@@ -61,35 +61,37 @@ class Chooser:
             try:
                 answers += self._read(batch)
             except RuntimeError as error:
-                self.together = memory.halve(len(batch), error)
+                self.batch_size = memory.halve(len(batch), error)
         return answers
 
-    def _batch(self, choices: list[Choice]) -> list[Choice]:
+    def _batch(self, choices: list[ScoringRequest]) -> list[ScoringRequest]:
         tokens = 0
-        for at, choice in enumerate(choices[: self.together]):
+        for at, choice in enumerate(choices[: self.batch_size]):
             tokens += len(choice.shared)
             if at and tokens > MAX_TOKENS:
                 return choices[:at]
-        return choices[: self.together]
+        return choices[: self.batch_size]
 
-    def _read(self, choices: list[Choice]) -> list[Completion]:
+    def _read(self, choices: list[ScoringRequest]) -> list[Completion]:
         begun = [choice.begun() for choice in choices]
         texts = [
-            Text([*choice.shared, *behind]) for choice, parts in zip(choices, begun, strict=True) for behind in parts
+            CachedPrefix([*choice.shared, *behind])
+            for choice, parts in zip(choices, begun, strict=True)
+            for behind in parts
         ]
-        find_parents(texts, self.last)
+        find_prefixes(texts, self.last)
         texts[-1].kept = True
         logits = iter(self.model.read(texts))
-        texts[-1].parent, self.last = None, texts[-1:]
+        texts[-1].prefix, self.last = None, texts[-1:]
         return [
             answer(choice, {behind: next(logits) for behind in parts})
             for choice, parts in zip(choices, begun, strict=True)
         ]
 
 
-def answer(choice: Choice, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
+def answer(choice: ScoringRequest, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
     """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
-    if choice.at_once:
+    if choice.single_token:
         ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
         probabilities = torch.softmax(logits[()][ends], -1).tolist()
     else:

@@ -18,12 +18,12 @@ from srlm_cli import models
 from srlm_cli.engines.base import Completion, EngineSpec, Request
 from srlm_cli.engines.chat_template import chat_text, token_ids
 from srlm_cli.engines.hf import workers
-from srlm_cli.engines.hf.choices import Choice, Chooser
-from srlm_cli.engines.hf.fallback import PlainModel, PlainWriter
-from srlm_cli.engines.hf.scheduler import Writer
+from srlm_cli.engines.hf.choices import ChoiceScorer, ScoringRequest
+from srlm_cli.engines.hf.fallback import FallbackModel, FallbackScheduler
+from srlm_cli.engines.hf.scheduler import Scheduler
 from srlm_cli.engines.hf.stopping import Stops
-from srlm_cli.engines.hf.tasks import Task, TaskWriter
-from srlm_cli.engines.hf.workers import Lanes
+from srlm_cli.engines.hf.tasks import BaseScheduler, Task
+from srlm_cli.engines.hf.workers import WorkerPool
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.packed import PackedModel, lay_by_input
 
@@ -55,39 +55,39 @@ class HfEngine:
         Requests are read ahead of the oldest unfinished one by `BATCHES_A_WINDOW` batches at most:
         what a killed run has to do again.
         """
-        with closing(self._writer()) as writer:
-            yield from self._written(iter(requests), writer)
+        with closing(self._scheduler()) as scheduler:
+            yield from self._written(iter(requests), scheduler)
 
-    def _written(self, pending: Iterator[Request], writer: TaskWriter) -> Iterator[Completion]:
-        chooser = Chooser(self.reader)
+    def _written(self, pending: Iterator[Request], scheduler: BaseScheduler) -> Iterator[Completion]:
+        scorer = ChoiceScorer(self.reader)
         begun: deque[Task] = deque()
         while True:
-            taken = self._take(pending, begun, writer)
+            taken = self._take(pending, begun, scheduler)
+            if not begun:  # with none under way one would have been taken: there are no more
+                return
             with torch.inference_mode():
-                self._choose(chooser, taken)
-                if writer.waiting or (begun and begun[0].answer is None):
-                    writer.advance()
+                self._score_choices(scorer, taken)
+                if scheduler.waiting or (begun and begun[0].answer is None):
+                    scheduler.advance()
             while begun and begun[0].answer:
                 yield begun.popleft().answer
-            if not begun and not taken:
-                return
 
-    def _writer(self) -> TaskWriter:
-        if isinstance(self.reader, PlainModel):
-            return PlainWriter(self.reader, self.stops, self.batch_size)
+    def _scheduler(self) -> BaseScheduler:
+        if isinstance(self.reader, FallbackModel):
+            return FallbackScheduler(self.reader, self.stops, self.batch_size)
         count = workers.count(self.batch_size, self.device)
 
-        def one(limit: int) -> Writer:
-            return Writer(self.reader, self.stops, limit, self.context, self._choice, 1 / count)
+        def one(limit: int) -> Scheduler:
+            return Scheduler(self.reader, self.stops, limit, self.context, self._scoring_request, 1 / count)
 
-        return Lanes(one, count, self.stops, self.batch_size) if count > 1 else one(self.batch_size)
+        return WorkerPool(one, count, self.stops, self.batch_size) if count > 1 else one(self.batch_size)
 
-    def _take(self, pending: Iterator[Request], begun: deque[Task], writer: TaskWriter) -> list[Task]:
-        """Take requests until a batch waits to be written or chosen from; those to be written go to the writer."""
+    def _take(self, pending: Iterator[Request], begun: deque[Task], scheduler: BaseScheduler) -> list[Task]:
+        """Take requests until a batch waits to be written or chosen from; those to be written go to the scheduler."""
         taken: list[Task] = []
         open_rows = sum(len(task.request.seeds) for task in begun)
         chosen = 0
-        while max(writer.backlog, chosen) < self.batch_size and open_rows < self.batch_size * BATCHES_A_WINDOW:
+        while max(scheduler.backlog, chosen) < self.batch_size and open_rows < self.batch_size * BATCHES_A_WINDOW:
             request = next(pending, None)
             if request is None:
                 break
@@ -101,31 +101,31 @@ class HfEngine:
             elif len(prompt) >= self.context:
                 task.refuse("prompt-too-long")
             else:
-                writer.add(task)
+                scheduler.add(task)
         return taken
 
-    def _choose(self, chooser: Chooser, tasks: list[Task]) -> None:
+    def _score_choices(self, scorer: ChoiceScorer, tasks: list[Task]) -> None:
         """Answer the requests among these that name their choices."""
-        asked: list[tuple[Task, Choice]] = []
+        asked: list[tuple[Task, ScoringRequest]] = []
         for task in tasks:
             if not task.request.choices:
                 continue
-            choice = self._choice(task.request)
+            choice = self._scoring_request(task.request)
             if choice is None:
                 task.refuse("prompt-too-long")
             else:
                 asked.append((task, choice))
-        answers = chooser.answer([choice for _, choice in asked])
+        answers = scorer.answer([choice for _, choice in asked])
         for (task, _), answer in zip(asked, answers, strict=True):
             task.answer = answer
 
-    def _choice(self, request: Request) -> Choice | None:
+    def _scoring_request(self, request: Request) -> ScoringRequest | None:
         """Return the choice that a request asks for, in tokens; None where it is longer than the context."""
         chat = self._chat(request)
         branches = [self._tokens(chat + choice) for choice in request.choices]
         if max(map(len, branches)) > self.context:
             return None
-        return Choice.of(request, len(self._tokens(chat)), branches)
+        return ScoringRequest.of(request, len(self._tokens(chat)), branches)
 
     def _render(self, request: Request) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn: one template, one BOS."""
@@ -138,7 +138,7 @@ class HfEngine:
         return token_ids(self.tokenizer, text)
 
 
-def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:
+def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
     """Load a model; on a CPU that has a type of 16 bits for it with our products, else in the dtype of PyTorch."""
     if half := linear.type_for(models.pick_dtype(spec.dtype, device, float16=True), device):
         net = models.load_model(spec.model, "float32", device).eval()
@@ -149,7 +149,7 @@ def _reader(spec: EngineSpec, device: str) -> PackedModel | PlainModel:
     net = models.load_model(spec.model, models.pick_dtype(spec.dtype, device), device).eval()
     if device == "cpu":
         lay_by_input(net)
-    return _packed(net, device) or PlainModel(net, device)
+    return _packed(net, device) or FallbackModel(net, device)
 
 
 def _packed(net, device: str) -> PackedModel | None:

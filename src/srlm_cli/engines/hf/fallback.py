@@ -13,18 +13,18 @@ from transformers import LogitsProcessor, StoppingCriteria
 from srlm_cli.engines.base import Sampling
 from srlm_cli.engines.hf.sampling import draw, uniforms
 from srlm_cli.engines.hf.stopping import Stops
-from srlm_cli.engines.hf.tasks import Task, TaskWriter
+from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 
-class PlainModel:
+class FallbackModel:
     """Read texts with a model, each by itself."""
 
     def __init__(self, net, device: str) -> None:
         self.net, self.device = net, device
 
-    def read(self, texts: list[Text]) -> torch.Tensor:
+    def read(self, texts: list[CachedPrefix]) -> torch.Tensor:
         """Return the logits behind each text, (texts, vocabulary), float32."""
         return torch.stack([self._behind(text.tokens) for text in texts])
 
@@ -33,10 +33,10 @@ class PlainModel:
         return self.net(ids, use_cache=False).logits[0, -1].float()
 
 
-class PlainWriter(TaskWriter):
+class FallbackScheduler(BaseScheduler):
     """Completions of tasks by `generate`, at most `limit` at a time."""
 
-    def __init__(self, model: PlainModel, stops: Stops, limit: int) -> None:
+    def __init__(self, model: FallbackModel, stops: Stops, limit: int) -> None:
         super().__init__(stops, limit)
         self.model = model
 

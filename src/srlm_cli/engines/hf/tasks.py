@@ -39,8 +39,8 @@ class Task:
         self.answer = Completion([""] * size, [reason] * size, len(self.prompt), 0)
 
 
-class TaskWriter:
-    """What both writers of completions share: at most `limit` at a time, and the tasks that wait for their turn."""
+class BaseScheduler:
+    """What all schedulers share: at most `limit` at a time, and the tasks that wait for their turn."""
 
     def __init__(self, stops: Stops, limit: int) -> None:
         self.stops, self.limit = stops, limit
@@ -57,4 +57,4 @@ class TaskWriter:
         return sum(len(task.left) for task in self.waiting)
 
     def close(self) -> None:
-        """End what is under way: nothing, but for writers with threads of their own."""
+        """End what is under way: nothing, but for schedulers with processes of their own."""

@@ -1,4 +1,4 @@
-"""Several writers side by side, each in a process of its own that computes in one thread, with a part of the cores.
+"""Several schedulers side by side, each in a process of its own that computes in one thread, with a part of the cores.
 
 While one waits for memory the others compute, and none waits for the threads of a product to meet, or for Python's
 lock. The processes are forked, so that all see the same weights. What it brings: docs/measurements.md.
@@ -23,101 +23,101 @@ import torch
 
 from srlm_cli import threads
 from srlm_cli.engines.base import Completion
-from srlm_cli.engines.hf.scheduler import ROOM_TO_READ, Writer
+from srlm_cli.engines.hf.scheduler import ROOM_TO_READ, Scheduler
 from srlm_cli.engines.hf.stopping import Stops
-from srlm_cli.engines.hf.tasks import Task, TaskWriter
+from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import memory
-from srlm_cli.forward.prefix import alike
+from srlm_cli.forward.prefix import common_prefix_len
 
-# Rows that make a lane of their own worth while: with fewer, reading all weights once a lane costs more than it brings.
+# Rows that make one more worker worth while: with fewer, reading all weights once per worker costs more than it brings.
 MIN_ROWS = 32
 FORKS = sys.platform == "linux"  # elsewhere a process that has threads is not safe to fork
 
-Given = tuple[int, list[tuple[int, Task]]]  # how many lanes are at work, and tasks with their numbers
+Given = tuple[int, list[tuple[int, Task]]]  # how many workers are at work, and tasks with their numbers
 Told = tuple[int, list[tuple[int, Completion]]]  # how many completions have ended, and the answers to tasks
 
 
 def count(rows: int, device: str) -> int:
-    """Return in how many lanes so many rows are best written, each with as many of the cores as the others."""
+    """Return in how many workers so many rows are best written, each with as many of the cores as the others."""
     if device != "cpu" or not FORKS:
         return 1
     most = threads.most()
-    lanes = max(1, min(most, rows // MIN_ROWS))
-    return most // -(-most // lanes)
+    workers = max(1, min(most, rows // MIN_ROWS))
+    return most // -(-most // workers)
 
 
-class Lanes(TaskWriter):
-    """Completions of many tasks by `lanes` writers, at most `limit` in all; a task is handed to a lane that has room.
+class WorkerPool(BaseScheduler):
+    """Completions of many tasks by several worker processes, at most `limit` in all; each takes tasks as it has room.
 
-    `open_writer`, given its limit, returns a writer that nothing else uses.
+    `open_scheduler`, given its limit, returns a scheduler that nothing else uses.
     """
 
-    def __init__(self, open_writer: Callable[[int], Writer], lanes: int, stops: Stops, limit: int) -> None:
+    def __init__(self, open_scheduler: Callable[[int], Scheduler], workers: int, stops: Stops, limit: int) -> None:
         super().__init__(stops, limit)
-        self.lanes = [Lane(open_writer(-(-limit // lanes))) for _ in range(lanes)]
-        self.least_alike = math.inf  # the fewest tokens that a prompt had in common with the one before it
+        self.workers = [Worker(open_scheduler(-(-limit // workers))) for _ in range(workers)]
+        self.least_common = math.inf  # the fewest tokens that a prompt had in common with the one before it
 
     def add(self, task: Task) -> None:
         if self.waiting:
-            self.least_alike = min(self.least_alike, alike(self.waiting[-1].prompt, task.prompt))
+            self.least_common = min(self.least_common, common_prefix_len(self.waiting[-1].prompt, task.prompt))
         super().add(task)
 
     def advance(self) -> None:
         """Hand tasks over where there is room, and wait until some completions have ended."""
-        handed = [self._for_lane(at) for at in range(len(self.lanes))]
-        busy = sum(lane.open > 0 for lane in self.lanes)
-        for lane, tasks in zip(self.lanes, handed, strict=True):
-            lane.give(tasks, busy)
-        told = wait([lane.pipe for lane in self.lanes if lane.open])
-        for lane in self.lanes:
-            if lane.pipe in told:
-                lane.hear()
+        handed = [self._for_worker(at) for at in range(len(self.workers))]
+        busy = sum(worker.open > 0 for worker in self.workers)
+        for worker, tasks in zip(self.workers, handed, strict=True):
+            worker.give(tasks, busy)
+        told = wait([worker.pipe for worker in self.workers if worker.open])
+        for worker in self.workers:
+            if worker.pipe in told:
+                worker.hear()
 
     def close(self) -> None:
         """End what is under way, in the middle of a step."""
-        for lane in self.lanes:
-            lane.process.kill()
-        for lane in self.lanes:
-            lane.process.join()
-            lane.pipe.close()
+        for worker in self.workers:
+            worker.process.kill()
+        for worker in self.workers:
+            worker.process.join()
+            worker.pipe.close()
 
-    def _for_lane(self, at: int) -> list[Task]:
-        """Take tasks that wait for a lane: an equal share of all that is left, where that is enough for several.
+    def _for_worker(self, at: int) -> list[Task]:
+        """Take tasks that wait for a worker: an equal share of all that is left, where that is enough for several.
 
         With a task go those behind it that begin alike, such as the replies to one prompt that are to be judged: what
-        they have in common is then read once, by one lane. They are few, and wait there till there is room.
+        they have in common is then read once, by one worker. They are few, and wait there till there is room.
         """
-        left = self.backlog + sum(lane.open for lane in self.lanes)
-        lanes = max(1, min(len(self.lanes), left // MIN_ROWS))
-        lane, tasks = self.lanes[at], []
-        share = min(lane.limit, -(-left // lanes)) if at < lanes else 0
-        most = share + lane.limit // ROOM_TO_READ
-        while self.waiting and (lane.open < share or (tasks and lane.open < most and self._goes_on(tasks[-1]))):
+        left = self.backlog + sum(worker.open for worker in self.workers)
+        workers = max(1, min(len(self.workers), left // MIN_ROWS))
+        worker, tasks = self.workers[at], []
+        share = min(worker.limit, -(-left // workers)) if at < workers else 0
+        most = share + worker.limit // ROOM_TO_READ
+        while self.waiting and (worker.open < share or (tasks and worker.open < most and self._goes_on(tasks[-1]))):
             tasks.append(self.waiting.popleft())
-            lane.open += len(tasks[-1].left)
+            worker.open += len(tasks[-1].left)
         return tasks
 
     def _goes_on(self, task: Task) -> bool:
         """Tell whether the next task begins like the one before it, by more than all do."""
-        return alike(task.prompt, self.waiting[0].prompt) > self.least_alike
+        return common_prefix_len(task.prompt, self.waiting[0].prompt) > self.least_common
 
 
-class Lane:
-    """One writer in a process of its own: `open` completions of the tasks it was given have not ended yet."""
+class Worker:
+    """One scheduler in a process of its own: `open` completions of the tasks it was given have not ended yet."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         fork = multiprocessing.get_context("fork")
         self.pipe, theirs = fork.Pipe()
-        self.process = fork.Process(target=_serve, args=(writer, theirs, self.pipe), name="lane", daemon=True)
+        self.process = fork.Process(target=_serve, args=(scheduler, theirs, self.pipe), name="worker", daemon=True)
         self.process.start()
         theirs.close()
-        self.limit, self.open, self.busy = writer.limit, 0, 0
+        self.limit, self.open, self.busy = scheduler.limit, 0, 0
         self.tasks: dict[int, Task] = {}
         self.numbers = numbers()
 
     def give(self, tasks: list[Task], busy: int) -> None:
-        """Hand tasks over to be written; `busy` lanes are at work, this one included."""
+        """Hand tasks over to be written; `busy` workers are at work, this one included."""
         numbered = list(zip(self.numbers, tasks, strict=False))
         self.tasks.update(numbered)
         if self.open and (tasks or busy != self.busy):
@@ -143,10 +143,10 @@ class Lane:
             self.tasks.pop(number).answer = answer
 
 
-# --- in the lane's process -------------------------------------------------------------------
+# --- in the worker process -------------------------------------------------------------------
 
 
-def _serve(writer: Writer, pipe: Connection, other_end: Connection) -> None:
+def _serve(scheduler: Scheduler, pipe: Connection, other_end: Connection) -> None:
     """Write what is asked for until the process that asks has gone."""
     other_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to handle
@@ -154,27 +154,27 @@ def _serve(writer: Writer, pipe: Connection, other_end: Connection) -> None:
     memory.keep_freed()
     given: SimpleQueue[Given] = SimpleQueue()
     # Not in this thread: OpenMP takes it for one that has others waiting, and these were not forked.
-    Thread(target=_write, args=(writer, given, pipe), daemon=True).start()
+    Thread(target=_write, args=(scheduler, given, pipe), daemon=True).start()
     with suppress(EOFError, OSError):
         while True:
             given.put(pipe.recv())
     os._exit(0)
 
 
-def _write(writer: Writer, given: SimpleQueue[Given], pipe: Connection) -> None:
+def _write(scheduler: Scheduler, given: SimpleQueue[Given], pipe: Connection) -> None:
     """Write completions of the tasks that are given, and tell what has ended, or what went wrong."""
     tasks: dict[int, Task] = {}
     try:
         with torch.inference_mode():
             while True:
-                while not writer.open or not given.empty():
+                while not scheduler.open or not given.empty():
                     busy, numbered = given.get()
                     threads.compute_with_part(busy)
                     tasks.update(numbered)
-                    writer.waiting.extend(task for _, task in numbered)
-                before = writer.open
-                writer.advance()
-                if ended := before - writer.open:
+                    scheduler.waiting.extend(task for _, task in numbered)
+                before = scheduler.open
+                scheduler.advance()
+                if ended := before - scheduler.open:
                     answers = [(number, task.answer) for number, task in tasks.items() if task.answer]
                     for number, _ in answers:
                         del tasks[number]

@@ -1,8 +1,8 @@
-"""Attention over keys and values in pages, on a processor, compiled by numba; each row asks for one token.
+"""Attention over keys and values in blocks, on a processor, compiled by numba; each row asks for one token.
 
-A page is read from memory once for all rows that see it, one behind the other. In bfloat16 scores and outputs are
+A block is read from memory once for all rows that see it, one behind the other. In bfloat16 scores and outputs are
 sums of pairs of products, for which two numbers of a key, and two values of a number, lie side by side. What a row
-has gathered from its pages so far is rescaled whenever a larger score comes, which is exact (Milakov and
+has gathered from its blocks so far is rescaled whenever a larger score comes, which is exact (Milakov and
 Gimelshein, arXiv 1805.02867).
 """
 
@@ -41,15 +41,15 @@ from srlm_cli.forward.cpu.llvm import (
     save_pairs,
     sum_of,
 )
-from srlm_cli.forward.kv_cache import PAGE
+from srlm_cli.forward.kv_cache import BLOCK_SIZE
 
 WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
 LOWEST = np.float32(-1e30)  # the score of a key that is not seen
 LEAST = -64  # the logarithm, base 2, of the least weight: nothing beside 1, and its products are no denormal numbers
 CACHE_LINE = 512  # bits
-TOGETHER = 6  # queries of a head that are computed side by side: a vector of the page is loaded once for all
+TOGETHER = 6  # queries of a head that are computed side by side: a vector of the block is loaded once for all
 COLUMNS = 4  # vectors of an output that are
-VECTORS = PAGE // WIDTH  # of scores
+VECTORS = BLOCK_SIZE // WIDTH  # of scores
 
 
 def fits(size: int) -> bool:
@@ -61,12 +61,12 @@ def fits(size: int) -> bool:
 def storing(heads: int, size: int, paired: bool) -> Callable:
     """Return `store` for models of so many heads of keys and values.
 
-    stored, flat: (pages, heads, 2, size x PAGE), the keys of a page and head, and its values: (size, PAGE) and
-    (PAGE, size), both float32, or float16 as its bits in int16. `paired` they are bfloat16 as its bits in uint16,
-    and lie as (size / 2, PAGE, 2) and (PAGE / 2, size, 2).
+    stored, flat: (blocks, heads, 2, size x BLOCK_SIZE), the keys of a block and head, and its values:
+    (size, BLOCK_SIZE) and (BLOCK_SIZE, size), both float32, or float16 as its bits in int16. `paired` they are
+    bfloat16 as its bits in uint16, and lie as (size / 2, BLOCK_SIZE, 2) and (BLOCK_SIZE / 2, size, 2).
     """
 
-    @jit(f"{heads}_{size}_{paired}_{PAGE}")
+    @jit(f"{heads}_{size}_{paired}_{BLOCK_SIZE}")
     def store(stored, keys, values, tokens, slots):
         """Put the keys and values of some tokens, of (tokens, heads x size), float32, at slots."""
         made, near = np.empty(size, stored.dtype), 2 if paired else 1
@@ -79,15 +79,15 @@ def storing(heads: int, size: int, paired: bool) -> Callable:
 
 @numba.njit(inline="always")
 def _put(keys, values, begin, stored, slot, heads, head, size, near, made):
-    """Put the key and value of a token's head at a slot: page times PAGE plus offset. made: (size,)."""
-    page, offset = divmod(slot, PAGE)
-    there, above, beside = (page * heads + head) * 2 * PAGE * size, offset // near, offset % near
+    """Put the key and value of a token's head at a slot: block times BLOCK_SIZE plus offset. made: (size,)."""
+    block, offset = divmod(slot, BLOCK_SIZE)
+    there, above, beside = (block * heads + head) * 2 * BLOCK_SIZE * size, offset // near, offset % near
     _as_stored(keys, begin * size, made)
     for at in range(size // near):
         for one in range(near):
-            stored[there + (at * PAGE + offset) * near + one] = made[at * near + one]
+            stored[there + (at * BLOCK_SIZE + offset) * near + one] = made[at * near + one]
     _as_stored(values, begin * size, made)
-    value = there + PAGE * size + above * size * near + beside
+    value = there + BLOCK_SIZE * size + above * size * near + beside
     for at in range(size):
         stored[value + at * near] = made[at]
 
@@ -101,19 +101,19 @@ def _as_stored(numbers, begin, made):
 @cache
 def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
     """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
-    page_size, both, together, near = PAGE, 2 * PAGE * size, max(1, TOGETHER // groups), 2 if paired else 1
+    block_size, both, together, near = BLOCK_SIZE, 2 * BLOCK_SIZE * size, max(1, TOGETHER // groups), 2 if paired else 1
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
     scaled = _paired_queries if paired else _queries
 
-    @jit(f"{heads}_{groups}_{size}_{paired}_{PAGE}")
-    def attend(asked, scaling, stored, keys, values, slots, spans, pages, rows, lowest, highest, outputs):
+    @jit(f"{heads}_{groups}_{size}_{paired}_{BLOCK_SIZE}")
+    def attend(asked, scaling, stored, keys, values, slots, spans, blocks, rows, lowest, highest, outputs):
         """Set what rows gather from what they see in spans of tokens: values by the softmax of scaled scores.
 
         The tokens that have `slots`, if any do, are stored before they are seen, as `store` does it: they are the
         last ones of the last spans, one a row.
 
-        asked, outputs: (rows, heads x groups x size), float32. spans: (spans, 6), of each where its pages begin and
-        end in `pages` and its rows in `rows`, its tokens, and the position of the first. lowest, highest: (rows,),
+        asked, outputs: (rows, heads x groups x size), float32. spans: (spans, 6), of each where its blocks begin and
+        end in `blocks` and its rows in `rows`, its tokens, and the position of the first. lowest, highest: (rows,),
         the first and the last position that a row sees.
         """
         queries, gathered = scaled(asked.reshape(-1), scaling), outputs.reshape(-1)
@@ -121,19 +121,19 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
         sums = np.zeros(len(tops), np.float32)  # of the weights
         gathered[:] = np.float32(0)
         made, first_own = np.empty(size, stored.dtype), len(spans) - len(slots)
-        weights = np.empty(together * groups * page_size, np.float32)
+        weights = np.empty(together * groups * block_size, np.float32)
         queries_of = np.empty(together, np.int64)
         unseen, seen = np.empty(together, np.int64), np.empty(together, np.int64)
         for span in range(len(spans)):
-            first_page, last_page, first_row, last_row, count, start = spans[span]
-            for at in range(first_page, last_page):
-                begin = start + (at - first_page) * page_size
-                filled = min(page_size, count - (at - first_page) * page_size)
-                following = pages[min(at + 1, len(pages) - 1)]
+            first_block, last_block, first_row, last_row, count, start = spans[span]
+            for at in range(first_block, last_block):
+                begin = start + (at - first_block) * block_size
+                filled = min(block_size, count - (at - first_block) * block_size)
+                following = blocks[min(at + 1, len(blocks) - 1)]
                 for head in range(heads):
-                    there = (pages[at] * heads + head) * both
+                    there = (blocks[at] * heads + head) * both
                     later = there + both if head + 1 < heads else following * heads * both
-                    if span >= first_own and at + 1 == last_page:
+                    if span >= first_own and at + 1 == last_block:
                         own = span - first_own
                         _put(keys, values, own * heads + head, stored, slots[own], heads, head, size, near, made)
                     found, read = 0, 0
@@ -220,18 +220,18 @@ def _round(typing, numbers, at, to, place):
     return types.void(numbers, types.intp, to, types.intp), generate
 
 
-# --- a page of one head, seen by the queries of a row -----------------------------------------
+# --- a block of one head, seen by the queries of a row -----------------------------------------
 
 _NUMBERS = {types.float32: FLOAT, types.int16: HALF, types.uint16: ir.IntType(16)}
 
 
 def _page_adder(groups: int, size: int, together: int):
-    """Return what adds to the outputs of some queries what they see in the page at `there`.
+    """Return what adds to the outputs of some queries what they see in the block at `there`.
 
     They are those of so many rows `together`: `groups` each, from the first that `queries_of` has from `place` on. Of
-    the page's keys, of which only the first `read` are, a row sees those from its `unseen` on to before its `seen`.
-    `later` is the page that comes next, which memory is asked for. weights: (together x groups, PAGE), to compute
-    with.
+    the block's keys, of which only the first `read` are, a row sees those from its `unseen` on to before its `seen`.
+    `later` is the block that comes next, which memory is asked for. weights: (together x groups,
+    BLOCK_SIZE), to compute with.
     """
 
     @intrinsic
@@ -257,7 +257,7 @@ def _page_adder(groups: int, size: int, together: int):
                     pointer(0, queries, asked, INT if paired else FLOAT),
                     builder.load(pointer(3, unseen, at, LONG), align=8),
                     builder.load(pointer(4, seen, at, LONG), align=8),
-                    pointer(9, weights, LONG((row * groups + group) * PAGE)),
+                    pointer(9, weights, LONG((row * groups + group) * BLOCK_SIZE)),
                     pointer(10, outputs, first),
                     pointer(11, tops, nth),
                     pointer(12, sums, nth),
@@ -265,21 +265,21 @@ def _page_adder(groups: int, size: int, together: int):
 
             number = _NUMBERS[signature.args[5].dtype]
             keys, later_keys = pointer(5, stored, there, number), pointer(5, stored, later, number)
-            values, later_values = (builder.gep(of, [LONG(size * PAGE)]) for of in (keys, later_keys))
+            values, later_values = (builder.gep(of, [LONG(size * BLOCK_SIZE)]) for of in (keys, later_keys))
             asking = [query_of(row, group) for row in range(together) for group in range(groups)]
-            blocks = -(-len(asking) // TOGETHER)
+            runs = -(-len(asking) // TOGETHER)
             done = builder.append_basic_block("done")
             chosen = builder.switch(builder.udiv(builder.add(read, LONG(WIDTH - 1)), LONG(WIDTH)), done)
             for vectors in range(1, VECTORS + 1):
                 case = builder.append_basic_block(f"read{vectors}")
                 chosen.add_case(LONG(vectors), case)
                 builder.position_at_end(case)
-                page = (_PairedPage if paired else _Page)(builder, number, size, vectors)
-                for block in range(blocks):
-                    some = asking[len(asking) * block // blocks : len(asking) * (block + 1) // blocks]
-                    scores = page.scores(some, keys, later_keys)
-                    shares = page.weigh(scores, some)
-                    page.gather(some, shares, values, later_values, read)
+                block = (_PairedBlock if paired else _Block)(builder, number, size, vectors)
+                for run in range(runs):
+                    some = asking[len(asking) * run // runs : len(asking) * (run + 1) // runs]
+                    scores = block.scores(some, keys, later_keys)
+                    shares = block.weigh(scores, some)
+                    block.gather(some, shares, values, later_values, read)
                 builder.branch(done)
             builder.position_at_end(done)
             return context.get_dummy_value()
@@ -292,7 +292,7 @@ def _page_adder(groups: int, size: int, together: int):
 
 @dataclass(frozen=True)
 class _Query:
-    """Where a query's numbers lie, the first key of the page that it sees, and the first behind those that it sees."""
+    """Where a query's numbers lie, the first key of the block that it sees, and the first behind those that it sees."""
 
     asked: ir.Value
     unseen: ir.Value
@@ -303,8 +303,8 @@ class _Query:
     sum: ir.Value
 
 
-class _Page:
-    """Writes the code that reads so many `vectors` of a page's keys, of `size` numbers each, for several queries."""
+class _Block:
+    """Writes the code that reads so many `vectors` of a block's keys, of `size` numbers each, for several queries."""
 
     near = 1  # numbers of a key, and values of a number, that lie side by side and are multiplied at once
 
@@ -318,7 +318,7 @@ class _Page:
         builder, vectors = self.builder, self.vectors
 
         def body(at, sums):
-            line = builder.mul(at, LONG(PAGE))
+            line = builder.mul(at, LONG(BLOCK_SIZE))
             self._prefetch(later, line, vectors * WIDTH)
             seen = [self._numbers(keys, builder.add(line, LONG(nth * WIDTH))) for nth in range(vectors)]
             for nth, query in enumerate(queries):
@@ -335,7 +335,7 @@ class _Page:
         ]
 
     def weigh(self, scores: list[list], queries: list[_Query]) -> list:
-        """Save the weights of the page's keys for queries; return what they gathered before is to be multiplied by."""
+        """Save the weights of the block's keys for queries; return what they gathered before is to be multiplied by."""
         builder = self.builder
         before = [builder.load(query.top, align=4) for query in queries]
         tops = []
@@ -362,7 +362,7 @@ class _Page:
         return [builder.extract_element(raised, INT(at)) for at in range(len(tops))]
 
     def gather(self, queries: list[_Query], shares: list, values, later, read) -> None:
-        """Rescale what queries have gathered, and add the first `read` values of the page times their weights."""
+        """Rescale what queries have gathered, and add the first `read` values of the block times their weights."""
         builder = self.builder
         for begin in range(0, self.size, COLUMNS * WIDTH):
             columns = range(begin, min(begin + COLUMNS * WIDTH, self.size), WIDTH)
@@ -393,7 +393,7 @@ class _Page:
             prefetch(self.builder, self.builder.gep(later, [place]))
 
     def _numbers(self, numbers, place):
-        """Return a vector of the page as float32."""
+        """Return a vector of the block as float32."""
         builder = self.builder
         loaded = builder.load(self._at(numbers, place, ir.VectorType(self.number, WIDTH)), align=2)
         return loaded if self.number == FLOAT else builder.fpext(loaded, FLOATS)
@@ -421,13 +421,13 @@ class _Page:
         return builder.select(inside, scores, same(LOWEST))
 
 
-class _PairedPage(_Page):
-    """A page in bfloat16, whose numbers are multiplied two by two."""
+class _PairedBlock(_Block):
+    """A block in bfloat16, whose numbers are multiplied two by two."""
 
     near = 2
 
     def _numbers(self, numbers, place):
-        """Return a vector of pairs of the page."""
+        """Return a vector of pairs of the block."""
         place = self.builder.mul(place, LONG(self.near))
         return self.builder.load(self._at(numbers, place, INTS), align=2)
 

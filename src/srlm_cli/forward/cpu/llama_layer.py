@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from srlm_cli.forward.attention import under_way
+from srlm_cli.forward.attention import current_pass
 from srlm_cli.forward.cpu.elementwise import rotate
 from srlm_cli.forward.cpu.gemm import Kind
 from srlm_cli.forward.cpu.jit import jit
@@ -28,8 +28,8 @@ CLOSE = 1e-2  # of what a layer adds: more than another order of sums makes, wit
 
 
 def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
-    """Compute those layers of a model by `FusedLayer` that give the same by it while `run` runs the model."""
-    trials = [(layer, Trial(FusedLayer.of(layer))) for layer in net.modules() if FusedLayer.fits(layer)]
+    """Compute those layers of a model by `LlamaLayer` that give the same by it while `run` runs the model."""
+    trials = [(layer, Trial(LlamaLayer.of(layer))) for layer in net.modules() if LlamaLayer.fits(layer)]
     for layer, trial in trials:
         layer.forward = trial.forward
     try:
@@ -46,12 +46,12 @@ def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
 class Trial:
     """Computes a layer both ways: `away` has the largest difference of each pass, as a share of what the layer adds."""
 
-    layer: FusedLayer
+    layer: LlamaLayer
     away: list[float] = field(default_factory=list)
 
     def forward(self, hidden_states: torch.Tensor, *positional, **named) -> torch.Tensor:
         """Return what the layer gives by its modules, and learn from them what they ask of the pass."""
-        run = under_way()
+        run = current_pass()
         attend, asked = run.attend, []
 
         def noted(layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
@@ -91,7 +91,7 @@ class Norm:
 
 
 @dataclass(frozen=True)
-class FusedLayer:
+class LlamaLayer:
     """One layer: the modules that multiply, and what is between them.
 
     `layer` is its number, `scaling` that of scores, and it sees the last `window` tokens, if that is not None.
@@ -126,7 +126,7 @@ class FusedLayer:
         )
 
     @classmethod
-    def of(cls, layer: torch.nn.Module) -> FusedLayer:
+    def of(cls, layer: torch.nn.Module) -> LlamaLayer:
         norms = Norm.of(layer.input_layernorm), Norm.of(layer.post_attention_layernorm)
         part, mlp = layer.self_attn, layer.mlp
         projections = part.q_proj, part.k_proj, part.v_proj
@@ -134,7 +134,7 @@ class FusedLayer:
 
     def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
         """Return hidden states, (1, rows, hidden), behind the layer; those before it are not needed any more."""
-        run = under_way()
+        run = current_pass()
         if position_embeddings is None or not isinstance(run, CompiledPass):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
         rows = hidden_states[0].contiguous().numpy()

@@ -11,8 +11,8 @@ import torch
 
 from srlm_cli.forward import memory
 from srlm_cli.forward.cpu import attention_kernels
-from srlm_cli.forward.kv_cache import PAGE, Pages, Span
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
+from srlm_cli.forward.prefix import CachedPrefix
 
 
 class CompiledPass(ABC):
@@ -30,66 +30,68 @@ class CompiledPass(ABC):
         return gathered.view(len(gathered), query.shape[1], -1).to(query.dtype)[None]
 
 
-class CompiledStep(CompiledPass):
+class CompiledDecode(CompiledPass):
     """A pass over one new token a row, which sees the common text, the shared spans and its own span.
 
-    As `step.Step`; the common text lies in pages, too.
+    As `forward.paged_attention.Decode`; the common text lies in blocks, too.
     """
 
-    def __init__(self, pages: Pages, own: list[Span], shared: list[Span], common: Text | None, members: list[int]):
+    def __init__(
+        self, cache: PagedKVCache, own: list[Span], shared: list[Span], common: CachedPrefix | None, members: list[int]
+    ):
         self.slots = np.array([span.last_slot for span in own])
         self.positions = torch.tensor([span.last_position for span in own])
-        begun = [Span(common.pages, len(common.tokens), 0, members)] if common and members else []
-        self.paged = _Paged(pages, [*begun, *shared, *own], self.positions.numpy())
+        begun = [Span(common.blocks, len(common.tokens), 0, members)] if common and members else []
+        self.paged = _Paged(cache, [*begun, *shared, *own], self.positions.numpy())
 
     def gather(self, layer, queries, keys, values, scaling, window) -> np.ndarray:
         return self.paged.gather(layer, queries, (keys, values, self.slots), scaling, window)
 
 
-class CompiledReading(CompiledPass):
-    """A pass over the fresh tokens of texts, each of which sees its text up to itself, in pages.
+class CompiledPrefill(CompiledPass):
+    """A pass over the fresh tokens of texts, each of which sees its text up to itself, in blocks.
 
-    Whole pages of what a text shares with its parent are the parent's (`Text.take_pages`). The tokens that are behind
-    these are copied: before the pass, or with the parent's own where the parent is read in the same one.
+    Whole blocks of what a text shares with its prefix are the prefix's (`CachedPrefix.allocate_blocks`). The tokens
+    after these are copied: before the pass, or with the prefix's own where the prefix is read in the same one.
     """
 
-    def __init__(self, texts: list[Text], pages: Pages) -> None:
+    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache) -> None:
         ends = accumulate((len(text.fresh) for text in texts), initial=0)
         rows = dict(zip(texts, (range(*edges) for edges in pairwise(ends)), strict=True))
-        pages.copy(*_partly_shared(texts))
+        cache.copy(*_partly_shared(texts))
         stored = [token for text in texts for token in _to_store(text, rows)]
         self.tokens, self.slots = np.array(stored).T.copy()
         spans = [
-            Span(text.pages, len(text.tokens) - text.first_slot, text.first_slot, list(of_text))
+            Span(text.blocks, len(text.tokens) - text.first_slot, text.first_slot, list(of_text))
             for text, of_text in rows.items()
         ]
-        behind: dict[Text, list[int]] = {}
+        behind: dict[CachedPrefix, list[int]] = {}
         for text, of_text in rows.items():
             if text.common:
                 behind.setdefault(text.common, []).extend(of_text)
-        begun = [Span(common.pages, len(common.tokens), 0, of_texts) for common, of_texts in behind.items()]
+        begun = [Span(common.blocks, len(common.tokens), 0, of_texts) for common, of_texts in behind.items()]
         positions = np.concatenate([np.arange(text.shared, len(text.tokens)) for text in texts])
-        self.paged = _Paged(pages, [*begun, *spans], positions)
+        self.paged = _Paged(cache, [*begun, *spans], positions)
 
     def gather(self, layer, queries, keys, values, scaling, window) -> np.ndarray:
         self.paged.store(layer, keys, values, self.tokens, self.slots)
         return self.paged.gather(layer, queries, (keys[:0], values[:0], self.slots[:0]), scaling, window)
 
 
-def _partly_shared(texts: list[Text]) -> tuple[list[int], list[int]]:
-    """Return pages, and those that begin with a part of what is in them; to be copied in order: one may be both."""
-    begun = [(text, text.whole_pages) for text in texts if text.parent]
-    partly = [(text, at) for text, at in begun if text.shared - text.first_slot > at * PAGE]
-    return [text.parent.pages[at] for text, at in partly], [text.pages[at] for text, at in partly]
+def _partly_shared(texts: list[CachedPrefix]) -> tuple[list[int], list[int]]:
+    """Return blocks, and those that begin with a part of what is in them; to be copied in order: one may be both."""
+    begun = [(text, text.whole_blocks) for text in texts if text.prefix]
+    partly = [(text, at) for text, at in begun if text.shared - text.first_slot > at * BLOCK_SIZE]
+    return [text.prefix.blocks[at] for text, at in partly], [text.blocks[at] for text, at in partly]
 
 
-def _to_store(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
-    """Yield tokens of a pass, and the slots in a text's own pages where they are stored: its parent's, and its own."""
+def _to_store(text: CachedPrefix, rows: dict[CachedPrefix, range]) -> Iterator[tuple[int, int]]:
+    """Yield tokens of a pass, and the slots in a text's own blocks where they are stored: its prefix's, and its own."""
     slots = text.slots.tolist()
-    for slot in range(text.whole_pages * PAGE, len(slots)):
+    for slot in range(text.whole_blocks * BLOCK_SIZE, len(slots)):
         position, holder = text.first_slot + slot, text
         while holder in rows and position < holder.shared:
-            holder = holder.parent
+            holder = holder.prefix
         if holder in rows:
             yield rows[holder][position - holder.shared], slots[slot]
 
@@ -97,19 +99,19 @@ def _to_store(text: Text, rows: dict[Text, range]) -> Iterator[tuple[int, int]]:
 class _Paged:
     """What rows see: each the tokens of those spans that name it, up to its own position."""
 
-    def __init__(self, pages: Pages, spans: list[Span], positions: np.ndarray) -> None:
-        self.pages, self.positions = pages, positions
-        page_ends = pairwise(accumulate((len(span.pages) for span in spans), initial=0))
+    def __init__(self, cache: PagedKVCache, spans: list[Span], positions: np.ndarray) -> None:
+        self.cache, self.positions = cache, positions
+        block_ends = pairwise(accumulate((len(span.blocks) for span in spans), initial=0))
         row_ends = pairwise(accumulate((len(span.rows) for span in spans), initial=0))
         self.spans = np.array(
-            [(*of, *by, span.count, span.start) for of, by, span in zip(page_ends, row_ends, spans, strict=True)]
+            [(*of, *by, span.count, span.start) for of, by, span in zip(block_ends, row_ends, spans, strict=True)]
         )
-        self.in_pages = np.array([page for span in spans for page in span.pages])
+        self.block_ids = np.array([block for span in spans for block in span.blocks])
         self.seen_by = np.array([row for span in spans for row in span.rows])
         self._lowest: dict[int | None, np.ndarray] = {}
 
     def store(self, layer: int, keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, slots: np.ndarray) -> None:
-        """Store keys and values of some tokens, of (tokens, heads x size), at slots (page times PAGE plus offset)."""
+        """Store keys and values of some tokens, (tokens, heads x size), at slots (block x BLOCK_SIZE + offset)."""
         attention_kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, tokens, slots)
 
     def gather(
@@ -127,17 +129,17 @@ class _Paged:
         heads, size, paired = self._shape(layer)
         attend = attention_kernels.attending(heads, queries.shape[1] // (heads * size), size, paired)
         outputs = memory.floats(*queries.shape)
-        seen = (self.spans, self.in_pages, self.seen_by, self._lowest_of(window), self.positions)
+        seen = (self.spans, self.block_ids, self.seen_by, self._lowest_of(window), self.positions)
         attend(queries, np.float32(scaling), self._stored(layer), *fresh, *seen, outputs)
         return outputs
 
     def _shape(self, layer: int) -> tuple[int, int, bool]:
-        (heads, size), _ = self.pages.layers[layer]
-        return heads, size, self.pages.dtype == torch.bfloat16
+        (heads, size), _ = self.cache.layers[layer]
+        return heads, size, self.cache.dtype == torch.bfloat16
 
     def _stored(self, layer: int) -> np.ndarray:
         """Return a layer's keys and values as compiled code takes them, flat."""
-        return self.pages.both[layer].view(-1).view(_BITS[self.pages.dtype]).numpy()
+        return self.cache.both[layer].view(-1).view(_BITS[self.cache.dtype]).numpy()
 
     def _lowest_of(self, window: int | None) -> np.ndarray:
         """Return the first position that each row sees."""

@@ -1,9 +1,9 @@
-"""Where the time of sampling or judging goes on a CPU: seconds of each lane, by what they were spent on.
+"""Where the time of sampling or judging goes on a CPU: seconds of each worker, by what they were spent on.
 
-    python benchmarks/lane_time.py judge --rows responses.jsonl --limit 200 --max-new-tokens 160
-    python benchmarks/lane_time.py sample --rows prompts.jsonl --limit 64
+    python benchmarks/worker_time.py judge --rows responses.jsonl --limit 200 --max-new-tokens 160
+    python benchmarks/worker_time.py sample --rows prompts.jsonl --limit 64
 
-The requests are those of the stages (N=4, K=3, temperature 0.7, top-p 0.9), written by the `hf` engine in its lanes.
+The requests are those of the stages (N=4, K=3, temperature 0.7, top-p 0.9), written by the `hf` engine in its workers.
 Products, attention, and the storing of keys and values are timed where they are called, within reading (of prompts)
 and steps (a token of each row; completions that are alike so far are one row).
 """
@@ -30,10 +30,10 @@ from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.hf import scheduler
 from srlm_cli.forward.cpu import linear, paged_attention
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.forward.prefix import Text
+from srlm_cli.forward.prefix import CachedPrefix
 
 EACH = {"sample": 4, "judge": 3}
-spent: Counter[str] = Counter()  # of this process: a lane has its own
+spent: Counter[str] = Counter()  # of this process: a worker has its own
 within: list[str] = []
 
 
@@ -55,7 +55,7 @@ def timed(what: str, function: Callable) -> Callable:
 def counted(read: Callable) -> Callable:
     """Return a function that notes how many tokens it reads."""
 
-    def call(model: PackedModel, texts: list[Text], *more):
+    def call(model: PackedModel, texts: list[CachedPrefix], *more):
         spent["tokens read"] += sum(len(text.fresh) for text in texts)
         return read(model, texts, *more)
 
@@ -63,13 +63,13 @@ def counted(read: Callable) -> Callable:
 
 
 def watch(folder: str) -> None:
-    """Note the time of the engine's parts, and put what a lane has noted into a file of the folder at each step."""
-    compiled, advance = linear.compiled, scheduler.Writer.advance
+    """Note the time of the engine's parts, and put what a worker has noted into a file of the folder at each step."""
+    compiled, advance = linear.compiled, scheduler.Scheduler.advance
 
     def timed_products(kind):
         return compiled(kind)._replace(multiply=timed("products", compiled(kind).multiply))
 
-    def noted(writer: scheduler.Writer) -> None:
+    def noted(writer: scheduler.Scheduler) -> None:
         rows = len(writer.rows)
         timed("all", advance)(writer)
         spent.update({"passes": 1, "rows": rows})
@@ -79,11 +79,11 @@ def watch(folder: str) -> None:
     paged_attention._Paged.gather = timed("attention", paged_attention._Paged.gather)
     paged_attention._Paged.store = timed("storing", paged_attention._Paged.store)
     PackedModel.read, PackedModel.step = timed("reading", counted(PackedModel.read)), timed("steps", PackedModel.step)
-    scheduler.draw, scheduler.Writer.advance = timed("draws", scheduler.draw), noted
+    scheduler.draw, scheduler.Scheduler.advance = timed("draws", scheduler.draw), noted
 
 
 def main() -> None:
-    """Run a job, and print the seconds of each lane."""
+    """Run a job, and print the seconds of each worker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(EACH))
     parser.add_argument("--rows", type=Path, required=True, help="prompts, or replies of srlm sample; JSONL")
@@ -106,10 +106,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         tokens, rows = sum(one.tokens_out for one in done), sum(len(one.texts) for one in done)
         print(f"{seconds:.1f} s: {tokens / seconds:.0f} tokens/s, {rows / seconds:.2f} rows/s, {rows} rows")
-        for lane in Path(folder).iterdir():
-            of = Counter(json.loads(lane.read_text()))
+        for worker in Path(folder).iterdir():
+            of = Counter(json.loads(worker.read_text()))
             rows, seconds_of = of["rows"] / of["passes"], f"{of['all']:.1f} s, draws {of['all draws']:.1f}"
-            print(f"a lane of {seconds_of}; {rows:.0f} rows a step, {of['tokens read']} tokens read")
+            print(f"a worker of {seconds_of}; {rows:.0f} rows a step, {of['tokens read']} tokens read")
             for part in ("reading", "steps"):
                 inside = {name: of[f"all {part} {name}"] for name in ("products", "attention", "storing")}
                 inside["the rest"] = of[f"all {part}"] - sum(inside.values())

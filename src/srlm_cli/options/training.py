@@ -1,0 +1,165 @@
+"""Options that sft and dpo share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Option
+
+from srlm_cli.errors import OptionError
+from srlm_cli.options.common import OnStale, ReadOptions, Seed
+from srlm_cli.train.session import PROVENANCE, RunOptions, TrainSpec
+
+OnDuplicate = Literal["drop", "keep"]
+TrainingDtype = Literal["auto", "float32", "bfloat16"]
+EvalIn = Annotated[
+    str | None,
+    Option(
+        "--eval-in", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
+    ),
+]
+
+
+@dataclass(frozen=True)
+class TrainOptions(ReadOptions):
+    """What is trained, and how."""
+
+    out: Annotated[
+        str | None, Option("--out", "-o", metavar="FOLDER", help="Model folder to write; it appears when it is whole.")
+    ] = None
+    model: Annotated[
+        str | None,
+        Option(
+            "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
+            help="Model to start from: folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct.",
+        ),
+    ] = None  # fmt: skip
+    learning_rate: Annotated[float, Option("--learning-rate", min=0.0, help="Learning rate at the start.")] = 5.5e-6
+    final_learning_rate: Annotated[
+        float, Option("--final-learning-rate", min=0.0, help="And at the end; a cosine lies between.")
+    ] = 1.1e-6
+    train_batch_size: Annotated[
+        int, Option("--train-batch-size", min=1, help="Rows an optimizer step (the paper: 16).")
+    ] = 16
+    device_batch_size: Annotated[
+        int | None,
+        Option(
+            "--device-batch-size",
+            min=1,
+            show_default="on a CPU 1,024 tokens, else 4",
+            help="Of these, so many on the device at a time.",
+        ),
+    ] = None
+    epochs: Annotated[float, Option("--epochs", min=0.0, help="Passes over the rows.")] = 1.0
+    max_steps: Annotated[int, Option("--max-steps", help="Stop after so many steps; -1 is all.")] = -1
+    warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Steps in which the learning rate rises.")] = 0
+    weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
+    dropout: Annotated[
+        float, Option("--dropout", min=0.0, max=0.9, help="Where the model or adapter has it (the paper: 0.1).")
+    ] = 0.0
+    max_length: Annotated[int, Option("--max-length", min=8, help="Tokens a row at most.")] = 2048
+    lora_r: Annotated[int, Option("--lora-r", min=0, help="Train an adapter of this rank; 0 trains all weights.")] = 0
+    lora_alpha: Annotated[int, Option("--lora-alpha", min=0, show_default="2 x r", help="Scale of the adapter.")] = 0
+    merge: Annotated[
+        bool, Option("--merge", help="Write the adapter into the weights: the folder is a plain model.")
+    ] = False
+    load_in_4bit: Annotated[
+        bool, Option("--load-in-4bit", help="QLoRA: the weights below the adapter in 4 bits, by bitsandbytes.")
+    ] = False
+    checkpointing: Annotated[
+        bool, Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time.")
+    ] = False
+    save_steps: Annotated[
+        int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Checkpoint each N steps.")
+    ] = 0
+    keep_checkpoints: Annotated[
+        bool, Option("--keep-checkpoints", help="Keep the model of each one, as FOLDER/checkpoints/STEP.")
+    ] = False
+    on_duplicate: Annotated[
+        OnDuplicate, Option("--on-duplicate", help="A row that stood before: drop it and count it, or keep it.")
+    ] = "drop"
+    report_to: Annotated[
+        str, Option("--report-to", metavar="NAMES", help="Trackers, as transformers knows them: wandb,tensorboard.")
+    ] = "none"
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Show data, a row with its loss mask, steps, memory and time; write nothing.")
+    ] = False
+    restart: Annotated[bool, Option("--restart", help="Throw FOLDER.part of an unfinished run away.")] = False
+    on_stale: Annotated[
+        OnStale, Option("--on-stale", help="A FOLDER.part left by other settings: stop with exit 2, or restart.")
+    ] = "stop"
+    accelerate_config: Annotated[
+        str | None,
+        Option(
+            "--accelerate-config", metavar="NAME",
+            help="Train in several processes: a profile of TRL's (multi_gpu, fsdp2, zero2, ...), or accelerate's file.",
+        ),
+    ] = None  # fmt: skip
+    num_processes: Annotated[
+        int | None,
+        Option("--num-processes", min=1, show_default="as the profile has it", help="With it: so many processes."),
+    ] = None
+    device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
+    dtype: Annotated[
+        TrainingDtype,
+        Option(
+            "--dtype",
+            help="Dtype of the products of a step: float32 or bfloat16; auto is bfloat16 on a GPU or CPU (AMX) "
+            "with units for it. Weights stay float32.",
+        ),
+    ] = "auto"
+    seed: Seed = 0
+
+    def run(self) -> RunOptions:
+        """Return how the training is run, which does not change what it makes."""
+        return RunOptions(
+            quiet=self.quiet,
+            restart=self.restart,
+            on_stale=self.on_stale,
+            dry_run=self.dry_run,
+            save_steps=self.save_steps,
+            keep_checkpoints=self.keep_checkpoints,
+            report_to=self.report_to,
+            keep_duplicates=self.on_duplicate == "keep",
+        )
+
+    def spec(self) -> TrainSpec:
+        """Return these options as the trainers take them."""
+        if not self.out or self.out == "-":
+            raise OptionError("no --out FOLDER: a model cannot go to stdout")
+        if not self.model:
+            raise OptionError("no model given", "--model takes a folder, a hub id or smollm2-135m-instruct")
+        out = Path(self.out)
+        if out.exists() and not (out.is_dir() and ((out / PROVENANCE).exists() or not any(out.iterdir()))):
+            raise OptionError(f"{out} is there and is no model that srlm made", "--out another folder, or remove it")
+        return TrainSpec(
+            model=self.model,
+            out=out,
+            learning_rate=self.learning_rate,
+            final_learning_rate=min(self.final_learning_rate, self.learning_rate),
+            batch=self.train_batch_size,
+            together=min(self.device_batch_size or 0, self.train_batch_size),
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            max_length=self.max_length,
+            warmup_steps=self.warmup_steps,
+            weight_decay=self.weight_decay,
+            dropout=self.dropout,
+            merge=self.merge,
+            load_in_4bit=self.load_in_4bit,
+            lora_r=self.lora_r,
+            lora_alpha=self.lora_alpha,
+            device=self.device,
+            dtype=self.dtype,
+            seed=self.seed,
+            checkpointing=self.checkpointing,
+        )
+
+
+def by_input(paths: list[str], weights: list[float] | None) -> dict[str, float]:
+    """Return the weight of each input by its path, 1 where none is given."""
+    if weights and len(weights) != len(paths):
+        raise OptionError(f"{len(weights)} --in-weight for {len(paths)} --in", "give one for each, in their order")
+    return dict(zip(paths, weights or [1.0] * len(paths), strict=True))
