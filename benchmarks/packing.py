@@ -26,9 +26,9 @@ import torch
 from training import DATA, MODEL, completions, figures, pairs
 
 from srlm_cli import models
-from srlm_cli.train import packing, trainers
+from srlm_cli.train import packing, step_trainer
 from srlm_cli.train.embedding_gradient import add_by_row
-from srlm_cli.train.session import keep_freed_memory
+from srlm_cli.train.setup import keep_freed_memory
 
 LENGTHS = (8, 32, 100, 300)
 
@@ -40,7 +40,7 @@ def contend(who: str, given: argparse.Namespace) -> dict[str, Any]:
     else:
         packing.Packing.now = lambda self: False
     if who == "by row":
-        trainers.add_by_row = lambda model: None
+        step_trainer.add_by_row = lambda model: None
     if given.path:
         made = [json.loads(line) for line in given.path.read_text(encoding="utf-8").splitlines()[: given.rows]]
     else:

@@ -58,13 +58,13 @@ def run_srlm(
     task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Train with srlm; return the seconds (clock, processor) from the loaded model to the last step, and two losses."""
-    from srlm_cli.train import session
+    from srlm_cli.train import session, setup
     from srlm_cli.train.losses import Preference
-    from srlm_cli.train.session import RunOptions, TrainSpec
+    from srlm_cli.train.options import RunOptions, TrainSpec
 
     clock = {}
-    load, save = session.load_policy, session.save
-    session.load_policy = lambda spec: [load(spec), clock.update(start=now())][0]
+    load, save = setup.load_policy, session.save
+    setup.load_policy = lambda spec: [load(spec), clock.update(start=now())][0]
     session.save = lambda *args: clock.update(end=now())
     spec = TrainSpec(MODEL, out, 1e-6, 1e-7, batch=batch, max_length=length, lora_r=16 if "lora" in who else 0)
     if task == "dpo":
@@ -75,7 +75,7 @@ def run_srlm(
         from srlm_cli.train.sft import sft
 
         results = sft(rows, spec, run=RunOptions(quiet=True))
-    session.load_policy, session.save = load, save
+    setup.load_policy, session.save = load, save
     return clock["end"] - clock["start"], (results["first_loss"], results["last_loss"])
 
 

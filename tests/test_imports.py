@@ -148,7 +148,10 @@ def test_typer_and_rich_stay_at_the_surface(path: Path) -> None:
 def test_heavy_libraries_are_imported_late(path: Path) -> None:
     heavy = {name.split(".")[0] for name in imports_of(path, top_only=True)} & HEAVY
     late = {f"engines/{name}.py" for name in ("vllm", "openai", "openai_server")}
-    late |= {f"train/{name}.py" for name in ("embedding_gradient", "packing", "scoring", "trainers")}
+    late |= {
+        f"train/{name}.py"
+        for name in ("embedding_gradient", "packing", "pair_trainer", "scoring", "sft_trainer", "step_trainer")
+    }
     late_folders = name_of(path).startswith(("engines/hf/", "forward/"))  # themselves imported late
     assert not heavy or name_of(path) in late or late_folders
 

@@ -13,9 +13,10 @@ from transformers import AutoTokenizer
 from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
 from srlm_cli.train.data import dpo_rows, render, sft_rows
-from srlm_cli.train.session import RunOptions, TrainSpec, together
+from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.setup import together
 from srlm_cli.train.sft import sft
-from srlm_cli.train.trainers import StepSampler
+from srlm_cli.train.step_trainer import StepSampler
 from tiny import ALONE, completions, pairs, tiny_model
 
 torch.set_num_threads(1)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from srlm_cli.train import session
+from srlm_cli.train import setup
 from srlm_cli.train.dropout import drops_out
+from srlm_cli.train.options import TrainSpec
 from srlm_cli.train.packing import Packing
-from srlm_cli.train.session import TrainSpec
 
 SIZES = {
     "vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -36,7 +36,7 @@ def test_a_training_drops_what_it_was_told_to(kind: str, tmp_path: Path) -> None
     spec = TrainSpec(str(tmp_path), tmp_path / "m", 1e-3, 1e-3, device="cpu")
     ids = torch.arange(3, 40)[None]
     for share in (0.0, 0.3):
-        model = session.load_policy(replace(spec, dropout=share)).train()
+        model = setup.load_policy(replace(spec, dropout=share)).train()
         with torch.no_grad():
             first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
         assert torch.equal(first, second) == (share == 0)

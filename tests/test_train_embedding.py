@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from srlm_cli.train.embedding_gradient import add_by_row
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, tiny_model
 
@@ -50,7 +50,9 @@ def test_a_frozen_table_stays_without_a_gradient():
 
 def test_a_training_makes_no_gradient_of_a_whole_table(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("srlm_cli.train.trainers.add_by_row", lambda model: calls.append(model) or add_by_row(model))
+    monkeypatch.setattr(
+        "srlm_cli.train.step_trainer.add_by_row", lambda model: calls.append(model) or add_by_row(model)
+    )
     rates = {"learning_rate": 1e-3, "final_learning_rate": 1e-4}
     spec = TrainSpec(model=str(tiny_model(tmp_path / "base")), out=tmp_path / "m", batch=2, device="cpu", **rates)
     with torch.profiler.profile() as profile:

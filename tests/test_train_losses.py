@@ -12,7 +12,7 @@ from helpers import Srlm, as_lines
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference, own_loss
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from tiny import pairs, tiny_model
 
 torch.set_num_threads(1)

@@ -17,10 +17,10 @@ from srlm_cli.models import load_model
 from srlm_cli.train import packing
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.packing import Packing, groups
-from srlm_cli.train.session import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
-from srlm_cli.train.trainers import padded_loss
+from srlm_cli.train.sft_trainer import padded_loss
 from tiny import completions, pairs, tiny_adapter, tiny_model
 
 torch.set_num_threads(1)

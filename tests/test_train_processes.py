@@ -18,8 +18,8 @@ from srlm_cli import distributed
 from srlm_cli.cli import run
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.train.launch import code_of, first_first, launch_options, profile
-from srlm_cli.train.session import on_one_gpu
-from srlm_cli.train.trainers import StepSampler
+from srlm_cli.train.setup import on_one_gpu
+from srlm_cli.train.step_trainer import StepSampler
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 
 TWO_CPUS = """

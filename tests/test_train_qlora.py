@@ -14,7 +14,7 @@ from srlm_cli import models
 from srlm_cli.errors import OptionError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, pairs, tiny_model
 

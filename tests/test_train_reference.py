@@ -23,7 +23,7 @@ from srlm_cli.train import reference, session
 from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
 
@@ -66,7 +66,7 @@ def sums(folder: Path) -> list[list[float]]:
 
 def scored(monkeypatch: pytest.MonkeyPatch) -> list:
     """Return a list that the reference's log-probabilities are put in as a training computes them."""
-    from srlm_cli.train.trainers import PairTrainer
+    from srlm_cli.train.pair_trainer import PairTrainer
 
     compute, kept = PairTrainer._reference_scores, []
 
@@ -131,7 +131,9 @@ def test_base_is_where_the_chain_began(base: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", NEAR)
 def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(dtype, base, tmp_path, monkeypatch):
-    check = reference.check_scores
+    from srlm_cli.train.pair_trainer import PairTrainer
+
+    check = PairTrainer.check_scores
 
     def then_another_policy(trainer, model):
         scores = check(trainer, model)
@@ -140,7 +142,7 @@ def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(dty
                 layer.mul_(1.1)
         return scores
 
-    monkeypatch.setattr(reference, "check_scores", then_another_policy)
+    monkeypatch.setattr(PairTrainer, "check_scores", then_another_policy)
     monkeypatch.setattr(session, "run_training", lambda *_: pytest.fail("trained all the same"))
     with pytest.raises(SrlmError, match="policy and reference differ before the first step: log-ratios -"):
         dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
@@ -149,7 +151,7 @@ def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(dty
 
 @pytest.mark.parametrize("dtype", NEAR)
 def test_stored_scores_that_are_not_of_the_reference_are_refused(dtype, base, tmp_path, monkeypatch):
-    from srlm_cli.train.trainers import PairTrainer
+    from srlm_cli.train.pair_trainer import PairTrainer
 
     compute = PairTrainer._reference_scores
     wrong = lambda *args: [tuple(1.05 * side for side in pair) for pair in compute(*args)]  # noqa: E731
@@ -161,7 +163,7 @@ def test_stored_scores_that_are_not_of_the_reference_are_refused(dtype, base, tm
 @pytest.mark.parametrize("dtype", NEAR)
 def test_reference_scores_that_are_not_of_the_reference_are_refused(dtype, base, tmp_path, monkeypatch):
     """As when a mask is off by one: the scores are compared with the reference's own logits."""
-    from srlm_cli.train.trainers import PairTrainer
+    from srlm_cli.train.pair_trainer import PairTrainer
 
     compute = PairTrainer.compute_ref_log_probs
     monkeypatch.setattr(

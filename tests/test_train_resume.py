@@ -20,7 +20,7 @@ from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from srlm_cli.train.workdir import locked
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
@@ -191,7 +191,7 @@ def unfinished(base: Path, tmp_path: Path, monkeypatch) -> TrainSpec:
 
 
 def test_the_reference_is_not_scored_again(unfinished: TrainSpec, monkeypatch) -> None:
-    from srlm_cli.train.trainers import PairTrainer
+    from srlm_cli.train.pair_trainer import PairTrainer
 
     monkeypatch.setattr(PairTrainer, "_reference_scores", lambda *_: pytest.fail("scored again"))
     assert train("dpo", unfinished)["steps"] == 10
@@ -287,7 +287,7 @@ def test_files_that_may_not_grow_end_in_one_line(srlm: Srlm, base: Path) -> None
 
 
 def test_a_nan_ends_the_training_at_its_step(base: Path, tmp_path: Path, monkeypatch) -> None:
-    from srlm_cli.train.trainers import PairTrainer
+    from srlm_cli.train.pair_trainer import PairTrainer
 
     loss, done = PairTrainer._pair_loss, []
 

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from helpers import Srlm, read_rows, write_rows
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, tiny_model
 

@@ -16,7 +16,7 @@ from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import Preference
-from srlm_cli.train.session import RunOptions, TrainSpec
+from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, pairs
 

@@ -15,7 +15,7 @@ from srlm_cli.runner.outputs import data_stdout, print_result
 from srlm_cli.runner.provenance import versions
 from srlm_cli.runner.stage import Interrupted
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.session import TrainSpec
+from srlm_cli.train.options import TrainSpec
 
 
 def launch_processes(options: TrainOptions) -> None:

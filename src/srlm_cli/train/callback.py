@@ -16,7 +16,7 @@ from srlm_cli.train.workdir import Part
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from srlm_cli.train.session import RunOptions
+    from srlm_cli.train.options import RunOptions
 
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 

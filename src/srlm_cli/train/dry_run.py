@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli.records import Row
 from srlm_cli.streams.console import clock, say
 from srlm_cli.train.data import IGNORED, DataReport
-from srlm_cli.train.session import TrainSpec, together
+from srlm_cli.train.options import TrainSpec
+from srlm_cli.train.setup import together
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer

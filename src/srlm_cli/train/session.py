@@ -1,4 +1,4 @@
-"""What SFT and DPO share: settings, the model to train, a training that can go on, and the folder it makes."""
+"""One training of either kind: prepare the data, continue or begin, train, and write the folder."""
 
 from __future__ import annotations
 
@@ -6,251 +6,110 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from hashlib import blake2b
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from srlm_cli import distributed, models
-from srlm_cli.errors import DataError, OptionError
+from srlm_cli.errors import DataError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
-from srlm_cli.train import dropout
+from srlm_cli.train import dry_run
 from srlm_cli.train.callback import follower
-from srlm_cli.train.workdir import METRICS, Part
+from srlm_cli.train.data import DataReport
+from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
+from srlm_cli.train.setup import load_tokenizer, together, training_dtype, usable, within_context
+from srlm_cli.train.workdir import METRICS, PROVENANCE, Part, place
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
-
-PROVENANCE = "provenance.json"
-
-# Settings that decide how a training runs, but not what it makes: an unfinished one goes on under others.
-OPERATIONAL = {"out", "together", "device", "checkpointing"}
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
-@dataclass(frozen=True)
-class TrainSpec:
-    """How to train: `batch` sequences (or pairs) a step, `together` of them at a time on the device.
+class Method(Protocol):
+    """What SFT and DPO differ in."""
 
-    `together` 0 is as many on a CPU as a pass is quickest with (`packing`), and 4 elsewhere. The
-    learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
-    fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
-    the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
-    `dtype` is that of a step's products: float32, bfloat16 (autocast), or auto, which `take` settles.
+    name: str
+    unit: str  # what a sequence or pair is called
+    fields: str  # that a row has
+    padding_side: str  # of the trainer's batches
+
+    def render(
+        self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, run: RunOptions
+    ) -> tuple[list[Row], DataReport]:
+        """Return the rows as the trainer takes them, and what was cut or left out."""
+        ...
+
+    def render_held(self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Row]:
+        """Return held-out rows as the trainer takes them."""
+        ...
+
+    def prepare(self, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Check what there is beside the rows; return what of it decides the model, by name."""
+        ...
+
+    def length(self, row: Row) -> int:
+        """Return the tokens of a rendered row."""
+        ...
+
+    def examples(self, row: Row) -> dict[str, tuple[list[int], int]]:
+        """Return the sequences of a rendered row by name: token ids, and where the trained ones begin."""
+        ...
+
+    def make_trainer(
+        self, made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part
+    ) -> Any:
+        """Return the trainer of rendered rows."""
+        ...
+
+    def results(self, trainer: Any) -> dict[str, Any]:
+        """Return the figures that only this method has."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that only this method has, for the provenance."""
+        ...
+
+
+def train(
+    method: Method,
+    rows: list[Row],
+    spec: TrainSpec,
+    *,
+    eval_rows: list[Row] | None,
+    run: RunOptions,
+    provenance: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Train by a method on rows; return the results.
+
+    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one. Raises
+    DataError when no row is left.
     """
-
-    model: str
-    out: Path
-    learning_rate: float
-    final_learning_rate: float
-    batch: int = 16
-    together: int = 0
-    epochs: float = 1.0
-    max_steps: int = -1
-    max_length: int = 2048
-    warmup_steps: int = 0
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    lora_r: int = 0
-    lora_alpha: int = 0
-    merge: bool = False
-    load_in_4bit: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    seed: int = 0
-    checkpointing: bool = False
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """How a training is run; of these only `keep_duplicates` changes what it makes.
-
-    `save_steps` 0 saves every ten minutes.
-    """
-
-    quiet: bool = False
-    restart: bool = False
-    on_stale: str = "stop"
-    dry_run: bool = False
-    save_steps: int = 0
-    keep_checkpoints: bool = False
-    report_to: str = "none"
-    keep_duplicates: bool = False
-
-
-def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the model to train."""
-    models.locate(spec.model)  # a wrong path is told before anything is loaded
-    from datasets import disable_progress_bars
-
-    models.quiet_libraries()
-    disable_progress_bars()
-    tokenizer = models.load_tokenizer(spec.model)
-    tokenizer.padding_side = "right"
-    return tokenizer
-
-
-def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
-    """Return a spec whose rows are no longer than the model can read."""
-    context = models.context_of(spec.model)
-    if context is None or spec.max_length <= context:
-        return spec
-    if not quiet:
-        say(f"srlm {name}: --max-length is {context}, all that {spec.model} can read")
-    return replace(spec, max_length=context)
-
-
-def usable(held: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
-    """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
-    if given is not None and not held:
-        raise DataError(f"--eval-in has no row that fits into --max-length {spec.max_length}, of {len(given)}")
-    return held
-
-
-def load_policy(spec: TrainSpec) -> PreTrainedModel:
-    """Return the model to train, in float32; the base of an adapter may be in 4 bits.
-
-    The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
-    a step are of the dtype of the spec.
-    """
-    from transformers import set_seed
-
-    keep_freed_memory()
-    set_seed(spec.seed)  # a new adapter begins with random numbers
-    if spec.load_in_4bit and (spec.merge or not (spec.lora_r or models.is_adapter(models.locate(spec.model)))):
-        raise OptionError(
-            "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
-        )
-    in_4bit = training_dtype(spec) if spec.load_in_4bit else None
-    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
-    if spec.lora_r and not hasattr(model, "peft_config"):
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=spec.lora_r,
-            lora_alpha=spec.lora_alpha or 2 * spec.lora_r,
-            lora_dropout=spec.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, config)
-        # peft notes where the base was loaded from; its name finds it again on another machine too.
-        model.peft_config["default"].base_model_name_or_path = spec.model
-    elif spec.lora_r and model.peft_config["default"].r != spec.lora_r:
-        raise OptionError(
-            f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
-            "leave --lora-r out: the adapter itself goes on being trained",
-        )
-    if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
-        model.get_base_model().is_loaded_in_4bit = False
-    dropout.set_share(model, spec.dropout)
-    model.config.use_cache = False
-    return model
-
-
-def training_dtype(spec: TrainSpec) -> str:
-    """Return the dtype of a step's products, that of the device for `auto`."""
-    return models.pick_training_dtype(spec.dtype, models.pick_device(spec.device))
-
-
-def loading_device(spec: TrainSpec) -> str:
-    """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
-    device = models.pick_device(spec.device)
-    if spec.load_in_4bit and distributed.started():  # weights in 4 bits stay where they are made
-        return distributed.own_device(device)
-    return "cpu" if distributed.started() else device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: a CPU training step otherwise loses much time to page faults."""
-    import ctypes
-
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    try:
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_threshold, 2**31 - 1)):
-            libc.mallopt(parameter, value)
-    except (AttributeError, OSError):  # not glibc
-        pass
-
-
-def together(spec: TrainSpec) -> int:
-    """Return how many sequences (or pairs) are on a device at a time."""
-    share = max(1, spec.batch // distributed.count())
-    if spec.together or models.pick_device(spec.device) != "cpu":
-        return spec.together or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
-    if distributed.count() > 1:
-        return 1
-    return spec.batch  # which `StepTrainer.training_step` takes apart again
-
-
-def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:
-    """Return the settings of a spec as `transformers.TrainingArguments` takes them.
-
-    What is saved, and when, is the follower's business: see `follow`.
-    """
-    if spec.merge and distributed.sharded():
-        raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
-    if spec.load_in_4bit and distributed.sharded():
-        raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
-    device, at_a_time, count = models.pick_device(spec.device), together(spec), distributed.count()
-    if spec.batch % (at_a_time * count):
-        shared = f" x {count} processes" if count > 1 else ""
-        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")
-    return {
-        "output_dir": str(folder),
-        "learning_rate": spec.learning_rate,
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr": spec.final_learning_rate},
-        "per_device_train_batch_size": at_a_time,
-        "per_device_eval_batch_size": at_a_time,
-        "gradient_accumulation_steps": spec.batch // (at_a_time * count),
-        "num_train_epochs": spec.epochs,
-        "max_steps": spec.max_steps,
-        "warmup_steps": spec.warmup_steps,
-        "weight_decay": spec.weight_decay,
-        "gradient_checkpointing": spec.checkpointing,  # the name before transformers 5.20, too
-        "max_length": spec.max_length,
-        "use_cpu": device == "cpu",
-        "bf16": training_dtype(spec) == "bfloat16",
-        "seed": spec.seed,
-        "data_seed": spec.seed,
-        "logging_steps": 1,
-        "logging_first_step": True,
-        "logging_nan_inf_filter": False,  # it would show a NaN loss as the mean of those before
-        "include_num_input_tokens_seen": "non_padding",
-        "save_strategy": "no",
-        "prediction_loss_only": True,
-        "report_to": trackers(run.report_to),
-        "disable_tqdm": True,
-        "log_level_replica": "error",
-        "dataloader_pin_memory": device.startswith("cuda"),
-    }
-
-
-def trackers(names: str) -> list[str]:
-    """Return the trackers of a comma-separated list, as transformers takes them; raise OptionError for one not here."""
-    from transformers.integrations import get_available_reporting_integrations as installed
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    asked = [name.strip() for name in names.split(",")]
-    if asked in (["none"], ["all"]):
-        return asked
-    here = installed()
-    for name in asked:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise OptionError(f"--report-to {name}: no such tracker", f"one of {', '.join(INTEGRATION_TO_CALLBACK)}")
-        if name not in here:
-            raise OptionError(f"--report-to {name}: it is not installed", f"pip install {name}")
-    return asked
-
-
-def on_one_gpu(config: TrainingArguments) -> TrainingArguments:
-    """Let one process use one GPU of several: TRL's trainers refuse the DataParallel of transformers."""
-    if config.n_gpu > 1:
-        config._n_gpu = 1
-    return config
+    if not rows:
+        raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
+    tokenizer = load_tokenizer(spec)
+    spec = within_context(spec, method.name, run.quiet)
+    made, report = method.render(rows, tokenizer, spec, run)
+    if not made:
+        raise DataError(f"none of {len(rows)} {method.unit} fits into --max-length {spec.max_length}")
+    if not run.quiet:
+        say(f"srlm {method.name}: {report.line(method.unit)}")
+    held = usable(method.render_held(eval_rows or [], tokenizer, spec), eval_rows, spec)
+    more = method.prepare(spec, tokenizer)
+    tokenizer.padding_side = method.padding_side
+    distributed.begin(models.pick_device(spec.device))
+    with place(spec.out, run.dry_run) as part:
+        identity = fingerprint(method.name, spec, made + held, held_out=len(held), **more)
+        spec = take(part, method.name, identity, spec, run)
+        if run.dry_run:
+            few = dry_run.sample(made, method.length, together(spec))
+            trainer = method.make_trainer(few, [], spec, run, tokenizer, part)
+            return dry_run.show(trainer, method.name, method.examples(made[0]), report, spec)
+        trainer = method.make_trainer(made, held, spec, run, tokenizer, part)
+        results = {"data": report.as_dict(), **run_training(trainer, part, method.name, run), **method.results(trainer)}
+        save(trainer, tokenizer, part, spec, {**(provenance or {}), **method.settings(), **results})
+    return results
 
 
 # --- a training that can go on ---------------------------------------------------------------

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from srlm_cli import distributed, models
-from srlm_cli.errors import DataError
 from srlm_cli.records import Row
-from srlm_cli.streams.console import say
-from srlm_cli.train import dry_run, session
-from srlm_cli.train.data import sft_rows
-from srlm_cli.train.session import RunOptions, TrainSpec
-from srlm_cli.train.workdir import Part, place
+from srlm_cli.train import dry_run, session, setup
+from srlm_cli.train.data import DataReport, sft_rows
+from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.workdir import Part
 
 
 def sft(
@@ -25,57 +23,62 @@ def sft(
 ) -> dict[str, Any]:
     """Train on rows of `prompt` and `completion`, loss on target tokens only; return the results.
 
-    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one.
-
-    Raises DataError when no row is left, or when an EFT row would lose its score and not `drop_long`.
+    Raises DataError, as `session.train` does, and when an EFT row would lose its score and not `drop_long`.
     """
-    if not rows:
-        raise DataError("no rows to train on", "--in takes rows with `prompt` and `completion`")
-    tokenizer = session.load_tokenizer(spec)
-    spec = session.within_context(spec, "sft", run.quiet)
-    made, report = sft_rows(
-        rows, tokenizer, spec.max_length, drop_long=drop_long, keep_duplicates=run.keep_duplicates, seed=spec.seed
-    )
-    if not made:
-        raise DataError(f"none of {len(rows)} rows fits into --max-length {spec.max_length}")
-    if not run.quiet:
-        say(f"srlm sft: {report.line('rows')}")
-    held = session.usable(sft_rows(eval_rows or [], tokenizer, spec.max_length, drop_long=True)[0], eval_rows, spec)
-    tokenizer.padding_side = "left"  # so that targets, which end their rows, stand at the same positions
-    distributed.begin(models.pick_device(spec.device))
-    with place(spec.out, run.dry_run) as part:
-        identity = session.fingerprint("sft", spec, made + held, held_out=len(held))
-        spec = session.take(part, "sft", identity, spec, run)
-        if run.dry_run:
-            few = dry_run.sample(made, row_length, session.together(spec))
-            trainer = make_trainer(few, [], spec, run, tokenizer, part)
-            return dry_run.show(trainer, "sft", dry_run.of_sft(made[0]), report, spec)
-        trainer = make_trainer(made, held, spec, run, tokenizer, part)
-        results = {"data": report.as_dict(), **session.run_training(trainer, part, "sft", run)}
-        session.save(trainer, tokenizer, part, spec, {**(provenance or {}), **results})
-    return results
+    return session.train(Sft(drop_long), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
 
 
-def row_length(row: Row) -> int:
-    """Return the tokens of a rendered row."""
-    return len(row["input_ids"])
+@dataclass(frozen=True)
+class Sft(session.Method):
+    """The method: sequences whose target tokens bear the loss."""
 
+    drop_long: bool = False
 
-def make_trainer(made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part) -> Any:
-    """Return the trainer of rendered rows."""
-    from transformers import DataCollatorForSeq2Seq
-    from trl import SFTConfig
+    name = "sft"
+    unit = "rows"
+    fields = "`prompt` and `completion`"
+    padding_side = "left"  # so that targets, which end their rows, stand at the same positions
 
-    from srlm_cli.train.trainers import TargetLossTrainer
+    def render(self, rows: list[Row], tokenizer: Any, spec: TrainSpec, run: RunOptions) -> tuple[list[Row], DataReport]:
+        keep = run.keep_duplicates
+        return sft_rows(
+            rows, tokenizer, spec.max_length, drop_long=self.drop_long, keep_duplicates=keep, seed=spec.seed
+        )
 
-    return TargetLossTrainer(
-        model=session.load_policy(spec),
-        args=session.on_one_gpu(SFTConfig(**session.trainer_settings(spec, run, part.folder))),
-        rows=made,
-        held=held,
-        length=row_length,
-        spec=spec,
-        processing_class=tokenizer,
-        data_collator=DataCollatorForSeq2Seq(tokenizer),
-        part=part,
-    )
+    def render_held(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
+        return sft_rows(rows, tokenizer, spec.max_length, drop_long=True)[0]
+
+    def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
+        return {}
+
+    def length(self, row: Row) -> int:
+        return len(row["input_ids"])
+
+    def examples(self, row: Row) -> dict[str, tuple[list[int], int]]:
+        return dry_run.of_sft(row)
+
+    def make_trainer(
+        self, made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part
+    ) -> Any:
+        from transformers import DataCollatorForSeq2Seq
+        from trl import SFTConfig
+
+        from srlm_cli.train.sft_trainer import TargetLossTrainer
+
+        return TargetLossTrainer(
+            model=setup.load_policy(spec),
+            args=setup.on_one_gpu(SFTConfig(**setup.trainer_settings(spec, run, part.folder))),
+            rows=made,
+            held=held,
+            length=self.length,
+            spec=spec,
+            processing_class=tokenizer,
+            data_collator=DataCollatorForSeq2Seq(tokenizer),
+            part=part,
+        )
+
+    def results(self, trainer: Any) -> dict[str, Any]:
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        return {}

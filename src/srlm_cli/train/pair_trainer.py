@@ -1,4 +1,4 @@
-"""TRL's trainers as srlm uses them: an order of rows and checkpoints that can go on, logits of target tokens only.
+"""TRL's DPOTrainer with the losses that it lacks, and the proof that training is tied to its reference.
 
 This module imports torch and TRL and is itself imported late.
 """
@@ -6,224 +6,34 @@ This module imports torch and TRL and is itself imported late.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from inspect import signature
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer
-from trl import DPOTrainer, SFTTrainer
+from accelerate.utils import AutocastKwargs
+from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from srlm_cli import distributed
+from srlm_cli.errors import SrlmError
 from srlm_cli.records import Row
-from srlm_cli.seeds import derive
 from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
-from srlm_cli.train import reference
 from srlm_cli.train.callback import LOGGED
-from srlm_cli.train.data import IGNORED, dataset
-from srlm_cli.train.embedding_gradient import add_by_row
-from srlm_cli.train.losses import Preference, own_loss
-from srlm_cli.train.packing import Packing, groups
+from srlm_cli.train.data import IGNORED
+from srlm_cli.train.losses import STARTS_AT_LN2, Preference, own_loss
+from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
-from srlm_cli.train.workdir import Part
+from srlm_cli.train.step_trainer import StepTrainer
 
+LN2 = math.log(2)
+TOLERANCE = 1e-3  # of a log-probability in float32, by which two batches that hold the same row may differ
+CHECKED = 4  # pairs, before the first step
 OF_A_PAIR = ("label_smoothing", "real", "at")
 FILLER = 2**40  # where a filler stands: nowhere
-
-
-class StepSampler:
-    """The order of the rows: shuffled anew each epoch, the rows of one optimizer step by length, longest first.
-
-    The order is a function of seed and epoch alone, so a training that goes on meets the rows that
-    an uninterrupted one would, and several processes those that one would: each in its turn takes the
-    next rows of a step. Sorting within a step spares padding and leaves each step its rows. The last step
-    of an epoch is filled up to a multiple of `whole`, so that all have as much to do, with the number
-    behind the last row: a row without a target.
-    """
-
-    def __init__(self, lengths: list[int], batch: int, seed: int, whole: int = 1) -> None:
-        self.lengths, self.batch, self.seed, self.whole = lengths, batch, seed, whole
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch to iterate over."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths) + -len(self.lengths) % self.whole
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive(self.seed, "epoch", self.epoch))
-        order = torch.randperm(len(self.lengths), generator=generator).tolist()
-        for at in range(0, len(order), self.batch):
-            yield from sorted(order[at : at + self.batch], key=lambda row: -self.lengths[row])
-        yield from [len(self.lengths)] * (len(self) - len(self.lengths))
-
-
-class StepTrainer:
-    """A mixin for a trainer: the sampler above, a loss that is a mean over the whole step, whole checkpoints.
-
-    What a step learns depends on its rows alone: not on how many are on a device at a time, nor on how many
-    processes share them. A trainer tells by `items` how many things a batch has that its loss is a mean over
-    (target tokens, or pairs), and by `filler` what a row without any looks like.
-    """
-
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self, *args: Any, rows: list[Row], held: list[Row], length: Callable[[Row], int], spec: Any, part: Part,
-        **more: Any,
-    ) -> None:  # fmt: skip
-        self.part = part
-        whole = more["args"].per_device_train_batch_size * distributed.count()
-        self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
-        self.held_items = sum(map(self.row_items, held))
-        filler = self.filler(rows[0])
-        padded = held + [filler] * (-len(held) % whole)
-        super().__init__(
-            *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
-        )
-        self.splits = distributed.count() == 1 and self.args.device.type == "cpu"
-        _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
-        if self.splits:
-            add_by_row(self.model)
-
-    @cached_property
-    def takes_positions(self) -> bool:
-        """Whether the model can be told the position of each token."""
-        return "position_ids" in signature(self.packing.bare.forward).parameters
-
-    @cached_property
-    def packing(self) -> Packing:
-        """The passes over rows of the model to train."""
-        return Packing(self.model)
-
-    def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
-        return dataset
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
-        return self.sampler
-
-    def _run_epoch(self, *args: Any, epoch: int, **more: Any) -> None:
-        self.sampler.set_epoch(epoch)  # accelerate does not reach it in several processes when batches are skipped
-        super()._run_epoch(*args, epoch=epoch, **more)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Row], device: Any) -> Any:
-        """Return how many items the loss of these batches is a mean over, in all processes."""
-        items = torch.tensor(sum(float(self.items(batch)) for batch in batch_samples), device=device)
-        return self.accelerator.gather(items).sum()
-
-    def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
-        """Make the gradient of a batch, on a CPU of as many rows at a time as a pass is quickest with."""
-        if not self.splits:
-            return super().training_step(model, inputs, num_items_in_batch)
-        most = self.batch_rows(inputs) if self.packing.now() else 1
-        total = 0.0
-        for some in groups(self.lengths(inputs), most):
-            total = total + super().training_step(model, self.rows_of(inputs, some), num_items_in_batch)
-        return total
-
-    def as_mean(self, total: Any, batch: Row, items: Any) -> Any:
-        """Return a sum over the items of a batch as its part of the mean over `items`, those of a step.
-
-        The parts of several processes are averaged, so each is that much larger. Without `items` it is,
-        on held-out rows, its part of the mean over all of them, as Trainer averages the parts by rows; else
-        its own mean.
-        """
-        if items is not None:
-            return total / items * self.accelerator.num_processes
-        if not self.model.training:
-            return total / self.held_items * len(self.eval_dataset) / self.batch_rows(batch)
-        return total / max(1, self.items(batch))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        step = self.state.global_step
-        with self.part.writing(f"the checkpoint of step {step}"):
-            Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
-            distributed.wait()
-            self.part.keep(step)
-
-
-class TargetLossTrainer(StepTrainer, SFTTrainer):
-    """An SFTTrainer whose logits are made for target positions only.
-
-    A judge's row has hundreds of tokens and one score; logits over the whole vocabulary for the
-    prompt's positions bear no loss and, on a CPU, take a quarter of the time.
-    """
-
-    @staticmethod
-    def filler(row: Row) -> Row:
-        """Return a row without a target."""
-        return {"input_ids": row["input_ids"][:2], "labels": [IGNORED] * len(row["input_ids"][:2])}
-
-    @staticmethod
-    def row_items(row: Row) -> int:
-        """Return the target tokens of a row."""
-        return sum(label != IGNORED for label in row["labels"][1:])
-
-    @staticmethod
-    def batch_rows(batch: Row) -> int:
-        """Return the rows of a batch."""
-        return len(batch["labels"])
-
-    @staticmethod
-    def lengths(batch: Row) -> list[int]:
-        """Return the tokens of each row of a batch."""
-        return batch["attention_mask"].sum(1).tolist()
-
-    @staticmethod
-    def rows_of(batch: Row, some: slice) -> Row:
-        """Return some rows of a batch, as a batch."""
-        return {name: values[some] for name, values in batch.items()}
-
-    @staticmethod
-    def items(batch: Row) -> Any:
-        """Return the target tokens of a batch."""
-        return (batch["labels"][:, 1:] != IGNORED).sum()
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """Return the mean loss of the target tokens, of the whole step's where their number is given."""
-        if self.args.device.type == "cpu":
-            loss = self._without_padding(model, inputs)
-        else:
-            loss = padded_loss(model, inputs, self.takes_positions)
-        loss = self.as_mean(loss, inputs, num_items_in_batch)
-        return (loss, {"loss": loss}) if return_outputs else loss
-
-    def _without_padding(self, model: Any, inputs: dict[str, Any]) -> Any:
-        """Return the summed loss of the target tokens."""
-        seen = inputs["attention_mask"].bool()
-        labels = [row[own][1:] for row, own in zip(inputs["labels"], seen, strict=True)]
-        rows = [row[own].tolist() for row, own in zip(inputs["input_ids"], seen, strict=True)]
-        places = [(row != IGNORED).nonzero()[:, 0] for row in labels]
-        logits = self.packing.logits(model, rows, [at.tolist() for at in places])
-        targets = (row[at] for row, at in zip(labels, places, strict=True))
-        return sum(summed_loss(*one) for one in zip(logits, targets, strict=True))
-
-
-def padded_loss(model: Any, inputs: Row, takes_positions: bool) -> Any:
-    """Return the summed loss of the target tokens of a batch with padding on the left.
-
-    A model counts positions from the first column, unless it is told or (`takes_positions` False) sees to it itself.
-    """
-    labels = inputs["labels"][:, 1:]
-    kept = (labels != IGNORED).any(0).nonzero()[:, 0]
-    given = {name: value for name, value in inputs.items() if name != "labels"}
-    if takes_positions:
-        given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    logits = model(**given, use_cache=False, logits_to_keep=kept).logits.float()
-    return summed_loss(logits.flatten(0, 1), labels[:, kept].flatten())
-
-
-def summed_loss(logits: Any, targets: Any) -> Any:
-    """Return the summed cross-entropy of targets, (tokens,), given logits, (tokens, vocabulary)."""
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
 
 
 class PairCollator(DataCollatorForPreference):
@@ -250,9 +60,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
     the policy itself before its first step, when each process has its part.
     """
 
-    of_a_pair = OF_A_PAIR
     start: dict[str, float] | None = None
-    checked: tuple[Any, Any] | None = None  # the reference's scores of the first pairs
+    checked: tuple[Any, Any] | None = None  # the reference's scores of the first pairs, in float32
 
     def __init__(
         self, *args: Any, about: Preference, quiet: bool, processing_class: Any, itself: bool, **more: Any
@@ -267,7 +76,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             self.model.delete_adapter("ref")
             self.model.set_adapter("default")
         if not distributed.sharded():
-            self.start = reference.check_start(self, self.model, self.checked)
+            self.start = self.check_start(self.model)
 
     def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
         if distributed.sharded() and self.about.has_reference and not self.data_collator.scores:
@@ -276,7 +85,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             if self.eval_dataset:
                 self._score("eval", self.eval_dataset, self.args.per_device_eval_batch_size)
             self.ref_model = None
-            self.start = reference.check_start(self, model, self.checked)
+            self.start = self.check_start(model)
         super()._run_epoch(*args, model=model, **more)
 
     @staticmethod
@@ -340,7 +149,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
                     replace_text(kept, json.dumps(scores))
         self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
         if name == "train":
-            self.checked = reference.check_scores(self, self.ref_model or self.model)
+            self.checked = self.check_scores(self.ref_model or self.model)
 
     def _reference_scores(self, scorer: Any, rows: Any, batch_size: int) -> list[tuple[float, float]]:
         """Return the summed log-probabilities of (chosen, rejected) by pair; each process scores its share."""
@@ -359,6 +168,85 @@ class PairTrainer(StepTrainer, DPOTrainer):
         finally:
             bar.close()
         return distributed.joined(found)[: len(rows)]
+
+    def _first_pairs(self) -> dict[str, Any]:
+        """Return the batch on which policy and reference are checked before the first step."""
+        few = range(min(len(self.sampler.lengths), self.args.per_device_train_batch_size, CHECKED))
+        return self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in few]))
+
+    def check_scores(self, model: Any) -> tuple[Any, Any]:
+        """Return the reference's log-probabilities of the first pairs in float32, (pairs,) each of chosen and rejected.
+
+        Raises SrlmError unless they are those of the reference's own logits, and those stored, as near as the dtype
+        of the training allows.
+        """
+        batch, about = self._first_pairs(), self.about
+        scored = {name: value for name, value in batch.items() if name not in OF_A_PAIR}
+        model.eval()
+        with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
+            found = self.compute_ref_log_probs(model, scored)
+            if about.ld_alpha is not None:
+                return found
+            for side, of_side in enumerate(found):
+                row = side * len(of_side)
+                length = int(batch["attention_mask"][row].sum())
+                ids = batch["input_ids"][row, :length]
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+                wanted = batch["completion_mask"][row, 1:length].bool()
+                total = float(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0][wanted].sum())
+                stored = float(batch[("ref_chosen_logps", "ref_rejected_logps")[side]][0])
+                near = 10 * TOLERANCE * max(1.0, abs(total))
+                rounded = self._rounding(logits[wanted])
+                exact = near + rounded if distributed.sharded() else near
+                for name, value, allowed in (("", float(of_side[0]), exact), ("stored ", stored, near + rounded)):
+                    if not abs(total - value) <= allowed:
+                        raise SrlmError(
+                            f"the reference's {name}log-probability is {value:.3f}, and {total:.3f} by its own logits",
+                            "no model is written; this is a fault of srlm, please report it",
+                        )
+        return found
+
+    def _rounding(self, logits: Any) -> float:
+        """Return by how much bfloat16 may move the summed log-probability of tokens with (tokens, vocabulary) logits.
+
+        It keeps 8 bits of a number, so each addition to the residual stream errs by up to 2^-9 of it; the errors of
+        2 x layers additions grow as their square root, and reach a token's logits in proportion. 0 in float32.
+        """
+        if not self.args.bf16:
+            return 0.0
+        layers = self.accelerator.unwrap_model(self.model).config.get_text_config().num_hidden_layers
+        return float(logits.abs().amax(-1).sum()) * math.sqrt(2 * layers) * 2**-9
+
+    def check_start(self, model: Any) -> dict[str, float]:
+        """Return loss and log-ratios of the first pairs before any step, of the model as it is wrapped.
+
+        Raises SrlmError unless a policy that has `itself` as the reference equals it: log-ratios 0, and loss ln 2
+        where the loss has no constant of its own.
+        """
+        batch = self._first_pairs()
+        if self.checked is not None:
+            batch["ref_chosen_logps"], batch["ref_rejected_logps"] = self.checked
+        ours, theirs = batch["ref_chosen_logps"].mean().item(), batch["ref_rejected_logps"].mean().item()
+        pairs = self.items(batch) * self.accelerator.num_processes
+        model.eval()
+        with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
+            loss = float(self.compute_loss(model, batch, num_items_in_batch=pairs))
+        found = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        ratios = (found["logps/chosen"] - ours, found["logps/rejected"] - theirs)
+        about = self.about
+        if self.itself and about.has_reference:
+            scale = TOLERANCE * max(1.0, abs(ours), abs(theirs))
+            apart = not max(map(abs, ratios)) <= scale
+            if about.loss in STARTS_AT_LN2 and not about.nll_alpha:
+                apart = apart or abs(loss - LN2) > max(1.0, about.beta) * scale
+            if apart:
+                raise SrlmError(
+                    "policy and reference differ before the first step: "
+                    f"log-ratios {ratios[0]:.4f} and {ratios[1]:.4f}, loss {loss:.4f}, not 0, 0 and ln 2",
+                    "no model is written; this is a fault of srlm, please report it",
+                )
+        return {"loss": loss, "log_ratio_chosen": ratios[0], "log_ratio_rejected": ratios[1]}
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -404,6 +292,21 @@ class PairTrainer(StepTrainer, DPOTrainer):
         theirs = (pair["ref_chosen_logps"], pair["ref_rejected_logps"])
         own = own_loss(self.about, policy, theirs, lengths, smoothing)
         return (own - self.about.nll_alpha * policy[0] / lengths[0]).mean()
+
+
+@contextmanager
+def in_float32(accelerator: Any) -> Iterator[None]:
+    """Leave the autocast of a training out, so that equal passes can be told from unequal ones.
+
+    In bfloat16 the same row differs from batch to batch by more than a wrong reference may do; float32 does not,
+    and which model or adapter answers, behind which mask, is the same in both. Sharded weights keep their dtype.
+    """
+    before = accelerator.autocast_handler
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    try:
+        yield
+    finally:
+        accelerator.autocast_handler = before
 
 
 def some_pairs(fields: dict[str, Any], some: slice, pairs: int) -> Any:

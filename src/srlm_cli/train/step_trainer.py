@@ -1,0 +1,135 @@
+"""A trainer whose steps are those of an uninterrupted training in one process: order of rows, loss, checkpoints.
+
+This module imports torch and transformers and is itself imported late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from inspect import signature
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from srlm_cli import distributed
+from srlm_cli.records import Row
+from srlm_cli.seeds import derive
+from srlm_cli.train.data import dataset
+from srlm_cli.train.embedding_gradient import add_by_row
+from srlm_cli.train.packing import Packing, groups
+from srlm_cli.train.workdir import Part
+
+
+class StepSampler:
+    """The order of the rows: shuffled anew each epoch, the rows of one optimizer step by length, longest first.
+
+    The order is a function of seed and epoch alone, so a training that goes on meets the rows that
+    an uninterrupted one would, and several processes those that one would: each in its turn takes the
+    next rows of a step. Sorting within a step spares padding and leaves each step its rows. The last step
+    of an epoch is filled up to a multiple of `whole`, so that all have as much to do, with the number
+    behind the last row: a row without a target.
+    """
+
+    def __init__(self, lengths: list[int], batch: int, seed: int, whole: int = 1) -> None:
+        self.lengths, self.batch, self.seed, self.whole = lengths, batch, seed, whole
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch to iterate over."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths) + -len(self.lengths) % self.whole
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive(self.seed, "epoch", self.epoch))
+        order = torch.randperm(len(self.lengths), generator=generator).tolist()
+        for at in range(0, len(order), self.batch):
+            yield from sorted(order[at : at + self.batch], key=lambda row: -self.lengths[row])
+        yield from [len(self.lengths)] * (len(self) - len(self.lengths))
+
+
+class StepTrainer:
+    """A mixin for a trainer: the sampler above, a loss that is a mean over the whole step, whole checkpoints.
+
+    What a step learns depends on its rows alone: not on how many are on a device at a time, nor on how many
+    processes share them. A trainer tells by `items` how many things a batch has that its loss is a mean over
+    (target tokens, or pairs), and by `filler` what a row without any looks like.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self, *args: Any, rows: list[Row], held: list[Row], length: Callable[[Row], int], spec: Any, part: Part,
+        **more: Any,
+    ) -> None:  # fmt: skip
+        self.part = part
+        whole = more["args"].per_device_train_batch_size * distributed.count()
+        self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
+        self.held_items = sum(map(self.row_items, held))
+        filler = self.filler(rows[0])
+        padded = held + [filler] * (-len(held) % whole)
+        super().__init__(
+            *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
+        )
+        self.splits = distributed.count() == 1 and self.args.device.type == "cpu"
+        _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
+        if self.splits:
+            add_by_row(self.model)
+
+    @cached_property
+    def takes_positions(self) -> bool:
+        """Whether the model can be told the position of each token."""
+        return "position_ids" in signature(self.packing.bare.forward).parameters
+
+    @cached_property
+    def packing(self) -> Packing:
+        """The passes over rows of the model to train."""
+        return Packing(self.model)
+
+    def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
+        return dataset
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> StepSampler:
+        return self.sampler
+
+    def _run_epoch(self, *args: Any, epoch: int, **more: Any) -> None:
+        self.sampler.set_epoch(epoch)  # accelerate does not reach it in several processes when batches are skipped
+        super()._run_epoch(*args, epoch=epoch, **more)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Row], device: Any) -> Any:
+        """Return how many items the loss of these batches is a mean over, in all processes."""
+        items = torch.tensor(sum(float(self.items(batch)) for batch in batch_samples), device=device)
+        return self.accelerator.gather(items).sum()
+
+    def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
+        """Make the gradient of a batch, on a CPU of as many rows at a time as a pass is quickest with."""
+        if not self.splits:
+            return super().training_step(model, inputs, num_items_in_batch)
+        most = self.batch_rows(inputs) if self.packing.now() else 1
+        total = 0.0
+        for some in groups(self.lengths(inputs), most):
+            total = total + super().training_step(model, self.rows_of(inputs, some), num_items_in_batch)
+        return total
+
+    def as_mean(self, total: Any, batch: Row, items: Any) -> Any:
+        """Return a sum over the items of a batch as its part of the mean over `items`, those of a step.
+
+        The parts of several processes are averaged, so each is that much larger. Without `items` it is,
+        on held-out rows, its part of the mean over all of them, as Trainer averages the parts by rows; else
+        its own mean.
+        """
+        if items is not None:
+            return total / items * self.accelerator.num_processes
+        if not self.model.training:
+            return total / self.held_items * len(self.eval_dataset) / self.batch_rows(batch)
+        return total / max(1, self.items(batch))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        step = self.state.global_step
+        with self.part.writing(f"the checkpoint of step {step}"):
+            Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
+            distributed.wait()
+            self.part.keep(step)
