@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
+from forked import make_session
 from helpers import Srlm
 
 
-def pytest_configure() -> None:
-    """Undo an inherited "ignore Ctrl-C", which background jobs of a shell have and every child would inherit."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Make a folder for all workers, and undo an inherited "ignore Ctrl-C", which every child would inherit."""
+    if not hasattr(config, "workerinput"):
+        folder = make_session()
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

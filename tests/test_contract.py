@@ -7,7 +7,6 @@ import json
 import os
 import pty
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -475,11 +474,6 @@ def test_a_resumed_make_pairs_still_knows_the_prompts_before(srlm: Srlm) -> None
     assert result.code == 3 and "do not stand together" in result.err, read_rows(srlm.folder / "out.jsonl")
 
 
-def no_more_than(size: int):
-    """Return what to call in the child so that no file of its grows over `size` bytes."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
 @pytest.mark.parametrize("unsorted", [(), ("--unsorted",)], ids=["sorted", "unsorted"])
 def test_make_pairs_stopped_by_a_full_disk_goes_on_to_the_same_pairs(srlm: Srlm, unsorted: tuple[str, ...]) -> None:
     prompts = [f"Question number {n}?" for n in range(8)]
@@ -487,7 +481,7 @@ def test_make_pairs_stopped_by_a_full_disk_goes_on_to_the_same_pairs(srlm: Srlm,
     rows = rows if unsorted else sorted(rows, key=lambda row: row["prompt"])
     write_rows(srlm.folder / "in.jsonl", rows)
     argv = ["make-pairs", "--in", "in.jsonl", "--out", "out.jsonl", *unsorted]
-    stopped = srlm(*argv, preexec_fn=no_more_than(2500))
+    stopped = srlm(*argv, file_size=(2500, 2500))
     assert stopped.code == 1 and "out.jsonl.part" in stopped.err
     assert 0 < len((srlm.folder / "out.jsonl.part").read_bytes()) <= 2500
     assert srlm(*argv).code == 0
@@ -498,7 +492,7 @@ def test_a_file_that_cannot_grow_fails_and_loses_no_finished_row(srlm: Srlm) -> 
     command = MANY[0]
     write_rows(srlm.folder / "in.jsonl", command.rows)
     argv = command.argv("--in", "in.jsonl", "--out", "out.jsonl", "--quiet")
-    stopped = srlm(*argv, preexec_fn=no_more_than(4000))
+    stopped = srlm(*argv, file_size=(4000, 4000))
     assert stopped.code == 1 and "out.jsonl.part" in one_error_line(stopped, command)
     assert not (srlm.folder / "out.jsonl").exists()
     assert srlm(*argv).code == 0

@@ -228,7 +228,7 @@ def test_datasets_and_trl_take_the_rows_as_they_are(srlm: Srlm) -> None:
 
 def peak(srlm: Srlm, *args: str) -> int:
     """Return the most memory, in MiB, that a run of the program held, as the system counts it."""
-    process = srlm.start(*args)
+    process = srlm.start(*args, real=True)
     process.stdin.close()
     _, status, used = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, process.stderr.read()

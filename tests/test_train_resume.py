@@ -279,7 +279,7 @@ def test_files_that_may_not_grow_end_in_one_line(srlm: Srlm, base: Path) -> None
         str(base),
         *argv,
         env=ALONE,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+        file_size=limit,
     )
     [line] = [line for line in result.err.splitlines() if "error" in line]
     assert result.code == 1 and "cannot write the checkpoint of step 2" in line, result.err

@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
+from forked import File, Forked, server_for
 from srlm_cli.engines.base import Completion, Request
 
 Row = dict[str, Any]
@@ -20,6 +23,7 @@ ROOT = HERE.parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PROGRAM = [sys.executable, "-m", "srlm_cli"]
 MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
+READ_EARLY = ("PYTHON", "NUMBA_", "TORCH_")  # variables that are read at the start of Python or at imports
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
 KEPT = ("SRLM_HOME", "SRLM_CPU")
 
@@ -76,36 +80,59 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass
 class Srlm:
-    """Run the program in a folder of its own, where no srlm.toml is found."""
+    """Run the program in a folder of its own, where no srlm.toml is found.
+
+    The processes are forked by a server that has imported what they need, unless `real` is set or their
+    environment holds what is read before that.
+    """
 
     folder: Path
+    real: bool = not hasattr(os, "pidfd_open")
 
-    def __call__(
-        self, *args: str, stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any
-    ) -> Result:
+    def __call__(self, *args: str, stdin: str | bytes | int = "", **more: Any) -> Result:
         """Run `srlm ARGS` to its end and return how it ended."""
-        return self.run([*PROGRAM, *args], stdin, env, **popen)
+        return self.run([*PROGRAM, *args], stdin, **more)
 
     def mortal(self, after: int, sign: int, *args: str) -> Result:
         """Run `srlm ARGS` with an echo engine that sends itself a signal after so many completions."""
         return self.run([*MORTAL, str(after), str(int(sign)), *args])
 
     def run(
-        self, command: list[str], stdin: str | bytes | int = "", env: dict[str, str] | None = None, **popen: Any
+        self,
+        command: Sequence[str | bytes | Path],
+        stdin: str | bytes | int = "",
+        env: dict[str, str] | None = None,
+        *,
+        real: bool = False,
+        file_size: Sequence[int] | None = None,
+        stdout: File = PIPE,
+        stderr: File = PIPE,
     ) -> Result:
-        """Run a command to its end; `stdin` is a text or a file descriptor."""
-        popen = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen}
-        popen |= {"stdin": stdin} if isinstance(stdin, int) else {"input": as_bytes(stdin)}
-        done = subprocess.run(command, cwd=self.folder, env=clean_env(env), timeout=60, **popen)
-        return Result(done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
+        """Run a command to its end; `stdin` is a text or a file descriptor, `file_size` the limits of RLIMIT_FSIZE."""
+        files = {"stdin": stdin if isinstance(stdin, int) else PIPE, "stdout": stdout, "stderr": stderr}
+        process = self._process([os.fsdecode(word) for word in command], env, files, real, file_size)
+        out, err = process.communicate(None if isinstance(stdin, int) else as_bytes(stdin), timeout=60)
+        return Result(process.returncode, (out or b"").decode(), (err or b"").decode())
 
-    def start(self, *args: str, command: list[str] = PROGRAM) -> subprocess.Popen:
+    def start(self, *args: str, command: list[str] = PROGRAM, real: bool = False) -> subprocess.Popen | Forked:
         """Start `srlm ARGS` with pipes and return at once."""
-        pipe = subprocess.PIPE
-        return subprocess.Popen(
-            [*command, *args], stdin=pipe, stdout=pipe, stderr=pipe, cwd=self.folder, env=clean_env(),
-            bufsize=0,
-        )  # fmt: skip
+        return self._process([*command, *args], None, dict.fromkeys(("stdin", "stdout", "stderr"), PIPE), real)
+
+    def _process(
+        self,
+        command: list[str],
+        env: dict[str, str] | None,
+        files: dict[str, File],
+        real: bool = False,
+        file_size: Sequence[int] | None = None,
+    ) -> subprocess.Popen | Forked:
+        """Start a process, forked where that shows no difference."""
+        ours = command[:3] == PROGRAM or command[1].startswith(str(HERE))
+        early = any(name.startswith(READ_EARLY) for name in env or {})
+        if ours and not (real or self.real or early):
+            return Forked(server_for(command), command[1:], self.folder, clean_env(env), **files, file_size=file_size)
+        limit = file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, tuple(file_size)))
+        return subprocess.Popen(command, cwd=self.folder, env=clean_env(env), bufsize=0, preexec_fn=limit, **files)
 
 
 class ListEngine:
