@@ -6,6 +6,7 @@ import ast
 import json
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,60 @@ def known(name: str, allowed: set[str]) -> bool:
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(HOUSE))
+
+
+# From the lowest to the highest: a module knows its own package and what is on lower floors.
+FLOORS = (
+    {"errors", "seeds", "redact", "thoughts"},
+    {"records", "settings", "distributed", "threads"},
+    {"streams", "templates", "stats", "recipes"},
+    {"models"},
+    {"forward"},
+    {"engines"},
+    {"stages"},
+    {"evaluate", "train"},
+    {"options"},
+    {"runner"},
+    {"report"},
+    {"commands"},
+    {"cli"},
+    {"__main__"},
+)
+
+
+def module_of(name: str) -> str:
+    """Return the module that an import inside of the house is of: `stages.judge` for `stages.judge.Judgement`."""
+    parts = name.split(".")
+    while parts and not ((HOUSE / "/".join(parts)).is_dir() or (HOUSE / "/".join(parts)).with_suffix(".py").exists()):
+        parts.pop()
+    return ".".join(parts)
+
+
+def modules_known(path: Path) -> set[str]:
+    """Return the modules of the house that a file imports anywhere, for type checkers too."""
+    names = {name.removeprefix("srlm_cli.") for name in imports_of(path) if name.startswith("srlm_cli.")}
+    return {found for name in names if (found := module_of(name))}
+
+
+def floor_of(module: str) -> int:
+    [floor] = [number for number, floor in enumerate(FLOORS) if module.split(".")[0] in floor]
+    return floor
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if dotted(path) != "__init__"], ids=name_of)
+def test_a_module_knows_its_own_package_and_lower_floors(path: Path) -> None:
+    own = dotted(path)
+    others = [module for module in modules_known(path) if module.split(".")[0] != own.split(".")[0]]
+    assert [module for module in others if floor_of(module) >= floor_of(own)] == []
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {dotted(path): modules_known(path) - {dotted(path)} for path in ALL}
+    assert len(list(TopologicalSorter(graph).static_order())) >= len(ALL)  # raises CycleError, which names it
 
 
 @pytest.mark.parametrize("path", files("stages"), ids=name_of)
