@@ -59,7 +59,7 @@ def run_srlm(
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Train with srlm; return the seconds (clock, processor) from the loaded model to the last step, and two losses."""
     from srlm_cli.train import session, setup
-    from srlm_cli.train.losses import Preference
+    from srlm_cli.train.losses import DPOLossConfig
     from srlm_cli.train.options import RunOptions, TrainSpec
 
     clock = {}
@@ -70,7 +70,7 @@ def run_srlm(
     if task == "dpo":
         from srlm_cli.train.dpo import dpo
 
-        results = dpo(rows, spec, Preference(), run=RunOptions(quiet=True))
+        results = dpo(rows, spec, DPOLossConfig(), run=RunOptions(quiet=True))
     else:
         from srlm_cli.train.sft import sft
 

@@ -14,7 +14,7 @@ from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
 from srlm_cli.train.data import dpo_rows, render, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.setup import together
+from srlm_cli.train.setup import device_batch_size
 from srlm_cli.train.sft import sft
 from srlm_cli.train.step_trainer import StepSampler
 from tiny import ALONE, completions, pairs, tiny_model
@@ -92,9 +92,9 @@ def test_each_step_has_its_rows_whatever_stands_together() -> None:
 
 
 def test_a_step_is_the_same_one_row_or_all_at_a_time(base: Path, tmp_path: Path) -> None:
-    spec = TrainSpec(str(base), tmp_path / "one", 1e-3, 1e-3, batch=4, max_steps=3, together=1)
+    spec = TrainSpec(str(base), tmp_path / "one", 1e-3, 1e-3, batch=4, max_steps=3, device_batch_size=1)
     one = sft(completions(18), spec, run=RunOptions(quiet=True))
-    all_ = sft(completions(18), replace(spec, out=tmp_path / "all", together=4), run=RunOptions(quiet=True))
+    all_ = sft(completions(18), replace(spec, out=tmp_path / "all", device_batch_size=4), run=RunOptions(quiet=True))
     assert one["first_loss"] == pytest.approx(all_["first_loss"], rel=1e-5)
     assert one["last_loss"] == pytest.approx(all_["last_loss"], rel=1e-5)
 
@@ -162,7 +162,7 @@ def test_held_out_rows_that_cannot_be_used_are_told(srlm: Srlm, base: Path, held
 @pytest.mark.parametrize(("batch", "at_a_time"), [(16, 4), (6, 3), (5, 1), (10, 2), (2, 2), (1, 1)])
 def test_any_batch_can_be_trained_on_a_gpu_by_default(batch: int, at_a_time: int, monkeypatch) -> None:
     monkeypatch.setattr("srlm_cli.models.pick_device", lambda device: "cuda")
-    assert together(TrainSpec("m", Path("out"), 1e-3, 1e-4, batch=batch)) == at_a_time
+    assert device_batch_size(TrainSpec("m", Path("out"), 1e-3, 1e-4, batch=batch)) == at_a_time
 
 
 def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:

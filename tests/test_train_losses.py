@@ -11,7 +11,7 @@ import torch
 from helpers import Srlm, as_lines
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference, own_loss
+from srlm_cli.train.losses import DPOLossConfig, own_loss
 from srlm_cli.train.options import RunOptions, TrainSpec
 from tiny import pairs, tiny_model
 
@@ -49,7 +49,7 @@ def tensors(both: tuple[list[float], list[float]]) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("loss", list(LOGITS))
 def test_a_loss_by_hand(loss: str, smoothing: float) -> None:
-    about = Preference(beta=0.1, loss=loss, length_alpha=0.05, gamma=0.3, positive_lambda=6.0)
+    about = DPOLossConfig(beta=0.1, loss=loss, length_alpha=0.05, gamma=0.3, positive_lambda=6.0)
     made = own_loss(about, tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.full((2,), smoothing))
     assert made.tolist() == pytest.approx(by_hand(LOGITS[loss], smoothing), rel=1e-5)
 
@@ -57,7 +57,7 @@ def test_a_loss_by_hand(loss: str, smoothing: float) -> None:
 def test_each_pair_has_its_own_smoothing() -> None:
     """CREAM's C x DPO(w, l) + (1 - C) x DPO(l, w), with 1 - C as the smoothing of a pair."""
     made = own_loss(
-        Preference(), tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.tensor([0.0, 0.75])
+        DPOLossConfig(), tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.tensor([0.0, 0.75])
     ).tolist()
     dpo_wl, dpo_lw = by_hand(LOGITS["sigmoid"]), by_hand([-h for h in LOGITS["sigmoid"]])
     assert made == pytest.approx([dpo_wl[0], 0.25 * dpo_wl[1] + 0.75 * dpo_lw[1]], rel=1e-5)
@@ -94,7 +94,7 @@ def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[l
     return found
 
 
-def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
+def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
     """Return what the loss of each pair is by its published formula."""
     found = []
     for (chosen, rejected), (ref_chosen, ref_rejected) in zip(ours, theirs, strict=True):
@@ -131,27 +131,27 @@ def first_losses(about: Preference, ours: list, theirs: list) -> list[float]:
 @pytest.mark.parametrize(
     "about",
     [
-        Preference(),
-        Preference(nll_alpha=0.7),
-        Preference(label_smoothing=0.2),
-        Preference(label_smoothing=0.2, nll_alpha=0.7),
-        Preference(loss="robust", label_smoothing=0.2),
-        Preference(loss="hinge"),
-        Preference(loss="ipo"),
-        Preference(loss="apo-zero", beta=0.5),
-        Preference(loss="apo-down", beta=0.5),
-        Preference(loss="length-normalised", beta=5.0),
-        Preference(ld_alpha=0.3),
-        Preference(loss="r-dpo", length_alpha=0.05),
-        Preference(loss="simpo", beta=2.0, gamma=0.5),
-        Preference(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
+        DPOLossConfig(),
+        DPOLossConfig(nll_alpha=0.7),
+        DPOLossConfig(label_smoothing=0.2),
+        DPOLossConfig(label_smoothing=0.2, nll_alpha=0.7),
+        DPOLossConfig(loss="robust", label_smoothing=0.2),
+        DPOLossConfig(loss="hinge"),
+        DPOLossConfig(loss="ipo"),
+        DPOLossConfig(loss="apo-zero", beta=0.5),
+        DPOLossConfig(loss="apo-down", beta=0.5),
+        DPOLossConfig(loss="length-normalised", beta=5.0),
+        DPOLossConfig(ld_alpha=0.3),
+        DPOLossConfig(loss="r-dpo", length_alpha=0.05),
+        DPOLossConfig(loss="simpo", beta=2.0, gamma=0.5),
+        DPOLossConfig(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
     ],
     ids=lambda about: (
         f"{about.loss}{'+nll' * bool(about.nll_alpha)}{'+e' * bool(about.label_smoothing)}"
         + "+ld" * (about.ld_alpha is not None)
     ),
 )
-def test_the_first_step_has_the_published_loss(about: Preference, base: Path, other: Path, tmp_path: Path) -> None:
+def test_the_first_step_has_the_published_loss(about: DPOLossConfig, base: Path, other: Path, tmp_path: Path) -> None:
     """With another model as the reference, so that no log-ratio is 0; pairs of unlike lengths."""
     rows = pairs(5)
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
@@ -163,24 +163,25 @@ def test_the_first_step_has_the_published_loss(about: Preference, base: Path, ot
 def test_rows_bring_their_own_smoothing(base: Path, other: Path, tmp_path: Path) -> None:
     rows = [{**row, "label_smoothing": n / 4} for n, row in enumerate(pairs(5))]
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
-    result = dpo(rows, spec, Preference(), ref=str(other), run=RunOptions(quiet=True))
+    result = dpo(rows, spec, DPOLossConfig(), ref=str(other), run=RunOptions(quiet=True))
     ours, theirs = by_logits(base, rows), by_logits(other, rows)
+    plain = DPOLossConfig()
     wanted = [
-        first_losses(Preference(), [a], [b])[0] * (1 - e) + first_losses(Preference(), [a[::-1]], [b[::-1]])[0] * e
+        first_losses(plain, [a], [b])[0] * (1 - e) + first_losses(plain, [a[::-1]], [b[::-1]])[0] * e
         for a, b, e in zip(ours, theirs, (0.0, 0.25, 0.5, 0.75, 1.0), strict=True)
     ]
     assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
     with pytest.raises(DataError, match="label_smoothing"):
-        dpo(rows, spec, Preference(loss="ipo"), run=RunOptions(quiet=True))
+        dpo(rows, spec, DPOLossConfig(loss="ipo"), run=RunOptions(quiet=True))
 
 
 def test_constants_that_do_not_go_together() -> None:
     with pytest.raises(OptionError, match="no label smoothing"):
-        Preference(loss="ipo", label_smoothing=0.1)
+        DPOLossConfig(loss="ipo", label_smoothing=0.1)
     with pytest.raises(OptionError, match="below 0.5"):
-        Preference(label_smoothing=0.5)
+        DPOLossConfig(label_smoothing=0.5)
     with pytest.raises(OptionError, match="--ld-alpha"):
-        Preference(loss="simpo", ld_alpha=0.5)
+        DPOLossConfig(loss="simpo", ld_alpha=0.5)
 
 
 def test_a_smoothing_that_is_no_probability_is_a_bad_row(srlm: Srlm, base: Path) -> None:
@@ -196,7 +197,7 @@ def test_reference_check_and_steps_score_without_padding(base: Path, tmp_path: P
     without_padding, calls = scoring.scores, []
     monkeypatch.setattr(scoring, "scores", lambda *args: calls.append(len(args[2])) or without_padding(*args))
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, **more)
-    dpo(pairs(10), spec, Preference(), run=RunOptions(quiet=True))
+    dpo(pairs(10), spec, DPOLossConfig(), run=RunOptions(quiet=True))
     assert calls == [10, 10, 8, 8, 10, 10]  # the reference, four pairs of it and of the policy in float32, two steps
 
 
@@ -212,9 +213,9 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("together", [1, 3])
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", HEADS)
-def test_scores_without_padding_are_those_of_trl(kind: str, together: int) -> None:
+def test_scores_without_padding_are_those_of_trl(kind: str, rows: int) -> None:
     """Against TRL's own fused head, with its gradients, on a padded batch; also where logits are scaled."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
@@ -223,8 +224,8 @@ def test_scores_without_padding_are_those_of_trl(kind: str, together: int) -> No
     from srlm_cli.train.scoring import score_without_padding
 
     torch.manual_seed(0)
-    lengths = [12, 7, 9][:together]
-    ids = torch.randint(0, 200, (together, 12))
+    lengths = [12, 7, 9][:rows]
+    ids = torch.randint(0, 200, (rows, 12))
     mask = torch.tensor([[1] * n + [0] * (12 - n) for n in lengths])
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :4] = -100

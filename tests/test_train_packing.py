@@ -16,7 +16,7 @@ from alike import DTYPES, assert_same_weights, near
 from srlm_cli.models import load_model
 from srlm_cli.train import packing
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.packing import Packing, groups
 from srlm_cli.train.sft import sft
@@ -161,7 +161,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
     model = tiny_adapter(tmp_path / "adapter", base) if "adapter" in kind else base
     common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
     packed = TrainSpec(str(model), tmp_path / "packed", **common, dtype=dtype)
-    alone = replace(packed, out=tmp_path / "alone", together=1)
+    alone = replace(packed, out=tmp_path / "alone", device_batch_size=1)
     monkeypatch.setattr(packing, "TOKENS", 90)  # two or three rows
     passes = []
     together = Packing._together
@@ -173,7 +173,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
         if kind.startswith("sft"):
             results.append(sft(completions(18), spec, run=QUIET, eval_rows=completions(22)[18:]))
         else:
-            results.append(dpo(pairs(18), spec, Preference(), run=QUIET, eval_rows=pairs(22)[18:]))
+            results.append(dpo(pairs(18), spec, DPOLossConfig(), run=QUIET, eval_rows=pairs(22)[18:]))
     assert max(passes) > 2
     assert results[0]["steps"] == results[1]["steps"]
     for name in ("first_loss", "last_loss", "train_loss"):

@@ -93,9 +93,9 @@ def test_two_processes_train_as_one(srlm: Srlm, base: Path, two_cpus: str) -> No
 JOBS = {
     "sft": {"kind": "sft", "rows": 19, "held": 5},
     "sft-adapter": {"kind": "sft", "rows": 18, "spec": {"lora_r": 2}},
-    "dpo-two-at-a-time": {"kind": "dpo", "rows": 19, "held": 5, "spec": {"together": 2}},
+    "dpo-two-at-a-time": {"kind": "dpo", "rows": 19, "held": 5, "spec": {"device_batch_size": 2}},
     "dpo-fewer-than-processes": {"kind": "dpo", "rows": 1},
-    "dpo-nll": {"kind": "dpo", "rows": 11, "about": {"nll_alpha": 1.0}, "spec": {"together": 2}},
+    "dpo-nll": {"kind": "dpo", "rows": 11, "about": {"nll_alpha": 1.0}, "spec": {"device_batch_size": 2}},
     "dpo-smoothed": {"kind": "dpo", "rows": 11, "about": {"label_smoothing": 0.1}},
     "dpo-adapter-goes-on": {"kind": "dpo", "rows": 19, "adapter": True},
     "sft-bfloat16": {"kind": "sft", "rows": 19, "held": 5, "spec": {"dtype": "bfloat16"}},

@@ -13,7 +13,7 @@ from helpers import Srlm, read_json, read_rows, write_rows
 from srlm_cli import models
 from srlm_cli.errors import OptionError
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, pairs, tiny_model
@@ -51,7 +51,7 @@ def train(kind: str, model: Path, out: Path, in_4bit: bool) -> Path:
     if kind == "sft":
         sft(completions(11), spec, run=RunOptions(quiet=True))
     else:
-        dpo(pairs(11), spec, Preference(), run=RunOptions(quiet=True))
+        dpo(pairs(11), spec, DPOLossConfig(), run=RunOptions(quiet=True))
     return out
 
 

@@ -22,7 +22,7 @@ from srlm_cli.streams.reader import Reader
 from srlm_cli.train import reference, session
 from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import ALONE, completions, pairs, tiny_adapter, tiny_model
@@ -81,12 +81,18 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list:
 @pytest.mark.parametrize("dtype", NEAR)
 @pytest.mark.parametrize(
     ("model", "more"),
-    [("base", {}), ("base", {"lora_r": 2}), ("adapter", {}), ("adapter", {"merge": True}), ("base", {"together": 3})],
+    [
+        ("base", {}),
+        ("base", {"lora_r": 2}),
+        ("adapter", {}),
+        ("adapter", {"merge": True}),
+        ("base", {"device_batch_size": 3}),
+    ],
     ids=["full", "new-adapter", "adapter-goes-on", "adapter-merged", "padded"],
 )
 def test_previous_is_the_model_that_training_starts_from(model, more, dtype, request, tmp_path, monkeypatch):
     start, kept = request.getfixturevalue(model), scored(monkeypatch)
-    result = dpo(ROWS, spec_of(start, tmp_path / "m", dtype=dtype, **more), Preference(), run=QUIET)
+    result = dpo(ROWS, spec_of(start, tmp_path / "m", dtype=dtype, **more), DPOLossConfig(), run=QUIET)
     assert [list(pair) for pair in kept] == [pytest.approx(pair, **NEAR[dtype]) for pair in sums(start)]
     assert result["dtype"] == dtype
     noise = {"float32": 1e-5, "bfloat16": 0.1 * NEAR["bfloat16"]["rel"] * max(map(abs, sum(sums(start), [])))}
@@ -104,7 +110,7 @@ def test_previous_is_the_model_that_training_starts_from(model, more, dtype, req
 def test_another_reference_has_its_own_log_probabilities(ref, base, adapter, tmp_path, monkeypatch):
     kept, other = scored(monkeypatch), base if ref == "base" else tiny_model(tmp_path / "other", seed=5)
     name = "base" if ref == "base" else str(other)
-    result = dpo(ROWS, spec_of(adapter, tmp_path / "m"), Preference(), ref=name, run=QUIET)
+    result = dpo(ROWS, spec_of(adapter, tmp_path / "m"), DPOLossConfig(), ref=name, run=QUIET)
     wanted, policy = sums(other), sums(adapter)
     assert [list(pair) for pair in kept] == [pytest.approx(pair, abs=1e-3) for pair in wanted]
     ratios = [ours[0] - theirs[0] for ours, theirs in zip(policy[:3], wanted[:3], strict=True)]
@@ -118,7 +124,7 @@ def test_base_is_where_the_chain_began(base: Path, tmp_path: Path) -> None:
     about = {"from": {"model": str(base), "fingerprint": models.fingerprint(str(base))}}
     sft(completions(6), spec_of(base, m1, lora_r=2), run=QUIET, provenance=about)
     about = {"from": {"model": str(m1), "fingerprint": models.fingerprint(str(m1))}}
-    dpo(ROWS, spec_of(m1, m2, merge=True), Preference(), run=QUIET, provenance=about)
+    dpo(ROWS, spec_of(m1, m2, merge=True), DPOLossConfig(), run=QUIET, provenance=about)
     assert reference.resolve("base", str(m2)) == str(base) == reference.resolve("base", str(m1))
     assert reference.resolve("previous", str(m2)) == str(m2)
     (m1 / "adapter_model.safetensors").write_bytes(b"another")
@@ -145,7 +151,7 @@ def test_a_policy_that_is_not_its_reference_is_refused_before_the_first_step(dty
     monkeypatch.setattr(PairTrainer, "check_scores", then_another_policy)
     monkeypatch.setattr(session, "run_training", lambda *_: pytest.fail("trained all the same"))
     with pytest.raises(SrlmError, match="policy and reference differ before the first step: log-ratios -"):
-        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), DPOLossConfig(), run=QUIET)
     assert not (tmp_path / "m").exists()
 
 
@@ -157,7 +163,7 @@ def test_stored_scores_that_are_not_of_the_reference_are_refused(dtype, base, tm
     wrong = lambda *args: [tuple(1.05 * side for side in pair) for pair in compute(*args)]  # noqa: E731
     monkeypatch.setattr(PairTrainer, "_reference_scores", wrong)
     with pytest.raises(SrlmError, match="the reference's stored log-probability is -.* by its own logits"):
-        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), DPOLossConfig(), run=QUIET)
 
 
 @pytest.mark.parametrize("dtype", NEAR)
@@ -170,16 +176,16 @@ def test_reference_scores_that_are_not_of_the_reference_are_refused(dtype, base,
         PairTrainer, "compute_ref_log_probs", lambda *args: tuple(side * 0.9 for side in compute(*args))
     )
     with pytest.raises(SrlmError, match="the reference's log-probability is -.* by its own logits"):
-        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), Preference(), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), DPOLossConfig(), run=QUIET)
 
 
 @pytest.mark.parametrize("dtype", NEAR)
-@pytest.mark.parametrize("together", [0, 1])
-def test_short_and_long_replies_are_proven(together, dtype, base, adapter, tmp_path):
+@pytest.mark.parametrize("at_a_time", [0, 1])
+def test_short_and_long_replies_are_proven(at_a_time, dtype, base, adapter, tmp_path):
     """Of one token and of hundreds, whose bfloat16 passes differ by more than a wrong reference may."""
     rows = [{"prompt": "Ask?", "chosen": "a" * long, "rejected": "b" * short} for long, short in ((1, 2), (300, 1))]
-    spec = spec_of(adapter, tmp_path / "m", batch=2, together=together, dtype=dtype)
-    result = dpo(rows, spec, Preference(), run=QUIET)
+    spec = spec_of(adapter, tmp_path / "m", batch=2, device_batch_size=at_a_time, dtype=dtype)
+    result = dpo(rows, spec, DPOLossConfig(), run=QUIET)
     assert abs(result["start"]["log_ratio_chosen"]) < 1e-3 and result["steps"] == 1
 
 
@@ -199,13 +205,13 @@ def test_a_reference_with_other_tokens_is_refused(base: Path, tmp_path: Path) ->
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(other)
     with pytest.raises(OptionError, match="other tokens than the model to train"):
-        dpo(ROWS, spec_of(base, tmp_path / "m"), Preference(), ref=str(other), run=QUIET)
+        dpo(ROWS, spec_of(base, tmp_path / "m"), DPOLossConfig(), ref=str(other), run=QUIET)
 
 
 def test_merge_writes_the_adapter_into_the_weights(adapter: Path, tmp_path: Path) -> None:
     spec = spec_of(adapter, tmp_path / "a")
-    dpo(ROWS, spec, Preference(), run=QUIET)
-    dpo(ROWS, replace(spec, out=tmp_path / "m", merge=True), Preference(), run=QUIET)
+    dpo(ROWS, spec, DPOLossConfig(), run=QUIET)
+    dpo(ROWS, replace(spec, out=tmp_path / "m", merge=True), DPOLossConfig(), run=QUIET)
     assert (tmp_path / "m" / "model.safetensors").exists() and not list((tmp_path / "m").glob("adapter*"))
     assert sums(tmp_path / "m") == [pytest.approx(pair, abs=1e-3) for pair in sums(tmp_path / "a")]
 
@@ -220,13 +226,13 @@ def test_an_adapter_on_an_adapter_is_a_model(adapter: Path, tmp_path: Path) -> N
     config = json.loads((upper / "adapter_config.json").read_text())
     (upper / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": str(adapter)}))
     assert sums(upper) == [pytest.approx(pair, abs=1e-4) for pair in wanted]
-    result = dpo(ROWS, spec_of(upper, tmp_path / "m"), Preference(), run=QUIET)
+    result = dpo(ROWS, spec_of(upper, tmp_path / "m"), DPOLossConfig(), run=QUIET)
     assert result["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_dropout_does_not_hide_the_start(base: Path, tmp_path: Path) -> None:
     """Policy and reference are compared without dropout; the first loss, with it, is not ln 2."""
-    result = dpo(ROWS, spec_of(base, tmp_path / "m", dropout=0.3, lora_r=2), Preference(), run=QUIET)
+    result = dpo(ROWS, spec_of(base, tmp_path / "m", dropout=0.3, lora_r=2), DPOLossConfig(), run=QUIET)
     assert result["start"]["log_ratio_chosen"] == pytest.approx(0, abs=1e-4)
     assert abs(result["first_loss"] - math.log(2)) > 1e-6
 

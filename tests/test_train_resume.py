@@ -19,7 +19,7 @@ from srlm_cli import models
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.records import Row
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from srlm_cli.train.workdir import locked
@@ -51,7 +51,7 @@ def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
         "epochs": 2,
         "device": "cpu",
         "dtype": "float32",
-        "together": 1,
+        "device_batch_size": 1,
     }
     return TrainSpec(model=str(model), out=out, **{**common, **more})
 
@@ -59,7 +59,7 @@ def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
 def train(kind: str, spec: TrainSpec, run: RunOptions = EVERY_2) -> Row:
     if kind == "sft":
         return sft(completions(18), spec, run=run)
-    return dpo(pairs(18), spec, Preference(), run=run)
+    return dpo(pairs(18), spec, DPOLossConfig(), run=run)
 
 
 def die_in_micro_batch(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
@@ -110,14 +110,14 @@ def wholes(tmp_path_factory):
     [
         ("dpo", "base", {}),
         ("dpo", "base", {"lora_r": 2, "dropout": 0.1}),
-        ("dpo", "adapter", {"together": 2}),
+        ("dpo", "adapter", {"device_batch_size": 2}),
         ("sft", "base", {"dropout": 0.1}),
     ],
     ids=["dpo", "dpo-new-adapter-dropout", "dpo-adapter", "sft-dropout"],
 )
 def test_a_killed_training_goes_on_to_the_same_weights(kind, model, more, at, wholes, request, tmp_path, monkeypatch):
     model = request.getfixturevalue(model)
-    if more.get("together") == 2:
+    if more.get("device_batch_size") == 2:
         at = (at + 1) // 2
     uninterrupted, whole = wholes(kind, model, more)
     spec = spec_of(model, tmp_path / "killed", **more)
@@ -203,9 +203,9 @@ def test_another_setting_is_refused_and_named(unfinished: TrainSpec) -> None:
         with pytest.raises(OptionError, match=f"other settings: {next(iter(change))} .* -> .*--restart"):
             train("dpo", replace(unfinished, **change))
     with pytest.raises(OptionError, match="beta"):
-        dpo(pairs(18), unfinished, Preference(beta=0.2), run=EVERY_2)
+        dpo(pairs(18), unfinished, DPOLossConfig(beta=0.2), run=EVERY_2)
     with pytest.raises(OptionError, match="rows"):
-        dpo(pairs(19), unfinished, Preference(), run=EVERY_2)
+        dpo(pairs(19), unfinished, DPOLossConfig(), run=EVERY_2)
     assert (unfinished.out.with_name("m.part") / "state.json").read_text() == state
     assert "resumed_from" not in train("dpo", replace(unfinished, seed=1), replace(EVERY_2, on_stale="restart"))
 
@@ -216,7 +216,7 @@ def test_restart_begins_anew(unfinished: TrainSpec) -> None:
 
 def test_a_smaller_device_batch_goes_on(unfinished: TrainSpec) -> None:
     """What ran out of memory goes on with less at a time."""
-    assert train("dpo", replace(unfinished, together=2))["resumed_from"] == 4
+    assert train("dpo", replace(unfinished, device_batch_size=2))["resumed_from"] == 4
 
 
 def test_a_checkpoint_that_is_gone_is_none(unfinished: TrainSpec) -> None:
@@ -354,7 +354,7 @@ def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
     def run(out: str) -> Row:
         if kind == "sft":
             return sft(rows, replace(spec, out=tmp_path / out), eval_rows=held, run=EVERY_2)
-        return dpo(rows, replace(spec, out=tmp_path / out), Preference(), eval_rows=held, run=EVERY_2)
+        return dpo(rows, replace(spec, out=tmp_path / out), DPOLossConfig(), eval_rows=held, run=EVERY_2)
 
     whole = run("whole")
     assert [row["step"] for row in whole["evals"]] == [2, 4, 6, 8, 10, 12, 14, 16, 17] and whole["steps"] == 17

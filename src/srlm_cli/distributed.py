@@ -41,7 +41,7 @@ def sharded() -> bool:
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 
-def begin(device: str) -> None:
+def init(device: str) -> None:
     """Meet the other processes; they talk by gloo on a CPU and by NCCL on GPUs, as accelerate has it."""
     if started():
         from accelerate import PartialState
@@ -54,7 +54,7 @@ def own_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def end() -> None:
+def destroy() -> None:
     """Part from the other processes."""
     if started():
         from accelerate import PartialState
@@ -62,7 +62,7 @@ def end() -> None:
         PartialState().destroy_process_group()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Return when all processes have come here."""
     if count() > 1:
         from accelerate import PartialState
@@ -80,13 +80,13 @@ def let_main_speak() -> None:
 def main_first() -> Iterator[None]:
     """Let the main process do something before the others do it; where it fails, they are not let in."""
     if not is_main():
-        wait()
+        barrier()
     yield
     if is_main():
-        wait()
+        barrier()
 
 
-def told_by_main(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Return the main process's value in all of them, where each has one of its own, such as a time."""
     if count() == 1:
         return value
@@ -95,7 +95,7 @@ def told_by_main(value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
-def joined(values: list[Any]) -> list[Any]:
+def all_gather(values: list[Any]) -> list[Any]:
     """Return the lists of all processes as one, in their order; the lists are of one length."""
     if count() == 1:
         return values

@@ -15,7 +15,7 @@ from accelerate import DistributedType
 from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import Preference
+from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, pairs
@@ -55,7 +55,7 @@ def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = 
 
     transformers.Trainer.training_step = mortal
     make, train_on, options = (
-        (completions, sft, {}) if kind == "sft" else (pairs, dpo, {"about": Preference(**about or {})})
+        (completions, sft, {}) if kind == "sft" else (pairs, dpo, {"loss_config": DPOLossConfig(**about or {})})
     )
     spec = TrainSpec(**{**spec, "out": Path(spec["out"])})
     # Prompts of other numbers than those of the training.

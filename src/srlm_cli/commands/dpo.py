@@ -12,7 +12,7 @@ from srlm_cli.options.training import EvalIn, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import read_all
-from srlm_cli.train.losses import Loss, Preference
+from srlm_cli.train.losses import DPOLossConfig, Loss
 
 app = new_app()
 
@@ -73,7 +73,7 @@ def dpo(
 
     launch_processes(options)
     spec = options.spec()
-    preference = Preference(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
+    preference = DPOLossConfig(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader)

@@ -141,7 +141,7 @@ class TrainOptions(ReadOptions):
             learning_rate=self.learning_rate,
             final_learning_rate=min(self.final_learning_rate, self.learning_rate),
             batch=self.train_batch_size,
-            together=min(self.device_batch_size or 0, self.train_batch_size),
+            device_batch_size=min(self.device_batch_size or 0, self.train_batch_size),
             epochs=self.epochs,
             max_steps=self.max_steps,
             max_length=self.max_length,

@@ -68,7 +68,7 @@ def guarded(work: Any, out: Path) -> dict[str, Any]:
     data_stdout()
     try:
         results = work()
-        distributed.end()
+        distributed.destroy()
         return results
     except KeyboardInterrupt:
         raise Interrupted("interrupted", goes_on(out)) from None

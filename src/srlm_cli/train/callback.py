@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli import distributed
 from srlm_cli.errors import ExitCode, SrlmError
 from srlm_cli.streams.console import Progress
-from srlm_cli.train.workdir import Part
+from srlm_cli.train.workdir import Workdir
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -37,7 +37,7 @@ LOGGED = {
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 
 
-def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCallback:
+def follower(workdir: Workdir, name: str, run: RunOptions, chooses: bool) -> TrainerCallback:
     """Return the callback of a trainer that shows, keeps and guards its steps.
 
     One that `chooses` measures each checkpoint on held-out rows, also the last, and keeps the best:
@@ -50,7 +50,8 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.bar = Progress(name, state.max_steps, state.global_step, run.quiet, unit="steps")
-            self.file = open(part.metrics if distributed.is_main() else os.devnull, "a", encoding="utf-8", buffering=1)
+            metrics = workdir.metrics if distributed.is_main() else os.devnull
+            self.file = open(metrics, "a", encoding="utf-8", buffering=1)
             self.started = self.saved = self.stepped = time.monotonic()
             self.tokens_before = self.tokens = state.num_input_tokens_seen
 
@@ -58,15 +59,15 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
             due = (
                 state.global_step % run.save_steps == 0
                 if run.save_steps
-                else distributed.told_by_main(time.monotonic() - self.saved >= SECONDS_BETWEEN_CHECKPOINTS)
+                else distributed.broadcast(time.monotonic() - self.saved >= SECONDS_BETWEEN_CHECKPOINTS)
             )
             last = state.global_step >= state.max_steps  # its model is written anyway, unless another may be better
             control.should_save = chooses if last else due
             control.should_evaluate = chooses and control.should_save
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **rest: Any) -> None:
-            if part.best_value is None or metrics["eval_loss"] < part.best_value:
-                part.note_best(state.global_step, metrics["eval_loss"])
+            if workdir.best_value is None or metrics["eval_loss"] < workdir.best_value:
+                workdir.note_best(state.global_step, metrics["eval_loss"])
 
         def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
             self.saved = time.monotonic()
@@ -87,7 +88,7 @@ def follower(part: Part, name: str, run: RunOptions, chooses: bool) -> TrainerCa
                     raise SystemExit(ExitCode.FAILURE)
                 raise SrlmError(
                     f"step {state.global_step}: {bad[0]} is not a finite number",
-                    f"lower --learning-rate; {part.way_on()}",
+                    f"lower --learning-rate; {workdir.way_on()}",
                 )
             speed = (self.tokens - self.tokens_before) / (now - self.started)
             notes = [f"{label} {float(logs[key]):.3f}" for key, label in SHOWN.items() if key in logs]

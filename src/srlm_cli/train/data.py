@@ -161,7 +161,7 @@ def dpo_rows(
     return made, report
 
 
-def dataset(rows: list[Row]) -> Any:
+def as_dataset(rows: list[Row]) -> Any:
     """Return rows as a `datasets.Dataset`."""
     from datasets import Dataset
 

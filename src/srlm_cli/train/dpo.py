@@ -11,15 +11,15 @@ from srlm_cli.records import Row
 from srlm_cli.train import dry_run, reference, session, setup
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import DataReport, dpo_rows
-from srlm_cli.train.losses import SMOOTHED, Preference
+from srlm_cli.train.losses import SMOOTHED, DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.workdir import Part
+from srlm_cli.train.workdir import Workdir
 
 
 def dpo(
     rows: list[Row],
     spec: TrainSpec,
-    about: Preference,
+    loss_config: DPOLossConfig,
     *,
     ref: str = reference.PREVIOUS,
     eval_rows: list[Row] | None = None,
@@ -31,16 +31,16 @@ def dpo(
     The reference's log-probabilities are computed before the first step, so that one model is in
     memory while it trains. What `ref` says of policy and reference is checked before the first step.
     """
-    return session.train(Dpo(about, ref), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
+    return session.train(Dpo(loss_config, ref), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
 
 
 @dataclass
 class Dpo(session.Method):
     """The method: pairs of a chosen and a rejected reply, and a reference policy, which `prepare` finds."""
 
-    about: Preference
+    loss_config: DPOLossConfig
     ref: str = reference.PREVIOUS
-    origin: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
 
     name = "dpo"
     unit = "pairs"
@@ -48,23 +48,24 @@ class Dpo(session.Method):
     padding_side = "right"
 
     def render(self, rows: list[Row], tokenizer: Any, spec: TrainSpec, run: RunOptions) -> tuple[list[Row], DataReport]:
-        unsmoothed = self.about.loss not in SMOOTHED or self.about.ld_alpha is not None
+        unsmoothed = self.loss_config.loss not in SMOOTHED or self.loss_config.ld_alpha is not None
         if unsmoothed and any("label_smoothing" in row for row in rows):
             raise DataError(
                 "these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha"
             )
-        smoothing, keep = self.about.label_smoothing, run.keep_duplicates
+        smoothing, keep = self.loss_config.label_smoothing, run.keep_duplicates
         return dpo_rows(rows, tokenizer, spec.max_length, smoothing=smoothing, keep_duplicates=keep)
 
-    def render_held(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
-        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=self.about.label_smoothing)[0]
+    def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
+        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=self.loss_config.label_smoothing)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
-        named = reference.resolve(self.ref, spec.model)
-        if named != spec.model:
-            reference.check_tokens(named, tokenizer)
-        self.origin = {"policy": self.ref, "model": named, "fingerprint": models.fingerprint(named)}
-        return {"reference": self.origin, "loss": asdict(self.about)}
+        reference_model = reference.resolve(self.ref, spec.model)
+        if reference_model != spec.model:
+            reference.check_tokens(reference_model, tokenizer)
+        fingerprint = models.fingerprint(reference_model)
+        self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint}
+        return {"reference": self.reference, "loss": asdict(self.loss_config)}
 
     def length(self, row: Row) -> int:
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
@@ -73,24 +74,30 @@ class Dpo(session.Method):
         return dry_run.of_pair(row)
 
     def make_trainer(
-        self, made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part
+        self,
+        dataset: list[Row],
+        eval_dataset: list[Row],
+        spec: TrainSpec,
+        run: RunOptions,
+        tokenizer: Any,
+        workdir: Workdir,
     ) -> Any:
         from trl import DPOConfig
 
         from srlm_cli.train.pair_trainer import PairTrainer
 
-        named = self.origin["model"]
+        reference_model = self.reference["model"]
         model = setup.load_policy(spec)
         other = None
-        if named != spec.model and distributed.sharded():
+        if reference_model != spec.model and distributed.sharded():
             raise OptionError(
                 "--ref: sharded weights are their own reference only", "--ref previous, or another profile"
             )
-        if named != spec.model and self.about.has_reference:
-            other = models.load_model(named, "float32", setup.loading_device(spec))
+        if reference_model != spec.model and self.loss_config.has_reference:
+            other = models.load_model(reference_model, "float32", setup.loading_device(spec))
         config = DPOConfig(
-            **setup.trainer_settings(spec, run, part.folder),
-            **self.about.trl(),
+            **setup.trainer_settings(spec, run, workdir.folder),
+            **self.loss_config.trl(),
             disable_dropout=not spec.dropout,
             precompute_ref_log_probs=True,
         )
@@ -98,23 +105,23 @@ class Dpo(session.Method):
             model=model,
             ref_model=other,
             args=setup.on_one_gpu(config),
-            rows=made,
-            held=held,
+            rows=dataset,
+            eval_rows=eval_dataset,
             length=self.length,
             spec=spec,
             processing_class=tokenizer,
-            about=self.about,
-            itself=named == spec.model,
+            loss_config=self.loss_config,
+            reference_is_policy=reference_model == spec.model,
             quiet=run.quiet,
-            part=part,
+            workdir=workdir,
         )
 
     def results(self, trainer: Any) -> dict[str, Any]:
         start = {"start": trainer.start} if trainer.start else {}
-        return {"reference": self.origin, **start, **rewards(trainer.state.log_history)}
+        return {"reference": self.reference, **start, **rewards(trainer.state.log_history)}
 
     def settings(self) -> dict[str, Any]:
-        return asdict(self.about)
+        return asdict(self.loss_config)
 
 
 def rewards(history: list[dict[str, float]]) -> dict[str, float]:

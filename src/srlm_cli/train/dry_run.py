@@ -11,7 +11,7 @@ from srlm_cli.records import Row
 from srlm_cli.streams.console import clock, say
 from srlm_cli.train.data import IGNORED, DataReport
 from srlm_cli.train.options import TrainSpec
-from srlm_cli.train.setup import together
+from srlm_cli.train.setup import device_batch_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -37,8 +37,8 @@ def show(
     """
     from srlm_cli.train.packing import TOKENS
 
-    at_a_time = together(spec)
-    shown = f"up to {TOKENS} tokens" if trainer.splits and not spec.together else str(at_a_time)
+    at_a_time = device_batch_size(spec)
+    shown = f"up to {TOKENS} tokens" if trainer.splits and not spec.device_batch_size else str(at_a_time)
     an_epoch = math.ceil(report.rows / spec.batch)
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(an_epoch * spec.epochs)
     epochs = steps / an_epoch

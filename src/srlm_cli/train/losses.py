@@ -29,7 +29,7 @@ STARTS_AT_LN2 = ("sigmoid", "length-normalised", "dpo-positive")
 
 
 @dataclass(frozen=True)
-class Preference:
+class DPOLossConfig:
     """What is learned from a pair: the loss and its constants; a field that a loss does not have is left alone."""
 
     beta: float = 0.1
@@ -73,7 +73,7 @@ class Preference:
 
 
 def own_loss(
-    about: Preference,
+    loss_config: DPOLossConfig,
     policy: tuple[Tensor, Tensor],
     reference: tuple[Tensor, Tensor],
     lengths: tuple[Tensor, Tensor],
@@ -87,24 +87,24 @@ def own_loss(
     """
     from torch.nn.functional import logsigmoid
 
-    h = logits(about, policy, reference, lengths)
+    h = logits(loss_config, policy, reference, lengths)
     return -(1 - smoothing) * logsigmoid(h) - smoothing * logsigmoid(-h)
 
 
 def logits(
-    about: Preference,
+    loss_config: DPOLossConfig,
     policy: tuple[Tensor, Tensor],
     reference: tuple[Tensor, Tensor],
     lengths: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Return the logit of "chosen is better" by pair, as each loss has it."""
     chosen, rejected = (mine - theirs for mine, theirs in zip(policy, reference, strict=True))
-    if about.loss == "length-normalised":
-        return about.beta * (chosen / lengths[0] - rejected / lengths[1])
-    if about.loss == "r-dpo":
-        return about.beta * (chosen - rejected) + about.length_alpha * (lengths[0] - lengths[1])
-    if about.loss == "simpo":
-        return about.beta * (policy[0] / lengths[0] - policy[1] / lengths[1]) - about.gamma
-    if about.loss == "dpo-positive":
-        return about.beta * (chosen - rejected - about.positive_lambda * (-chosen).clamp(min=0))
-    return about.beta * (chosen - rejected)
+    if loss_config.loss == "length-normalised":
+        return loss_config.beta * (chosen / lengths[0] - rejected / lengths[1])
+    if loss_config.loss == "r-dpo":
+        return loss_config.beta * (chosen - rejected) + loss_config.length_alpha * (lengths[0] - lengths[1])
+    if loss_config.loss == "simpo":
+        return loss_config.beta * (policy[0] / lengths[0] - policy[1] / lengths[1]) - loss_config.gamma
+    if loss_config.loss == "dpo-positive":
+        return loss_config.beta * (chosen - rejected - loss_config.positive_lambda * (-chosen).clamp(min=0))
+    return loss_config.beta * (chosen - rejected)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Settings that decide how a training runs, but not what it makes: an unfinished one goes on under others.
-OPERATIONAL = {"out", "together", "device", "checkpointing"}
+OPERATIONAL = {"out", "device_batch_size", "device", "checkpointing"}
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How to train: `batch` sequences (or pairs) a step, `together` of them at a time on the device.
+    """How to train: `batch` sequences (or pairs) a step, `device_batch_size` of them at a time on the device.
 
-    `together` 0 is as many on a CPU as a pass is quickest with (`packing`), and 4 elsewhere. The
+    `device_batch_size` 0 is as many on a CPU as a pass is quickest with (`packing`), and 4 elsewhere. The
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
     the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
@@ -25,7 +25,7 @@ class TrainSpec:
     learning_rate: float
     final_learning_rate: float
     batch: int = 16
-    together: int = 0
+    device_batch_size: int = 0
     epochs: float = 1.0
     max_steps: int = -1
     max_length: int = 2048

@@ -24,7 +24,7 @@ from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import IGNORED
-from srlm_cli.train.losses import STARTS_AT_LN2, Preference, own_loss
+from srlm_cli.train.losses import STARTS_AT_LN2, DPOLossConfig, own_loss
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
 from srlm_cli.train.step_trainer import StepTrainer
@@ -64,12 +64,18 @@ class PairTrainer(StepTrainer, DPOTrainer):
     checked: tuple[Any, Any] | None = None  # the reference's scores of the first pairs, in float32
 
     def __init__(
-        self, *args: Any, about: Preference, quiet: bool, processing_class: Any, itself: bool, **more: Any
+        self,
+        *args: Any,
+        loss_config: DPOLossConfig,
+        reference_is_policy: bool,
+        quiet: bool,
+        processing_class: Any,
+        **more: Any,
     ) -> None:
-        self.about, self.quiet, self.itself = about, quiet, itself
+        self.loss_config, self.quiet, self.reference_is_policy = loss_config, quiet, reference_is_policy
         collator = PairCollator(pad_token_id=processing_class.pad_token_id)
         more["rows"] = [{**row, "real": 1.0, "at": at} for at, row in enumerate(more["rows"])]
-        more["held"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["held"])]
+        more["eval_rows"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["eval_rows"])]
         super().__init__(*args, processing_class=processing_class, data_collator=collator, **more)
         self.ref_model = None
         if "ref" in getattr(self.model, "peft_config", {}):  # TRL's frozen copy, of which only the scores are needed
@@ -79,7 +85,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             self.start = self.check_start(self.model)
 
     def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
-        if distributed.sharded() and self.about.has_reference and not self.data_collator.scores:
+        if distributed.sharded() and self.loss_config.has_reference and not self.data_collator.scores:
             self.ref_model = model  # so that its adapter, if it has one, is part of the reference
             self._score("train", self.train_dataset, self.args.per_device_train_batch_size)
             if self.eval_dataset:
@@ -129,12 +135,12 @@ class PairTrainer(StepTrainer, DPOTrainer):
             score_without_padding(self.packing)
             if self.ref_model is not None:
                 score_without_padding(Packing(self.ref_model))
-        if self.about.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
+        if self.loss_config.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
             self._score(name, dataset, batch_size)
         return dataset
 
     def _kept_scores(self, name: str) -> Path:
-        return self.part.folder / f"reference-{name}.json"
+        return self.workdir.folder / f"reference-{name}.json"
 
     def _score(self, name: str, dataset: Any, batch_size: int) -> None:
         """Give the collator the reference's log-probabilities, those that an unfinished run left or new ones."""
@@ -144,7 +150,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             scores = json.loads(kept.read_text(encoding="utf-8"))
         else:
             scores = self._reference_scores(self.ref_model or self.model, rows, batch_size)
-            with self.part.writing("the reference's log-probabilities"):
+            with self.workdir.writing("the reference's log-probabilities"):
                 if distributed.is_main():
                     replace_text(kept, json.dumps(scores))
         self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
@@ -167,7 +173,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
                 bar.advance(len(examples))
         finally:
             bar.close()
-        return distributed.joined(found)[: len(rows)]
+        return distributed.all_gather(found)[: len(rows)]
 
     def _first_pairs(self) -> dict[str, Any]:
         """Return the batch on which policy and reference are checked before the first step."""
@@ -180,12 +186,12 @@ class PairTrainer(StepTrainer, DPOTrainer):
         Raises SrlmError unless they are those of the reference's own logits, and those stored, as near as the dtype
         of the training allows.
         """
-        batch, about = self._first_pairs(), self.about
+        batch, loss_config = self._first_pairs(), self.loss_config
         scored = {name: value for name, value in batch.items() if name not in OF_A_PAIR}
         model.eval()
         with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
             found = self.compute_ref_log_probs(model, scored)
-            if about.ld_alpha is not None:
+            if loss_config.ld_alpha is not None:
                 return found
             for side, of_side in enumerate(found):
                 row = side * len(of_side)
@@ -220,8 +226,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
     def check_start(self, model: Any) -> dict[str, float]:
         """Return loss and log-ratios of the first pairs before any step, of the model as it is wrapped.
 
-        Raises SrlmError unless a policy that has `itself` as the reference equals it: log-ratios 0, and loss ln 2
-        where the loss has no constant of its own.
+        Raises SrlmError unless a policy that is its own reference equals it: log-ratios 0, and loss ln 2 where the
+        loss has no constant of its own.
         """
         batch = self._first_pairs()
         if self.checked is not None:
@@ -234,12 +240,12 @@ class PairTrainer(StepTrainer, DPOTrainer):
         found = {name: sum(values) / len(values) for name, values in self._metrics["eval"].items()}
         self._metrics["eval"].clear()
         ratios = (found["logps/chosen"] - ours, found["logps/rejected"] - theirs)
-        about = self.about
-        if self.itself and about.has_reference:
+        loss_config = self.loss_config
+        if self.reference_is_policy and loss_config.has_reference:
             scale = TOLERANCE * max(1.0, abs(ours), abs(theirs))
             apart = not max(map(abs, ratios)) <= scale
-            if about.loss in STARTS_AT_LN2 and not about.nll_alpha:
-                apart = apart or abs(loss - LN2) > max(1.0, about.beta) * scale
+            if loss_config.loss in STARTS_AT_LN2 and not loss_config.nll_alpha:
+                apart = apart or abs(loss - LN2) > max(1.0, loss_config.beta) * scale
             if apart:
                 raise SrlmError(
                     "policy and reference differ before the first step: "
@@ -286,12 +292,12 @@ class PairTrainer(StepTrainer, DPOTrainer):
         lengths = pair["completion_mask"].sum(1).float().chunk(2)
         for side, tokens in zip(("chosen", "rejected"), lengths, strict=True):
             self._metrics[mode][f"lengths/{side}"].append(self.accelerator.gather(tokens * real).mean().item())
-        if not self.about.is_own(smoothing):
+        if not self.loss_config.is_own(smoothing):
             return loss
         policy = scores.log_probs.sum(1).chunk(2)
         theirs = (pair["ref_chosen_logps"], pair["ref_rejected_logps"])
-        own = own_loss(self.about, policy, theirs, lengths, smoothing)
-        return (own - self.about.nll_alpha * policy[0] / lengths[0]).mean()
+        own = own_loss(self.loss_config, policy, theirs, lengths, smoothing)
+        return (own - self.loss_config.nll_alpha * policy[0] / lengths[0]).mean()
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from srlm_cli.train import dry_run
 from srlm_cli.train.callback import follower
 from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
-from srlm_cli.train.setup import load_tokenizer, together, training_dtype, usable, within_context
-from srlm_cli.train.workdir import METRICS, PROVENANCE, Part, place
+from srlm_cli.train.setup import device_batch_size, load_tokenizer, training_dtype, usable, within_context
+from srlm_cli.train.workdir import METRICS, PROVENANCE, Workdir, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -41,7 +41,7 @@ class Method(Protocol):
         """Return the rows as the trainer takes them, and what was cut or left out."""
         ...
 
-    def render_held(self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Row]:
+    def render_eval(self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Row]:
         """Return held-out rows as the trainer takes them."""
         ...
 
@@ -58,7 +58,13 @@ class Method(Protocol):
         ...
 
     def make_trainer(
-        self, made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part
+        self,
+        dataset: list[Row],
+        eval_dataset: list[Row],
+        spec: TrainSpec,
+        run: RunOptions,
+        tokenizer: Any,
+        workdir: Workdir,
     ) -> Any:
         """Return the trainer of rendered rows."""
         ...
@@ -90,25 +96,26 @@ def train(
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
     tokenizer = load_tokenizer(spec)
     spec = within_context(spec, method.name, run.quiet)
-    made, report = method.render(rows, tokenizer, spec, run)
-    if not made:
+    dataset, report = method.render(rows, tokenizer, spec, run)
+    if not dataset:
         raise DataError(f"none of {len(rows)} {method.unit} fits into --max-length {spec.max_length}")
     if not run.quiet:
         say(f"srlm {method.name}: {report.line(method.unit)}")
-    held = usable(method.render_held(eval_rows or [], tokenizer, spec), eval_rows, spec)
+    eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)
     more = method.prepare(spec, tokenizer)
     tokenizer.padding_side = method.padding_side
-    distributed.begin(models.pick_device(spec.device))
-    with place(spec.out, run.dry_run) as part:
-        identity = fingerprint(method.name, spec, made + held, held_out=len(held), **more)
-        spec = take(part, method.name, identity, spec, run)
+    distributed.init(models.pick_device(spec.device))
+    with place(spec.out, run.dry_run) as workdir:
+        identity = fingerprint(method.name, spec, dataset + eval_dataset, held_out=len(eval_dataset), **more)
+        spec = take(workdir, method.name, identity, spec, run)
         if run.dry_run:
-            few = dry_run.sample(made, method.length, together(spec))
-            trainer = method.make_trainer(few, [], spec, run, tokenizer, part)
-            return dry_run.show(trainer, method.name, method.examples(made[0]), report, spec)
-        trainer = method.make_trainer(made, held, spec, run, tokenizer, part)
-        results = {"data": report.as_dict(), **run_training(trainer, part, method.name, run), **method.results(trainer)}
-        save(trainer, tokenizer, part, spec, {**(provenance or {}), **method.settings(), **results})
+            few = dry_run.sample(dataset, method.length, device_batch_size(spec))
+            trainer = method.make_trainer(few, [], spec, run, tokenizer, workdir)
+            return dry_run.show(trainer, method.name, method.examples(dataset[0]), report, spec)
+        trainer = method.make_trainer(dataset, eval_dataset, spec, run, tokenizer, workdir)
+        results = {"data": report.as_dict(), **run_training(trainer, workdir, method.name, run)}
+        results |= method.results(trainer)
+        save(trainer, tokenizer, workdir, spec, {**(provenance or {}), **method.settings(), **results})
     return results
 
 
@@ -127,45 +134,45 @@ def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> 
     return {**about, "model_fingerprint": models.fingerprint(spec.model), **settings, **more}
 
 
-def take(part: Part, name: str, identity: dict[str, Any], spec: TrainSpec, run: RunOptions) -> TrainSpec:
+def take(workdir: Workdir, name: str, identity: dict[str, Any], spec: TrainSpec, run: RunOptions) -> TrainSpec:
     """Take the folder for a training of this identity; return the spec with its dtype settled.
 
     `auto` is the dtype that an unfinished run of this identity began with, perhaps on another processor, else the
     device's.
     """
     dtype = training_dtype(spec)
-    begun = None if run.restart or spec.dtype != "auto" else part.begun_with(identity).get("dtype")
+    begun = None if run.restart or spec.dtype != "auto" else workdir.begun_with(identity).get("dtype")
     if begun and begun != dtype and not run.quiet:
         say(f"srlm {name}: training in {begun}, as the unfinished run began; --dtype auto is {dtype} on this machine")
     spec = replace(spec, dtype=begun or dtype)
     # accelerate trains in what stands here, also by a profile of another dtype.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if spec.dtype == "bfloat16" else "no"
-    part.take({**identity, "dtype": spec.dtype}, run.restart, run.on_stale, run.keep_checkpoints)
+    workdir.take({**identity, "dtype": spec.dtype}, run.restart, run.on_stale, run.keep_checkpoints)
     return spec
 
 
-def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> dict[str, Any]:
+def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions) -> dict[str, Any]:
     """Train to the end, from the last checkpoint where there is one; return the figures of the whole training."""
     from transformers import PrinterCallback
 
-    steps = part.logged()
+    steps = workdir.logged()
     chooses = trainer.eval_dataset is not None
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(follow := follower(part, name, run, chooses))
-    if part.checkpoint and not run.quiet:
-        say(f"srlm {name}: going on from step {part.checkpoint}, saved in {part.folder}")
+    trainer.add_callback(follow := follower(workdir, name, run, chooses))
+    if workdir.checkpoint and not run.quiet:
+        say(f"srlm {name}: going on from step {workdir.checkpoint}, saved in {workdir.folder}")
     started = time.monotonic()
-    before = state_of(part)
+    before = state_of(workdir)
     if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
         trainer.state = before
     else:
         try:
-            trainer.train(resume_from_checkpoint=str(part.step(part.checkpoint)) if before else None)
+            trainer.train(resume_from_checkpoint=str(workdir.step(workdir.checkpoint)) if before else None)
         finally:
             follow.close()
     state = trainer.state
     if chooses:
-        load_checkpoint(trainer, str(part.step(part.best)))
+        load_checkpoint(trainer, str(workdir.step(workdir.best)))
     seconds = time.monotonic() - started
     tokens = state.num_input_tokens_seen - (before.num_input_tokens_seen if before else 0)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
@@ -173,7 +180,7 @@ def run_training(trainer: Trainer, part: Part, name: str, run: RunOptions) -> di
         "dtype": "bfloat16" if trainer.args.bf16 else "float32",
         "steps": state.global_step,
         **({"resumed_from": steps[-1]["step"]} if steps else {}),
-        **({"chosen_step": part.best, "evals": evals(state.log_history)} if chooses else {}),
+        **({"chosen_step": workdir.best, "evals": evals(state.log_history)} if chooses else {}),
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "train_loss": sum(losses) / len(losses) if losses else None,
@@ -191,13 +198,13 @@ def load_checkpoint(trainer: Trainer, folder: str) -> None:
         trainer._load_from_checkpoint(folder)
 
 
-def state_of(part: Part) -> Any:
+def state_of(workdir: Workdir) -> Any:
     """Return transformers' state of the last checkpoint, or None before the first."""
     from transformers import TrainerState
 
-    return (
-        TrainerState.load_from_json(str(part.step(part.checkpoint) / "trainer_state.json")) if part.checkpoint else None
-    )
+    if not workdir.checkpoint:
+        return None
+    return TrainerState.load_from_json(str(workdir.step(workdir.checkpoint) / "trainer_state.json"))
 
 
 def evals(history: list[dict[str, float]]) -> list[dict[str, float]]:
@@ -213,7 +220,7 @@ def evals(history: list[dict[str, float]]) -> list[dict[str, float]]:
 def save(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
-    part: Part,
+    workdir: Workdir,
     spec: TrainSpec,
     provenance: dict[str, Any],
 ) -> None:
@@ -224,21 +231,21 @@ def save(
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
     tokenizer.padding_side = "left"
-    with part.writing("the model"):
-        shutil.rmtree(part.model, ignore_errors=True)
+    with workdir.writing("the model"):
+        shutil.rmtree(workdir.model, ignore_errors=True)
         if not hasattr(model, "peft_config"):
-            model.save_pretrained(part.model, state_dict=whole)
+            model.save_pretrained(workdir.model, state_dict=whole)
         elif spec.merge:
-            model.merge_and_unload().save_pretrained(part.model)
+            model.merge_and_unload().save_pretrained(workdir.model)
         else:
             model.save_pretrained(
-                part.model, selected_adapters=["default"], save_embedding_layers=False, state_dict=whole
+                workdir.model, selected_adapters=["default"], save_embedding_layers=False, state_dict=whole
             )
-        tokenizer.save_pretrained(part.model)
-        shutil.copyfile(part.metrics, part.model / METRICS)
+        tokenizer.save_pretrained(workdir.model)
+        shutil.copyfile(workdir.metrics, workdir.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}
-        with open(part.model / PROVENANCE, "w", encoding="utf-8") as file:
+        with open(workdir.model / PROVENANCE, "w", encoding="utf-8") as file:
             json.dump({**provenance, "settings": settings}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
-        part.publish()
+        workdir.publish()

@@ -39,11 +39,11 @@ def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
     return replace(spec, max_length=context)
 
 
-def usable(held: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
+def usable(rendered: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
     """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
-    if given is not None and not held:
+    if given is not None and not rendered:
         raise DataError(f"--eval-in has no row that fits into --max-length {spec.max_length}, of {len(given)}")
-    return held
+    return rendered
 
 
 def load_policy(spec: TrainSpec) -> PreTrainedModel:
@@ -113,11 +113,11 @@ def keep_freed_memory() -> None:
         pass
 
 
-def together(spec: TrainSpec) -> int:
+def device_batch_size(spec: TrainSpec) -> int:
     """Return how many sequences (or pairs) are on a device at a time."""
     share = max(1, spec.batch // distributed.count())
-    if spec.together or models.pick_device(spec.device) != "cpu":
-        return spec.together or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
+    if spec.device_batch_size or models.pick_device(spec.device) != "cpu":
+        return spec.device_batch_size or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
     if distributed.count() > 1:
         return 1
     return spec.batch  # which `StepTrainer.training_step` takes apart again
@@ -132,7 +132,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
     if spec.load_in_4bit and distributed.sharded():
         raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
-    device, at_a_time, count = models.pick_device(spec.device), together(spec), distributed.count()
+    device, at_a_time, count = models.pick_device(spec.device), device_batch_size(spec), distributed.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
         raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")

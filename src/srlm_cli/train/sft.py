@@ -9,7 +9,7 @@ from srlm_cli.records import Row
 from srlm_cli.train import dry_run, session, setup
 from srlm_cli.train.data import DataReport, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.workdir import Part
+from srlm_cli.train.workdir import Workdir
 
 
 def sft(
@@ -45,7 +45,7 @@ class Sft(session.Method):
             rows, tokenizer, spec.max_length, drop_long=self.drop_long, keep_duplicates=keep, seed=spec.seed
         )
 
-    def render_held(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
+    def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
         return sft_rows(rows, tokenizer, spec.max_length, drop_long=True)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
@@ -58,7 +58,13 @@ class Sft(session.Method):
         return dry_run.of_sft(row)
 
     def make_trainer(
-        self, made: list[Row], held: list[Row], spec: TrainSpec, run: RunOptions, tokenizer: Any, part: Part
+        self,
+        dataset: list[Row],
+        eval_dataset: list[Row],
+        spec: TrainSpec,
+        run: RunOptions,
+        tokenizer: Any,
+        workdir: Workdir,
     ) -> Any:
         from transformers import DataCollatorForSeq2Seq
         from trl import SFTConfig
@@ -67,14 +73,14 @@ class Sft(session.Method):
 
         return TargetLossTrainer(
             model=setup.load_policy(spec),
-            args=setup.on_one_gpu(SFTConfig(**setup.trainer_settings(spec, run, part.folder))),
-            rows=made,
-            held=held,
+            args=setup.on_one_gpu(SFTConfig(**setup.trainer_settings(spec, run, workdir.folder))),
+            rows=dataset,
+            eval_rows=eval_dataset,
             length=self.length,
             spec=spec,
             processing_class=tokenizer,
             data_collator=DataCollatorForSeq2Seq(tokenizer),
-            part=part,
+            workdir=workdir,
         )
 
     def results(self, trainer: Any) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from transformers import Trainer
 from srlm_cli import distributed
 from srlm_cli.records import Row
 from srlm_cli.seeds import derive
-from srlm_cli.train.data import dataset
+from srlm_cli.train.data import as_dataset
 from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.packing import Packing, groups
-from srlm_cli.train.workdir import Part
+from srlm_cli.train.workdir import Workdir
 
 
 class StepSampler:
@@ -62,17 +62,26 @@ class StepTrainer:
     loss_is_scaled_for_ga = True
 
     def __init__(
-        self, *args: Any, rows: list[Row], held: list[Row], length: Callable[[Row], int], spec: Any, part: Part,
+        self,
+        *args: Any,
+        rows: list[Row],
+        eval_rows: list[Row],
+        length: Callable[[Row], int],
+        spec: Any,
+        workdir: Workdir,
         **more: Any,
-    ) -> None:  # fmt: skip
-        self.part = part
+    ) -> None:
+        self.workdir = workdir
         whole = more["args"].per_device_train_batch_size * distributed.count()
         self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
-        self.held_items = sum(map(self.row_items, held))
+        self.eval_items = sum(map(self.row_items, eval_rows))
         filler = self.filler(rows[0])
-        padded = held + [filler] * (-len(held) % whole)
+        padded = eval_rows + [filler] * (-len(eval_rows) % whole)
         super().__init__(
-            *args, train_dataset=dataset([*rows, filler]), eval_dataset=dataset(padded) if held else None, **more
+            *args,
+            train_dataset=as_dataset([*rows, filler]),
+            eval_dataset=as_dataset(padded) if eval_rows else None,
+            **more,
         )
         self.splits = distributed.count() == 1 and self.args.device.type == "cpu"
         _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
@@ -124,12 +133,12 @@ class StepTrainer:
         if items is not None:
             return total / items * self.accelerator.num_processes
         if not self.model.training:
-            return total / self.held_items * len(self.eval_dataset) / self.batch_rows(batch)
+            return total / self.eval_items * len(self.eval_dataset) / self.batch_rows(batch)
         return total / max(1, self.items(batch))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
-        with self.part.writing(f"the checkpoint of step {step}"):
+        with self.workdir.writing(f"the checkpoint of step {step}"):
             Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
-            distributed.wait()
-            self.part.keep(step)
+            distributed.barrier()
+            self.workdir.keep(step)

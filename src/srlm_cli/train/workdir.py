@@ -36,7 +36,7 @@ STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what
 MEGABYTE = 2**20
 
 
-class Part:
+class Workdir:
     """The folder OUT.part, locked; `checkpoint` is the last step whose state is whole, 0 before the first."""
 
     def __init__(self, out: Path) -> None:
@@ -182,34 +182,34 @@ class Part:
 
 
 @contextmanager
-def locked(out: Path) -> Iterator[Part]:
+def locked(out: Path) -> Iterator[Workdir]:
     """Give OUT.part to this training alone, by its main process; raise OptionError while another one trains there."""
-    part = Part(out)
+    workdir = Workdir(out)
     if not distributed.is_main():
-        yield part
+        yield workdir
         return
-    part.folder.mkdir(parents=True, exist_ok=True)
-    with open(part.folder / "lock", "w") as lock:
+    workdir.folder.mkdir(parents=True, exist_ok=True)
+    with open(workdir.folder / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OptionError(
                 f"another srlm trains {out} at this moment", "wait for it, or --out another folder"
             ) from None
-        yield part
+        yield workdir
 
 
 @contextmanager
-def place(out: Path, dry_run: bool) -> Iterator[Part]:
+def place(out: Path, dry_run: bool) -> Iterator[Workdir]:
     """Give OUT.part, or for a dry run a folder that is gone afterwards."""
     if not dry_run:
-        with locked(out) as part:
-            yield part
+        with locked(out) as workdir:
+            yield workdir
         return
     with TemporaryDirectory(prefix="srlm-") as scratch:
-        part = Part(Path(scratch) / "model")
-        part.folder.mkdir()
-        yield part
+        workdir = Workdir(Path(scratch) / "model")
+        workdir.folder.mkdir()
+        yield workdir
 
 
 def sync(folder: Path) -> None:
