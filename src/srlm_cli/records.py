@@ -19,6 +19,10 @@ Prompt = str | list[Message]
 
 FULL_SCORE = 5  # of the additive judge prompt
 
+# How a text that a model wrote ends, as servers and other tools call it: it ended, or was cut at its limit.
+ENDS = dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn"), "stop")
+ENDS |= dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "length")
+
 SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
@@ -129,6 +133,16 @@ def response_record(row: Row) -> Row:
     group = str(row.get("prompt_id") or prompt_id(prompt))
     own = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
     return _with(row, id=own, prompt_id=group, prompt=prompt)
+
+
+def is_reply(row: Row) -> bool:
+    """Tell whether a model wrote the response of a row, as far as it tells: there is a text, and it was ended or cut.
+
+    A `finish_reason` that is no end (`content_filter`, `prompt-too-long`, `error`) says that none came, whatever the
+    text. Such a response has no score and is in no pair.
+    """
+    text, reason = row["response"], row.get("finish_reason")
+    return bool(text) and not text.isspace() and (reason is None or str(reason).lower() in ENDS)
 
 
 def judged_record(row: Row) -> Row:

@@ -64,7 +64,8 @@ class Stub:
 
     `behave` returns a Fault, or None for the answer that prompt and seed decide. `steps` are the most
     probable tokens at each place, as {token: probability}, told where log-probabilities are asked for;
-    the first of each is the written one. `takes_n` False gives one choice whatever `n` says.
+    the first of each is the written one. `takes_n` False gives one choice whatever `n` says, and with
+    `same_seed` all choices of a request are drawn by its one seed. `owner` is what its models are `owned_by`.
     """
 
     def __init__(
@@ -77,10 +78,12 @@ class Stub:
         models: tuple[str, ...] = (MODEL,),
         write: Callable[[str, int], str] | None = None,
         reason: str | None = "stop",
+        owner: str | None = None,
         port: int = 0,
     ) -> None:
         self.behave, self.delay, self.steps, self.takes_n = behave, delay, steps, takes_n
-        self.models, self.write, self.reason = models, write or words, reason
+        self.models, self.write, self.reason, self.owner = models, write or words, reason, owner
+        self.same_seed = False
         self.asked: list[Asked] = []
         self.now = self.most = 0
         self.lock = threading.Lock()
@@ -105,6 +108,11 @@ class Stub:
         self.http.server_close()
         for connection in list(self.open):
             reset(connection)
+
+    def cards(self) -> list[Json]:
+        """Return what the list of models says of each."""
+        owned = {"owned_by": self.owner} if self.owner else {}
+        return [{"id": name, **owned} for name in self.models]
 
     def posts(self, path: str = "") -> list[Asked]:
         """Return the requests for completions, of one route if that is given."""
@@ -139,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: N802
         if self.path == "/v1/models":
-            self.send(200, {"object": "list", "data": [{"id": name} for name in self.stub.models]})
+            self.send(200, {"object": "list", "data": self.stub.cards()})
         else:
             self.send(404, {"detail": "Not Found"})
 
@@ -212,7 +220,8 @@ def words(text: str, seed: int) -> str:
 def answer_to(asked: Asked, stub: Stub) -> Json:
     """Return the answer to a request, in the shape of its route."""
     count = asked.body.get("n", 1) if stub.takes_n else 1
-    texts = [stub.write(asked.text, asked.body.get("seed", 0) + k) for k in range(count)]
+    step = 0 if stub.same_seed else 1
+    texts = [stub.write(asked.text, asked.body.get("seed", 0) + step * k) for k in range(count)]
     told = stub.steps(asked) if asked.body.get("logprobs") else None
     chat = asked.path.startswith("/chat")
     made = [
@@ -249,5 +258,6 @@ def text_logprobs(steps: list[dict[str, float]]) -> Json:
 
 
 def number_of(asked: Asked) -> int:
-    """Return the number in the text of a request."""
-    return int(re.search(r"\d+", asked.text)[0])
+    """Return the number in the text of a request, -1 where it has none."""
+    found = re.search(r"\d+", asked.text)
+    return int(found[0]) if found else -1

@@ -28,6 +28,7 @@ class EngineSpec:
     concurrency: int = 64
     retries: int = 8
     timeout: float = 600.0
+    check_sampling: bool = True
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ class Completion:
     """The answer to one request: a text and a finish reason for each of its seeds.
 
     `finish_reasons` are `stop` (the model ended, or a stop text came), `length` (cut at
-    `max_new_tokens`), `prompt-too-long` (no text), `no-choice` (none of the choices can be told), or
-    what else a server says, such as `content_filter`. `probabilities` has one number a choice, summing
+    `max_new_tokens`), `no-choice` (none of the choices can be told), or a reason why no text came, which is then
+    empty: `prompt-too-long`, `content_filter`, `refused`, `empty`, or what a server calls it. `why` has the server's
+    words about a request that it refused. `probabilities` has one number a choice, summing
     to 1, where choices were asked for and the engine can tell. Token counts are of the prompt (once)
     and of all texts. `follow_ups` has one entry per seed where the engine answered the request's `follow_up`,
     None where it did not; it is empty from an engine that leaves all of them to the caller.
@@ -107,6 +109,7 @@ class Completion:
     tokens_out: int
     probabilities: list[float] | None = None
     follow_ups: tuple[Completion | None, ...] = ()
+    why: str = ""
 
 
 class Engine(Protocol):

@@ -11,8 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from math import exp
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
@@ -23,8 +22,11 @@ from srlm_cli import models
 from srlm_cli.engines import choice_probabilities
 from srlm_cli.engines.base import Completion, EngineSpec, Request, end_of
 from srlm_cli.engines.chat_template import chat_text
-from srlm_cli.engines.choice_probabilities import Step
-from srlm_cli.engines.openai_server import Json, Server, filtered, names, too_long, words
+from srlm_cli.engines.openai_answers import Answer, Json, Reply, read_answer
+from srlm_cli.engines.openai_draws import Draws
+from srlm_cli.engines.openai_refusals import names, refusal, words
+from srlm_cli.engines.openai_server import Server
+from srlm_cli.errors import EngineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,27 +36,10 @@ LOOK_AHEAD = 4  # requests begun before the oldest is done, as a multiple of tho
 SEEDS = 2**31  # what every server takes as a seed
 TOP = 20  # what OpenAI and vLLM tell at most
 CHOICE_TOKENS = 8  # room for a choice and the marks around it
-COLUMNS = ("tokens", "token_logprobs", "top_logprobs")  # of the completions route
 RARE = 1e-4  # a choice less probable than this has no share worth asking for
+CONTEXT = re.compile(r"context length (?:is|of) (\d+)")
+HELLO = [{"role": "user", "content": "Hello!"}]  # a prompt that no server has a reason to refuse
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One completion of an answer; `steps` are its tokens, None where the server gave no log-probabilities."""
-
-    text: str
-    finish_reason: str
-    steps: list[Step] | None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The replies to one request, and what they cost."""
-
-    replies: list[Reply]
-    tokens_in: int
-    tokens_out: int
 
 
 class OpenAIEngine:
@@ -79,6 +64,9 @@ class OpenAIEngine:
         here = spec.route == "auto" and self.template.at_hand
         self.ways = deque(["extension", "template", "turn"] if here else ["extension", "turn"])
         self.look_ahead = LOOK_AHEAD * spec.concurrency
+        self.draws = Draws(self._texts, self.server.url, spec.check_sampling)
+        self.takes_others: bool | None = None
+        self.trying = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
         Thread(target=self.loop.run_forever, name="openai", daemon=True).start()
 
@@ -97,17 +85,30 @@ class OpenAIEngine:
                 future.cancel()
 
     async def _answer(self, request: Request) -> Completion:
-        """Return the completion of a request; every failure of server and network becomes EngineError."""
+        """Return the completion of a request, which may have been refused; other failures become EngineError."""
         try:
             return await (self._choose(request) if request.choices else self._write(request))
         except openai.APIStatusError as error:
-            reason = "prompt-too-long" if too_long(error) else "content_filter" if filtered(error) else None
-            if reason is None:
+            reason = refusal(error)
+            if not reason and error.status_code in (400, 422) and await self._takes_others(request):
+                reason = "refused"
+            if not reason:
                 raise await self.server.explained(error) from error
-            size = len(request.seeds)
-            return Completion([""] * size, [reason] * size, tokens_told(error), 0)
+            size, why = len(request.seeds), f"{error.status_code} {words(error)[:300]}"
+            return Completion([""] * size, [reason] * size, tokens_told(error), 0, why=why)
         except (openai.OpenAIError, OSError, ValueError) as error:
             raise await self.server.explained(error) from error
+
+    async def _takes_others(self, request: Request) -> bool:
+        """Tell whether the server takes such a request about something else: then this one's messages are at fault."""
+        async with self.trying:
+            if self.takes_others is None:
+                try:
+                    await self._ask(replace(request, messages=HELLO, choices=()), request.seeds[:1])
+                    self.takes_others = True
+                except (openai.OpenAIError, EngineError):
+                    self.takes_others = False
+        return self.takes_others
 
     # --- free text ---------------------------------------------------------------------------
 
@@ -118,11 +119,19 @@ class OpenAIEngine:
             request = replace(request, sampling=replace(request.sampling, temperature=0.0, top_p=1.0))
         seeds = request.seeds if request.sampling.temperature > 0 else request.seeds[:1]
         first = await self._ask(request, seeds)
-        missing = seeds[len(first.replies) :]
-        answers = [first, *await asyncio.gather(*(self._ask(request, (seed,)) for seed in missing))]
-        ended = [ended_as_asked(reply, request) for answer in answers for reply in answer.replies]
+        replies = first.replies
+        rest = await self._ask_apart(request, seeds[len(replies) :])
+        replies = [*replies, *(answer.replies[0] for answer in rest)]
+        if len(seeds) > 1 and len({reply.text for reply in replies}) == 1 and await self.draws.shared(len(seeds)):
+            rest += (again := await self._ask_apart(request, seeds[1 : len(first.replies)]))
+            replies[1 : len(first.replies)] = [answer.replies[0] for answer in again]
+        ended = [ended_as_asked(reply, request) for reply in replies]
         texts, reasons = map(list, zip(*(ended * size)[:size], strict=True))
-        return Completion(texts, reasons, first.tokens_in, sum(answer.tokens_out for answer in answers))
+        return Completion(texts, reasons, first.tokens_in, sum(answer.tokens_out for answer in (first, *rest)))
+
+    async def _ask_apart(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
+        """Return an answer for each seed, asked for by itself."""
+        return await asyncio.gather(*(self._ask(request, (seed,)) for seed in seeds))
 
     async def _ask(self, request: Request, seeds: tuple[int, ...], **more: object) -> Answer:
         """Return the server's answer to one POST: a reply for each seed, or for fewer of them."""
@@ -138,6 +147,10 @@ class OpenAIEngine:
             **more,
         }
         return read_answer(await self._post(request, body), len(seeds))
+
+    async def _texts(self, request: Request, seeds: tuple[int, ...]) -> list[str]:
+        """Return what the server writes in one answer."""
+        return [reply.text for reply in (await self._ask(request, seeds)).replies]
 
     async def _post(self, request: Request, body: Json) -> Json:
         """Send a request by the route, and go on with its prefix in the first way that the server takes."""
@@ -166,21 +179,28 @@ class OpenAIEngine:
         try:
             return await self.server.post(path, {**body, **shown})
         except openai.APIStatusError as error:
-            if not too_long(error):
-                raise
-            room = self._room(error, shown.get("prompt"))
-            if room == 0:
-                raise
-        # Without a limit a chat server goes on to the end of its context; a completions server does not.
+            refused = error
         rest = {key: value for key, value in body.items() if key != "max_tokens"}
-        return await self.server.post(path, {**rest, **shown, **({"max_tokens": room} if room else {})})
+        for limit in self._limits(refused, shown.get("prompt")):
+            try:
+                return await self.server.post(path, {**rest, **shown, **limit})
+            except openai.APIStatusError as error:
+                refused = error
+        raise refused
 
-    def _room(self, error: openai.APIStatusError, prompt: str | None) -> int | None:
-        """Return how many tokens the context has behind a prompt; 0 is none, None is for the server to say."""
+    def _limits(self, error: openai.APIStatusError, prompt: str | None) -> list[Json]:
+        """Return the limits to try where a prompt and its completion do not fit: what is left, or none at all.
+
+        Without one a chat server goes on to the end of its context; a completions server does not.
+        """
+        if refusal(error) != "prompt-too-long":
+            return []
         if prompt is None:
-            return None
-        context = re.search(r"context length (?:is|of) (\d+)", words(error))
-        return max(0, int(context[1]) - self.template.count(prompt)) if context else 0
+            room = room_told(words(error))
+            return [*([{"max_tokens": room}] if room else []), {}]
+        context = CONTEXT.search(words(error))
+        room = int(context[1]) - self.template.count(prompt) if context else 0
+        return [{"max_tokens": room}] if room > 0 else []
 
     # --- choices -----------------------------------------------------------------------------
 
@@ -279,7 +299,7 @@ def as_utf8(text: str) -> str:
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:
     """Tell whether an error says that the server cannot go on with a turn in this way."""
-    if too_long(error) or filtered(error):
+    if refusal(error):
         return False
     if way == "template":
         return error.status_code == 404
@@ -297,72 +317,30 @@ def behind_prefix(text: str, prefix: str) -> str:
 def ended_as_asked(reply: Reply, request: Request) -> tuple[str, str]:
     """Return text and finish reason of a reply, cut where the server has not heeded its end.
 
-    One that ended by itself is left whole but for stop texts: it is there, and its last verdict may not be the first.
+    A text that did not end, or that is not there, is no reply: its reason says why. One that ended by itself is left
+    whole but for stop texts: it is there, and its last verdict may not be the first.
     """
-    if reply.finish_reason == "content_filter":
+    if reply.finish_reason not in ("stop", "length"):
         return "", reply.finish_reason
+    if not reply.text.strip():
+        return "", "empty"
     text = behind_prefix(reply.text, request.prefix)
     sampling = request.sampling if reply.finish_reason == "length" else replace(request.sampling, last_line="")
     cut = end_of(text, sampling)
     return (text, reply.finish_reason) if cut is None else (text[:cut], "stop")
 
 
+def room_told(said: str) -> int | None:
+    """Return how many tokens a completion may have by a server's words, None where they do not tell."""
+    context = CONTEXT.search(said) or re.search(r"`inputs` tokens \+ `max_new_tokens` must be <= (\d+)", said)
+    prompt = re.search(r"(?<!at least )\b(\d+) (?:in the messages|tokens from the input|`inputs` tokens)", said)
+    if context and prompt:
+        return max(0, int(context[1]) - int(prompt[1]))
+    most = re.search(r"at most (\d+) completion tokens|error: `max_new_tokens` must be <= (\d+)", said)
+    return int(most[1] or most[2]) if most else None
+
+
 def tokens_told(error: openai.APIStatusError) -> int:
     """Return the length of a prompt that is too long, where the server's message tells it."""
     told = re.search(r"(\d+) (?:input tokens|tokens? in the (?:messages|prompt))", words(error))
     return int(told[1]) if told else 0
-
-
-def read_answer(answer: Json, wanted: int) -> Answer:
-    """Return an answer of either route, `wanted` replies at most; raise ValueError where it is none."""
-    try:
-        made = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)[:wanted]
-        replies = [read_reply(choice) for choice in made]
-        usage = answer.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{str(answer)[:200]!r}") from error
-    if not replies:
-        raise ValueError(f"{str(answer)[:200]!r}")
-    return Answer(replies, *tokens)
-
-
-def read_reply(choice: Json) -> Reply:
-    """Return one choice of a chat or of a completion."""
-    text = choice["message"].get("content") if "message" in choice else choice["text"]
-    if isinstance(text, list):  # of parts, the text among them
-        text = "".join(part.get("text") or "" for part in text)
-    return Reply(text or "", choice.get("finish_reason") or "stop", read_steps(choice.get("logprobs") or {}))
-
-
-def read_steps(logprobs: Json) -> list[Step] | None:
-    """Return the tokens of a reply with the most probable ones at their places, in either route's shape.
-
-    An answer without any token has none; None is a server that tells nothing.
-    """
-    if (tokens := logprobs.get("content")) is not None:
-        return [
-            Step(step["token"], exp(step["logprob"]), summed((top["token"], top["logprob"]) for top in tops(step)))
-            for step in tokens
-        ]
-    if logprobs.get("tokens") is None:
-        return None
-    return [
-        Step(token, exp(logprob or 0.0), summed((top or {}).items()))
-        for token, logprob, top in zip(*(logprobs.get(name) or [] for name in COLUMNS), strict=False)
-    ]
-
-
-def tops(step: Json) -> list[Json]:
-    """Return the most probable tokens of a step, the written one if the server tells of no other."""
-    return step.get("top_logprobs") or [step]
-
-
-def summed(logprobs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return probabilities by text; tokens of the same text add up."""
-    found: dict[str, float] = {}
-    for token, logprob in logprobs:
-        if token is None or logprob is None:
-            continue
-        found[token] = found.get(token, 0.0) + exp(logprob)
-    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -11,7 +10,9 @@ import httpx2
 import openai
 
 from srlm_cli.engines.base import EngineSpec
-from srlm_cli.engines.endpoint import base_url, key_for, proxy_for
+from srlm_cli.engines.endpoint import OPENAI, base_url, key_for, proxy_for
+from srlm_cli.engines.openai_answers import Json
+from srlm_cli.engines.openai_refusals import correct_status, names, refusal, words
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.redact import redacted
 from srlm_cli.streams.console import say
@@ -19,12 +20,20 @@ from srlm_cli.streams.console import say
 SECONDS_TO_CONNECT = 10.0
 SECONDS_TO_WAIT = 120  # for a server that says when to come again; the openai library does not wait longer
 FEW_LOGPROBS = 5  # what servers that refuse more than that take
-# Fields that a request can do without: each is left out from when a server refuses it.
-OPTIONAL = ("n", "seed", "top_p", "temperature", "stop", "logprobs", "top_logprobs", "max_tokens")
-TOO_LONG = re.compile(r"context.?(?:length|window|size)|prompt is too long|too many tokens", re.IGNORECASE)
-FILTERED = re.compile(r"content.?(?:filter|policy|management)|ResponsibleAI", re.IGNORECASE)
-
-Json = dict[str, Any]
+LEAST_TEMPERATURE = 0.01  # for servers that refuse 0; vLLM raises what is below to it
+# Fields that are left out from when a server refuses them: what they ask for is done here, or nothing depends on it.
+OPTIONAL = ("n", "seed", "stop", "logprobs", "top_logprobs", "max_tokens")
+# Fields that are left out only at the value that they have when they are left out, by the API's own reference.
+DEFAULTS = {"temperature": 1, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "repeat_penalty": 1}
+DEFAULTS |= {"presence_penalty": 0, "frequency_penalty": 0}
+# Servers by the `owned_by` of their models that draw by more than was asked unless each field is set: vLLM and SGLang
+# take them from the model's generation_config.json, llama.cpp has a top-k of 40 and a min-p of 0.05 of its own.
+OWN_SAMPLING = {
+    "vllm": ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "llamacpp": ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+}
+OWN_SAMPLING["sglang"] = OWN_SAMPLING["vllm"]
+OPTIONS = {"temperature": "--temperature", "top_p": "--top-p"}
 
 
 class Server:
@@ -32,7 +41,7 @@ class Server:
 
     Requests that meet 408, 409, 429, 5xx, a lost connection or the timeout are tried again by the
     openai library: exponential backoff with jitter, up to 8 s, or what `Retry-After` says; one of more than
-    120 s ends the tries.
+    120 s ends the tries. So are answers that are errors in all but their status (see `correct_status`).
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -47,23 +56,28 @@ class Server:
             default_query=dict(parse_qsl(urlsplit(url).query)),
             max_retries=spec.retries,
             timeout=openai.Timeout(spec.timeout, connect=min(spec.timeout, SECONDS_TO_CONNECT)),
-            http_client=openai.DefaultAsyncHttpxClient(transport=transport),
+            http_client=openai.DefaultAsyncHttpxClient(transport=transport, event_hooks={"response": [correct_status]}),
         )
         self.gate = asyncio.Semaphore(spec.concurrency)
         self.refused: set[tuple[str, str]] = set()
         self.most_logprobs: dict[str, int] = {}
+        self.greedy = 0.0
+        self.own_sampling: Json | None = None if url != OPENAI else {}
+        self.getting_to_know = asyncio.Lock()
 
     async def post(self, path: str, body: Json) -> Json:
         """Return the answer to a request, without the fields that the server has refused.
 
-        Raises the library's errors, and ValueError for an answer that is no JSON object.
+        Raises the library's errors, ValueError for an answer that is no JSON object, and EngineError for a temperature
+        or top-p that the server refuses: its own instead would be another distribution.
         """
+        body = {**await self._neutral(), **body}
         while True:
             sent = self._accepted(path, body)
             try:
                 answer = await self.client.post(path, body=sent, cast_to=object)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-                if too_long(error) or filtered(error) or not self._learn(path, sent, error):
+                if refusal(error) or not self._learn(path, sent, error):
                     raise
                 continue
             if not isinstance(answer, dict):
@@ -80,28 +94,58 @@ class Server:
         except (openai.OpenAIError, OSError, ValueError, TypeError, KeyError):
             return None
 
+    async def _neutral(self) -> Json:
+        """Return the fields without which this server would draw by more than temperature and top-p; ask it once."""
+        async with self.getting_to_know:
+            if self.own_sampling is None:
+                try:
+                    listed = await self.client.get("/models", cast_to=object)
+                    kind = str(listed["data"][0]["owned_by"])
+                except (openai.APIStatusError, ValueError, TypeError, LookupError):
+                    kind = ""
+                self.own_sampling = {field: DEFAULTS[field] for field in OWN_SAMPLING.get(kind, ())}
+        return self.own_sampling
+
     def _accepted(self, path: str, body: Json) -> Json:
         """Return a request as this server takes it."""
-        sent = {field: value for field, value in body.items() if (path, field) not in self.refused}
+        sent = {key: value for key, value in body.items() if (path, key) not in self.refused or not spare(key, value)}
         if "max_tokens" in body and "max_tokens" not in sent:
             sent["max_completion_tokens"] = body["max_tokens"]  # its name for newer models of OpenAI's own
         for field in ("logprobs", "top_logprobs"):
             if type(sent.get(field)) is int and path in self.most_logprobs:
                 sent[field] = min(sent[field], self.most_logprobs[path])
+        if sent.get("temperature") == 0 and self.greedy:
+            # Some servers tell the log-probabilities that they have drawn by: at 1 they are those of the model.
+            sent["temperature"] = 1 if "logprobs" in sent else self.greedy
         return sent
 
     def _learn(self, path: str, sent: Json, error: openai.APIStatusError) -> bool:
-        """Remember which field an error names; False where it names none that can be left out."""
-        field = next((field for field in sent if field in OPTIONAL and names(error, field)), None)
-        if field is None:
+        """Remember what an error says of a field; False where it names none, EngineError for one that is needed."""
+        named = [field for field in sent if (field in OPTIONAL or field in DEFAULTS) and names(error, field)]
+        if not named:
             return False
+        field = next((field for field in named if spare(field, sent[field])), named[0])
         number = sent.get("top_logprobs", sent.get("logprobs"))
         if field.endswith("logprobs") and type(number) is int and number > FEW_LOGPROBS:
             self.most_logprobs[path] = FEW_LOGPROBS
-        elif (path, field) not in self.refused:
-            self.refused.add((path, field))
-            say(f"srlm: {self.url} refuses `{field}` ({words(error)[:120]}): going on without it")
+        elif spare(field, sent[field]):
+            if (path, field) not in self.refused:
+                self.refused.add((path, field))
+                self._say(error, f"`{field}`", "requests leave it out")
+        elif field == "temperature" and sent[field] == 0:
+            if not self.greedy:
+                self.greedy = LEAST_TEMPERATURE
+                self._say(error, "a temperature of 0", f"it gets {self.greedy}, or 1 where log-probabilities are read")
+        else:
+            option, value = OPTIONS.get(field, field), sent[field]
+            raise EngineError(
+                f"{self.url} refuses {option} {value:g}: {words(error)[:200]}",
+                f"its own would be used instead; {option} {DEFAULTS[field]} sends none where it is refused",
+            )
         return True
+
+    def _say(self, error: openai.APIStatusError, what: str, then: str) -> None:
+        say(f"srlm: {self.url} refuses {what} ({words(error)[:120]}): {then}")
 
     # --- errors ----------------------------------------------------------------------------------
 
@@ -161,27 +205,9 @@ def only_model(spec: EngineSpec) -> str:
     return offered[0]
 
 
-def too_long(error: openai.APIStatusError) -> bool:
-    """Tell whether a request was refused for the length of its prompt, or of prompt and completion."""
-    return error.status_code in (400, 413, 422) and bool(TOO_LONG.search(f"{error.code} {words(error)}"))
-
-
-def filtered(error: openai.APIStatusError) -> bool:
-    """Tell whether a request was refused for what its prompt says."""
-    return error.status_code == 400 and bool(FILTERED.search(f"{error.code} {words(error)}"))
-
-
-def names(error: openai.APIStatusError, field: str) -> bool:
-    """Tell whether an error is about a field of the request."""
-    return error.param == field or bool(re.search(rf"(?<![\w\\]){field}(?!\w)", words(error)))
-
-
-def words(error: openai.APIStatusError) -> str:
-    """Return what a server says is wrong, in one line."""
-    body = error.body
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body.get("error") or body
-    return " ".join(str(body or error.message).split())
+def spare(field: str, value: Any) -> bool:
+    """Tell whether a request means the same without a field of this value, once the rest is done here."""
+    return field in OPTIONAL or (field in DEFAULTS and value == DEFAULTS[field])
 
 
 def listing(models: list[str]) -> str:

@@ -146,6 +146,10 @@ class EngineOptions:
         int, Option("--retries", min=0, help="Tries again after 408, 409, 429, 5xx, a lost connection or the timeout.")
     ] = 8
     timeout: Annotated[float, Option("--timeout", min=0.001, help="Seconds to wait for an answer of a server.")] = 600.0
+    check_sampling: Annotated[
+        bool,
+        Option("--check-sampling/--no-check-sampling", help="Stop when a server ignores temperature and seed."),
+    ] = True
 
     def spec(self, model: str | None = None) -> EngineSpec:
         """Return what to open: these options, with another model where one is given."""
@@ -181,7 +185,7 @@ SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config"
 # Options that decide how a command works, but not what rows it makes.
 OPERATIONAL = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
-    "base-url", "concurrency", "retries", "timeout",
+    "base-url", "concurrency", "retries", "timeout", "check-sampling",
     "tensor-parallel-size", "data-parallel-size",
     "device-batch-size", "accelerate-config", "num-processes", "save-steps", "report-to", "dry-run", "checkpointing",
 }  # fmt: skip

@@ -13,7 +13,8 @@ FIRST = ("in_", "out")
 LAST = (
     "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype",
     "tensor_parallel_size", "data_parallel_size", "base_url", "route", "tokenizer", "concurrency", "retries",
-    "timeout", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit", "config", "quiet",
+    "timeout", "check_sampling", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit",
+    "config", "quiet",
 )  # fmt: skip
 
 

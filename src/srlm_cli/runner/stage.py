@@ -110,6 +110,10 @@ class StageRun:
             for outcome in outcomes:
                 if outcome.at_end and reader is not None and reader.error:
                     break
+                if outcome.bad:
+                    reader.refuse(outcome.bad)
+                    if reader.error:
+                        break
                 writer.write(outcome.rows)
                 tally.add(outcome)
                 tally.seconds = before + time.monotonic() - started
@@ -127,7 +131,10 @@ class StageRun:
         if isinstance(writer, StreamWriter):
             return Resumed()
         saved = self._left_over(writer)
-        if saved and reader is not None and reader.skip(saved["read"]) != saved["digest"]:
+        digest = reader.skip(saved["read"], saved.get("refused")) if saved and reader is not None else None
+        if digest is not None and reader.error:
+            raise reader.error
+        if digest is not None and digest != saved["digest"]:
             if self.options.on_stale != "restart" or "-" in reader.paths:
                 raise OptionError(f"{writer.part} was left by a run over another input", "--restart throws it away")
             reader.rewind()
@@ -155,7 +162,9 @@ class StageRun:
 
     def _state(self) -> dict[str, Any]:
         """Return what a checkpoint holds: the counts, and the digest of the input that they are of."""
-        return {**self.tally.as_dict(), "digest": self.reader.digest.hex() if self.reader is not None else ""}
+        reader = self.reader
+        refused = {"refused": reader.refused} if reader is not None and reader.refused else {}
+        return {**self.tally.as_dict(), "digest": reader.digest.hex() if reader is not None else "", **refused}
 
 
 def write_metrics(

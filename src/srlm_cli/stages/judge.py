@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from statistics import fmean
@@ -10,9 +10,9 @@ from statistics import fmean
 from srlm_cli import thoughts
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
 from srlm_cli.errors import EngineError
-from srlm_cli.records import Row, as_messages, as_text
+from srlm_cli.records import ENDS, Row, as_messages, as_text, is_reply
 from srlm_cli.seeds import derive
-from srlm_cli.stages import Outcome
+from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import Template
 
@@ -65,12 +65,13 @@ def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> It
     """Yield each response row with `score`, the mean of the `scores` that its `judgements` hold.
 
     A judgement without a readable score has null in `scores`, and a response without any has a
-    `score` of null. The prompt of the judge is never searched for a score, only what it wrote.
+    `score` of null. So has a response that no model wrote (see `records.is_reply`), which is not judged. The prompt
+    of the judge is never searched for a score, only what it wrote.
     """
     for judged in judgements_of(responses, engine, options):
         yield Outcome(
             rows=[judged_row(judged.response, judged.judgements, engine.model, options.template)],
-            counts=count_judgements(judged.judgements),
+            counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}),
             tokens_in=judged.tokens_in,
             tokens_out=judged.tokens_out,
         )
@@ -83,7 +84,10 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
     one judgement, whatever K is.
     """
     if options.score == "expected" and options.template.direct:
-        for row, completion in generate_for(responses, lambda row: direct_request(row, options), engine):
+        for row, completion in generate_for(responses, about_replies(direct_request, options), engine):
+            if completion is None:
+                yield Judged(row, [], 0, 0)
+                continue
             judgement = Judgement(
                 options.template.finish + completion.texts[0] if completion.texts[0] else "",
                 expectation(completion, options.template),
@@ -93,15 +97,24 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
             yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out)
         return
     looks_again = options.finish_score or options.score == "expected"
-    asked = generate_for(responses, lambda row: judge_request(row, options), engine)
+    asked = generate_for(responses, about_replies(judge_request, options), engine)
     while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
         judged = [
             Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.follow_ups)
+            if done
+            else Judged(row, [], 0, 0)
             for row, done in group
         ]
         if looks_again:
             read_again(judged, engine, options)
         yield from judged
+
+
+def about_replies(
+    ask: Callable[[Row, JudgeOptions], Request], options: JudgeOptions
+) -> Callable[[Row], Request | None]:
+    """Return the question about a response, None about one that no model wrote."""
+    return lambda row: ask(row, options) if is_reply(row) else None
 
 
 def judge_request(row: Row, options: JudgeOptions) -> Request:
@@ -130,6 +143,8 @@ class AskAgain:
     def about(self, k: int, judgement: Judgement) -> Request | None:
         """Return the question about a judgement that was read."""
         options = self.options
+        if judgement.finish_reason not in (*ENDS, "empty"):  # it never came: there is nothing to continue
+            return None
         if not (options.finish_score if judgement.score is None else options.score == "expected"):
             return None
         return Request(
@@ -235,10 +250,10 @@ def judged_row(row: Row, judgements: list[Judgement], model: str, template: Temp
 
 
 def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
-    """Return how many judgements there are, how many were finished, cut off, and could not be read."""
+    """Return how many judgements there are, how many could not be read, were finished, cut off, or never came."""
     return {
         "judgements": len(judgements),
         "unparsed": sum(judgement.score is None for judgement in judgements),
         "finished": sum(judgement.score_from == "finish" for judgement in judgements),
-        "cut off": sum(judgement.finish_reason == "length" for judgement in judgements),
+        **counts_of_ends(judgement.finish_reason for judgement in judgements),
     }

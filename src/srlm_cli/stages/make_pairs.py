@@ -11,6 +11,7 @@ from srlm_cli.records import (
     Row,
     as_messages,
     is_judged,
+    is_reply,
     judged_record,
     ranked_record,
     refuse_two_prompts,
@@ -80,7 +81,11 @@ def make_pairs(
             rows=[pair] if pair else [],
             read=len(responses),
             dropped={reason: 1} if reason else {},
-            counts={"prompts": 1, "unscored": [row["score"] for row in responses].count(None)},
+            counts={
+                "prompts": 1,
+                "unscored": [row["score"] for row in responses].count(None),
+                "no reply": sum(row["score"] is not None and not is_reply(row) for row in responses),
+            },
             at_end=at_end,
         )
 
@@ -88,7 +93,7 @@ def make_pairs(
 def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str]:
     """Return the pair of one prompt, or None and the reason.
 
-    A response whose score is null (the judge could not be read) is never ranked.
+    A response whose score is null (the judge could not be read), or that no model wrote, is never ranked.
     """
     chosen_from, rejected_from = pools(responses, options)
     if options.earlier and not rejected_from:
@@ -118,8 +123,8 @@ def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[R
 
 
 def scored(responses: list[Row]) -> list[Row]:
-    """Return the responses that have a score."""
-    return [row for row in responses if row["score"] is not None]
+    """Return the responses that have a score and that a model wrote."""
+    return [row for row in responses if row["score"] is not None and is_reply(row)]
 
 
 def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
@@ -165,6 +170,7 @@ NOT_OF_A_PAIR = {
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
 }  # fmt: skip
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
+KEPT = ("response", "finish_reason", "score", "score_from")  # of a row that is gathered on disk
 
 
 def by_people(row: Row) -> bool:
@@ -205,7 +211,7 @@ def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row
 
 def without_judgements(row: Row) -> Row:
     """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
-    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
+    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in KEPT}
 
 
 # --- in memory -------------------------------------------------------------------------------

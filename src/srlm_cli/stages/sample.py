@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
-from srlm_cli.records import Row, as_messages
+from srlm_cli.records import ENDS, Row, as_messages
 from srlm_cli.seeds import derive
-from srlm_cli.stages import Outcome
+from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
 
 
@@ -22,16 +22,22 @@ class SampleOptions:
 
 
 def sample(prompts: Iterable[Row], engine: Engine, options: SampleOptions) -> Iterator[Outcome]:
-    """Yield, for each prompt row, its N response rows `<prompt_id>/<k>`."""
+    """Yield, for each prompt row, its N response rows `<prompt_id>/<k>`.
+
+    A completion that was not written (see `Completion`) is no response: it is counted and has no row. A prompt
+    without any response is a bad row.
+    """
 
     def ask(row: Row) -> Request:
         seeds = tuple(derive(options.seed, "sample", row["id"], k) for k in range(options.n))
         return Request(as_messages(row["prompt"]), options.sampling, seeds)
 
     for row, completion in generate_for(prompts, ask, engine):
+        rows = _responses(row, completion, engine.model)
         yield Outcome(
-            rows=_responses(row, completion, engine.model),
-            counts=_finish_counts(completion),
+            rows=rows,
+            bad="" if rows else _why_none(completion),
+            counts=_finish_counts(completion, len(rows)),
             tokens_in=completion.tokens_in,
             tokens_out=completion.tokens_out,
         )
@@ -50,13 +56,21 @@ def _responses(row: Row, completion: Completion, model: str) -> list[Row]:
             "model": model,
         }
         for k, (text, reason) in enumerate(zip(completion.texts, completion.finish_reasons, strict=True))
+        if reason in ENDS
     ]
 
 
-def _finish_counts(completion: Completion) -> dict[str, int]:
-    counts = {"responses": len(completion.texts)}
-    for reason in completion.finish_reasons:
-        if reason != "stop":
-            name = "cut off" if reason == "length" else reason.replace("-", " ")
-            counts[name] = counts.get(name, 0) + 1
-    return counts
+def _finish_counts(completion: Completion, responses: int) -> dict[str, int]:
+    return {"responses": responses, **counts_of_ends(completion.finish_reasons)}
+
+
+def _why_none(completion: Completion) -> str:
+    """Return in words why a prompt has no response."""
+    reason = completion.finish_reasons[0]
+    about = {
+        "prompt-too-long": "the prompt is too long for the model",
+        "content_filter": "a content filter refused it",
+        "empty": "the model's replies are empty",
+        "refused": "the server refused it",
+    }.get(reason, f"no reply: {reason}")
+    return f"{about}: {completion.why}" if completion.why else about

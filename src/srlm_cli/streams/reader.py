@@ -7,7 +7,7 @@ import json
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
@@ -46,7 +46,8 @@ class Reader:
     before it can still be finished; with `"skip"` it goes to `rejects` and is counted in `skipped`.
     `expands` says that a row became several records. `unfinished` counts the records that were given out
     and not yet reported with `finish`. Unless `traced` is False there is a running hash behind each
-    record, `digest` behind the last finished one, from which a resumed run sees a changed input.
+    record, `digest` behind the last finished one, from which a resumed run sees a changed input; and a record that was
+    given out can still be found bad (`refuse`), which `refused` keeps by its place, for a resumed run.
     With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
     `source` is the path that is being read.
     """
@@ -82,7 +83,9 @@ class Reader:
         self.unfinished = 0
         self._passed = (0, 0)
         self.digest = b""
-        self._digests: deque[bytes] = deque()
+        self.refused: dict[str, str] = {}
+        self._finished = 0
+        self._given: deque[tuple[bytes, tuple[str, int], bytes]] = deque()  # digest, place and line of a record
         if self.rejects:
             self.rejects.clear()
         self._records = self._read()
@@ -99,8 +102,7 @@ class Reader:
     @property
     def at(self) -> str:
         """Where the last row was read: file:line."""
-        path, number = self._place
-        return f"{shown(path)}:{number}" if number else ""
+        return named(self._place)
 
     def __iter__(self) -> Iterator[Row]:
         while (row := self.take()) is not None:
@@ -119,14 +121,26 @@ class Reader:
     def finish(self, count: int) -> None:
         """Take note that the stage is done with the next `count` records."""
         self.unfinished -= count
+        self._finished += count
         for _ in range(count if self.traced else 0):
-            self.digest = self._digests.popleft()
+            self.digest, *_ = self._given.popleft()
 
-    def skip(self, count: int) -> str:
-        """Read past `count` records, those that are done already; return the digest of what was read."""
-        for _ in range(count):
+    def refuse(self, reason: str) -> None:
+        """Take the next record to be finished as a bad row, which the stage has found it to be."""
+        _, place, line = self._given[0]
+        self._refuse(place, line, reason)
+        self.refused[str(self._finished)] = reason
+
+    def skip(self, count: int, refused: Mapping[str, str] | None = None) -> str:
+        """Read past `count` records, those that are done already; return the digest of what was read.
+
+        `refused` has the reasons of those among them that were refused, by their place as text.
+        """
+        for place in map(str, range(count)):
             if self.take() is None:
                 return ""
+            if refused and place in refused:
+                self.refuse(refused[place])
             self.finish(1)
         return self.digest.hex()
 
@@ -151,7 +165,7 @@ class Reader:
                     try:
                         checked = checked_record(raw, self.check)
                     except BadRow as reason:
-                        self._refuse(line, str(reason))
+                        self._refuse(self._place, line, str(reason))
                         if self.error:
                             return
                         continue
@@ -161,7 +175,7 @@ class Reader:
                         self.unfinished += 1
                         if self.traced:
                             running.update(line)
-                            self._digests.append(running.digest())
+                            self._given.append((running.digest(), self._place, line))
                         yield record
 
     def _rows(self, path: str, lines: IO[bytes]) -> Iterator[tuple[int, bytes, Any]]:
@@ -191,13 +205,14 @@ class Reader:
             pass
         return wanted._place[1]
 
-    def _refuse(self, line: bytes, reason: str) -> None:
+    def _refuse(self, place: tuple[str, int], line: bytes, reason: str) -> None:
+        at = named(place)
         if self.on_error == "skip":
             self.skipped += 1
             if self.rejects:
-                self.rejects.add({"at": self.at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
+                self.rejects.add({"at": at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
         else:
-            self.error = DataError(f"{self.at}: {reason}", "mend the row, or --on-error skip goes on without it")
+            self.error = DataError(f"{at}: {reason}", "mend the row, or --on-error skip goes on without it")
 
 
 def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
@@ -302,6 +317,12 @@ def strict_loads(text: str) -> Any:
         return json.loads(text, parse_constant=refuse, parse_float=finite)
     except RecursionError:
         raise ValueError("nested too deep") from None
+
+
+def named(place: tuple[str, int]) -> str:
+    """Return a path and a line number as file:line, an empty string before the first line."""
+    path, number = place
+    return f"{shown(path)}:{number}" if number else ""
 
 
 def shown(path: str) -> str:
