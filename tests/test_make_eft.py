@@ -19,16 +19,18 @@ from srlm_cli.stages.make_eft import (
     hindsight,
     reason_fault,
 )
-from srlm_cli.stages.marks import Marks
+from srlm_cli.stages.rank_scores import RankScores
 from srlm_cli.stages.split import eval_part, train_part
 
 FORM = templates.load("additive", fields={"prompt", "response"})
 REASONS = templates.load("hindsight", fields={"prompt", "response", "score", "high"})
-MARKS = Marks(0, 5)
+RANK_SCORES = RankScores(0, 5)
 
 
 def options(**more) -> EftOptions:
-    return EftOptions(**{"template": FORM, "sampling": Sampling(), "seed": 0, "samples": 1, "marks": MARKS, **more})
+    return EftOptions(
+        **{"template": FORM, "sampling": Sampling(), "seed": 0, "samples": 1, "rank_scores": RANK_SCORES, **more}
+    )
 
 
 def ranked(*ranks: float, name: str = "rank", prompt: str = "Why?") -> dict:
@@ -143,12 +145,14 @@ def test_reasons_that_cannot_teach(reason: str, fault: str) -> None:
 # --- scores from what people thought ---------------------------------------------------------
 
 
-def marks_of(replies: list[dict], lot: float, marks: Marks = MARKS) -> list:
-    return marks.of(ranked_record({"prompt": "Why?", "responses": [{"text": "x", **reply} for reply in replies]}), lot)
+def scores_of(replies: list[dict], uniform: float, rank_scores: RankScores = RANK_SCORES) -> list:
+    return rank_scores.of(
+        ranked_record({"prompt": "Why?", "responses": [{"text": "x", **reply} for reply in replies]}), uniform
+    )
 
 
 @pytest.mark.parametrize(
-    ("replies", "lot", "expected"),
+    ("replies", "uniform", "expected"),
     [
         ([{"rank": 0}, {"rank": 1}], 0.0, [3, 0]),
         ([{"rank": 0}, {"rank": 1}], 0.5, [4, 1]),
@@ -162,15 +166,15 @@ def marks_of(replies: list[dict], lot: float, marks: Marks = MARKS) -> list:
         ([{"rank": 3}, {"rank": 3}], 0.5, [None, None]),
     ],
 )
-def test_ranks_become_scores_by_their_place(replies: list, lot: float, expected: list) -> None:
-    assert marks_of(replies, lot) == expected
+def test_ranks_become_scores_by_their_place(replies: list, uniform: float, expected: list) -> None:
+    assert scores_of(replies, uniform) == expected
 
 
 @pytest.mark.parametrize("size", range(2, 9))
 def test_scores_from_ranks_are_balanced_and_never_turn_an_order_around(size: int) -> None:
     counts, steps = [0] * 6, 600
     for step in range(steps):
-        scores = marks_of([{"rank": n} for n in range(size)], step / steps)
+        scores = scores_of([{"rank": n} for n in range(size)], step / steps)
         assert scores == sorted(scores, reverse=True)
         for score in scores:
             counts[score] += 1
@@ -179,14 +183,16 @@ def test_scores_from_ranks_are_balanced_and_never_turn_an_order_around(size: int
 
 def test_human_scores_are_balanced_over_the_data() -> None:
     data = [0.0] * 4 + [0.5] * 4 + [0.9] * 4
-    marks = Marks(0, 5, data)
-    assert marks_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.0, marks) == [0, 2, 4]
-    assert marks_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.6, marks) == [1, 3, 5]
+    rank_scores = RankScores(0, 5, data)
+    assert scores_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.0, rank_scores) == [0, 2, 4]
+    assert scores_of([{"score": 0.0}, {"score": 0.5}, {"score": 0.9}], 0.6, rank_scores) == [1, 3, 5]
 
 
 def test_linear_scores_are_right_on_the_mean() -> None:
-    marks = Marks(0, 5, linear=(1.0, 10.0))
-    drawn = [marks_of([{"score": 1}, {"score": 10}, {"score": 5.5}], lot / 10, marks) for lot in range(10)]
+    rank_scores = RankScores(0, 5, linear=(1.0, 10.0))
+    drawn = [
+        scores_of([{"score": 1}, {"score": 10}, {"score": 5.5}], uniform / 10, rank_scores) for uniform in range(10)
+    ]
     assert {(row[0], row[1]) for row in drawn} == {(0, 5)}
     assert sorted(row[2] for row in drawn) == [2] * 5 + [3] * 5
 
@@ -194,16 +200,16 @@ def test_linear_scores_are_right_on_the_mean() -> None:
 def test_a_score_outside_the_range_is_a_bad_row() -> None:
     """A scale of 1 to 5 read as 0 to 1 would make every reply perfect."""
     with pytest.raises(BadRow, match="score-high"):
-        marks_of([{"score": 5}, {"score": 1}], 0.0, Marks(0, 5, linear=(0.0, 1.0)))
+        scores_of([{"score": 5}, {"score": 1}], 0.0, RankScores(0, 5, linear=(0.0, 1.0)))
 
 
 def test_balanced_scores_need_all_scores() -> None:
     with pytest.raises(OptionError, match="linear"):
-        marks_of([{"score": 1}, {"score": 2}], 0.0)
+        scores_of([{"score": 1}, {"score": 2}], 0.0)
 
 
 def test_another_template_has_another_range() -> None:
-    assert marks_of([{"rank": 0}, {"rank": 1}], 0.99, Marks(1, 10)) == [10, 5]
+    assert scores_of([{"rank": 0}, {"rank": 1}], 0.99, RankScores(1, 10)) == [10, 5]
 
 
 # --- train and eval --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from srlm_cli.records import judged_record
 from srlm_cli.stages.agreement import agreement, mean_agreement
 from srlm_cli.stages.length_penalty import balanced_alpha
 from srlm_cli.stages.make_pairs import PairOptions, group_of, make_pairs, scored_record
-from srlm_cli.stages.pair_choice import Choice, choose, drawn
+from srlm_cli.stages.pair_choice import Choice, choose, sampled
 from srlm_cli.streams.lookup import Lookup
 
 
@@ -72,7 +72,7 @@ def test_chosen_is_never_worse_than_rejected() -> None:
     for _ in range(300):
         rows = replies(*((draw.randint(0, 15) / 3, draw.randint(1, 60)) for _ in range(draw.randint(2, 7))))
         rho, rejected_of = draw.choice([0, 0.1, 0.3, 0.5]), draw.choice([None, 1, 2, 5])
-        pair, reason = choose(rows, rows if not rejected_of else drawn(rows, rejected_of, 0), Choice(rho=rho))
+        pair, reason = choose(rows, rows if not rejected_of else sampled(rows, rejected_of, 0), Choice(rho=rho))
         assert reason in ("", "tie") if pair is None else pair[0]["score"] > pair[1]["score"]
 
 
@@ -156,17 +156,17 @@ def test_auto_against_all_alphas_tried_one_by_one() -> None:
 
 def test_rejected_is_the_worst_of_m_drawn_at_random() -> None:
     rows = replies(*((score, 5) for score in range(8)))
-    rejected = [picked(rows, drawn(rows, 3, seed)) for seed in range(200)]
+    rejected = [picked(rows, sampled(rows, 3, seed)) for seed in range(200)]
     worst = [pair[1] for pair in rejected if pair != "tie"]
     # of the C(8, 3) = 56 draws C(7, 2) = 21 hold the worst one; none is worse than sixth
     assert max(worst) == 5 and 0.25 < worst.count(0) / 200 < 0.5
     assert {pair[0] for pair in rejected if pair != "tie"} == {7}
-    assert picked(rows, drawn(rows, 8, 1)) == picked(rows, drawn(rows, 99, 1)) == (7, 0)
+    assert picked(rows, sampled(rows, 8, 1)) == picked(rows, sampled(rows, 99, 1)) == (7, 0)
 
 
 def test_the_draw_is_the_prompt_s_own() -> None:
     rows = replies(*((score, 5) for score in range(8)))
-    assert drawn(rows, 3, 0) == drawn(rows[::-1], 3, 0)
+    assert sampled(rows, 3, 0) == sampled(rows[::-1], 3, 0)
     [alone] = pairs_of(rows, rejected_of=3)
     others = replies((1, 2), (5, 1), prompt="How?")
     assert pairs_of([*others, *rows], rejected_of=3)[1] == alone

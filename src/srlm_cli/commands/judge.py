@@ -9,7 +9,7 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
-from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Row
 from srlm_cli.runner.inputs import open_reader
@@ -66,7 +66,7 @@ def judge(
     max_unparsed: Annotated[
         float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
     ] = 1.0,
-    shard: Part = None,
+    shard: ShardOption = None,
 ) -> None:
     """Score responses with a model as the judge, K judgements each.
 

@@ -8,7 +8,7 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
-from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.runner.inputs import open_reader
@@ -16,7 +16,7 @@ from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages import split
-from srlm_cli.stages.marks import Marks
+from srlm_cli.stages.rank_scores import RankScores
 from srlm_cli.streams.reader import Reader, file_hash
 
 app = new_app()
@@ -80,7 +80,7 @@ def make_eft(
     thin: Annotated[
         bool, Option("--thin", help="Only thin the EFT rows of --in out to --max-share, without a model.")
     ] = False,
-    shard: Part = None,
+    shard: ShardOption = None,
 ) -> None:
     """Turn ranked replies into fine-tuning rows for the judge (EFT).
 
@@ -148,7 +148,7 @@ def make_eft(
         ties,
         max_share,
         finish_score,
-        Marks(int(form.low), int(form.high), known, linear),
+        RankScores(int(form.low), int(form.high), known, linear),
         reasons,
     )
     model = LazyEngine(engine.spec())

@@ -6,7 +6,7 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.engines import LazyEngine
-from srlm_cli.options.common import EngineOptions, Part, SamplingOptions, StreamOptions, identity, new_app
+from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
@@ -23,7 +23,7 @@ def sample(
     engine: EngineOptions,
     sampling: SamplingOptions,
     n: Annotated[int, Option("--n", "-n", min=1, help="Responses a prompt (the paper: 4).")] = 4,
-    shard: Part = None,
+    shard: ShardOption = None,
 ) -> None:
     """Draw N candidate responses for each prompt.
 

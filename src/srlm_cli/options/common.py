@@ -33,7 +33,7 @@ def shard_of(text: str) -> Shard:
     return Shard(int(number), int(of))
 
 
-Part = Annotated[
+ShardOption = Annotated[
     Shard | None,
     Option(
         "--shard", metavar="K/N", parser=shard_of,

@@ -15,7 +15,7 @@ from srlm_cli.records import Row, as_messages, as_text, refuse_two_prompts
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
-from srlm_cli.stages.make_pairs import never_seen
+from srlm_cli.stages.seen import never_seen
 from srlm_cli.stages.verdicts import probability_of, verdict_of
 from srlm_cli.templates import Template
 

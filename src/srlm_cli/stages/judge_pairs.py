@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from srlm_cli.records import Row
 from srlm_cli.stages import Outcome
-from srlm_cli.stages.pair_choice import Choice, choose, drawn
+from srlm_cli.stages.pair_choice import Choice, choose, sampled
 
 Rate = Callable[[Row], list[float | None]]
 
@@ -24,14 +24,14 @@ def judge_pairs(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[Out
 
 def judge_pair(row: Row, rate: Rate, choice: Choice) -> tuple[Row | None, str]:
     """Return the pair of one reply's judgements, or None and the reason."""
-    rated = candidates(row, rate)
+    rated = rated_judgements(row, rate)
     if len(rated) < 2:
         return None, "fewer than two readable judgements"
-    picked, reason = choose(*pools(rated, choice), choice)
+    picked, reason = choose(*candidates(rated, choice), choice)
     return (judge_pair_row(row, *picked, choice), "") if picked else (None, reason)
 
 
-def candidates(row: Row, rate: Rate) -> list[Row]:
+def rated_judgements(row: Row, rate: Rate) -> list[Row]:
     """Return the judgements of a reply as what `choose` takes: `score` is the rating, `response` the text."""
     return [
         {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target}
@@ -40,16 +40,16 @@ def candidates(row: Row, rate: Rate) -> list[Row]:
     ]
 
 
-def pools(rated: list[Row], choice: Choice) -> tuple[list[Row], list[Row]]:
+def candidates(rated: list[Row], choice: Choice) -> tuple[list[Row], list[Row]]:
     """Return the judgements that chosen is picked from, and those that rejected is picked from."""
-    return rated, drawn(rated, choice.rejected_of, choice.seed) if choice.rejected_of else rated
+    return rated, sampled(rated, choice.rejected_of, choice.seed) if choice.rejected_of else rated
 
 
-def all_pools(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[tuple[list[Row], list[Row]]]:
-    """Yield the `pools` of each reply that has two judgements to pair."""
+def all_candidates(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[tuple[list[Row], list[Row]]]:
+    """Yield the `candidates` of each reply that has two judgements to pair."""
     for row in rows:
-        if len(rated := candidates(row, rate)) > 1:
-            yield pools(rated, choice)
+        if len(rated := rated_judgements(row, rate)) > 1:
+            yield candidates(rated, choice)
 
 
 def judge_pair_row(row: Row, chosen: Row, rejected: Row, choice: Choice) -> Row:

@@ -19,7 +19,7 @@ from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
 from srlm_cli.stages.lookahead import generate_for
-from srlm_cli.stages.marks import Marks
+from srlm_cli.stages.rank_scores import RankScores
 from srlm_cli.templates import Template
 
 THIN_FROM = 20
@@ -40,7 +40,7 @@ class EftOptions:
     ties: bool = False
     max_share: float = 1.0
     finish_score: bool = False
-    marks: Marks | None = None
+    rank_scores: RankScores | None = None
     reason_template: Template | None = None
 
 
@@ -177,10 +177,10 @@ def hindsight(
 
 
 def scores_of(row: Row, options: EftOptions) -> list[int | None]:
-    """Return `samples` scores for each reply, reply by reply; their lots are spread evenly over [0, 1)."""
+    """Return `samples` scores for each reply, reply by reply; their uniforms are spread evenly over [0, 1)."""
     first = share(options.seed, "mark", row["id"])
-    lots = [(first + j / options.samples) % 1.0 for j in range(options.samples)]
-    drawn = [options.marks.of(row, lot) for lot in lots]
+    uniforms = [(first + j / options.samples) % 1.0 for j in range(options.samples)]
+    drawn = [options.rank_scores.of(row, uniform) for uniform in uniforms]
     return [scores[at] for at in range(len(row["responses"])) for scores in drawn]
 
 

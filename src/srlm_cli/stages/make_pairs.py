@@ -20,14 +20,15 @@ from srlm_cli.records import (
 )
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.agreement import agreement
-from srlm_cli.stages.pair_choice import Choice, choose, drawn
+from srlm_cli.stages.pair_choice import Choice, choose, sampled
+from srlm_cli.stages.seen import never_seen
 
 PEOPLE = "human"
 Group = tuple[str, bool]  # a prompt's id, and whether people scored it
 Find = Callable[[Group], list[Row]]
 Parts = Iterable[tuple[Hashable, Iterable[Row]]]
 IsNew = Callable[[int], bool]
-Gather = Callable[[Parts], Iterable[list[Row]]]
+GroupByKey = Callable[[Parts], Iterable[list[Row]]]
 
 
 @dataclass(frozen=True)
@@ -64,16 +65,16 @@ def make_pairs(
     options: PairOptions,
     *,
     is_new: IsNew | None = None,
-    gather: Gather | None = None,
+    group_by_key: GroupByKey | None = None,
 ) -> Iterator[Outcome]:
     """Yield, for each prompt, its pair row or the reason why there is none: prompts = pairs + drops.
 
     The responses of a prompt have to stand together, in any order of the prompts; `is_new` remembers the
-    prompts before. With `unsorted` they may stand anywhere: `gather` brings the parts of each prompt
+    prompts before. With `unsorted` they may stand anywhere: `group_by_key` brings the parts of each prompt
     together. Both keep to memory unless they are given. Scores of people and of a judge are on scales of
     their own, so each have a pair of theirs.
     """
-    for responses, at_end in groups(judged, options.unsorted, is_new, gather):
+    for responses, at_end in groups(judged, options.unsorted, is_new, group_by_key):
         refuse_two_prompts(responses)
         refuse_two_replies(responses)
         pair, reason = pair_of(responses, options)
@@ -95,7 +96,7 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
 
     A response whose score is null (the judge could not be read), or that no model wrote, is never ranked.
     """
-    chosen_from, rejected_from = pools(responses, options)
+    chosen_from, rejected_from = candidates(responses, options)
     if options.earlier and not rejected_from:
         return None, "no scored response of the earlier model"
     if len(chosen_from) < (1 if options.earlier else 2):
@@ -109,7 +110,7 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
     return {**pair_row(*picked), **of_choice(*picked, options), **weight}, ""
 
 
-def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:
+def candidates(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:
     """Return the scored replies that chosen is picked from, and those that rejected is picked from."""
     chosen_from = scored(responses)
     rejected_from = chosen_from
@@ -118,7 +119,7 @@ def pools(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[R
         refuse_two_prompts([*responses[:1], *earlier])
         rejected_from = scored(earlier)
     if options.rejected_of:
-        rejected_from = drawn(rejected_from, options.rejected_of, options.seed)
+        rejected_from = sampled(rejected_from, options.rejected_of, options.seed)
     return chosen_from, rejected_from
 
 
@@ -184,13 +185,13 @@ def group_of(row: Row) -> Group:
 
 
 def groups(
-    judged: Iterable[Row], unsorted: bool, is_new: IsNew | None = None, gather: Gather | None = None
+    judged: Iterable[Row], unsorted: bool, is_new: IsNew | None = None, group_by_key: GroupByKey | None = None
 ) -> Iterator[tuple[list[Row], bool]]:
     """Yield (the responses of a prompt, is it final only at the end of the input)."""
     if not unsorted:
         return consecutive(judged, is_new or never_seen())
     parts = ((key, map(without_judgements, rows)) for key, rows in groupby(judged, key=group_of))
-    return ((responses, True) for responses in (gather or in_memory)(parts))
+    return ((responses, True) for responses in (group_by_key or in_memory)(parts))
 
 
 def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row], bool]]:
@@ -212,15 +213,6 @@ def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row
 def without_judgements(row: Row) -> Row:
     """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
     return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in KEPT}
-
-
-# --- in memory -------------------------------------------------------------------------------
-
-
-def never_seen() -> Callable[[int], bool]:
-    """Return a function that tells whether it is called with a number for the first time."""
-    seen: set[int] = set()
-    return lambda key: len(seen) < (seen.add(key) or len(seen))
 
 
 def in_memory(parts: Parts) -> Iterator[list[Row]]:

@@ -74,21 +74,21 @@ def choose(
 
 
 def shortest(tier: list[Row], choice: Choice) -> Row:
-    """Return the reply to choose from the upper tier: the shortest, of these the best, of these by lot."""
+    """Return the reply to choose from the upper tier: the shortest, of these the best, of these by the seed."""
     return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice))
 
 
 def longest(tier: list[Row], choice: Choice) -> Row:
-    """Return the reply to reject from the lower tier: the longest, of these the worst, of these by lot."""
+    """Return the reply to reject from the lower tier: the longest, of these the worst, of these by the seed."""
     return tier[0] if len(tier) == 1 else max(tier, key=lambda row: _order(row, choice))
 
 
 def _order(row: Row, choice: Choice) -> tuple[int, float, int]:
-    """Return what sorts a tier; without `rho` all in it have one value, and the lot alone decides."""
+    """Return what sorts a tier; without `rho` all in it have one value, and the seed alone decides."""
     length = len(row["response"]) if choice.rho else 0
     return length, -choice.value(row), -derive(choice.seed, "pair", row["id"])
 
 
-def drawn(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+def sampled(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     """Return `count` of the replies to a prompt, drawn by seed, prompt and reply; all where there are no more."""
     return sorted(rows, key=lambda row: derive(seed, "rejected-of", row["prompt_id"], row["id"]))[:count]

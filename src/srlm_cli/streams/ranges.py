@@ -31,7 +31,7 @@ MOST_PROCESSES = 2  # at this many all of them and this one are within 150 MB
 
 
 @dataclass(frozen=True)
-class Part(Generic[T]):
+class RangeResult(Generic[T]):
     """What was made of a range of so many bytes and lines."""
 
     made: T
@@ -76,7 +76,7 @@ class Ranges(Generic[T]):
         for process, _ in self.workers:
             os.waitpid(process, 0)
 
-    def __iter__(self) -> Iterator[Part[T]]:
+    def __iter__(self) -> Iterator[RangeResult[T]]:
         for number in range(len(self.ranges)):
             try:
                 yield pickle.load(self.workers[number % len(self.workers)][1])
@@ -146,7 +146,7 @@ class Ranges(Generic[T]):
                     file.seek(start)
                     lines = Lines(file, end)
                     made = self.work(self._records(lines))
-                    pickle.dump(Part(made, end - start, lines.count), out)
+                    pickle.dump(RangeResult(made, end - start, lines.count), out)
                     out.flush()
         except BaseException:  # noqa: BLE001 - the first process meets it too, and says so
             os._exit(1)

@@ -141,7 +141,7 @@ class Rows(Spill):
             yield parsed(line)
 
 
-def gathered(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:
+def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:
     """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
     database = Spill().database
     database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key TEXT, lines BLOB)")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_pools
+from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_candidates
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import Seed, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
@@ -109,15 +109,15 @@ def make_pairs(
         **vars(choice), unsorted=unsorted, earlier=found.get("rejected_from"), before=found.get("agree_with")
     )
     if length_alpha == AUTO:
-        options = replace(options, alpha=balanced(stream, stage.scored_record, reply_pools(options)))
+        options = replace(options, alpha=balanced(stream, stage.scored_record, reply_candidates(options)))
     if options.before and agreement == "mean":
         options = replace(options, mean_agreement=agreed(stream, options))
     with ExitStack() as processes:
-        parts = pairs_of_ranges.open_ranges(stream, options, processes)
+        results = pairs_of_ranges.open_ranges(stream, options, processes)
         rows = open_reader(stream, stage.scored_record, [stream.in_], traced=False, beside=files.values())
         decides |= {name: file_hash(path) for name, path in files.items() if path}
         StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
-            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, parts)
+            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, results)
         )
 
 
@@ -128,8 +128,8 @@ def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, de
     weights = look_through(stream, records.meta_record, position_weights, "--of judgements")
     rate = partial(meta_scores, weights=weights)
     if length_alpha == AUTO:
-        pools = partial(judge_pairs.all_pools, rate=rate, choice=choice)
-        choice = replace(choice, alpha=balanced(stream, records.meta_record, pools))
+        candidates = partial(judge_pairs.all_candidates, rate=rate, choice=choice)
+        choice = replace(choice, alpha=balanced(stream, records.meta_record, candidates))
     rows = open_reader(stream, records.meta_record, [stream.in_])
     StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
         lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice)

@@ -37,8 +37,10 @@ def pairs_of(rows: Iterable[Row], options: stage.PairOptions) -> Pairs:
     return Pairs(counted, prompts)
 
 
-def open_ranges(stream: StreamOptions, options: stage.PairOptions, files: ExitStack) -> Iterable[ranges.Part[Pairs]]:
-    """Return the parts that other processes make of the input; none where one process has to read it all.
+def open_ranges(
+    stream: StreamOptions, options: stage.PairOptions, files: ExitStack
+) -> Iterable[ranges.RangeResult[Pairs]]:
+    """Return the results that other processes make of the input; none where one process has to read it all.
 
     The processes end with `files`. They are forked here, before there is a thread.
     """
@@ -49,21 +51,23 @@ def open_ranges(stream: StreamOptions, options: stage.PairOptions, files: ExitSt
     return files.enter_context(ranges.Ranges(stream.in_, stage.scored_record, stage.group_of, work))
 
 
-def make_pairs(rows: Reader, options: stage.PairOptions, parts: Iterable[ranges.Part[Pairs]] = ()) -> Iterator[Outcome]:
-    """Yield the outcomes of the parts, and from where they end those of the rows that are left.
+def make_pairs(
+    rows: Reader, options: stage.PairOptions, results: Iterable[ranges.RangeResult[Pairs]] = ()
+) -> Iterator[Outcome]:
+    """Yield the outcomes of the results, and from where they end those of the rows that are left.
 
-    A part with a prompt that stands in an earlier one is made again, up to where that prompt comes back.
+    A range with a prompt that stands in an earlier one is made again, up to where that prompt comes back.
     """
     seen = spill.Seen()
     is_new = seen.add
-    for part in parts:
-        new = seen.add_all(part.made.prompts)
+    for result in results:
+        new = seen.add_all(result.made.prompts)
         if not all(new):
             is_new = partial(next_of, iter(new))
             break
-        rows.pass_over(part.size, part.lines, part.made.outcome.read)
-        yield part.made.outcome
-    yield from stage.make_pairs(rows, options, is_new=is_new, gather=spill.gathered)
+        rows.pass_over(result.size, result.lines, result.made.outcome.read)
+        yield result.made.outcome
+    yield from stage.make_pairs(rows, options, is_new=is_new, group_by_key=spill.group_by_key)
 
 
 def next_of(answers: Iterator[bool], prompt: int) -> bool:

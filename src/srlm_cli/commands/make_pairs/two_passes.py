@@ -18,7 +18,7 @@ from srlm_cli.streams.reader import Reader, shown
 AUTO = "auto"
 T = TypeVar("T")
 Check = Callable[[Row], Row | list[Row]]
-Pools = Iterator[tuple[Sequence[Row], Sequence[Row]]]
+Candidates = Iterator[tuple[Sequence[Row], Sequence[Row]]]
 
 
 def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[Row]], T], option: str) -> T:
@@ -48,11 +48,11 @@ def given_alpha(text: str, rho: float) -> float:
     return alpha
 
 
-def balanced(stream: StreamOptions, check: Check, pools: Callable[[Iterable[Row]], Pools]) -> float:
+def balanced(stream: StreamOptions, check: Check, candidates: Callable[[Iterable[Row]], Candidates]) -> float:
     """Return the alpha at which chosen and rejected are of one length on average, and say so."""
     from srlm_cli.stages.length_penalty import balanced_alpha
 
-    found = look_through(stream, check, lambda rows: balanced_alpha(pools(rows)), "--length-alpha auto")
+    found = look_through(stream, check, lambda rows: balanced_alpha(candidates(rows)), "--length-alpha auto")
     if found.gap is not None and not stream.quiet:
         say(f"srlm make-pairs: alpha {found.alpha:.6g}: the mean gap in length is {found.gap:+.1f} characters")
     return found.alpha
@@ -62,19 +62,19 @@ def groups(rows: Iterable[Row], options: stage.PairOptions) -> Iterator[tuple[li
     """Return the groups of a first reading, gathered as in the second one."""
     from srlm_cli.streams import spill
 
-    return stage.groups(rows, options.unsorted, spill.Seen().add, spill.gathered)
+    return stage.groups(rows, options.unsorted, spill.Seen().add, spill.group_by_key)
 
 
-def reply_pools(options: stage.PairOptions) -> Callable[[Iterable[Row]], Pools]:
+def reply_candidates(options: stage.PairOptions) -> Callable[[Iterable[Row]], Candidates]:
     """Return what gives the replies that each pair of judged rows is picked from."""
 
-    def pools(rows: Iterable[Row]) -> Pools:
+    def candidates(rows: Iterable[Row]) -> Candidates:
         for group, _ in groups(rows, options):
-            chosen_from, rejected_from = stage.pools(group, options)
+            chosen_from, rejected_from = stage.candidates(group, options)
             if chosen_from and rejected_from:
                 yield chosen_from, rejected_from
 
-    return pools
+    return candidates
 
 
 def agreed(stream: StreamOptions, options: stage.PairOptions) -> float:

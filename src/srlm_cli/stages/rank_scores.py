@@ -1,8 +1,8 @@
 """Whole scores for what people thought of a reply: the targets of hindsight EFT rows.
 
 A judge learns whole scores, and people leave ranks, or scores on a scale of their own. Where that
-says "between 3 and 4", a lot in proportion decides, so that the mean of many rows is right. The lot
-is one for a whole prompt: it can make replies equal, and never turns their order around.
+says "between 3 and 4", a random number decides in proportion, so that the mean of many rows is right. It
+is one for a whole prompt, so it can make replies equal, and never turns their order around.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from srlm_cli.records import Row, human_values, is_number
 
 
 @dataclass(frozen=True)
-class Marks:
+class RankScores:
     """The whole scores `low` to `high` of a judge's template, and how people's opinions become one.
 
     Ranks are `balanced` by their place in the prompt: the best of two replies gets one of the upper
@@ -31,8 +31,8 @@ class Marks:
     all_scores: Sequence[float] | None = None
     linear: tuple[float, float] | None = None
 
-    def of(self, ranked: Row, lot: float) -> list[int | None]:
-        """Return a score for each reply of a ranked row; `lot` in [0, 1) draws between neighbours.
+    def of(self, ranked: Row, uniform: float) -> list[int | None]:
+        """Return a score for each reply of a ranked row; `uniform` in [0, 1) decides between neighbours.
 
         Where people ranked all replies alike the ranks tell nothing, and each score is None.
         """
@@ -41,22 +41,22 @@ class Marks:
             values = human_values(ranked)
             if len(set(values)) < 2:
                 return [None for _ in replies]
-            return [self._by_place(value, sorted(values), lot) for value in values]
+            return [self._by_place(value, sorted(values), uniform) for value in values]
         if self.linear:
-            return [self._in_proportion(reply["score"], *self.linear, lot) for reply in replies]
+            return [self._in_proportion(reply["score"], *self.linear, uniform) for reply in replies]
         if self.all_scores is None:
             raise OptionError(
                 "balanced human scores are read twice, which stdin cannot", "--in FILE, or --scale linear"
             )
-        return [self._by_place(reply["score"], self.all_scores, lot) for reply in replies]
+        return [self._by_place(reply["score"], self.all_scores, uniform) for reply in replies]
 
-    def _by_place(self, value: float, sorted_values: Sequence[float], lot: float) -> int:
+    def _by_place(self, value: float, sorted_values: Sequence[float], uniform: float) -> int:
         """Return the score at a value's share of the values; equal values have a stretch of it in common."""
         before, upto = bisect_left(sorted_values, value), bisect_right(sorted_values, value)
-        share = (before + lot * (upto - before)) / len(sorted_values)
+        share = (before + uniform * (upto - before)) / len(sorted_values)
         return min(self.high, self.low + floor(share * (self.high - self.low + 1)))
 
-    def _in_proportion(self, value: float, low: float, high: float, lot: float) -> int:
+    def _in_proportion(self, value: float, low: float, high: float, uniform: float) -> int:
         if not low <= value <= high:
             raise BadRow(f"the human score {value} is not within {low} to {high}: --score-low, --score-high")
-        return min(self.high, self.low + floor((value - low) / (high - low) * (self.high - self.low) + lot))
+        return min(self.high, self.low + floor((value - low) / (high - low) * (self.high - self.low) + uniform))
