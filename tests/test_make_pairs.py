@@ -249,7 +249,7 @@ def test_gathering_on_disk_is_gathering_in_memory() -> None:
     rows += [{**row, "t": "\ud83d", "n": 10**30, "x": 1e-7} for row in rows_of("Odd?", [2, 3])]
     Random(0).shuffle(rows)
     options = PairOptions(unsorted=True)
-    assert list(make_pairs(rows, options)) == list(make_pairs(rows, options, gather=spill.group_by_key))
+    assert list(make_pairs(rows, options)) == list(make_pairs(rows, options, group_by_key=spill.group_by_key))
 
 
 def test_a_full_disk_for_temporary_files_says_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
