@@ -106,7 +106,7 @@ class OpenAIEngine:
                 try:
                     await self._ask(replace(request, messages=HELLO, choices=()), request.seeds[:1])
                     self.takes_others = True
-                except (openai.OpenAIError, EngineError):
+                except (openai.OpenAIError, OSError, ValueError, EngineError):
                     self.takes_others = False
         return self.takes_others
 
