@@ -80,6 +80,18 @@ def test_accept_groups_the_replies_of_each_prompt() -> None:
     assert [len(outcome.rows) for outcome in made] == [2, 3]
 
 
+def test_accept_compares_the_replies_without_an_empty_one() -> None:
+    row = ranked(0, 1, 2)
+    row["responses"][1]["text"] = " "
+    [outcome] = accept([row], ListEngine([["Score: 5", "Score: 1"], ["Score: 2", "Score: 4"]]), options(samples=2))
+    assert [row["score"] for row in outcome.rows] == [5, 2]
+    assert outcome.dropped == {"judgements: no reply": 2, "judgements: not in the order of people": 2}
+    assert outcome.counts == {"judgements": 6, "accepted": 2}
+    row["responses"][0]["text"] = row["responses"][2]["text"] = ""
+    [outcome] = accept([row], ListEngine([]), options(samples=2))
+    assert (outcome.rows, outcome.dropped) == ([], {"judgements: no reply": 6})
+
+
 def test_accept_can_ask_for_a_score_that_was_not_written() -> None:
     engine = ListEngine([["Good."], ["Bad. Score: 1"], ["4"]])
     [outcome] = accept([ranked(0, 1)], engine, options(finish_score=True))

@@ -230,9 +230,9 @@ def test_a_refusal_of_every_row_is_the_runs() -> None:
 
 @pytest.mark.parametrize("body", [b"data: x", b"[]", b'{"choices": []}'])
 def test_where_the_second_opinion_is_no_answer_the_refusal_is_the_runs(body: bytes) -> None:
-    with Stub(lambda asked: Fault(body=body) if asked.text == "Hello!" else error(400, "No")) as stub:
-        with pytest.raises(EngineError, match="refused a request: 400 No"):
-            answers(stub, [ask("Why?")])
+    garbled = Stub(lambda asked: Fault(body=body) if asked.text == "Hello!" else error(400, "No"))
+    with garbled as stub, pytest.raises(EngineError, match="refused a request: 400 No"):
+        answers(stub, [ask("Why?")])
 
 
 # --- one choice, temperatures ------------------------------------------------------------------

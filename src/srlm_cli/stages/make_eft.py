@@ -102,12 +102,19 @@ def accept(
 
 
 def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Outcome:
-    """Return the outcome of one prompt: `group` holds each of its responses with its judgements."""
+    """Return the outcome of one prompt: `group` holds each of its responses with its judgements.
+
+    A response that is no reply was not judged; the others are compared without it.
+    """
+    judgements_asked = options.samples * len(group)
+    dropped: Counter[str] = Counter()
+    if missing := sum(not one.judgements for one in group):
+        dropped["judgements: no reply"] += options.samples * missing
+        group = [one for one in group if one.judgements]
     human = [one.response["human"] for one in group]
     outcome = Outcome(tokens_in=sum(one.tokens_in for one in group), tokens_out=sum(one.tokens_out for one in group))
-    dropped: Counter[str] = Counter()
     rows = []
-    for j in range(options.samples):
+    for j in range(options.samples if group else 0):
         judgements = [one.judgements[j] for one in group]
         scores = [judgement.score for judgement in judgements]
         if any(score is None for score in scores):
@@ -118,7 +125,7 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
             for one, judgement in zip(group, judgements, strict=True):
                 target = ending_in_score(judgement, options.template)
                 rows.append(eft_row(one.response, target, judgement.score, options.template, f"/{j}"))
-    outcome.counts = {"judgements": options.samples * len(group), "accepted": len(rows)}
+    outcome.counts = {"judgements": judgements_asked, "accepted": len(rows)}
     outcome.rows, thinned = thinning.split(rows)
     if thinned:
         dropped["judgements: score too common"] += thinned
