@@ -11,19 +11,14 @@ import json
 from hashlib import sha256
 from typing import Any
 
+from srlm_cli.dataset_formats import FOREIGN, HH_START, Message, Prompt, Row, messages, own_form, text
 from srlm_cli.errors import BadRow
-
-Row = dict[str, Any]
-Message = dict[str, str]
-Prompt = str | list[Message]
 
 FULL_SCORE = 5  # of the additive judge prompt
 
 # How a text that a model wrote ends, as servers and other tools call it: it ended, or was cut at its limit.
 ENDS = dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn"), "stop")
 ENDS |= dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "length")
-
-SHAREGPT_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 
 
 def short_hash(text: str) -> str:
@@ -66,32 +61,23 @@ def as_text(prompt: Prompt) -> str:
 
 
 def prompt_record(row: Row) -> Row:
-    """Return a prompt row `{id, prompt}`; also read from alpaca, sharegpt, `messages` and ranked rows.
+    """Return a prompt row `{id, prompt}`; rows of other tools are read too (see `dataset_formats`).
 
-    The `responses` of a ranked row, an answer to the prompt and no part of it, are left behind.
+    The `responses` of a ranked row, an answer to the prompt and no part of it, are left out.
     """
-    prompt = _prompt(row)
-    rest = {key: value for key, value in row.items() if key != "responses"}
+    own = own_form(row)
+    prompt = _prompt(own, row)
+    rest = {key: value for key, value in own.items() if key != "responses"}
     return _with(rest, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
 def completion_record(row: Row) -> Row:
-    """Return an IFT or EFT row `{id, prompt, completion}`; alpaca, sharegpt and `messages` too."""
-    if "completion" in row:
-        completion = _text_or_messages(row["completion"], "completion")
-        prompt = _prompt(row)
-    elif "output" in row and "instruction" in row:
-        completion, prompt = _text(row["output"], "output"), _prompt(row)
-    elif "messages" in row or "conversations" in row:
-        *turns, last = _dialogue(row)
-        if not turns or last["role"] != "assistant":
-            raise BadRow("expected a dialogue that ends with an assistant turn after a user turn")
-        prompt, completion = turns, last["content"]
-    else:
+    """Return an IFT or EFT row `{id, prompt, completion}`; rows of other tools are read too."""
+    own = own_form(row, completed=True)
+    if "completion" not in own:
         raise BadRow(f"expected `completion` beside `prompt`, got {_keys(row)}")
-    if not completion:
-        raise BadRow("expected a completion, got an empty one")
-    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, completion=completion)
+    prompt, completion = _prompt(own, row), _reply(own, "completion")
+    return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt, completion=completion)
 
 
 def eft_record(row: Row) -> Row:
@@ -107,8 +93,8 @@ def ranked_record(row: Row) -> Row:
 
     `rank` counts from 0 or 1, the smaller the better; `score` is any number, the larger the better.
     """
-    prompt = _prompt(row)
-    responses = row.get("responses")
+    own = own_form(row)
+    prompt, responses = _prompt(own, row), row.get("responses")
     if responses == []:
         raise BadRow("expected at least one of `responses`, got an empty list")
     if not isinstance(responses, list):
@@ -120,7 +106,7 @@ def ranked_record(row: Row) -> Row:
             raise BadRow("expected a number as `rank` or `score` of every response")
     if not any(all(is_number(response.get(key)) for response in responses) for key in ("rank", "score")):
         raise BadRow("expected a `rank` of every response, or a `score` of every response, not some of each")
-    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt)
+    return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
 def response_record(row: Row) -> Row:
@@ -128,11 +114,11 @@ def response_record(row: Row) -> Row:
 
     The id is `<prompt_id>/<k>`, or, in a row that has no `k`, ends with a hash of the response.
     """
-    prompt = _prompt(row)
-    response = _text(row.get("response"), "response")
+    own = own_form(row)
+    prompt, response = _prompt(own, row), text(row.get("response"), "response")
     group = str(row.get("prompt_id") or prompt_id(prompt))
-    own = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
-    return _with(row, id=own, prompt_id=group, prompt=prompt)
+    name = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
+    return _with(own, id=name, prompt_id=group, prompt=prompt)
 
 
 def is_reply(row: Row) -> bool:
@@ -162,7 +148,8 @@ def is_judged(row: Row) -> bool:
         return False
     texts = type(own) is type(group) is type(prompt) is type(response) is str
     known = score is None or type(score) is float or type(score) is int
-    return bool(texts and known and own and group and prompt and not prompt.isspace())
+    plain = texts and known and own and group and prompt and not prompt.isspace()
+    return bool(plain and not prompt.startswith(HH_START) and FOREIGN.isdisjoint(row))
 
 
 def meta_record(row: Row) -> Row:
@@ -179,7 +166,7 @@ def meta_record(row: Row) -> Row:
         verdicts = battle.get("verdicts") if all(known) and sides else None
         if not isinstance(verdicts, list) or len(verdicts) != 2:
             raise BadRow("expected every one of `battles` to be {a, b, verdicts}, with the places of two targets")
-    return _with(row, judge_prompt=_messages(row.get("judge_prompt"), "judge_prompt"))
+    return _with(row, judge_prompt=messages(row.get("judge_prompt"), "judge_prompt"))
 
 
 def pair_record(row: Row) -> Row:
@@ -187,15 +174,12 @@ def pair_record(row: Row) -> Row:
 
     A row may have a `label_smoothing`: the probability, 0 to 1, that its sides are the wrong way round.
     """
-    prompt = _prompt(row)
-    chosen = _text_or_messages(row.get("chosen"), "chosen")
-    rejected = _text_or_messages(row.get("rejected"), "rejected")
-    if not chosen or not rejected:
-        raise BadRow("expected `chosen` and `rejected` to hold text, got an empty one")
+    own = own_form(row)
+    prompt, chosen, rejected = _prompt(own, row), _reply(own, "chosen"), _reply(own, "rejected")
     smoothing = row.get("label_smoothing", 0.0)
     if not is_number(smoothing) or not 0 <= smoothing <= 1:
         raise BadRow(f"expected `label_smoothing` to be a number from 0 to 1, got {smoothing!r}")
-    return _with(row, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
+    return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
 
 
 def judged_completion_record(row: Row) -> Row:
@@ -270,63 +254,28 @@ def _id(row: Row) -> str | None:
     return None if row.get("id") in (None, "") else str(row["id"])
 
 
-def _prompt(row: Row) -> Prompt:
-    if "prompt" in row:
-        prompt = _text_or_messages(row["prompt"], "prompt")
-    elif "instruction" in row:
-        parts = [_text(row["instruction"], "instruction"), _text(row.get("input") or "", "input")]
-        prompt = "\n\n".join(part for part in parts if part)
-    elif "messages" in row or "conversations" in row:
-        prompt = _dialogue(row)
-        if "responses" not in row and prompt[-1]["role"] == "assistant":
-            prompt = prompt[:-1]
-    else:
-        raise BadRow(f"expected `prompt` (or `instruction`, `messages`, `conversations`), got {_keys(row)}")
+def _prompt(own: Row, row: Row) -> Prompt:
+    """Return the prompt of a row that `own_form` has read; `row` is as it stood in its file."""
+    if own.get("prompt") is None and row.get("prompt", own) is own:
+        raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
+    prompt = own.get("prompt") or text(row["prompt"], "prompt")
     if not prompt or (isinstance(prompt, str) and prompt.isspace()):
         raise BadRow("expected a prompt, got an empty one")
     return prompt
 
 
-def _dialogue(row: Row) -> list[Message]:
-    if "messages" in row:
-        return _messages(row["messages"], "messages")
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        raise BadRow("expected `conversations` to be a list of {from, value}")
-    try:
-        turns = [{"role": SHAREGPT_ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
-    except (KeyError, TypeError) as error:
-        raise BadRow(f"expected `conversations` to be a list of {{from, value}}, got {error} in one") from None
-    return _messages(turns, "conversations")
-
-
-def _messages(value: Any, field: str) -> list[Message]:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"expected `{field}` to be a list of {{role, content}}, got {_kind(value)}")
-    for message in value:
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            raise BadRow(f"expected every message of `{field}` to be {{role, content}} with texts")
-    return value
-
-
-def _text_or_messages(value: Any, field: str) -> Prompt:
-    return _messages(value, field) if isinstance(value, list) else _text(value, field)
-
-
-def _text(value: Any, field: str) -> str:
-    if not isinstance(value, str):
-        raise BadRow(f"expected `{field}` to be a text, got {_kind(value)}")
-    return value
+def _reply(own: Row, name: str) -> Prompt:
+    """Return a reply of a row that `own_form` has read, a text or messages; it has to hold text."""
+    reply = own.get(name)
+    reply = messages(reply, name) if isinstance(reply, list) else text(reply, name)
+    if not (reply if isinstance(reply, str) else any(turn["content"] for turn in reply)):
+        raise BadRow(f"expected `{name}` to hold text, got an empty one")
+    return reply
 
 
 def is_number(value: Any) -> bool:
     """Tell whether a JSON value is a number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _kind(value: Any) -> str:
-    names = {type(None): "nothing", str: "a text", list: "a list", dict: "an object", bool: "a true or false"}
-    return names.get(type(value), "a number")
 
 
 def _keys(row: Row) -> str:

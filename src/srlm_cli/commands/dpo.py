@@ -9,7 +9,7 @@ from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.options.training import EvalIn, TrainOptions
-from srlm_cli.runner.inputs import all_rows, open_reader
+from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import read_all
 from srlm_cli.train.losses import DPOLossConfig, Loss
@@ -62,12 +62,12 @@ def dpo(
       srlm dpo --in pairs.jsonl --model M1/model --lora-r 16 --learning-rate 1e-5 --out M2/adapter
       srlm dpo --in pairs.jsonl --model M1/model --out M2/model --dry-run
 
-    Reads rows of `prompt`, `chosen` and `rejected`, writes a model folder: weights, tokenizer, chat
-    template and, last, provenance.json. The reference is the model that training starts from, which
-    is proven before the first step (log-ratios 0, loss ln 2), or the one that --ref names. Prints one
-    JSON line of results. The defaults are the paper's: beta 0.1, sigmoid loss, batch 16, learning rate
-    1e-6 falling to 1e-7 by a cosine. A training that was killed goes on from its last checkpoint when
-    the same command is run again.
+    Reads rows of `prompt`, `chosen` and `rejected` (docs/data.md has the forms of other tools), writes a
+    model folder: weights, tokenizer, chat template and, last, provenance.json. The reference is the model
+    that training starts from, which is proven before the first step (log-ratios 0, loss ln 2), or the one
+    that --ref names. Prints one JSON line of results. The defaults are the paper's: beta 0.1, sigmoid loss,
+    batch 16, learning rate 1e-6 falling to 1e-7 by a cosine. A training that was killed goes on from its
+    last checkpoint when the same command is run again.
     """
     from srlm_cli.train.dpo import dpo as train
 
@@ -77,6 +77,7 @@ def dpo(
     others = [*(held_out or []), *([eval_in] if eval_in else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader)
+    warn("dpo", reader)
     held = read_all(eval_in, records.pair_record) if eval_in else None
     about = provenance("dpo", spec, reader)
     results = guarded(

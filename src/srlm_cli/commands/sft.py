@@ -9,7 +9,7 @@ from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.options.training import EvalIn, TrainOptions, by_input
-from srlm_cli.runner.inputs import all_rows, open_reader
+from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import read_all
@@ -49,7 +49,7 @@ def sft(
       srlm sft --in ift.jsonl --in eft.jsonl --in-weight 1 --in-weight 0.5 --model M0 --out M1/model
       srlm sft --in ift.jsonl --model smollm2-135m-instruct --lora-r 16 --learning-rate 2e-4 --out adapter
 
-    Reads rows of `prompt` and `completion` (also alpaca, sharegpt and `messages` rows), writes a
+    Reads rows of `prompt` and `completion` (docs/data.md has the forms of other tools), writes a
     model folder: weights, tokenizer, chat template and, last, provenance.json. Loss is on target
     tokens only. Prints one JSON line of results. The defaults are the paper's: batch 16, learning
     rate 5.5e-6 falling to 1.1e-6 by a cosine. Number of epochs is not stated there; ours is 1. An
@@ -67,6 +67,7 @@ def sft(
     check = refusing(check, others)
     reader = open_reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths, beside=others)
     rows = all_rows(reader)
+    warn("sft", reader)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")

@@ -11,6 +11,7 @@ from srlm_cli.options.common import ReadOptions
 from srlm_cli.records import Row
 from srlm_cli.runner.outputs import same_file
 from srlm_cli.runner.tally import Tally
+from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, Shard, count_lines
 from srlm_cli.streams.writer import Rejects
 
@@ -52,12 +53,21 @@ def expected(rows: Reader, limit: int | None) -> int | None:
     return lines if limit is None or lines is None else min(lines, limit)
 
 
-def count_skipped(tally: Tally, rows: Reader | None) -> None:
-    """Count the bad rows that were left out; they were never read by the stage."""
-    if rows is not None and rows.skipped:
+def count_skipped(name: str, tally: Tally, rows: Reader | None) -> None:
+    """Count the bad rows that were left out, which the stage never read, and warn of what was read otherwise."""
+    if rows is None:
+        return
+    if rows.skipped:
         tally.dropped["bad row"] = rows.skipped
-    if rows is not None and rows.rejects:
+    warn(name, rows)
+    if rows.rejects:
         rows.rejects.open()  # also where there were none
+
+
+def warn(name: str, rows: Reader) -> None:
+    """Say, once a command and also with --quiet, how many rows were read otherwise than they stand."""
+    for what, count in rows.noted.items():
+        say(f"srlm {name}: warning: {count} {what}")
 
 
 def check_whole(rows: Reader | None) -> None:

@@ -24,6 +24,7 @@ def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None
         **({"shard": rows.part} if rows and rows.shard else {}),
         "versions": versions(*([engine.name] if engine and engine.loads else [])),
         "counts": tally.as_dict(),
+        **({"warnings": dict(rows.noted)} if rows and rows.noted else {}),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
         **({"base_url": redacted((engine.spec.base_url or "").strip()) or None} if with_server else {}),
     }

@@ -92,7 +92,7 @@ class StageRun:
         except BaseException:
             close_quietly(self.writer)
             raise
-        count_skipped(self.tally, self.source)
+        count_skipped(self.name, self.tally, self.source)
         exceeded = limit(self.tally)
         about = meta(self.name, self.source, self.tally, self.engine)
         commit(self.writer, self.options.out, about, self._state(), exceeded, self.options.on_limit)
@@ -183,7 +183,7 @@ def write_metrics(
     A `limit` that was exceeded is raised when everything is written; `on_limit` hold keeps FILE.part back.
     """
     tally = Tally(read=read, kept=len(made))
-    count_skipped(tally, reader)
+    count_skipped(name, tally, reader)
     writer = open_writer(out, {"command": name})
     try:
         if isinstance(writer, FileWriter):

@@ -49,6 +49,7 @@ def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
         "versions": versions("torch", "transformers", "trl", "peft", "datasets"),
         "from": {"model": spec.model, "fingerprint": fingerprint(spec.model)},
         "inputs": {path: file_hash(path) for path in reader.paths if path != "-"},
+        **({"warnings": dict(reader.noted)} if reader.noted else {}),
     }
 
 

@@ -10,7 +10,7 @@ from typing import IO
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import BLANK, checked_record, numbered, open_lines, parsed, shown
+from srlm_cli.streams.reader import BLANK, checked_record, numbered, open_lines, parsed_row, shown
 
 Check = Callable[[Row], Row | list[Row]]
 
@@ -54,7 +54,7 @@ class Lookup:
         """Yield (line number, where the line begins, its records) from a place in the file on."""
         for at, line in numbered(self.path, self.file, number):
             here, start = start, start + len(line)
-            if (row := parsed(line)) is BLANK:
+            if (row := parsed_row(line)) is BLANK:
                 continue
             try:
                 checked = checked_record(row, self.check)

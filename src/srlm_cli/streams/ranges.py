@@ -11,6 +11,7 @@ import gc
 import os
 import pickle
 import signal
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from io import BytesIO
 from itertools import pairwise
 from typing import IO, Generic, NoReturn, TypeVar
 
+from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Row
-from srlm_cli.streams.reader import BLANK, checked_record, parsed
+from srlm_cli.streams.reader import BLANK, begins_array, checked_record, parsed_row
 
 T = TypeVar("T")
 Check = Callable[[Row], Row | list[Row]]
@@ -113,13 +115,15 @@ class Ranges(Generic[T]):
             return None
 
     def _records(self, lines: Iterable[bytes]) -> Iterator[Row]:
+        """Yield the records of lines; one that a person is told of is left to the caller, who counts them all."""
+        noted: Counter[str] = Counter()
         for line in lines:
-            if (row := parsed(line)) is not BLANK:
+            if (row := parsed_row(line, noted)) is not BLANK:
                 record = checked_record(row, self.check)
-                if isinstance(record, list):
-                    yield from record
-                else:
-                    yield record
+                for one in record if isinstance(record, list) else [record]:
+                    if noted or unused_columns(one):
+                        raise BadRow("read otherwise than it stands")
+                    yield one
 
     def _fork(self, ranges: list[tuple[int, int]]) -> None:
         from fcntl import F_SETPIPE_SZ, fcntl  # Linux only, as all this
@@ -159,6 +163,9 @@ def processes() -> int:
 
 
 def worthwhile(path: str) -> bool:
-    """Tell whether a path is a plain file that several processes are quicker with."""
+    """Tell whether a path is a plain file of lines that several processes are quicker with."""
     plain = path != "-" and not path.endswith(".gz") and os.path.isfile(path)
-    return plain and processes() > 1 and os.path.getsize(path) >= WORTHWHILE
+    if not plain or processes() == 1 or os.path.getsize(path) < WORTHWHILE:
+        return False
+    with open(path, "rb") as file:
+        return not begins_array(file.read(PIECE))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 import zlib
-from collections import deque
+from codecs import BOM_UTF8
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
+from io import BytesIO
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -18,6 +21,7 @@ from typing import IO, Any
 
 import msgspec
 
+from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import Rejects
@@ -49,7 +53,7 @@ class Reader:
     record, `digest` behind the last finished one, from which a resumed run sees a changed input; and a record that was
     given out can still be found bad (`refuse`), which `refused` keeps by its place, for a resumed run.
     With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
-    `source` is the path that is being read.
+    `source` is the path that is being read. `noted` counts rows that were read otherwise than they stand, by how.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Reader:
     def rewind(self) -> None:
         """Begin again with the first row; stdin cannot."""
         self.skipped = 0
+        self.noted: Counter[str] = Counter()
         self.expands = False
         self.error: DataError | None = None
         self.source = ""
@@ -171,6 +176,8 @@ class Reader:
                         continue
                     lines_left = lines_left if lines_left is None else lines_left - 1
                     self.expands = isinstance(checked, list)
+                    for name in unused_columns(checked[0] if self.expands and checked else checked):
+                        self.noted[f"rows whose `{name}` is not used"] += 1
                     for record in checked if self.expands else (checked,):
                         self.unfinished += 1
                         if self.traced:
@@ -185,7 +192,7 @@ class Reader:
         if offset:
             lines.seek(offset)
         for number, line in numbered(path, islice(lines, before, end), before + passed + 1):
-            row = parsed(line)
+            row = parsed_row(line, self.noted)
             if row is not BLANK:
                 yield number, line, row
 
@@ -227,18 +234,69 @@ def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | l
 
 @contextmanager
 def open_lines(path: str) -> Iterator[IO[bytes]]:
-    """Open a path, `-` for stdin, or a `.gz` file as lines of bytes, which end at `\\n` only."""
+    """Open a path, `-` for stdin, or a `.gz` file as lines of bytes, which end at `\\n` only.
+
+    A file that is one JSON array has a line for each of its elements, where the element begins.
+    """
     if path == "-":
         if sys.stdin is None or sys.stdin.isatty():
             raise OptionError("no input: stdin is a terminal", "give --in FILE, or pipe rows in")
-        yield sys.stdin.buffer
+        yield lines_of(path, sys.stdin.buffer)
         return
     try:
         opened = gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb", buffering=1 << 20)
     except OSError as error:
         raise OptionError(f"cannot open {path}: {error.strerror or error}", _unfinished(path)) from None
     with opened:
-        yield opened
+        yield lines_of(path, opened)
+
+
+def begins_array(head: bytes) -> bool:
+    """Tell whether a file begins as a JSON array does, which no row does."""
+    return head.removeprefix(BOM_UTF8).lstrip().startswith(b"[")
+
+
+def lines_of(path: str, opened: Any) -> IO[bytes]:
+    """Return an open file as lines, those of a JSON array taken apart; raise DataError for a broken array.
+
+    An element stands on the line on which it begins, after the one before it: the whole is in memory.
+    """
+    try:
+        if not begins_array(opened.peek(1)):
+            return opened
+        data = opened.read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{shown(path)}:1: cannot be read on: {error}") from None
+    try:
+        lines, end = elements(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # also what is no UTF-8
+        if isinstance(parsed(data.partition(b"\n")[0]), list):  # a row that is none, with others after it
+            return BytesIO(data)
+        where = getattr(error, "lineno", 1)
+        raise DataError(f"{shown(path)}:{where}: not a JSON array: {error}", "one row a line, or one array") from None
+    return BytesIO("".join(lines).encode()) if end else BytesIO(data)
+
+
+def elements(text: str) -> tuple[list[str], bool]:
+    """Return the elements of a JSON array, each a line of its own, and whether nothing comes after the array.
+
+    Empty lines before an element keep it on the line where it begins. Raises ValueError where the text is no array.
+    """
+    decoder, lines, counted, written = json.JSONDecoder(), [], 0, 0
+    skip = re.compile(r"[ \t\r\n]*").match
+    at = skip(text, skip(text).end() + 1).end()
+    number = 0
+    while text[at : at + 1] != "]":
+        _, end = decoder.raw_decode(text, at)
+        number, counted = number + text.count("\n", counted, at), at
+        lines += ["\n"] * (number - written) + [text[at:end].replace("\n", " "), "\n"]
+        written = max(written, number) + 1
+        at = skip(text, end).end()
+        if text[at : at + 1] == ",":
+            at = skip(text, at + 1).end()
+        elif text[at : at + 1] != "]":
+            raise json.JSONDecodeError("Expecting ',' or ']'", text, at)
+    return lines, skip(text, at + 1).end() == len(text)
 
 
 def numbered(path: str, lines: Iterable[bytes], first: int = 1) -> Iterator[tuple[int, bytes]]:
@@ -258,6 +316,8 @@ def count_lines(paths: list[str]) -> int | None:
         if path == "-" or path.endswith(".gz") or not Path(path).is_file():
             return None
         with open(path, "rb") as file:
+            if begins_array(file.peek(1)):
+                return None
             total += sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
     return total
 
@@ -301,6 +361,22 @@ def parsed(line: bytes) -> Any:
         return BLANK
     except jsonlines.InvalidLineError as error:
         return error
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parsed_row(line: bytes, noted: Counter[str] | None = None) -> Any:
+    """Return what `parsed` does, each lone surrogate in it, which UTF-8 has no bytes for, as U+FFFD; they are noted."""
+    row = parsed(line)
+    if b"\\u" in line and type(row) is dict and ESCAPED_SURROGATE.search(line):
+        text, count = SURROGATE.subn("\ufffd", json.dumps(row, ensure_ascii=False))
+        if count:
+            row = json.loads(text)
+            if noted is not None:
+                noted["rows with half a character (a lone surrogate), read as U+FFFD"] += 1
+    return row
 
 
 def strict_loads(text: str) -> Any:
