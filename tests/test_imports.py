@@ -110,6 +110,7 @@ def name_of(path: Path) -> str:
 # From the lowest to the highest: a module knows its own package and what is on lower floors.
 FLOORS = (
     {"errors", "seeds", "redact", "thoughts"},
+    {"dataset_formats"},
     {"records", "settings", "distributed", "threads"},
     {"streams", "templates", "stats", "recipes"},
     {"models"},
