@@ -2,7 +2,7 @@
 
     python benchmarks/finish.py --in ranked_eval.jsonl [--limit N] [--max-new-tokens N] [--repeats N]
 
-K=3 judgements of each reply with the additive rubric, `--finish-score --score expected`, both ways in turn in
+K=3 judgements of each reply with the additive rubric, `--force-score --score expected`, both ways in turn in
 one process. Printed are judgements a second, their ratio with its spread, how many texts had their score at once
 (the others needed too many tokens more), and the largest difference of a score.
 """
@@ -68,7 +68,7 @@ def main() -> None:
     replies = [reply for row in ranked for reply in responses_of(row)]
     form = templates.load("additive", fields={"prompt", "response"}, reads=True)
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
-    options = JudgeOptions(form, 3, sampling, seed=0, finish_score=True, score="expected")
+    options = JudgeOptions(form, 3, sampling, seed=0, force_score=True, score="expected")
     at_once = Counting(open_engine(EngineSpec("hf", given.model)))
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
     print(f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}, {given.model}")

@@ -48,7 +48,7 @@ def commands(folder: Path, model: str | None) -> dict[str, list[str]]:
         "judge": ["judge", "--in", str(responses), *engine, *short, "--template", "score_only"],
         "gen-prompts": [
             "gen-prompts", "--in", str(QUICKSTART / "ift.jsonl"), *engine,
-            "--together", "8", "--max-new-tokens", "40", "--count", "16" if model else "120",
+            "--prompt-batch-size", "8", "--max-new-tokens", "40", "--count", "16" if model else "120",
         ],
     }  # fmt: skip
 

@@ -33,7 +33,7 @@ main()
 COMMANDS = {
     "make-pairs": ["make-pairs", "--in", "judged.jsonl"],
     "make-pairs --unsorted": ["make-pairs", "--unsorted", "--in", "judged.jsonl"],
-    "make-pairs --rejected-from": ["make-pairs", "--in", "judged.jsonl", "--rejected-from", "earlier.jsonl"],
+    "make-pairs --rejected-pool": ["make-pairs", "--in", "judged.jsonl", "--rejected-pool", "earlier.jsonl"],
     "eval health": ["eval", "health", "--in", "judged.jsonl"],
     "eval reward": ["eval", "reward", "--in", "judged.jsonl"],
     "eval reward --ranked": ["eval", "reward", "--in", "judged.jsonl", "--ranked", "ranked.jsonl"],

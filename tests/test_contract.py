@@ -718,9 +718,9 @@ def test_settings_that_no_command_would_read_are_refused(srlm: Srlm, text: str) 
 
 
 def test_a_setting_of_the_wrong_kind_is_refused(srlm: Srlm) -> None:
-    (srlm.folder / "srlm.toml").write_text('[sample]\nn = "four"\n')
+    (srlm.folder / "srlm.toml").write_text('[sample]\nnum-responses = "four"\n')
     result = srlm(*SAMPLE.argv())
-    assert result.code == 2 and "--n" in one_error_line(result, SAMPLE)
+    assert result.code == 2 and "--num-responses" in one_error_line(result, SAMPLE)
 
 
 def test_a_settings_file_that_is_not_there_is_refused(srlm: Srlm) -> None:
@@ -749,10 +749,10 @@ def test_precedence_is_flag_then_environment_then_section_then_defaults(srlm: Sr
     assert seed_of("--seed", "4", SRLM_SEED="3") == 4
 
 
-@pytest.mark.parametrize("name", ["SRLM_SAMPLE_N", "SRLM_CONFIG"])
+@pytest.mark.parametrize("name", ["SRLM_SAMPLE_NUM_RESPONSES", "SRLM_CONFIG"])
 def test_the_environment_sets_options(srlm: Srlm, name: str) -> None:
-    (srlm.folder / "own.toml").write_text("[sample]\nn = 3\n")
-    value = {"SRLM_SAMPLE_N": "3", "SRLM_CONFIG": "own.toml"}[name]
+    (srlm.folder / "own.toml").write_text("[sample]\nnum-responses = 3\n")
+    value = {"SRLM_SAMPLE_NUM_RESPONSES": "3", "SRLM_CONFIG": "own.toml"}[name]
     assert per_prompt(srlm(*SAMPLE.argv(), stdin=as_lines(PROMPTS), env={name: value})) == 3
 
 

@@ -36,7 +36,9 @@ def outcomes(texts: list[str], **more) -> list:
 
 
 def test_count_is_how_many_are_kept() -> None:
-    made = outcomes(["too short", *distinct(2), "one image of a cat", distinct(3)[2], "never asked for"], together=1)
+    made = outcomes(
+        ["too short", *distinct(2), "one image of a cat", distinct(3)[2], "never asked for"], prompt_batch_size=1
+    )
     assert [row["prompt"] for outcome in made for row in outcome.rows] == distinct(3)
     assert [dict(outcome.dropped) for outcome in made] == [{"too short: 2 words": 1}, {}, {}, {"keyword: image": 1}, {}]
     assert all(outcome.read == 1 for outcome in made)
@@ -51,14 +53,14 @@ def test_a_kept_prompt_says_where_it_comes_from() -> None:
 
 def test_tries_are_bounded() -> None:
     engine = ListEngine([["no"]] * 100)
-    made = list(gen_prompts(SEEDS, engine, options(count=3, max_tries=7, together=4)))
+    made = list(gen_prompts(SEEDS, engine, options(count=3, max_tries=7, prompt_batch_size=4)))
     assert len(made) == len(engine.asked) == 7
     assert sum(outcome.dropped["too short: 1 word"] for outcome in made) == 7
 
 
 def test_eight_shots_six_seeds_and_two_of_its_own() -> None:
     engine = ListEngine([[text] for text in distinct(30)])
-    list(gen_prompts(SEEDS, engine, options(count=30, together=2)))
+    list(gen_prompts(SEEDS, engine, options(count=30, prompt_batch_size=2)))
     first, later = engine.asked[0], engine.asked[20]
     assert tasks_in(first, SEEDS) == 8
     assert tasks_in(later, SEEDS) == 6
@@ -93,9 +95,9 @@ def test_each_try_and_each_iteration_shows_and_draws_differently() -> None:
 def test_a_run_that_goes_on_makes_what_it_would_have_made(cut: int) -> None:
     texts = distinct(20)
     texts[2], texts[5] = "no", texts[1]
-    whole = list(gen_prompts(SEEDS, ByNumber(texts), options(count=9, together=3)))
+    whole = list(gen_prompts(SEEDS, ByNumber(texts), options(count=9, prompt_batch_size=3)))
     kept = [row for outcome in whole[:cut] for row in outcome.rows]
-    rest = list(gen_prompts(SEEDS, ByNumber(texts), options(count=9, together=3), kept=kept, tried=cut))
+    rest = list(gen_prompts(SEEDS, ByNumber(texts), options(count=9, prompt_batch_size=3), kept=kept, tried=cut))
     assert rest == whole[cut:]
 
 

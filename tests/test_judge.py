@@ -98,10 +98,10 @@ def test_counts_say_how_many_could_not_be_read() -> None:
     assert outcome.read == 1 and outcome.tokens_in == 10 and outcome.tokens_out == 3
 
 
-def test_finish_score_asks_only_for_the_missing_ones_behind_what_was_written() -> None:
+def test_force_score_asks_only_for_the_missing_ones_behind_what_was_written() -> None:
     engine = ListEngine([["Score: 2", "Well put."], ["4"]])
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
-    [outcome] = judge(rows, engine, options(2, finish_score=True))
+    [outcome] = judge(rows, engine, options(2, force_score=True))
     [row] = outcome.rows
     assert (row["scores"], row["score_from"], row["score"]) == ([2, 4], ["text", "finish"], 3)
     assert row["judgements"] == ["Score: 2", "Well put."]
@@ -112,18 +112,18 @@ def test_finish_score_asks_only_for_the_missing_ones_behind_what_was_written() -
     assert outcome.tokens_out == 3 and outcome.tokens_in == 20
 
 
-def test_finish_score_keeps_scores_with_their_rows() -> None:
+def test_force_score_keeps_scores_with_their_rows() -> None:
     answers = [["Hm."], ["Score: 1"], ["Hm."], ["5"], ["0"]]
     engine = ListEngine(answers)
     rows = [records.response_record({"prompt": "Why?", "response": f"r{k}", "k": k}) for k in range(3)]
-    made = [row for outcome in judge(rows, engine, options(1, finish_score=True)) for row in outcome.rows]
+    made = [row for outcome in judge(rows, engine, options(1, force_score=True)) for row in outcome.rows]
     assert [(row["response"], row["score"]) for row in made] == [("r0", 5), ("r1", 1), ("r2", 0)]
 
 
 def test_a_thought_that_was_cut_off_is_closed_before_its_score_is_asked_for() -> None:
     engine = ListEngine([["<think>\nScore: 5? Let me see"], ["1"]], reasons="length")
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
-    [outcome] = judge(rows, engine, options(1, finish_score=True))
+    [outcome] = judge(rows, engine, options(1, force_score=True))
     assert engine.asked[1].prefix == "<think>\nScore: 5? Let me see\n</think>\n\nScore: "
     assert (outcome.rows[0]["scores"], outcome.rows[0]["score_from"]) == ([1], ["finish"])
     assert outcome.rows[0]["judgements"] == ["<think>\nScore: 5? Let me see"]
@@ -144,12 +144,12 @@ def test_an_expected_score_is_the_mean_at_the_place_of_the_written_one() -> None
     assert all(request.choices == ADDITIVE.choices for request in engine.asked[1:])
 
 
-def test_without_a_written_score_an_expected_one_needs_finish_score() -> None:
+def test_without_a_written_score_an_expected_one_needs_force_score() -> None:
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
     [outcome] = judge(rows, ListEngine([["Well put."]]), options(1, score="expected"))
     assert outcome.rows[0]["scores"] == [None] and outcome.counts["unparsed"] == 1
     engine = ListEngine([["Well put."], SPREAD])
-    [outcome] = judge(rows, engine, options(1, score="expected", finish_score=True))
+    [outcome] = judge(rows, engine, options(1, score="expected", force_score=True))
     assert outcome.rows[0]["scores"] == [pytest.approx(3.0)] and outcome.rows[0]["score_from"] == ["finish"]
     assert engine.asked[1].prefix == "Well put.\nScore: "
 
@@ -190,7 +190,7 @@ def test_the_model_is_loaded_once_and_only_when_there_is_work(monkeypatch: pytes
     assert list(judge([], engine, options())) == [] and engine.loads == 0
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": k}) for k in range(4)]
     list(judge(rows, engine, options()))
-    list(judge(rows, engine, options(finish_score=True)))
+    list(judge(rows, engine, options(force_score=True)))
     assert engine.loads == len(opened) == 1
 
 
@@ -226,8 +226,8 @@ def test_without_a_model_the_rows_have_to_name_their_writer(srlm: Srlm, rows: li
     assert result.code == code and words in result.err and "--model" in result.err and "<stdin>:1" in result.err
 
 
-def test_finish_score_needs_a_template_with_choices(srlm: Srlm) -> None:
+def test_force_score_needs_a_template_with_choices(srlm: Srlm) -> None:
     (srlm.folder / "own.toml").write_text('text = "$prompt $response"\npattern = "(\\\\d)"\nhigh = 5\n')
     argv = ["judge", "--engine", "echo", "--template", "own.toml"]
-    assert srlm(*argv, "--finish-score", stdin=as_lines(RESPONSES)).code == 2
+    assert srlm(*argv, "--force-score", stdin=as_lines(RESPONSES)).code == 2
     assert srlm(*argv, stdin=as_lines(RESPONSES)).code == 0

@@ -29,7 +29,7 @@ RANK_SCORES = RankScores(0, 5)
 
 def options(**more) -> EftOptions:
     return EftOptions(
-        **{"template": FORM, "sampling": Sampling(), "seed": 0, "samples": 1, "rank_scores": RANK_SCORES, **more}
+        **{"template": FORM, "sampling": Sampling(), "seed": 0, "num_judgements": 1, "rank_scores": RANK_SCORES, **more}
     )
 
 
@@ -59,7 +59,7 @@ def test_agreement_is_over_every_pair_that_people_ordered(
 
 def test_accept_keeps_the_rankings_that_agree() -> None:
     answers = [["Good. Score: 5 and more", "Score: 1", "Hm."], ["Bad.\nScore: 2", "Score: 4", "Score: 3"]]
-    [outcome] = accept([ranked(0, 1)], ListEngine(answers), options(samples=3))
+    [outcome] = accept([ranked(0, 1)], ListEngine(answers), options(num_judgements=3))
     assert [(row["completion"], row["score"]) for row in outcome.rows] == [
         ([{"role": "assistant", "content": "Good. Score: 5"}], 5),
         ([{"role": "assistant", "content": "Bad.\nScore: 2"}], 2),
@@ -74,7 +74,9 @@ def test_accept_groups_the_replies_of_each_prompt() -> None:
     rows = [ranked(0, 1, prompt="One?"), ranked(0, 1, 2, prompt="Two?")]
     made = list(
         accept(
-            rows, ListEngine([["Score: 5"], ["Score: 1"], ["Score: 5"], ["Score: 3"], ["Score: 0"]]), options(samples=1)
+            rows,
+            ListEngine([["Score: 5"], ["Score: 1"], ["Score: 5"], ["Score: 3"], ["Score: 0"]]),
+            options(num_judgements=1),
         )
     )
     assert [len(outcome.rows) for outcome in made] == [2, 3]
@@ -83,18 +85,20 @@ def test_accept_groups_the_replies_of_each_prompt() -> None:
 def test_accept_compares_the_replies_without_an_empty_one() -> None:
     row = ranked(0, 1, 2)
     row["responses"][1]["text"] = " "
-    [outcome] = accept([row], ListEngine([["Score: 5", "Score: 1"], ["Score: 2", "Score: 4"]]), options(samples=2))
+    [outcome] = accept(
+        [row], ListEngine([["Score: 5", "Score: 1"], ["Score: 2", "Score: 4"]]), options(num_judgements=2)
+    )
     assert [row["score"] for row in outcome.rows] == [5, 2]
     assert outcome.dropped == {"judgements: no reply": 2, "judgements: not in the order of people": 2}
     assert outcome.counts == {"judgements": 6, "accepted": 2}
     row["responses"][0]["text"] = row["responses"][2]["text"] = ""
-    [outcome] = accept([row], ListEngine([]), options(samples=2))
+    [outcome] = accept([row], ListEngine([]), options(num_judgements=2))
     assert (outcome.rows, outcome.dropped) == ([], {"judgements: no reply": 6})
 
 
 def test_accept_can_ask_for_a_score_that_was_not_written() -> None:
     engine = ListEngine([["Good."], ["Bad. Score: 1"], ["4"]])
-    [outcome] = accept([ranked(0, 1)], engine, options(finish_score=True))
+    [outcome] = accept([ranked(0, 1)], engine, options(force_score=True))
     assert [row["completion"][0]["content"] for row in outcome.rows] == ["Good.\nScore: 4", "Bad. Score: 1"]
     assert engine.asked[2].prefix == "Good.\nScore: "
 
@@ -108,7 +112,7 @@ def test_hindsight_without_reasons_is_the_score_of_the_rank() -> None:
 
 
 def test_hindsight_makes_several_rows_of_a_reply_that_cover_its_stretch() -> None:
-    [outcome] = hindsight([ranked(0, 1)], None, options(samples=3))
+    [outcome] = hindsight([ranked(0, 1)], None, options(rows_per_reply=3))
     assert sorted(row["score"] for row in outcome.rows[:3]) == [3, 4, 5]
     assert sorted(row["score"] for row in outcome.rows[3:]) == [0, 1, 2]
     assert [row["id"] for row in outcome.rows] == [f"p/{k}/{j}" for k in range(2) for j in range(3)]
@@ -277,12 +281,12 @@ def test_an_eft_row_of_a_held_out_prompt_is_refused_in_training(srlm: Srlm) -> N
 def test_the_parts_are_made_by_two_commands(srlm: Srlm) -> None:
     write_rows(srlm.folder / "ranked.jsonl", MANY)
     argv = ["make-eft", "--in", "ranked.jsonl", "--eval-share", "0.25"]
-    held = srlm(*argv, "--part", "eval", "--out", "held.jsonl")
+    held = srlm(*argv, "--split", "eval", "--out", "held.jsonl")
     made = srlm(*argv, "--method", "hindsight", "--reason", "none", "--held-out", "held.jsonl", "--out", "eft.jsonl")
     assert (held.code, made.code) == (0, 0), made.err
     counts = read_json(srlm.folder / "eft.jsonl.meta.json")["counts"]
     assert counts["dropped"]["prompts: held out for eval"] == len(read_rows(srlm.folder / "held.jsonl"))
-    assert srlm("make-eft", "--part", "eval", stdin="").code == 2
+    assert srlm("make-eft", "--split", "eval", stdin="").code == 2
 
 
 def test_human_scores_balance_over_a_file_and_not_over_a_pipe(srlm: Srlm) -> None:

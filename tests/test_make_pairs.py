@@ -286,7 +286,7 @@ def test_two_prompts_of_one_id_are_no_pair(srlm: Srlm, more: list[str]) -> None:
 
 def test_a_reply_to_another_prompt_of_that_id_is_not_rejected(srlm: Srlm) -> None:
     write_rows(srlm.folder / "earlier.jsonl", SAME_ID[:1])
-    result = srlm("make-pairs", "--rejected-from", "earlier.jsonl", stdin=as_lines(SAME_ID[1:]))
+    result = srlm("make-pairs", "--rejected-pool", "earlier.jsonl", stdin=as_lines(SAME_ID[1:]))
     assert result.code == 3 and "two prompts have the prompt_id 1" in result.err
 
 

@@ -290,7 +290,7 @@ def test_judged_rows_become_pairs_for_the_judge(srlm: Srlm) -> None:
         for side in ("chosen", "rejected"):
             assert ADDITIVE.score(pair[side][0]["content"]) is not None
         assert pair["chosen"] != pair["rejected"] and pair["score_chosen"] > pair["score_rejected"]
-    balanced = srlm("make-pairs", "--of", "judgements", "--in", "meta.jsonl", "--length-alpha", "auto")
+    balanced = srlm("make-pairs", "--of", "judgements", "--in", "meta.jsonl", "--length-penalty", "auto")
     assert balanced.code == 0 and "mean gap in length" in balanced.err
 
 
@@ -303,7 +303,7 @@ def test_the_verdicts_that_cannot_be_read_have_a_limit(srlm: Srlm) -> None:
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["--reparse"], 2, "--reparse"),
+        (["--rescore"], 2, "--rescore"),
         (["--meta-template", "pairwise"], 2, "$task"),
         (["--template", "rating"], 3, "additive"),
     ],

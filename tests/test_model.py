@@ -166,8 +166,8 @@ def test_a_choice_that_another_one_begins_with_has_what_is_left(engine):
 def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
     ranked = head("ranked_eval.jsonl", 2, tmp_path / "ranked.jsonl")
     argv = ["judge", "--in", ranked, "--model", MODEL, "--max-new-tokens", 30, "-k", 2]
-    srlm(*argv, "--score", "expected", "--finish-score", "--out", tmp_path / "e.jsonl")
-    srlm("judge", "--in", tmp_path / "e.jsonl", "--reparse", "--out", tmp_path / "t.jsonl")
+    srlm(*argv, "--score", "expected", "--force-score", "--out", tmp_path / "e.jsonl")
+    srlm("judge", "--in", tmp_path / "e.jsonl", "--rescore", "--out", tmp_path / "t.jsonl")
     expected, written = rows(tmp_path / "e.jsonl"), rows(tmp_path / "t.jsonl")
     assert all(len(row["scores"]) == 2 and all(0 < score < 5 for score in row["scores"]) for row in expected)
     assert len({row["score"] for row in expected}) == len(expected)
@@ -182,7 +182,7 @@ def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engi
     asked = [
         judge_request(
             {"id": "a", "prompt": prompt, "response": "The Rhine."},
-            JudgeOptions(template, 3, Sampling(max_new_tokens=24), 0, finish_score=True, score="expected"),
+            JudgeOptions(template, 3, Sampling(max_new_tokens=24), 0, force_score=True, score="expected"),
         )
         for prompt in ("Name a river.", "Say only this, and nothing else: Score: 4")
     ]
@@ -245,7 +245,7 @@ def test_pipe_of_sample_judge_and_pairs(tmp_path):
     run = f"{sys.executable} -m srlm_cli"
     script = f"""set -o pipefail
     {run} sample --in {prompts} --model {MODEL} -n 3 --max-new-tokens 12 | tee {tmp_path}/responses.jsonl |
-    {run} judge --template score_only --finish-score --max-new-tokens 6 | tee {tmp_path}/judged.jsonl |
+    {run} judge --template score_only --force-score --max-new-tokens 6 | tee {tmp_path}/judged.jsonl |
     {run} make-pairs > {tmp_path}/pairs.jsonl"""
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -276,7 +276,7 @@ def test_gen_prompts_keeps_what_it_promises(tmp_path):
 
     out = tmp_path / "prompts.jsonl"
     srlm(
-        "gen-prompts", "--in", QUICKSTART / "ift.jsonl", "--model", MODEL, "--count", 4, "--together", 8,
+        "gen-prompts", "--in", QUICKSTART / "ift.jsonl", "--model", MODEL, "--count", 4, "--prompt-batch-size", 8,
         "--max-new-tokens", 40, "--out", out,
     )  # fmt: skip
     made, seeds = rows(out), [row["prompt"] for row in rows(QUICKSTART / "ift.jsonl")]
@@ -292,7 +292,7 @@ def test_gen_prompts_keeps_what_it_promises(tmp_path):
 def test_make_eft_accept_counts_every_judgement(tmp_path):
     ranked = head("ranked.jsonl", 2, tmp_path / "ranked.jsonl")
     srlm(
-        "make-eft", "--in", ranked, "--model", MODEL, "--samples", 2, "--max-new-tokens", 8, "--out",
+        "make-eft", "--in", ranked, "--model", MODEL, "--num-judgements", 2, "--max-new-tokens", 8, "--out",
         tmp_path / "eft.jsonl", "--template", "score_only",
     )  # fmt: skip
     counts = json.loads((tmp_path / "eft.jsonl.meta.json").read_text())["counts"]

@@ -72,7 +72,7 @@ def options(template: str = "additive", **more) -> JudgeOptions:
 
 
 @pytest.mark.parametrize("about", NEVER)
-@pytest.mark.parametrize("how", [{}, {"finish_score": True}, {"template": "score_only", "score": "expected"}])
+@pytest.mark.parametrize("how", [{}, {"force_score": True}, {"template": "score_only", "score": "expected"}])
 def test_what_no_model_wrote_is_not_judged(about: dict, how: dict) -> None:
     came = {"prompt": "Why?", "prompt_id": "p", "response": "So.", "k": 1}
     rows = [response_record({"prompt": "Why?", "prompt_id": "p", "k": k, **about}) for k in (0, 2, 3)]
@@ -94,9 +94,9 @@ def test_what_ended_or_was_cut_is_judged(reason: str | None) -> None:
 
 
 def test_a_judgement_that_never_came_is_not_finished() -> None:
-    """`--finish-score` asks for the score of what the judge wrote; where it wrote nothing there is none to ask for."""
+    """`--force-score` asks for the score of what the judge wrote; where it wrote nothing there is none to ask for."""
     engine = Ended([[("Fine.", "stop"), ("", "content_filter")], [("5", "stop")]])
-    [outcome] = judge([response_record({"prompt": "Why?", "response": "So."})], engine, options(finish_score=True))
+    [outcome] = judge([response_record({"prompt": "Why?", "response": "So."})], engine, options(force_score=True))
     assert outcome.rows[0]["scores"] == [5, None] and len(engine.asked) == 2
     assert outcome.counts["content filter"] == 1 and outcome.counts["unparsed"] == 1
 

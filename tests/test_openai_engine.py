@@ -521,7 +521,7 @@ def test_without_log_probabilities_an_expected_score_is_an_error_and_a_missing_o
         with written as stub, pytest.raises(EngineError, match="no log-probabilities.*--score text"):
             judged(stub, template, score="expected")
     with Stub(behave, write=lambda *_: "3 of 5") as stub:
-        row = judged(stub, "additive", finish_score=True)
+        row = judged(stub, "additive", force_score=True)
     assert row["scores"] == [3, 3] and row["score_from"] == ["finish"] * 2
 
 

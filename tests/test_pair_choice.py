@@ -313,14 +313,16 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
     write_rows(srlm.folder / "m1.jsonl", judged_rows(8, model="M1")[::-1])
     write_rows(srlm.folder / "again.jsonl", [{**row, "score": -row["score"]} for row in judged_rows(8)])
     plain = srlm("make-pairs", "--in", "in.jsonl").rows
-    anchored = srlm("make-pairs", "--in", "in.jsonl", "--rejected-from", "m1.jsonl")
+    anchored = srlm("make-pairs", "--in", "in.jsonl", "--rejected-pool", "m1.jsonl")
     assert anchored.code == 0, anchored.err
     assert {row["model_rejected"] for row in anchored.rows} == {"M1"} and len(anchored.rows) == len(plain)
-    weighed = srlm("make-pairs", "--in", "in.jsonl", "--agree-with", "again.jsonl", "--out", "pairs.jsonl")
+    weighed = srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "again.jsonl", "--out", "pairs.jsonl")
     assert weighed.code == 0, weighed.err
-    [mean] = {row["agreement"] for row in srlm("make-pairs", "--in", "in.jsonl", "--agree-with", "again.jsonl").rows}
+    [mean] = {
+        row["agreement"] for row in srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "again.jsonl").rows
+    }
     assert mean < 0.2
-    same = srlm("make-pairs", "--agree-with", "in.jsonl", "--agreement", "prompt", stdin=as_lines(judged_rows(8)))
+    same = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "prompt", stdin=as_lines(judged_rows(8)))
     assert [row["label_smoothing"] for row in same.rows] == [0.0] * len(plain)
     counts = read_json(srlm.folder / "pairs.jsonl.meta.json")["counts"]
     assert counts["kept"] + sum(counts["dropped"].values()) == counts["counts"]["prompts"] == 8
@@ -329,29 +331,29 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
 def test_auto_says_what_it_found_and_goes_into_the_rows(srlm: Srlm) -> None:
     rows = [*replies((2, 150), (1, 50)), *replies((4, 210), (2, 110), prompt="How?")]
     write_rows(srlm.folder / "in.jsonl", rows)
-    result = srlm("make-pairs", "--in", "in.jsonl", "--length-alpha", "auto")
+    result = srlm("make-pairs", "--in", "in.jsonl", "--length-penalty", "auto")
     assert result.code == 0 and "alpha 0.01" in result.err and "+0.0 characters" in result.err
     assert [pair_lengths(row) for row in result.rows] == [(50, 150), (210, 110)]
     assert result.rows[0]["length_alpha"] == pytest.approx(0.01, abs=1e-6)
     shuffled = write_rows(srlm.folder / "mixed.jsonl", [rows[0], rows[2], rows[1], rows[3]])
-    assert srlm("make-pairs", "--in", shuffled.name, "--length-alpha", "auto", "--unsorted").rows == result.rows
-    apart = srlm("make-pairs", "--in", shuffled.name, "--length-alpha", "auto")
+    assert srlm("make-pairs", "--in", shuffled.name, "--length-penalty", "auto", "--unsorted").rows == result.rows
+    apart = srlm("make-pairs", "--in", shuffled.name, "--length-penalty", "auto")
     assert apart.code == 3 and "mixed.jsonl:3" in apart.err
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--length-alpha", "auto"], "--in FILE"),
-        (["--length-alpha", "auto", "--rho", "0.2"], "--rho"),
-        (["--length-alpha", "some"], "auto"),
-        (["--length-alpha", "-1"], "from 0 up"),
-        (["--agree-with", "in.jsonl"], "--in FILE"),
+        (["--length-penalty", "auto"], "--in FILE"),
+        (["--length-penalty", "auto", "--rho", "0.2"], "--rho"),
+        (["--length-penalty", "some"], "auto"),
+        (["--length-penalty", "-1"], "from 0 up"),
+        (["--consistency-with", "in.jsonl"], "--in FILE"),
         (["--of", "judgements"], "--in FILE"),
-        (["--of", "judgements", "--agree-with", "in.jsonl"], "other files"),
-        (["--rejected-from", "nowhere.jsonl"], "nowhere.jsonl"),
-        (["--rejected-from", "-"], "stdin"),
-        (["--rejected-from", "in.jsonl", "--out", "in.jsonl"], "is the input"),
+        (["--of", "judgements", "--consistency-with", "in.jsonl"], "other files"),
+        (["--rejected-pool", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--rejected-pool", "-"], "stdin"),
+        (["--rejected-pool", "in.jsonl", "--out", "in.jsonl"], "is the input"),
         (["--rho", "0.6"], "0.5"),
     ],
 )
@@ -364,8 +366,8 @@ def test_what_cannot_be_is_told(srlm: Srlm, args: list[str], words: str) -> None
 def test_files_without_a_prompt_in_common_are_bad_data(srlm: Srlm) -> None:
     write_rows(srlm.folder / "in.jsonl", judged_rows(2))
     write_rows(srlm.folder / "other.jsonl", [{**row, "prompt": "Else?"} for row in judged_rows(1)])
-    result = srlm("make-pairs", "--in", "in.jsonl", "--agree-with", "other.jsonl")
-    assert result.code == 3 and "--agree-with" in result.err
+    result = srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "other.jsonl")
+    assert result.code == 3 and "--consistency-with" in result.err
 
 
 def test_a_long_chosen_reply_is_left_out(srlm: Srlm) -> None:

@@ -45,8 +45,8 @@ STATED = {
         "loss": "sigmoid", "ref": "previous",
     },
     "gen-prompts": {"from-seeds": 6, "from-generated": 2, "temperature": 0.6, "top-p": 0.9, "max-rouge-l": 0.7},
-    "sample": {"n": 4, "temperature": 0.7, "top-p": 0.9},
-    "judge": {"samples": 3, "temperature": 0.7, "top-p": 0.9, "template": "additive", "score": "text"},
+    "sample": {"num-responses": 4, "temperature": 0.7, "top-p": 0.9},
+    "judge": {"num-judgements": 3, "temperature": 0.7, "top-p": 0.9, "template": "additive", "score": "text"},
 }  # fmt: skip
 
 

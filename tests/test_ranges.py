@@ -86,7 +86,9 @@ def write(srlm: Srlm, lines: list[str], end: str = "\n") -> None:
     (srlm.folder / "judged.jsonl").write_bytes("\n".join(lines).encode("utf-8", "surrogatepass") + end.encode())
 
 
-@pytest.mark.parametrize("options", [[], ["--rho", "0.3", "--seed", "3"], ["--length-alpha", "auto", "--min-gap", "1"]])
+@pytest.mark.parametrize(
+    "options", [[], ["--rho", "0.3", "--seed", "3"], ["--length-penalty", "auto", "--min-gap", "1"]]
+)
 def test_several_processes_make_the_pairs_of_one(srlm: Srlm, options: list[str]) -> None:
     for seed, end in ((0, "\n"), (1, "")):
         write(srlm, judged(seed), end)
@@ -166,7 +168,7 @@ def test_a_prompt_that_comes_back_is_found_where_it_comes_back(srlm: Srlm, again
 
 def test_what_has_to_be_read_by_one_process_is(srlm: Srlm) -> None:
     write(srlm, judged())
-    for options in (["--unsorted"], ["--limit", "200"], ["--rejected-from", "judged.jsonl"]):
+    for options in (["--unsorted"], ["--limit", "200"], ["--rejected-pool", "judged.jsonl"]):
         one, several, done = both(srlm, *options)
         assert (several.code, several.out, several.err, done) == (one.code, one.out, one.err, 0)
     piped = srlm.run([sys.executable, "-c", IN_RANGES, "make-pairs"], "\n".join(judged()))

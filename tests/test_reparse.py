@@ -9,7 +9,7 @@ from srlm_cli import records, templates
 from srlm_cli.engines.base import Sampling
 from srlm_cli.errors import BadRow
 from srlm_cli.stages.judge import JudgeOptions, judge
-from srlm_cli.stages.reparse import reparse, stored_record
+from srlm_cli.stages.rescore import rescore, stored_record
 
 FIELDS = {"prompt", "response"}
 ADDITIVE = templates.load("additive", fields=FIELDS)
@@ -23,7 +23,7 @@ ROW = {
 
 
 def again(*rows: dict, template: templates.Template = RATING) -> list[dict]:
-    return [row for outcome in reparse(rows, template) for row in outcome.rows]
+    return [row for outcome in rescore(rows, template) for row in outcome.rows]
 
 
 def test_the_scores_are_new_and_all_else_stays() -> None:
@@ -41,7 +41,7 @@ def test_what_the_new_pattern_cannot_read_is_null() -> None:
 
 def test_rows_in_are_rows_out_and_all_is_counted() -> None:
     rows = [ROW, {**ROW, "id": "p/1", "judgements": [], "judgement_finish_reasons": []}, {**ROW, "id": "p/2"}]
-    outcomes = list(reparse(rows, ADDITIVE))
+    outcomes = list(rescore(rows, ADDITIVE))
     assert [[row["id"] for row in outcome.rows] for outcome in outcomes] == [["p/0"], ["p/1"], ["p/2"]]
     assert outcomes[0].counts == {"judgements": 2, "unparsed": 2, "finished": 0, "cut off": 1}
     assert outcomes[1].rows[0]["score"] is None and outcomes[1].counts["judgements"] == 0
@@ -65,11 +65,11 @@ def test_rows_of_other_tools_need_no_more_than_their_texts() -> None:
 @pytest.mark.parametrize("texts", [None, "Score: 3", [3], ["Score: 3", None]])
 def test_a_row_without_judgements_is_a_bad_row(texts: object) -> None:
     with pytest.raises(BadRow, match="`judgements`.*srlm judge"):
-        list(reparse([{**ROW, "judgements": texts}], RATING))
+        list(rescore([{**ROW, "judgements": texts}], RATING))
     with pytest.raises(BadRow, match="judgements"):
         stored_record({key: value for key, value in ROW.items() if key != "judgements"})
 
 
 def test_a_reason_for_each_judgement() -> None:
     with pytest.raises(BadRow, match="2 `judgement_finish_reasons`"):
-        list(reparse([{**ROW, "judgement_finish_reasons": ["stop"]}], RATING))
+        list(rescore([{**ROW, "judgement_finish_reasons": ["stop"]}], RATING))

@@ -80,14 +80,14 @@ def lines_of(srlm: Srlm, *args: str, **env: str) -> dict[str, dict]:
 
 
 def test_settings_prints_the_options_of_each_command(srlm: Srlm) -> None:
-    (srlm.folder / "my.toml").write_text("[defaults]\nseed = 3\nbatch-size = 8\n[sample]\nn = 2\n")
-    lines = lines_of(srlm, "--config", "my.toml", SRLM_JUDGE_SAMPLES="5")
+    (srlm.folder / "my.toml").write_text("[defaults]\nseed = 3\nbatch-size = 8\n[sample]\nnum-responses = 2\n")
+    lines = lines_of(srlm, "--config", "my.toml", SRLM_JUDGE_NUM_JUDGEMENTS="5")
     assert set(lines) == set(PAGES) - {"init", "doctor", "report", "settings"} or set(lines) >= {
         "sample",
         "eval reward",
     }
-    assert lines["sample"]["n"] in (2, "2") and lines["sample"]["seed"] == 3
-    assert str(lines["judge"]["samples"]) == "5"
+    assert lines["sample"]["num-responses"] in (2, "2") and lines["sample"]["seed"] == 3
+    assert str(lines["judge"]["num-judgements"]) == "5"
     assert "batch-size" not in lines["sample"] and "in" not in lines["sample"]
 
 
@@ -99,17 +99,17 @@ def test_every_section_is_checked(srlm: Srlm) -> None:
 
 def test_stamps_are_touched_only_when_their_settings_change(srlm: Srlm) -> None:
     config = srlm.folder / "my.toml"
-    config.write_text("[sample]\nn = 2\n")
+    config.write_text("[sample]\nnum-responses = 2\n")
     argv = ["settings", "--config", "my.toml", "--stamps", "stamps"]
     assert srlm(*argv).code == 0
     stamps = srlm.folder / "stamps"
     before = {path.name: path.stat().st_mtime_ns for path in stamps.iterdir()}
     assert {"sample.json", "eval-head-to-head.json", "dpo.json"} <= set(before)
-    config.write_text("[sample]\nn = 3\n[defaults]\nbatch-size = 1\n")
+    config.write_text("[sample]\nnum-responses = 3\n[defaults]\nbatch-size = 1\n")
     assert srlm(*argv).code == 0
     touched = {path.name for path in stamps.iterdir() if path.stat().st_mtime_ns != before[path.name]}
     assert touched == {"sample.json"}
-    assert json.loads((stamps / "sample.json").read_text())["n"] == 3
+    assert json.loads((stamps / "sample.json").read_text())["num-responses"] == 3
 
 
 def test_an_option_that_can_be_given_several_times_takes_a_text_or_a_list(srlm: Srlm) -> None:

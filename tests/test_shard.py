@@ -14,9 +14,11 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import shard_of
 from srlm_cli.streams.reader import Reader, Shard
 
-ACCEPT = Command("make-eft", RANKED, (*ECHO, "--samples", "6", "--ties", "--max-share", "1"), field="responses")
+ACCEPT = Command("make-eft", RANKED, (*ECHO, "--num-judgements", "6", "--ties", "--max-share", "1"), field="responses")
 TARGETS = Command("make-eft", RANKED, (*HINDSIGHT.options, "--max-share", "1"), field="responses")
-HELD_OUT = Command("make-eft", RANKED, (*HINDSIGHT.options, "--eval-share", "0.5", "--part", "eval"), field="responses")
+HELD_OUT = Command(
+    "make-eft", RANKED, (*HINDSIGHT.options, "--eval-share", "0.5", "--split", "eval"), field="responses"
+)
 JUDGE_RANKED = Command("judge", RANKED, field="responses")
 SHARDED = [SAMPLE, JUDGE, JUDGE_RANKED, ACCEPT, TARGETS, HELD_OUT]
 

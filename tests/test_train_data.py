@@ -154,9 +154,9 @@ def test_rows_are_no_longer_than_the_model_can_read(tmp_path: Path, capsys) -> N
 @pytest.mark.parametrize("held", ["", as_lines([{"prompt": "long " * 30, "completion": "x"}])], ids=["empty", "long"])
 def test_held_out_rows_that_cannot_be_used_are_told(srlm: Srlm, base: Path, held: str) -> None:
     (srlm.folder / "held.jsonl").write_text(held)
-    argv = ["sft", "--model", str(base), "--out", "m", "--eval-in", "held.jsonl", "--max-length", "64"]
+    argv = ["sft", "--model", str(base), "--out", "m", "--eval-file", "held.jsonl", "--max-length", "64"]
     result = srlm(*argv, stdin=as_lines(completions(4)), env=ALONE)
-    assert result.code == 3 and "--eval-in has no row that fits into --max-length 64" in result.err
+    assert result.code == 3 and "--eval-file has no row that fits into --max-length 64" in result.err
 
 
 @pytest.mark.parametrize(("batch", "at_a_time"), [(16, 4), (6, 3), (5, 1), (10, 2), (2, 2), (1, 1)])
@@ -177,14 +177,14 @@ def test_an_input_has_a_weight(srlm: Srlm, base: Path) -> None:
     write_rows(srlm.folder / "eft.jsonl", [{**row, "prompt": "judge " + row["prompt"]} for row in completions(40)])
     files = ["--in", "ift.jsonl", "--in", "eft.jsonl"]
     argv = ["sft", "--model", str(base), "--out", "m", "--dry-run", *files]
-    result = srlm(*argv, "--in-weight", "2", "--in-weight", "0.5", env=ALONE)
+    result = srlm(*argv, "--mix-weight", "2", "--mix-weight", "0.5", env=ALONE)
     assert result.code == 0, result.err
     halves = result.rows[0]["data"]["rows"] - 80
     assert 10 <= halves <= 30  # 20 expected, drawn row by row: 3 standard deviations are 9.5
-    again = srlm(*argv, "--in-weight", "2", "--in-weight", "0.5", env=ALONE)
+    again = srlm(*argv, "--mix-weight", "2", "--mix-weight", "0.5", env=ALONE)
     assert again.rows[0]["data"] == result.rows[0]["data"]
-    wrong = srlm(*argv, "--in-weight", "2")
-    assert wrong.code == 2 and "1 --in-weight for 2 --in" in wrong.err
+    wrong = srlm(*argv, "--mix-weight", "2")
+    assert wrong.code == 2 and "1 --mix-weight for 2 --in" in wrong.err
 
 
 def test_positive_only_trains_on_full_scores(srlm: Srlm, base: Path) -> None:

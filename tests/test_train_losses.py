@@ -49,7 +49,7 @@ def tensors(both: tuple[list[float], list[float]]) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
 @pytest.mark.parametrize("loss", list(LOGITS))
 def test_a_loss_by_hand(loss: str, smoothing: float) -> None:
-    about = DPOLossConfig(beta=0.1, loss=loss, length_alpha=0.05, gamma=0.3, positive_lambda=6.0)
+    about = DPOLossConfig(beta=0.1, loss=loss, rdpo_alpha=0.05, gamma=0.3, positive_lambda=6.0)
     made = own_loss(about, tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.full((2,), smoothing))
     assert made.tolist() == pytest.approx(by_hand(LOGITS[loss], smoothing), rel=1e-5)
 
@@ -106,7 +106,7 @@ def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
             "sigmoid": b * (w - r),
             "robust": b * (w - r),
             "length-normalised": b * (w / lw - r / lr),
-            "r-dpo": b * (w - r) + about.length_alpha * (lw - lr),
+            "r-dpo": b * (w - r) + about.rdpo_alpha * (lw - lr),
             "simpo": b * (sum(chosen) / lw - sum(rejected) / lr) - about.gamma,
             "dpo-positive": b * (w - r - about.positive_lambda * max(0.0, -w)),
         }.get(about.loss, b * (w - r))
@@ -142,7 +142,7 @@ def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
         DPOLossConfig(loss="apo-down", beta=0.5),
         DPOLossConfig(loss="length-normalised", beta=5.0),
         DPOLossConfig(ld_alpha=0.3),
-        DPOLossConfig(loss="r-dpo", length_alpha=0.05),
+        DPOLossConfig(loss="r-dpo", rdpo_alpha=0.05),
         DPOLossConfig(loss="simpo", beta=2.0, gamma=0.5),
         DPOLossConfig(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
     ],

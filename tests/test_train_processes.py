@@ -289,7 +289,7 @@ def test_what_all_processes_meet_is_left_to_the_main_one(
     monkeypatch.setattr(distributed.time, "sleep", slept.append)
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setenv("RANK", rank)
-    assert run(["make-pairs", "--rho", "0.3", "--length-alpha", "auto", "--in", "none.jsonl"]) == 2
+    assert run(["make-pairs", "--rho", "0.3", "--length-penalty", "auto", "--in", "none.jsonl"]) == 2
     assert slept == waits
     name = "srlm make-pairs" if rank == "0" else "srlm make-pairs (process 1)"
     assert capsys.readouterr().err.startswith(f"{name}: error: ")

@@ -64,7 +64,7 @@ def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) 
     )  # fmt: skip
     assert sampled.code == 0, sampled.err
     judge = ["judge", "--in", "r.jsonl", "-k", "1", "--max-new-tokens", "6", "--template", "score_only", *remote]
-    judged = srlm(*judge, "--finish-score")
+    judged = srlm(*judge, "--force-score")
     assert judged.code == 0, judged.err
     assert [row["judge"]["model"] for row in judged.rows] == [folder] * 2  # the writer of the rows
     assert all(row["scores"][0] is None or 0 <= row["scores"][0] <= 5 for row in judged.rows)

@@ -114,7 +114,7 @@ def test_sample_writes_the_rows_of_the_hf_engine():
 def test_judge_writes_the_rows_of_the_hf_engine():
     ours, theirs = both(
         "judge", "--in", QUICKSTART / "ranked_eval.jsonl", "--limit", 2, "--model", MODEL, "-k", 1, "--temperature", 0,
-        "--max-new-tokens", 24, "--score", "expected", "--finish-score",
+        "--max-new-tokens", 24, "--score", "expected", "--force-score",
     )  # fmt: skip
     assert len(ours) == len(theirs) > 2 and len({row["score"] for row in theirs}) == len(theirs)
     for mine, other in zip(ours, theirs, strict=True):

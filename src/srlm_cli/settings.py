@@ -12,6 +12,7 @@ Precedence: flag > SRLM_* environment > srlm.toml > the option's own default.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -43,24 +44,47 @@ def load(path: str) -> dict[str, dict[str, Any]]:
 
 
 def of_command(
-    path: str, command: str, options: dict[str, str], commands: list[str], shared: set[str]
+    path: str,
+    command: str,
+    options: dict[str, str],
+    commands: list[str],
+    shared: set[str],
+    renamed: dict[str, tuple[str, ...]] | None = None,
+    note: Callable[[str], None] = lambda old: None,
 ) -> dict[str, Any]:
     """Return the settings of one command as {parameter name: value}.
 
     `options` maps the command's dashed option names to parameter names; `shared` are the options
-    that [defaults] may hold. A section that is no command, or a key that is no option, raises
-    OptionError.
+    that [defaults] may hold; `renamed` has the new names of old ones, whose use is noted. A section that
+    is no command, or a key that is no option, raises OptionError.
     """
     sections = load(path)
     for section in sections:
         if section != DEFAULTS and section not in commands:
             raise OptionError(f"{path}: no command [{section}]{_nearest(section, commands)}")
-    own, common = sections.get(command, {}), sections.get(DEFAULTS, {})
+    own, common = (
+        _by_new_names(path, command, sections.get(command, {}), renamed or {}, note),
+        sections.get(DEFAULTS, {}),
+    )
     for where, keys, known in ((command, own, set(options)), (DEFAULTS, common, shared)):
         for key in keys:
             if key not in known:
                 raise OptionError(f"{path}: [{where}] has no option `{key}`{_nearest(key, sorted(known))}")
     return {options[key]: value for key, value in {**common, **own}.items() if key in options}
+
+
+def _by_new_names(
+    path: str, command: str, keys: dict[str, Any], renamed: dict[str, tuple[str, ...]], note: Callable[[str], None]
+) -> dict[str, Any]:
+    """Return the keys of a section by the names that options have now; raise OptionError where one has both."""
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        if both := [name for name in renamed.get(key, ()) if name in keys]:
+            raise OptionError(f"{path}: [{command}] has `{both[0]}` and `{key}`, the old name of the same option")
+        if key in renamed:
+            note(key)
+        found |= dict.fromkeys(renamed.get(key, (key,)), value)
+    return found
 
 
 def _nearest(name: str, known: list[str]) -> str:

@@ -65,7 +65,7 @@ JUDGE = Command("judge", RESPONSES, field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 GEN_PROMPTS = Command("gen-prompts", PROMPTS, options=(*ECHO, "--count", "5"), lazy=False)
-ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--samples", "8"), field="responses")
+ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--num-judgements", "8"), field="responses")
 HINDSIGHT = Command("make-eft", RANKED, options=(*ECHO, "--method", "hindsight", "--reason", "none"), field="responses")
 REWARD = Command("eval reward", HUMAN, options=(), field="score", lazy=False)
 HEAD_TO_HEAD = Command(

@@ -8,7 +8,7 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalIn, TrainOptions
+from srlm_cli.options.training import EvalFile, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import read_all
@@ -25,7 +25,7 @@ def dpo(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
-    eval_in: EvalIn = None,
+    eval_file: EvalFile = None,
     held_out: HeldOut = None,
     beta: Annotated[
         float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
@@ -47,7 +47,7 @@ def dpo(
     ld_alpha: Annotated[
         float | None, Option("--ld-alpha", min=0.0, max=1.0, help="LD-DPO: weight of what one reply is longer.")
     ] = None,
-    length_alpha: Annotated[float, Option("--length-alpha", min=0.0, help="r-dpo: price of a token.")] = 0.01,
+    rdpo_alpha: Annotated[float, Option("--rdpo-alpha", min=0.0, help="r-dpo: price of a token.")] = 0.01,
     gamma: Annotated[float, Option("--gamma", min=0.0, help="simpo: the margin that is aimed at.")] = 1.0,
     positive_lambda: Annotated[
         float, Option("--positive-lambda", min=0.0, help="dpo-positive: price of a chosen reply that falls.")
@@ -73,12 +73,12 @@ def dpo(
 
     launch_processes(options)
     spec = options.spec()
-    preference = DPOLossConfig(beta, loss, label_smoothing, nll_alpha, ld_alpha, length_alpha, gamma, positive_lambda)
-    others = [*(held_out or []), *([eval_in] if eval_in else [])]
+    preference = DPOLossConfig(beta, loss, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda)
+    others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader)
     warn("dpo", reader)
-    held = read_all(eval_in, records.pair_record) if eval_in else None
+    held = read_all(eval_file, records.pair_record) if eval_file else None
     about = provenance("dpo", spec, reader)
     results = guarded(
         lambda: train(rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about), spec.out

@@ -48,8 +48,8 @@ def gen_prompts(
         Option("--avoid", metavar="FILE", help="Prompts of earlier rounds, not to be made again; several times."),
     ] = None,
     iteration: Annotated[int, Option("--iteration", min=1, help="Number of the round; each draws differently.")] = 1,
-    together: Annotated[
-        int, Option("--together", min=1, help="Tries at a time; new prompts serve the next ones.")
+    prompt_batch_size: Annotated[
+        int, Option("--prompt-batch-size", min=1, help="Tries at a time; new prompts serve the next ones.")
     ] = 32,
     template: Annotated[
         str, Option("--template", help="The few-shot prompt: a built-in name or a .toml file.")
@@ -80,7 +80,7 @@ def gen_prompts(
     if shard:
         raise OptionError(
             "--shard cannot divide gen-prompts: each new prompt is compared with all those before it",
-            "one process keeps a server of many GPUs busy with a larger --together",
+            "one process keeps a server of many GPUs busy with a larger --prompt-batch-size",
         )
     rows = open_reader(stream, records.prompt_record, [stream.in_], beside=avoid or [])
     seeds = all_rows(rows)
@@ -90,7 +90,7 @@ def gen_prompts(
     old = [row for path in avoid or [] for row in read_all(path, records.prompt_record)]
     model = LazyEngine(engine.spec(prompt_model))
     tries = max_tries or 10 * count
-    shots = {"from_seeds": from_seeds, "from_generated": from_generated, "together": together}
+    shots = {"from_seeds": from_seeds, "from_generated": from_generated, "prompt_batch_size": prompt_batch_size}
     shots |= {"max_rouge_l": max_rouge_l, "iteration": iteration}
     options = stage.GenPromptsOptions(count, tries, form, sampling.sampling(form.stop), sampling.seed, **shots)
     prompts = {"seeds": hash_of_prompts(seeds), "avoid": hash_of_prompts(old)}

@@ -19,7 +19,7 @@ from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages import meta_judge as stage_meta
-from srlm_cli.stages import reparse as stage_reparse
+from srlm_cli.stages import rescore as stage_rescore
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 
@@ -34,8 +34,8 @@ def judge(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
-    samples: Annotated[
-        int, Option("--samples", "-k", min=1, help="Judgements a response (the paper: 3), averaged.")
+    num_judgements: Annotated[
+        int, Option("--num-judgements", "-k", min=1, help="Judgements a response (the paper: 3), averaged.")
     ] = 3,
     template: Annotated[
         str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
@@ -44,12 +44,12 @@ def judge(
         Score,
         Option("--score", help="text: the number it wrote; expected: the mean of the scores by their probability."),
     ] = "text",
-    finish_score: Annotated[
+    force_score: Annotated[
         bool,
-        Option("--finish-score/--no-finish-score", help="Let the model choose the score of a judgement that has none."),
+        Option("--force-score/--no-force-score", help="Let the model choose the score of a judgement that has none."),
     ] = False,
-    reparse: Annotated[
-        bool, Option("--reparse", help="Read the stored `judgements` again with --template, without a model.")
+    rescore: Annotated[
+        bool, Option("--rescore", help="Read the stored `judgements` again with --template, without a model.")
     ] = False,
     meta: Annotated[
         bool, Option("--meta", help="Compare the stored `judgements` of a reply, in both orders (Meta-Rewarding).")
@@ -73,9 +73,9 @@ def judge(
     \b
     Examples:
       srlm judge --in responses.jsonl --out judged.jsonl
-      srlm judge --in responses.jsonl --model M2/model --template score_only --finish-score
+      srlm judge --in responses.jsonl --model M2/model --template score_only --force-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
-      srlm judge --in judged.jsonl --reparse --template own.toml --out read-again.jsonl
+      srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
       srlm judge --in judged.jsonl --meta --out meta.jsonl
 
     Without --model the judge is the model that wrote the responses, named in their `model` field:
@@ -95,19 +95,19 @@ def judge(
         raise OptionError(
             "--meta looks at all replies to a prompt, which --shard may part", "--meta on the joined rows"
         )
-    if meta and reparse:
-        raise OptionError("--meta and --reparse are two things to do", "one after the other")
+    if meta and rescore:
+        raise OptionError("--meta and --rescore are two things to do", "one after the other")
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
-    if reparse:
-        stored = open_reader(stream, stage_reparse.stored_record, [stream.in_], shard=shard)
-        decides = {"reparse": True, "template": form.hash, "shard": stored.part}
+    if rescore:
+        stored = open_reader(stream, stage_rescore.stored_record, [stream.in_], shard=shard)
+        decides = {"rescore": True, "template": form.hash, "shard": stored.part}
         StageRun("judge", stream, stored, decides).run(
-            lambda rows, _: stage_reparse.reparse(rows, form),
+            lambda rows, _: stage_rescore.rescore(rows, form),
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
         return
-    if not meta and (finish_score or score == "expected") and not (form.choices and form.finish):
-        needs = "--score expected" if score == "expected" else "--finish-score"
+    if not meta and (force_score or score == "expected") and not (form.choices and form.finish):
+        needs = "--score expected" if score == "expected" else "--force-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     metas = meta_options(form, meta_template, sampling, meta_replies, direct) if meta else None
     check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
@@ -118,8 +118,14 @@ def judge(
     self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
-    options = stage.JudgeOptions(form, samples, sampling.sampling(), sampling.seed, finish_score, score)
-    own = {"samples": samples, "template": form.hash, "finish_score": finish_score, "score": score, "reparse": False}
+    options = stage.JudgeOptions(form, num_judgements, sampling.sampling(), sampling.seed, force_score, score)
+    own = {
+        "num_judgements": num_judgements,
+        "template": form.hash,
+        "force_score": force_score,
+        "score": score,
+        "rescore": False,
+    }
     own["shard"] = rows.part
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
     own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
@@ -133,7 +139,7 @@ def judge(
     limit = partial(too_many_unparsed, limit=max_unparsed, asked=asked)
     tally = StageRun("judge", stream, rows, decides, engine=model).run(make, limit)
     if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
-        better = "--direct" if metas else "--finish-score, and --template score_only"
+        better = "--direct" if metas else "--force-score, and --template score_only"
         say(f"srlm judge: most {asked} cannot be read; see {better}")
 
 
@@ -152,7 +158,7 @@ def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> 
     rate = tally.counts["unparsed"] / max(tally.counts[asked], 1)
     if rate <= limit:
         return None
-    what, hint = "score", "--finish-score lets the model choose a missing score"
+    what, hint = "score", "--force-score lets the model choose a missing score"
     if asked == "verdicts":
         what, hint = "winner", "--direct takes the more probable one"
     return LimitExceeded(f"{rate:.1%} of the {asked} have no readable {what}, over --max-unparsed {limit}", hint)

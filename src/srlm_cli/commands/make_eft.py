@@ -15,7 +15,7 @@ from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import make_eft as stage
-from srlm_cli.stages import split
+from srlm_cli.stages import split as stage_split
 from srlm_cli.stages.rank_scores import RankScores
 from srlm_cli.streams.reader import Reader, file_hash
 
@@ -40,19 +40,14 @@ def make_eft(
             help="accept: keep the model's judgements that agree with people; hindsight: score from the rank.",
         ),
     ] = "accept",
-    samples: Annotated[
-        int | None,
-        Option(
-            "--samples",
-            min=1,
-            show_default="accept: 4, hindsight: 1",
-            help="accept: judgements drawn for each reply; hindsight: rows made from it.",
-        ),
-    ] = None,
+    num_judgements: Annotated[
+        int, Option("--num-judgements", min=1, help="accept: judgements drawn for each reply.")
+    ] = 4,
+    rows_per_reply: Annotated[int, Option("--rows-per-reply", min=1, help="hindsight: rows made from each reply.")] = 1,
     ties: Annotated[bool, Option("--ties/--no-ties", help="accept: a tie of the model agrees with any order.")] = False,
-    finish_score: Annotated[
+    force_score: Annotated[
         bool,
-        Option("--finish-score/--no-finish-score", help="accept: let the model choose a score that it did not write."),
+        Option("--force-score/--no-force-score", help="accept: let the model choose a score that it did not write."),
     ] = False,
     reason: Annotated[Reason, Option("--reason", help="hindsight: who writes the reasons before the score.")] = "model",
     scale: Annotated[
@@ -70,8 +65,8 @@ def make_eft(
     eval_share: Annotated[
         float, Option("--eval-share", min=0.0, max=1.0, help="Hold out this share of the prompts, by --seed.")
     ] = 0.0,
-    part: Annotated[
-        Half, Option("--part", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
+    split: Annotated[
+        Half, Option("--split", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
     ] = "train",
     held_out: HeldOut = None,
     template: Annotated[
@@ -88,8 +83,8 @@ def make_eft(
     Examples:
       srlm make-eft --in ranked.jsonl --model sft/model --out eft.jsonl
       srlm make-eft --in ranked.jsonl --method hindsight --reason none --template score_only --out eft.jsonl
-      srlm make-eft --in ranked.jsonl --eval-share 0.25 --part eval --out ranked_eval.jsonl
-      srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --samples 8 --ties --out eft.jsonl
+      srlm make-eft --in ranked.jsonl --eval-share 0.25 --split eval --out ranked_eval.jsonl
+      srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --num-judgements 8 --ties --out eft.jsonl
       cat eft-*.jsonl | srlm make-eft --thin --max-share 0.4 > eft.jsonl
 
     Reads ranked rows: `prompt`, `responses: [{text, rank or score}]`. Writes `prompt` (the judge's
@@ -110,31 +105,31 @@ def make_eft(
             lambda rows, done: stage.thinned(rows, max_share, kept=done.rows())
         )
         return
-    if shard and max_share < 1 and part == "train":
+    if shard and max_share < 1 and split == "train":
         raise OptionError(
             "--shard cannot thin scores out: that depends on all rows before",
             "--max-share 1 with every shard, then `srlm make-eft --thin --max-share ...` on the joined rows",
         )
     if score_low >= score_high:
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
-    if part == "eval" and not eval_share:
-        raise OptionError("--part eval without --eval-share", "for instance --eval-share 0.25")
-    is_eval = lambda row: split.held_out(row, eval_share, sampling.seed)  # noqa: E731
+    if split == "eval" and not eval_share:
+        raise OptionError("--split eval without --eval-share", "for instance --eval-share 0.25")
+    is_eval = lambda row: stage_split.held_out(row, eval_share, sampling.seed)  # noqa: E731
     check = refusing(records.ranked_record, held_out, unless=is_eval)
     rows = open_reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
-    parts = {"eval_share": eval_share, "part": part, "held_out": [file_hash(path) for path in held_out or []]}
+    parts = {"eval_share": eval_share, "split": split, "held_out": [file_hash(path) for path in held_out or []]}
     parts |= {"thin": False, "shard": rows.part}
-    if part == "eval":
+    if split == "eval":
         StageRun("make-eft", stream, rows, {**parts, "seed": sampling.seed}).run(
-            lambda rows, _: split.eval_part(rows, eval_share, sampling.seed)
+            lambda rows, _: stage_split.eval_part(rows, eval_share, sampling.seed)
         )
         return
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     by_rank = method == "hindsight"
-    if (by_rank or finish_score) and not form.finish:
+    if (by_rank or force_score) and not form.finish:
         raise OptionError(f"template {template} has no `finish`", "the line that a score stands behind")
-    if finish_score and not form.choices:
-        raise OptionError(f"template {template} has no `choices`", "--finish-score chooses among them")
+    if force_score and not form.choices:
+        raise OptionError(f"template {template} has no `choices`", "--force-score chooses among them")
     writes_reasons = by_rank and reason == "model"
     needs_model = not by_rank or writes_reasons
     reasons = templates.load("hindsight", fields={"prompt", "response", "score", "high"}) if writes_reasons else None
@@ -144,21 +139,23 @@ def make_eft(
         form,
         sampling.sampling(),
         sampling.seed,
-        samples or (1 if by_rank else 4),
+        num_judgements,
+        rows_per_reply,
         ties,
         max_share,
-        finish_score,
+        force_score,
         RankScores(int(form.low), int(form.high), known, linear),
         reasons,
     )
     model = LazyEngine(engine.spec())
     made_by = stage.hindsight if by_rank else stage.accept
-    chosen = {"method": method, "reason": reason, "samples": options.samples, "ties": ties, "max_share": max_share}
-    chosen |= {"finish_score": finish_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
+    chosen = {"method": method, "reason": reason, "ties": ties, "max_share": max_share}
+    chosen |= {"num_judgements": num_judgements, "rows_per_reply": rows_per_reply}
+    chosen |= {"force_score": force_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
     decides = identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
     decides |= model_identity(model.spec) if needs_model else {}
     StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(
-        lambda rows, done: split.train_part(
+        lambda rows, done: stage_split.train_part(
             rows, lambda ours: made_by(ours, model, options, kept=done.rows()), eval_share, sampling.seed
         )
     )

@@ -22,7 +22,9 @@ def sample(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
-    n: Annotated[int, Option("--n", "-n", min=1, help="Responses a prompt (the paper: 4).")] = 4,
+    num_responses: Annotated[
+        int, Option("--num-responses", "-n", min=1, help="Responses a prompt (the paper: 4).")
+    ] = 4,
     shard: ShardOption = None,
 ) -> None:
     """Draw N candidate responses for each prompt.
@@ -39,6 +41,6 @@ def sample(
     """
     model = LazyEngine(engine.spec())
     rows = open_reader(stream, records.prompt_record, [stream.in_], shard=shard)
-    decides = identity(sampling, n=n, shard=rows.part) | model_identity(model.spec)
-    options = stage.SampleOptions(n, sampling.sampling(), sampling.seed)
+    decides = identity(sampling, num_responses=num_responses, shard=rows.part) | model_identity(model.spec)
+    options = stage.SampleOptions(num_responses, sampling.sampling(), sampling.seed)
     StageRun("sample", stream, rows, decides, engine=model).run(lambda rows, _: stage.sample(rows, model, options))

@@ -72,9 +72,11 @@ def commands_below(root: Context) -> list[tuple[str, Any]]:
 def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
     """Return the options of a command as environment and settings file leave them, by dashed name."""
     from srlm_cli.options.common import settings_for
+    from srlm_cli.options.renamed import rename_environment
 
     ctx.default_map = settings_for(ctx, path, name)
     ctx.auto_envvar_prefix = "SRLM_" + name.upper().replace(" ", "_").replace("-", "_")
+    rename_environment(ctx, name, ctx.auto_envvar_prefix)
     values = {}
     for option in ctx.command.params:
         dashed = max((o.lstrip("-") for o in option.opts), key=len)

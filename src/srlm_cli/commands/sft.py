@@ -8,7 +8,7 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalIn, TrainOptions, by_input
+from srlm_cli.options.training import EvalFile, TrainOptions, by_input
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.console import say
@@ -27,14 +27,14 @@ def sft(
         list[str] | None,
         Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
     ] = None,
-    in_weight: Annotated[
+    mix_weight: Annotated[
         list[float] | None,
-        Option("--in-weight", min=0.0, help="How often the rows of each --in stand in an epoch, in their order."),
+        Option("--mix-weight", min=0.0, help="How often the rows of each --in stand in an epoch, in their order."),
     ] = None,
     positive_only: Annotated[
         bool, Option("--positive-only", help="Read judged rows; train on the responses with the full score of 5.")
     ] = False,
-    eval_in: EvalIn = None,
+    eval_file: EvalFile = None,
     held_out: HeldOut = None,
     on_long: Annotated[
         OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
@@ -46,7 +46,7 @@ def sft(
     Examples:
       srlm sft --in ift.jsonl --in eft.jsonl --model smollm2-135m-instruct --out M1/model
       cat ift.jsonl eft.jsonl | srlm sft --model meta-llama/Llama-2-70b-hf --out M1/model
-      srlm sft --in ift.jsonl --in eft.jsonl --in-weight 1 --in-weight 0.5 --model M0 --out M1/model
+      srlm sft --in ift.jsonl --in eft.jsonl --mix-weight 1 --mix-weight 0.5 --model M0 --out M1/model
       srlm sft --in ift.jsonl --model smollm2-135m-instruct --lora-r 16 --learning-rate 2e-4 --out adapter
 
     Reads rows of `prompt` and `completion` (docs/data.md has the forms of other tools), writes a
@@ -61,17 +61,19 @@ def sft(
     launch_processes(options)
     spec = options.spec()
     paths = in_ or ["-"]
-    weights = by_input(paths, in_weight)
+    weights = by_input(paths, mix_weight)
     check = records.judged_completion_record if positive_only else records.completion_record
-    others = [*(held_out or []), *([eval_in] if eval_in else [])]
+    others = [*(held_out or []), *([eval_file] if eval_file else [])]
     check = refusing(check, others)
-    reader = open_reader(options, lambda row: {**check(row), "in_weight": weights[reader.source]}, paths, beside=others)
+    reader = open_reader(
+        options, lambda row: {**check(row), "mix_weight": weights[reader.source]}, paths, beside=others
+    )
     rows = all_rows(reader)
     warn("sft", reader)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")
-    held = read_all(eval_in, records.completion_record) if eval_in else None
+    held = read_all(eval_file, records.completion_record) if eval_file else None
     about = provenance("sft", spec, reader)
     results = guarded(
         lambda: train(kept, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ from typer import BadParameter, Context, Option, Typer
 
 from srlm_cli import settings
 from srlm_cli.engines.base import EngineSpec, Sampling
+from srlm_cli.options.renamed import RENAMED, Command, note_setting, rename_environment, section
 from srlm_cli.streams.reader import Shard
 
 OnError = Literal["stop", "skip"]
@@ -46,16 +48,18 @@ def use_settings(ctx: Context, path: str | None) -> str:
     """Make the settings of this command the defaults of its options; the flag is read before all others."""
     path = path if path is not None else settings.FILE if Path(settings.FILE).is_file() else ""
     if not ctx.resilient_parsing:
-        ctx.default_map = settings_for(ctx, path, ctx.command_path.split(" ", 1)[1])
+        rename_environment(ctx, section(ctx), ctx.auto_envvar_prefix or "")
+        ctx.default_map = settings_for(ctx, path, section(ctx))
     return path
 
 
-def settings_for(ctx: Context, path: str, section: str) -> dict[str, Any]:
+def settings_for(ctx: Context, path: str, command: str) -> dict[str, Any]:
     """Return what a settings file says of one command, by parameter name; one text is a list where one is wanted."""
     lists = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     names = {opt.lstrip("-"): p.name for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
     names = {option: name for option, name in names.items() if name not in ("config", "help")}
-    found = settings.of_command(path, section, names, ctx.find_root().command.sections(), SHARED)
+    sections, note = ctx.find_root().command.sections(), partial(note_setting, ctx, command, path)
+    found = settings.of_command(path, command, names, sections, SHARED, RENAMED.get(command), note)
     return {name: [value] if name in lists and isinstance(value, str) else value for name, value in found.items()}
 
 
@@ -199,4 +203,11 @@ def identity(*groups: Any, **values: Any) -> dict[str, Any]:
 
 def new_app(help: str | None = None) -> Typer:
     """Return an app for the command or the commands of one module."""
-    return Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=False, help=help)
+    return App(add_completion=False, rich_markup_mode=None, no_args_is_help=False, help=help)
+
+
+class App(Typer):
+    """An app whose commands take the old names of their options, too."""
+
+    def command(self, name: str | None = None, **more: Any) -> Any:
+        return super().command(name, **{"cls": Command, **more})

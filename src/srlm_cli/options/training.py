@@ -15,10 +15,10 @@ from srlm_cli.train.workdir import PROVENANCE
 
 OnDuplicate = Literal["drop", "keep"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
-EvalIn = Annotated[
+EvalFile = Annotated[
     str | None,
     Option(
-        "--eval-in", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
+        "--eval-file", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
     ),
 ]
 
@@ -162,5 +162,5 @@ class TrainOptions(ReadOptions):
 def by_input(paths: list[str], weights: list[float] | None) -> dict[str, float]:
     """Return the weight of each input by its path, 1 where none is given."""
     if weights and len(weights) != len(paths):
-        raise OptionError(f"{len(weights)} --in-weight for {len(paths)} --in", "give one for each, in their order")
+        raise OptionError(f"{len(weights)} --mix-weight for {len(paths)} --in", "give one for each, in their order")
     return dict(zip(paths, weights or [1.0] * len(paths), strict=True))

@@ -23,7 +23,9 @@ def agreement(responses: Iterable[Row], before: Iterable[Row]) -> float | None:
     for row in responses:
         other = others.get(row["id"])
         if other and other["response"] != row["response"]:
-            raise BadRow(f"response {row['id']} has another text in the --agree-with file: expected the same responses")
+            raise BadRow(
+                f"response {row['id']} has another text in the --consistency-with file: expected the same responses"
+            )
         if other and row["score"] is not None and other["score"] is not None:
             scores.append((row["score"], other["score"]))
     if len(scores) < 2:

@@ -31,7 +31,7 @@ UNSEEN = re.compile(rf"\b(?:{'|'.join(KEYWORDS + PHRASES)})\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class GenPromptsOptions:
-    """Go on until `count` prompts are kept or `max_tries` are spent, `together` tries at a time.
+    """Go on until `count` prompts are kept or `max_tries` are spent, `prompt_batch_size` tries at a time.
 
     Each try shows `from_seeds` seed prompts and `from_generated` kept ones (more seeds while there
     are too few of these). Each `iteration` draws differently.
@@ -44,7 +44,7 @@ class GenPromptsOptions:
     seed: int
     from_seeds: int = 6
     from_generated: int = 2
-    together: int = 32
+    prompt_batch_size: int = 32
     max_rouge_l: float = MAX_ROUGE_L
     iteration: int = 1
 
@@ -63,15 +63,15 @@ def gen_prompts(
     A prompt too like one of `seeds`, of `avoid` (prompts of earlier iterations) or of those made so
     far is dropped.
     `kept` and `tried` continue an earlier run, with the rows it would have gone on to make: tries
-    come in windows of `together`, and a window sees the prompts kept in the windows before it.
+    come in windows of `prompt_batch_size`, and a window sees the prompts kept in the windows before it.
     """
     made = list(kept)
     known = NearDuplicates([as_text(row["prompt"]) for row in [*seeds, *avoid, *made]], options.max_rouge_l)
-    for start in range(tried - tried % options.together, options.max_tries, options.together):
+    for start in range(tried - tried % options.prompt_batch_size, options.max_tries, options.prompt_batch_size):
         if len(made) >= options.count:
             return
         pool = [row for row in made if row["try"] < start]
-        tries = range(start, min(start + options.together, options.max_tries))
+        tries = range(start, min(start + options.prompt_batch_size, options.max_tries))
         requests = [few_shot(seeds, pool, number, options) for number in tries]
         for number, request, completion in zip(tries, requests, engine.generate(requests), strict=True):
             if number < tried:

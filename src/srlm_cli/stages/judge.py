@@ -21,18 +21,18 @@ READ_TOGETHER = 64
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """`samples` judgements a response (the paper's K) by a template, and how their scores are read.
+    """`num_judgements` judgements a response (the paper's K) by a template, and how their scores are read.
 
     `score` is `text`, the number that the judgement ends with (the paper), or `expected`, the
     expectation of the template's choices at the place of that number: sum of p(k) k. With
-    `finish_score` a judgement without a score gets one behind the template's `finish`.
+    `force_score` a judgement without a score gets one behind the template's `finish`.
     """
 
     template: Template
-    samples: int
+    num_judgements: int
     sampling: Sampling
     seed: int
-    finish_score: bool = False
+    force_score: bool = False
     score: str = "text"
 
 
@@ -96,7 +96,7 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
             )
             yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out)
         return
-    looks_again = options.finish_score or options.score == "expected"
+    looks_again = options.force_score or options.score == "expected"
     asked = generate_for(responses, about_replies(judge_request, options), engine)
     while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
         judged = [
@@ -119,9 +119,9 @@ def about_replies(
 
 def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
-    seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.samples))
+    seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
     sampling = replace(options.sampling, last_line=options.template.last_line)
-    follow_up = AskAgain(row, options) if options.finish_score or options.score == "expected" else None
+    follow_up = AskAgain(row, options) if options.force_score or options.score == "expected" else None
     return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, follow_up=follow_up)
 
 
@@ -130,7 +130,7 @@ class AskAgain:
     """What is asked about a judgement once it is written: how probable each score is, where one stands or should.
 
     By `expected`, a written score is asked for at its place. A missing one is asked for behind `finish`, if
-    `finish_score` says so. It is the `follow_up` of a request: a class, so that pickle takes it.
+    `force_score` says so. It is the `follow_up` of a request: a class, so that pickle takes it.
     """
 
     row: Row
@@ -145,7 +145,7 @@ class AskAgain:
         options = self.options
         if judgement.finish_reason not in (*ENDS, "empty"):  # it never came: there is nothing to continue
             return None
-        if not (options.finish_score if judgement.score is None else options.score == "expected"):
+        if not (options.force_score if judgement.score is None else options.score == "expected"):
             return None
         return Request(
             judge_prompt(self.row["prompt"], self.row["response"], options.template),

@@ -29,17 +29,18 @@ THIN_FROM = 20
 class EftOptions:
     """The judge's template, how it is sampled, and which share of the rows one score may have.
 
-    `samples` is the number of judgements drawn for each reply (`accept`), or of rows made from it
-    (`hindsight`). `ties` lets equal scores of the model agree with any order of people's.
+    `num_judgements` are drawn for each reply (`accept`), `rows_per_reply` are made from it (`hindsight`).
+    `ties` lets equal scores of the model agree with any order of people's.
     """
 
     template: Template
     sampling: Sampling
     seed: int
-    samples: int = 4
+    num_judgements: int = 4
+    rows_per_reply: int = 1
     ties: bool = False
     max_share: float = 1.0
-    finish_score: bool = False
+    force_score: bool = False
     rank_scores: RankScores | None = None
     reason_template: Template | None = None
 
@@ -83,7 +84,7 @@ def accept(
     """
     thinning = Thinning(options.max_share, kept)
     judging = JudgeOptions(
-        options.template, options.samples, options.sampling, options.seed, finish_score=options.finish_score
+        options.template, options.num_judgements, options.sampling, options.seed, force_score=options.force_score
     )
     waiting: list[Row] = []
 
@@ -106,15 +107,15 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
 
     A response that is no reply was not judged; the others are compared without it.
     """
-    judgements_asked = options.samples * len(group)
+    judgements_asked = options.num_judgements * len(group)
     dropped: Counter[str] = Counter()
     if missing := sum(not one.judgements for one in group):
-        dropped["judgements: no reply"] += options.samples * missing
+        dropped["judgements: no reply"] += options.num_judgements * missing
         group = [one for one in group if one.judgements]
     human = [one.response["human"] for one in group]
     outcome = Outcome(tokens_in=sum(one.tokens_in for one in group), tokens_out=sum(one.tokens_out for one in group))
     rows = []
-    for j in range(options.samples if group else 0):
+    for j in range(options.num_judgements if group else 0):
         judgements = [one.judgements[j] for one in group]
         scores = [judgement.score for judgement in judgements]
         if any(score is None for score in scores):
@@ -158,7 +159,7 @@ def with_score(reason: str, score: str, template: Template) -> str:
 def hindsight(
     ranked: Iterable[Row], engine: Engine | None, options: EftOptions, *, kept: Iterable[Row] = ()
 ) -> Iterator[Outcome]:
-    """Yield, for each ranked prompt, `samples` EFT rows a reply, their scores taken from people's ranking.
+    """Yield, for each ranked prompt, `rows_per_reply` EFT rows per reply, their scores taken from people's ranking.
 
     With `reason_template` the engine writes the reasons, given the score; those that state another
     score or repeat their instruction are dropped. Without it the target is the score alone.
@@ -166,14 +167,14 @@ def hindsight(
     thinning = Thinning(options.max_share, kept)
     for row, scores, reasons, spent in with_reasons(ranked, engine, options):
         rows, dropped = [], Counter()
-        replies = [response for response in responses_of(row) for _ in range(options.samples)]
+        replies = [response for response in responses_of(row) for _ in range(options.rows_per_reply)]
         for at, (response, score, reason) in enumerate(zip(replies, scores, reasons, strict=True)):
             why = "all ranked alike by people" if score is None else ""
             if why := why or (reason_fault(reason, score, options) if options.reason_template else ""):
                 dropped[f"targets: {why}"] += 1
                 continue
             target = with_score(reason, str(score), options.template)
-            sample = f"/{at % options.samples}" if options.samples > 1 else ""
+            sample = f"/{at % options.rows_per_reply}" if options.rows_per_reply > 1 else ""
             rows.append(eft_row(response, target, float(score), options.template, sample))
         rows, thinned = thinning.split(rows)
         if thinned:
@@ -184,9 +185,9 @@ def hindsight(
 
 
 def scores_of(row: Row, options: EftOptions) -> list[int | None]:
-    """Return `samples` scores for each reply, reply by reply; their uniforms are spread evenly over [0, 1)."""
+    """Return `rows_per_reply` scores for each reply, reply by reply; their uniforms are spread evenly over [0, 1)."""
     first = share(options.seed, "mark", row["id"])
-    uniforms = [(first + j / options.samples) % 1.0 for j in range(options.samples)]
+    uniforms = [(first + j / options.rows_per_reply) % 1.0 for j in range(options.rows_per_reply)]
     drawn = [options.rank_scores.of(row, uniform) for uniform in uniforms]
     return [scores[at] for at in range(len(row["responses"])) for scores in drawn]
 
@@ -201,7 +202,7 @@ def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptio
 
     def ask(place: tuple[Row, list[int | None], int]) -> Request:
         row, scores, at = place
-        response = row["responses"][at // options.samples]["text"]
+        response = row["responses"][at // options.rows_per_reply]["text"]
         text = options.reason_template.render(
             prompt=as_text(row["prompt"]), response=response, score=str(scores[at]), high=f"{options.template.high:g}"
         )

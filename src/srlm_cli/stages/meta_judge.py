@@ -15,7 +15,7 @@ from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import judge_prompt
 from srlm_cli.stages.lookahead import generate_for
-from srlm_cli.stages.reparse import stored_record
+from srlm_cli.stages.rescore import stored_record
 from srlm_cli.stages.verdicts import verdict_of
 from srlm_cli.templates import Template
 
@@ -197,7 +197,7 @@ def meta_judgeable(row: Row, template: Template) -> Row:
     if row.get("score_from") == ["direct"]:
         raise BadRow(
             "its score was asked for at once, and no judgement was written that could be compared: "
-            "judge with reasons (--template additive), or several times (--score text --samples 11)"
+            "judge with reasons (--template additive), or several times (--score text --num-judgements 11)"
         )
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
     if judge.get("template_hash", template.hash) != template.hash:

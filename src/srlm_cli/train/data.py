@@ -101,7 +101,7 @@ def sft_rows(
     A row with prompt and completion of an earlier one is dropped, unless `keep_duplicates`. A row
     longer than `max_length` loses its end, counted; a row whose prompt fills it is left out. An EFT
     row (one with a `score`) must not lose its end, which is the score: DataError, or left out too
-    with `drop_long`. A row whose `in_weight` is 2.5 stands there twice, or with a chance of a half,
+    with `drop_long`. A row whose `mix_weight` is 2.5 stands there twice, or with a chance of a half,
     drawn by `seed`, three times.
     """
     made, report = [], DataReport()
@@ -121,7 +121,7 @@ def sft_rows(
             report.left_out += 1
             continue
         ids = ids[:max_length]
-        weight = row.get("in_weight", 1.0)
+        weight = row.get("mix_weight", 1.0)
         for _ in range(int(weight + share(seed, "in-weight", row.get("id"), short_hash(dumps(row["completion"]))))):
             made.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
             report.add(len(ids), len(ids) - start)

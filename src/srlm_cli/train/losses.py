@@ -37,7 +37,7 @@ class DPOLossConfig:
     label_smoothing: float = 0.0
     nll_alpha: float = 0.0
     ld_alpha: float | None = None
-    length_alpha: float = 0.01
+    rdpo_alpha: float = 0.01
     gamma: float = 1.0
     positive_lambda: float = 50.0
 
@@ -102,7 +102,7 @@ def logits(
     if loss_config.loss == "length-normalised":
         return loss_config.beta * (chosen / lengths[0] - rejected / lengths[1])
     if loss_config.loss == "r-dpo":
-        return loss_config.beta * (chosen - rejected) + loss_config.length_alpha * (lengths[0] - lengths[1])
+        return loss_config.beta * (chosen - rejected) + loss_config.rdpo_alpha * (lengths[0] - lengths[1])
     if loss_config.loss == "simpo":
         return loss_config.beta * (policy[0] / lengths[0] - policy[1] / lengths[1]) - loss_config.gamma
     if loss_config.loss == "dpo-positive":

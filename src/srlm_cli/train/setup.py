@@ -42,7 +42,7 @@ def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
 def usable(rendered: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
     """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
     if given is not None and not rendered:
-        raise DataError(f"--eval-in has no row that fits into --max-length {spec.max_length}, of {len(given)}")
+        raise DataError(f"--eval-file has no row that fits into --max-length {spec.max_length}, of {len(given)}")
     return rendered
 
 

@@ -41,10 +41,10 @@ def make_pairs(
         float,
         Option("--rho", min=0.0, max=0.5, help="Shortest of the best against longest of the worst, within this share."),
     ] = 0.0,
-    length_alpha: Annotated[
+    length_penalty: Annotated[
         str,
         Option(
-            "--length-alpha", metavar="NUMBER|auto", help="Rank by score - alpha * characters; auto: mean gap zero."
+            "--length-penalty", metavar="NUMBER|auto", help="Rank by score - alpha * characters; auto: mean gap zero."
         ),
     ] = "0",
     rejected_of: Annotated[
@@ -53,16 +53,19 @@ def make_pairs(
     max_chosen_length: Annotated[
         int | None, Option("--max-chosen-length", min=1, help="Leave out a pair whose chosen has more characters.")
     ] = None,
-    rejected_from: Annotated[
+    rejected_pool: Annotated[
         str | None,
-        Option("--rejected-from", metavar="FILE", help="Reject a reply of this file: judged rows of an earlier model."),
+        Option("--rejected-pool", metavar="FILE", help="Reject a reply of this file: judged rows of an earlier model."),
     ] = None,
-    agree_with: Annotated[
+    consistency_with: Annotated[
         str | None,
-        Option("--agree-with", metavar="FILE", help="The same responses judged by the model before: weigh the pairs."),
+        Option(
+            "--consistency-with", metavar="FILE", help="The same responses judged by the model before: weigh the pairs."
+        ),
     ] = None,
     agreement: Annotated[
-        Agreement, Option("--agreement", help="With --agree-with: the mean over all prompts, or that of each prompt.")
+        Agreement,
+        Option("--agreement", help="With --consistency-with: the mean over all prompts, or that of each prompt."),
     ] = "mean",
     unsorted: Annotated[
         bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows on disk.")
@@ -76,7 +79,7 @@ def make_pairs(
       srlm judge --in responses.jsonl | srlm make-pairs > pairs.jsonl
       cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
       srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
-      srlm make-pairs --in M2/judged.jsonl --rejected-from M1/judged.jsonl --rho 0.2 --out pairs.jsonl
+      srlm make-pairs --in M2/judged.jsonl --rejected-pool M1/judged.jsonl --rho 0.2 --out pairs.jsonl
       srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
     The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
@@ -89,26 +92,26 @@ def make_pairs(
     after `cat` of files that share prompts, is a bad row (exit 3), unless --unsorted gathers them first: on
     disk, in the folder for temporary files (TMPDIR), which needs room for the rows without their judgements.
 
-    docs/pairs.md has the formula and the source of each variant. `--length-alpha auto`, `--agreement
-    mean` and `--of judgements` read --in twice, which stdin cannot. With --agree-with a row has
+    docs/pairs.md has the formula and the source of each variant. `--length-penalty auto`, `--agreement
+    mean` and `--of judgements` read --in twice, which stdin cannot. With --consistency-with a row has
     `agreement` and `label_smoothing`, which `srlm dpo` goes by.
     """
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
-    choice = Choice(min_gap, rho, given_alpha(length_alpha, rho), rejected_of, max_chosen_length, seed)
-    files = {"rejected_from": rejected_from, "agree_with": agree_with}
-    decides = identity(choice, of=of, unsorted=unsorted, length_alpha=length_alpha, agreement=agreement, **files)
+    choice = Choice(min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed)
+    files = {"rejected_pool": rejected_pool, "consistency_with": consistency_with}
+    decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
     if of == "judgements":
         if any(files.values()):
             raise OptionError("--of judgements pairs what stands in one row", "without other files")
-        pair_judgements(stream, choice, length_alpha, decides)
+        pair_judgements(stream, choice, length_penalty, decides)
         return
     refuse_own_input(stream.out, [path for path in files.values() if path])
     found = {name: Lookup(path, stage.scored_record, stage.group_of) for name, path in files.items() if path}
     options = stage.PairOptions(
-        **vars(choice), unsorted=unsorted, earlier=found.get("rejected_from"), before=found.get("agree_with")
+        **vars(choice), unsorted=unsorted, earlier=found.get("rejected_pool"), before=found.get("consistency_with")
     )
-    if length_alpha == AUTO:
+    if length_penalty == AUTO:
         options = replace(options, alpha=balanced(stream, stage.scored_record, reply_candidates(options)))
     if options.before and agreement == "mean":
         options = replace(options, mean_agreement=agreed(stream, options))
@@ -121,13 +124,13 @@ def make_pairs(
         )
 
 
-def pair_judgements(stream: StreamOptions, choice: Choice, length_alpha: str, decides: dict[str, Any]) -> None:
+def pair_judgements(stream: StreamOptions, choice: Choice, length_penalty: str, decides: dict[str, Any]) -> None:
     """Rate the judgements of each reply and pair the best with the worst."""
     from srlm_cli.stages.meta_rating import meta_scores, position_weights
 
     weights = look_through(stream, records.meta_record, position_weights, "--of judgements")
     rate = partial(meta_scores, weights=weights)
-    if length_alpha == AUTO:
+    if length_penalty == AUTO:
         candidates = partial(judge_pairs.all_candidates, rate=rate, choice=choice)
         choice = replace(choice, alpha=balanced(stream, records.meta_record, candidates))
     rows = open_reader(stream, records.meta_record, [stream.in_])

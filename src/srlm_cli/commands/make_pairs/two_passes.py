@@ -38,13 +38,13 @@ def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[R
 def given_alpha(text: str, rho: float) -> float:
     """Return a price of a character as given, 0 for `auto`; raise OptionError for another word."""
     if text == AUTO and rho:
-        raise OptionError("--length-alpha auto and --rho both control the length", "one of them")
+        raise OptionError("--length-penalty auto and --rho both control the length", "one of them")
     try:
         alpha = 0.0 if text == AUTO else float(text)
     except ValueError:
         alpha = -1.0
     if not isfinite(alpha) or alpha < 0:
-        raise OptionError(f"--length-alpha {text} is no price of a character", "a number from 0 up, or auto")
+        raise OptionError(f"--length-penalty {text} is no price of a character", "a number from 0 up, or auto")
     return alpha
 
 
@@ -52,7 +52,7 @@ def balanced(stream: StreamOptions, check: Check, candidates: Callable[[Iterable
     """Return the alpha at which chosen and rejected are of one length on average, and say so."""
     from srlm_cli.stages.length_penalty import balanced_alpha
 
-    found = look_through(stream, check, lambda rows: balanced_alpha(candidates(rows)), "--length-alpha auto")
+    found = look_through(stream, check, lambda rows: balanced_alpha(candidates(rows)), "--length-penalty auto")
     if found.gap is not None and not stream.quiet:
         say(f"srlm make-pairs: alpha {found.alpha:.6g}: the mean gap in length is {found.gap:+.1f} characters")
     return found.alpha
@@ -87,5 +87,7 @@ def agreed(stream: StreamOptions, options: stage.PairOptions) -> float:
     found = look_through(stream, stage.scored_record, look, "--agreement mean")
     if found is None:
         hint = "a response is found by its `id`"
-        raise DataError(f"no prompt of {stream.in_} has two responses that the --agree-with file scores too", hint)
+        raise DataError(
+            f"no prompt of {stream.in_} has two responses that the --consistency-with file scores too", hint
+        )
     return found

@@ -12,7 +12,7 @@ from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
 from srlm_cli.templates import Template
 
 
-def reparse(rows: Iterable[Row], template: Template) -> Iterator[Outcome]:
+def rescore(rows: Iterable[Row], template: Template) -> Iterator[Outcome]:
     """Yield each row that `srlm judge` wrote with `score` and `scores` as the template reads its `judgements`.
 
     The texts, who judged and all other fields stay. A score that did not come from the text (it was
