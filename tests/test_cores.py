@@ -92,6 +92,7 @@ print(torch.get_num_threads(), flush=True)
 """
 
 
+@pytest.mark.slow  # it takes all cores for seconds
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nothing to share")
 def test_threads_make_way_for_busy_processes_unless_they_were_chosen():
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -181,7 +180,7 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch,
     assert not multiprocessing.active_children()
 
 
-def test_workers_end_when_the_process_that_asks_is_killed(engine, tmp_path):
+def test_workers_end_when_the_process_that_asks_is_killed(srlm, engine, tmp_path):
     code = f"""
 import multiprocessing
 from srlm_cli.engines import open_engine
@@ -198,7 +197,7 @@ list(generated)
 """
     script = tmp_path / "ask.py"
     script.write_text(code)
-    asking = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    asking = srlm.start(command=[sys.executable, str(script)])
     pids = [int(pid) for pid in asking.stdout.readline().split()]
     assert len(pids) == 3 and all(map(psutil.pid_exists, pids))
     asking.kill()

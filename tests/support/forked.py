@@ -74,7 +74,8 @@ def start_server(name: str, path: Path) -> None:
 def server_for(command: Sequence[str]) -> str:
     """Return the server that has imported most of what a command needs: of two alike one in turn."""
     loads = "--model" in command and not {"--engine", "--base-url"} & {*command}
-    return "heavy" if loads or "doctor" in command else next(LIGHT_ONES)
+    trains = command[1] != "-m" and Path(command[1]).name != "mortal_srlm.py"
+    return "heavy" if loads or trains or "doctor" in command else next(LIGHT_ONES)
 
 
 class Forked:

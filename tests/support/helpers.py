@@ -127,7 +127,7 @@ class Srlm:
         file_size: Sequence[int] | None = None,
     ) -> subprocess.Popen | Forked:
         """Start a process, forked where that shows no difference."""
-        ours = command[:3] == PROGRAM or command[1].startswith(str(HERE))
+        ours = command[:3] == PROGRAM or command[1].startswith((str(HERE), str(self.folder)))
         early = any(name.startswith(READ_EARLY) for name in env or {})
         if ours and not (real or self.real or early):
             return Forked(server_for(command), command[1:], self.folder, clean_env(env), **files, file_size=file_size)
