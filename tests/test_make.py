@@ -10,15 +10,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from helpers import clean_env
+from helpers import FORKED, clean_env
 
 pytestmark = pytest.mark.model
+SRLM = " ".join(FORKED)
 
 SETTINGS = """
 [defaults]
@@ -31,11 +31,13 @@ limit = 3
 [sft]
 lora-r = 2
 max-steps = 1
+train-batch-size = 2
 max-length = 384
 [gen-prompts]
 count = 6
 [dpo]
 max-steps = 1
+train-batch-size = 2
 [judge]
 limit = 40
 """
@@ -45,7 +47,7 @@ limit = 40
 def run_folder(tmp_path_factory) -> Path:
     """A run that has been brought to M2."""
     folder = tmp_path_factory.mktemp("run") / "mine"
-    subprocess.run([sys.executable, "-m", "srlm_cli", "init", folder], check=True, capture_output=True)
+    subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)
     (folder / "srlm.toml").write_text(SETTINGS)
     done = make(folder, "iterate", "ITER=2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,8 +55,7 @@ def run_folder(tmp_path_factory) -> Path:
 
 
 def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
-    program = f"SRLM={sys.executable} -m srlm_cli"
-    return subprocess.run(["make", program, *args], cwd=folder, capture_output=True, text=True, env=clean_env())
+    return subprocess.run(["make", f"SRLM={SRLM}", *args], cwd=folder, capture_output=True, text=True, env=clean_env())
 
 
 def planned(folder: Path, *args: str) -> list[str]:
@@ -79,7 +80,7 @@ def test_a_run_holds_every_file_of_the_loop(run_folder):
 def test_a_second_run_has_nothing_to_do(run_folder):
     before = {file: file.stat().st_mtime_ns for file in (run_folder / "runs").rglob("*")}
     done = make(run_folder, "iterate", "ITER=2")
-    assert done.returncode == 0 and "srlm_cli" not in done.stdout and "othing to be done" in done.stdout
+    assert done.returncode == 0 and SRLM not in done.stdout and "othing to be done" in done.stdout
     assert {file: file.stat().st_mtime_ns for file in (run_folder / "runs").rglob("*")} == before
 
 
@@ -158,9 +159,9 @@ def test_a_guard_stops_the_loop_before_the_next_model(run_folder):
 
 def test_a_killed_run_goes_on(tmp_path):
     folder = tmp_path / "mine"
-    subprocess.run([sys.executable, "-m", "srlm_cli", "init", folder], check=True, capture_output=True)
+    subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)
     (folder / "srlm.toml").write_text(SETTINGS)
-    command = ["make", f"SRLM={sys.executable} -m srlm_cli", "iterate", "ITER=1"]
+    command = ["make", f"SRLM={SRLM}", "iterate", "ITER=1"]
     first = subprocess.Popen(command, cwd=folder, start_new_session=True, env=clean_env(), stdout=subprocess.DEVNULL)
     part = folder / "runs" / "first" / "M1" / "model.part"
     while not part.exists() and first.poll() is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers import clean_env, read_rows
+from helpers import FORKED, clean_env, read_rows
 
 SETTINGS = """
 [defaults]
@@ -30,7 +29,7 @@ limit = 3
 STAND_IN = f"""#!/bin/sh
 case "$1" in
   sft|dpo) argv="$*"; while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; echo "$argv" > "$2/provenance.json" ;;
-  *) exec "{sys.executable}" -m srlm_cli "$@" ;;
+  *) exec {" ".join(FORKED)} "$@" ;;
 esac
 """
 
@@ -39,7 +38,7 @@ esac
 def folder(tmp_path: Path) -> Path:
     """A run's folder, and a program that trains in no time."""
     made = tmp_path / "mine"
-    subprocess.run([sys.executable, "-m", "srlm_cli", "init", made], check=True, capture_output=True)
+    subprocess.run([*FORKED, "init", made], check=True, capture_output=True)
     (made / "srlm.toml").write_text(SETTINGS)
     for name in ("ift", "ranked_eval"):
         lines = (made / f"{name}.jsonl").read_text().splitlines(keepends=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT
+from helpers import ROOT, Result, Srlm
 from srlm_cli import templates
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
@@ -29,11 +29,10 @@ CHATS = [
 ]
 
 
-def srlm(*args: str | Path, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "srlm_cli", *map(str, args)], input=stdin, capture_output=True, text=True, check=False
-    )
-    assert not check or done.returncode == 0, done.stderr
+def srlm(*args: str | Path, stdin: str = "", check: bool = True) -> Result:
+    """Run a command at the root of the checkout, which has no srlm.toml."""
+    done = Srlm(ROOT)(*map(str, args), stdin=stdin)
+    assert not check or done.code == 0, done.err
     return done
 
 
@@ -74,7 +73,7 @@ def adapter(tmp_path_factory) -> Path:
         "sft", "--in", ift, "--model", MODEL, "--lora-r", 4, "--learning-rate", "2e-2",
         "--train-batch-size", 2, "--device-batch-size", 2, "--out", folder / "adapter",
     )  # fmt: skip
-    result = json.loads(done.stdout)
+    result = json.loads(done.out)
     assert result["steps"] == 2 and result["data"]["rows"] == 4
     return folder / "adapter"
 
@@ -264,8 +263,8 @@ def test_judge_without_finishing_leaves_null(tmp_path):
     """The untrained model hardly ever writes a score: null, counted, and --max-unparsed says so."""
     write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "I do not know.", "model": MODEL} for chat in CHATS])
     done = srlm("judge", "--in", tmp_path / "r.jsonl", "--max-new-tokens", 4, "--max-unparsed", 0.5, check=False)
-    judged = [json.loads(line) for line in done.stdout.splitlines()]
-    assert done.returncode == 4 and "no readable score" in done.stderr
+    judged = [json.loads(line) for line in done.out.splitlines()]
+    assert done.code == 4 and "no readable score" in done.err
     assert [row["score"] for row in judged] == [None] * 4 and judged[0]["scores"] == [None] * 3
 
 
@@ -307,8 +306,8 @@ def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
     assert provenance["from"]["model"] == MODEL and not adapter.with_name("adapter.part").exists()
     plain = srlm("sample", "--model", MODEL, "-n", "1", "--max-new-tokens", "8", stdin='{"prompt": "Say hello."}')
     tuned = srlm("sample", "--model", adapter, "-n", "1", "--max-new-tokens", "8", stdin='{"prompt": "Say hello."}')
-    assert json.loads(tuned.stdout)["model"] == str(adapter)
-    assert json.loads(plain.stdout)["response"] != json.loads(tuned.stdout)["response"]
+    assert json.loads(tuned.out)["model"] == str(adapter)
+    assert json.loads(plain.out)["response"] != json.loads(tuned.out)["response"]
 
 
 def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
@@ -316,11 +315,11 @@ def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
         "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 4,
         "--epochs", 2, "--dtype", "float32", "--out", tmp_path / "m2",
     )  # fmt: skip
-    result = json.loads(done.stdout)
+    result = json.loads(done.out)
     assert abs(result["first_loss"] - math.log(2)) < 1e-3 and result["last_loss"] < result["first_loss"]
-    assert result["margin"] > 0 and done.stdout.count("\n") == 1
+    assert result["margin"] > 0 and done.out.count("\n") == 1
     reply = srlm("sample", "--model", tmp_path / "m2", "-n", 1, "--max-new-tokens", 4, stdin='{"prompt": "Hi"}')
-    assert json.loads(reply.stdout)["response"]
+    assert json.loads(reply.out)["response"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -330,7 +329,7 @@ def test_dpo_on_an_adapter_has_that_adapter_as_reference(dtype, pairs, adapter, 
         "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 4,
         "--epochs", 2, "--dtype", dtype, "--out", tmp_path / "m2",
     )  # fmt: skip
-    result = json.loads(done.stdout)
+    result = json.loads(done.out)
     assert abs(result["start"]["loss"] - math.log(2)) < 1e-5 and result["dtype"] == dtype
     assert abs(result["first_loss"] - math.log(2)) < {"float32": 1e-3, "bfloat16": 2e-2}[dtype]
     assert result["last_loss"] < result["first_loss"]
@@ -357,7 +356,7 @@ def test_an_eft_row_that_would_lose_its_score_is_refused(tmp_path):
     done = srlm(
         "sft", "--model", MODEL, "--max-length", 32, "--out", tmp_path / "m", stdin=json.dumps(row), check=False
     )
-    assert done.returncode == 3 and "score would be cut off" in done.stderr
+    assert done.code == 3 and "score would be cut off" in done.err
     assert not (tmp_path / "m").exists()
 
 
@@ -402,7 +401,7 @@ def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
         tmp_path / "m",
     ]
     source = write(tmp_path / "rows.jsonl", data)
-    result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv).stdout)
+    result = json.loads(srlm("sft", "--in", source, "--model", MODEL, *argv).out)
     assert result["first_loss"] == pytest.approx(total / count, rel=1e-4)
     [step] = rows(tmp_path / "m" / "metrics.jsonl")
     assert step["step"] == 1 and step["loss"] == result["first_loss"] and step["grad_norm"] > 0
@@ -411,17 +410,17 @@ def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
 def test_head_to_head_of_a_model_with_itself_is_all_ties(tmp_path):
     responses = write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "Yes.", "model": MODEL} for chat in CHATS])
     done = srlm("eval", "head-to-head", "--in", responses, "--against", responses, "--model", MODEL, "--direct")
-    metrics = {row["metric"]: row["value"] for row in map(json.loads, done.stdout.splitlines())}
+    metrics = {row["metric"]: row["value"] for row in map(json.loads, done.out.splitlines())}
     assert metrics["tie"] == 1.0 and metrics["win"] == metrics["loss"] == 0.0
     assert metrics["length"] == metrics["baseline_length"] == 4
 
 
 def test_models_that_are_not_there(tmp_path):
     done = srlm("sample", "--model", tmp_path / "no" / "model", stdin='{"prompt": "x"}', check=False)
-    assert done.returncode == 2 and "no such model" in done.stderr and done.stdout == ""
+    assert done.code == 2 and "no such model" in done.err and done.out == ""
     (tmp_path / "empty").mkdir()
     done = srlm("sample", "--model", tmp_path / "empty", stdin='{"prompt": "x"}', check=False)
-    assert done.returncode == 2 and "config.json" in done.stderr
+    assert done.code == 2 and "config.json" in done.err
 
 
 @pytest.mark.slow
@@ -435,5 +434,5 @@ def test_a_gguf_file_is_a_model(tmp_path, monkeypatch):
     by_path = srlm("sample", "--model", gguf, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
     monkeypatch.delenv("SRLM_HOME")
     by_name = srlm("sample", "--model", MODEL, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
-    assert json.loads(by_path.stdout)["response"] == json.loads(by_name.stdout)["response"]
+    assert json.loads(by_path.out)["response"] == json.loads(by_name.out)["response"]
     assert (tmp_path / "cache" / "gguf").is_dir()

@@ -34,8 +34,11 @@ LENGTH, NUMBER = struct.Struct("!Q"), struct.Struct("!i")
 
 
 def serve(path: str, owner: int) -> None:
-    """Fork a command for each client that asks for one, until the owner has ended."""
-    selector = selectors.DefaultSelector()
+    """Fork a command for each client that asks for one, until the owner has ended.
+
+    A command whose client has gone, as when it was killed, is killed.
+    """
+    selector, running = selectors.DefaultSelector(), {}
     selector.register(os.pidfd_open(owner), selectors.EVENT_READ)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
@@ -50,16 +53,22 @@ def serve(path: str, owner: int) -> None:
                 elif key.data:
                     selector.unregister(file)
                     os.close(file)
-                    tell_end(*key.data)
+                    client = running.pop(key.data)
+                    tell_end(key.data, client)
+                    if client in selector.get_map():
+                        selector.unregister(client)
+                    client.close()
                 elif not isinstance(file, socket.socket):
                     return
                 elif asked := read_request(file):
                     pid = fork(*asked)
+                    running[pid] = file
                     file.sendall(NUMBER.pack(pid))
-                    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, file))
+                    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, pid)
                 else:
                     selector.unregister(file)
-                    file.close()
+                    for pid in (pid for pid, client in running.items() if client is file):
+                        os.kill(pid, signal.SIGKILL)
 
 
 def read_request(client: socket.socket) -> tuple[dict[str, Any], list[int]] | None:

@@ -45,7 +45,7 @@ def session() -> Path:
     return Path(os.environ[SESSION])
 
 
-LIGHT_ONES = cycle(("light-1", "light-2"))
+LIGHT_ONES = cycle(("light-1", "light-2") if os.getpid() % 2 else ("light-2", "light-1"))
 
 
 @cache
@@ -66,6 +66,7 @@ def start_server(name: str, path: Path) -> None:
         server = subprocess.Popen(
             [sys.executable, str(SERVER), str(path), os.environ[OWNER], json.dumps(SERVERS[name])],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env={**os.environ, "PYTHONHASHSEED": seed},
+            start_new_session=True,
         )  # fmt: skip
     if server.stdout.readline() != b"ready\n":
         raise RuntimeError((session() / f"{name}.log").read_text())

@@ -22,6 +22,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 PROGRAM = [sys.executable, "-m", "srlm_cli"]
+FORKS = hasattr(os, "pidfd_open")  # as `command_server.py` needs it
+FORKED = [sys.executable, str(HERE / "forked_srlm.py")] if FORKS else PROGRAM  # for make and shells
 MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
 READ_EARLY = ("PYTHON", "NUMBA_", "TORCH_")  # variables that are read at the start of Python or at imports
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
@@ -87,7 +89,7 @@ class Srlm:
     """
 
     folder: Path
-    real: bool = not hasattr(os, "pidfd_open")
+    real: bool = not FORKS
 
     def __call__(self, *args: str, stdin: str | bytes | int = "", **more: Any) -> Result:
         """Run `srlm ARGS` to its end and return how it ended."""
@@ -111,7 +113,7 @@ class Srlm:
         """Run a command to its end; `stdin` is a text or a file descriptor, `file_size` the limits of RLIMIT_FSIZE."""
         files = {"stdin": stdin if isinstance(stdin, int) else PIPE, "stdout": stdout, "stderr": stderr}
         process = self._process([os.fsdecode(word) for word in command], env, files, real, file_size)
-        out, err = process.communicate(None if isinstance(stdin, int) else as_bytes(stdin), timeout=60)
+        out, err = process.communicate(None if isinstance(stdin, int) else as_bytes(stdin), timeout=600)
         return Result(process.returncode, (out or b"").decode(), (err or b"").decode())
 
     def start(self, *args: str, command: list[str] = PROGRAM, real: bool = False) -> subprocess.Popen | Forked:
