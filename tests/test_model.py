@@ -99,12 +99,12 @@ def test_greedy_equals_transformers(engine):
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(engine):
-    sampling = Sampling(max_new_tokens=12)
-    together = list(engine.generate(ask(chat, sampling, (5, 6, 7)) for chat in CHATS))
+    sampling = Sampling(max_new_tokens=8)
+    together = list(engine.generate(ask(chat, sampling, (5, 6)) for chat in CHATS))
     for chat, completion in zip(CHATS, together, strict=True):
-        alone = [next(engine.generate([ask(chat, sampling, (seed,))])).texts[0] for seed in (5, 6, 7)]
+        alone = [next(engine.generate([ask(chat, sampling, (seed,))])).texts[0] for seed in (5, 6)]
         assert completion.texts == alone
-    assert len({text for completion in together for text in completion.texts}) > 8
+    assert len({text for completion in together for text in completion.texts}) > 5
 
 
 def test_stop_texts_and_length(engine):
@@ -205,34 +205,6 @@ def test_a_prompt_that_does_not_fit_is_named_so(engine):
     first, second = engine.generate([long, short])
     assert first.finish_reasons == ["prompt-too-long"] * 2 and first.texts == ["", ""]
     assert second.texts[0]
-
-
-@pytest.mark.parametrize(
-    ("spread", "top_p", "wide"),
-    [(2.0, 0.6, False), (2.0, 0.9, False), (2.0, 1.0, True), (0.2, 0.2, False), (0.2, 0.9, True), (0.2, 1.0, True)],
-)
-def test_the_draw_is_the_exact_nucleus(spread, top_p, wide):
-    """By chi-square against the distribution, also where the nucleus is wider than the prefilter."""
-    import torch
-    from scipy.stats import chisquare
-
-    from srlm_cli.engines.hf.sampling import PREFILTER, draw_nucleus
-
-    torch.manual_seed(0)
-    logits = torch.randn(1, 1000) * spread
-    ordered, ids = torch.softmax(logits[0].double(), -1).sort(descending=True)
-    size = min(int((ordered.cumsum(0) < top_p).sum()) + 1, 1000)
-    assert (size > PREFILTER) == wide
-    wanted = torch.zeros(1000, dtype=torch.float64)
-    wanted[ids[:size]] = ordered[:size] / ordered[:size].sum()
-    tokens = torch.cat([draw_nucleus(logits.expand(2000, -1), top_p, torch.rand(2000)) for _ in range(100)])
-    counts = torch.bincount(tokens, minlength=1000).double()
-    assert counts[wanted == 0].sum() == 0
-    often = wanted * len(tokens) >= 5
-    observed = torch.cat([counts[often], counts[~often].sum()[None]])
-    expected = torch.cat([wanted[often], wanted[~often].sum()[None]]) * len(tokens)
-    observed, expected = observed[expected > 0], expected[expected > 0]
-    assert len(expected) > 5 and chisquare(observed, expected).pvalue > 1e-4
 
 
 # --- the stages ------------------------------------------------------------------------------

@@ -57,6 +57,21 @@ def test_frequencies_are_those_of_the_nucleus(temperature, top_p, way):
     assert p_value(tokens, exact(logits, temperature, top_p)) > 1e-4
 
 
+@pytest.mark.parametrize("draws", [20_000, pytest.param(200_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("spread", "top_p", "wide"),
+    [(2.0, 0.6, False), (2.0, 0.9, False), (2.0, 1.0, True), (0.2, 0.2, False), (0.2, 0.9, True), (0.2, 1.0, True)],
+)
+def test_many_draws_are_of_the_nucleus_whether_the_prefilter_holds_it_or_not(spread, top_p, wide, draws, monkeypatch):
+    monkeypatch.undo()  # blocks as they are
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1000) * spread
+    wanted = exact(logits[0], 1.0, top_p)
+    assert (int((wanted > 0).sum()) > PREFILTER) == wide
+    tokens = [draw_nucleus(logits.expand(2000, -1), top_p, torch.rand(2000)) for _ in range(draws // 2000)]
+    assert p_value(torch.cat(tokens), wanted) > 1e-4
+
+
 def test_both_ways_of_the_draw_are_tried_above():
     torch.manual_seed(1)
     logits = torch.randn(VOCABULARY) * 2
