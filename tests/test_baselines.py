@@ -133,14 +133,14 @@ def test_the_longest_judge_is_the_longest_wins_baseline(srlm: Srlm, more: tuple[
 
 def test_a_constant_judge_is_all_ties(srlm: Srlm) -> None:
     constant = metrics(srlm, "constant:3", as_lines(RANKED))
-    assert (constant["pairwise_accuracy"], constant["tie_rate"], constant["scored"]) == (0, 1, 1)
+    assert (constant["pairwise_accuracy"], constant["tie_rate"], constant["scored_rate"]) == (0, 1, 1)
 
 
 @pytest.mark.skipif(not OASST.is_file(), reason="the shared ranked replies are not here")
 def test_baselines_on_real_replies(srlm: Srlm) -> None:
     rows = OASST.read_text(encoding="utf-8")
     longest = metrics(srlm, "longest", rows)
-    assert longest["pairwise_accuracy"] == longest["longest_wins"] and longest["scored"] == 1
+    assert longest["pairwise_accuracy"] == longest["longest_wins"] and longest["scored_rate"] == 1
     assert metrics(srlm, "random", rows)["pairwise_accuracy_without_ties"] == pytest.approx(0.5, abs=0.1)
 
 

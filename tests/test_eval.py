@@ -58,7 +58,7 @@ def test_the_five_metrics_by_hand() -> None:
         "exact_match": (0.0, 2),
         "spearman": ((0.5 + 0.0) / 2, 2),
         "kendall_tau": ((1 / 3 + 0.0) / 2, 2),
-        "scored": (1.0, 5),
+        "scored_rate": (1.0, 5),
     }
     assert {name: (pytest.approx(value), n) for name, (value, n) in expected.items()} == {
         name: (row["value"], row["n"]) for name, row in rows.items()
@@ -72,7 +72,7 @@ def test_a_null_score_agrees_with_nobody() -> None:
     assert rows["pairwise_accuracy"]["value"] == pytest.approx(1 / 3)
     assert rows["tie_rate"]["value"] == 0
     assert rows["exact_match"]["value"] == 0
-    assert rows["scored"]["value"] == pytest.approx(2 / 3)
+    assert rows["scored_rate"]["value"] == pytest.approx(2 / 3)
     assert rows["spearman"]["value"] == pytest.approx(1.0)
 
 
@@ -292,7 +292,7 @@ def test_eval_reward_reads_what_judge_writes(srlm: Srlm) -> None:
     expected = sum(a["score"] > b["score"] for a, b in zip(piped.rows[::2], piped.rows[1::2], strict=True)) / 4
     assert result.code == 0 and rows["pairwise_accuracy"]["value"] == expected
     assert rows["longest_wins"]["value"] == 0.0 and rows["shortest_wins"]["value"] == 1.0
-    assert rows["scored"]["n"] == 8 and rows["pairwise_accuracy_matched_length"]["n"] == 0
+    assert rows["scored_rate"]["n"] == 8 and rows["pairwise_accuracy_matched_length"]["n"] == 0
     assert {row["model"] for row in result.rows} == {"echo"}
 
 

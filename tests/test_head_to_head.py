@@ -145,7 +145,7 @@ def test_win_rates_by_hand() -> None:
 
 def test_lean_is_the_share_of_matches_that_are_more_probable_than_not() -> None:
     played = [match("tie", ["A", "A"], "a", "b", probability=p) for p in (0.6, 0.9, 0.5, 0.1)]
-    assert by_name(win_rates(played))["lean"]["value"] == 0.5
+    assert by_name(win_rates(played))["preference_rate"]["value"] == 0.5
 
 
 # --- many files ------------------------------------------------------------------------------

@@ -73,12 +73,12 @@ def test_health_by_hand() -> None:
     rows = health(ROWS)
     expected = {
         "parse_rate": (8 / 13, 13),
-        "finished": (1 / 13, 13),
+        "forced_score_rate": (1 / 13, 13),
         "cut_off": (4 / 13, 13),
         "top_score_share": (3 / 9, 9),
         "tie_rate": (1 / 2, 2),
         "tied_prompts": (1 / 2, 2),
-        "spread_within_k": ((math.sqrt(2 / 9) + 0.5 + 0.5 + 0.0) / 4, 4),
+        "score_std_within_k": ((math.sqrt(2 / 9) + 0.5 + 0.5 + 0.0) / 4, 4),
         "gap": ((14 / 3 - 2.5 + 0.0) / 2, 2),
         "mean_score": ((14 / 3 + 2.5 + 4.0 + 4.0) / 4, 4),
         "length": (160 / 5, 5),
@@ -155,7 +155,7 @@ def test_rows_of_other_tools_lack_what_they_lack() -> None:
     odd = [{**row, "scores": "5", "score_from": "text", "judge": ["a"]} for row in plain]
     for rows in (plain, odd):
         found = by_name(health([judged_record(row) for row in rows]))
-        for name in ("parse_rate", "finished", "cut_off", "spread_within_k"):
+        for name in ("parse_rate", "forced_score_rate", "cut_off", "score_std_within_k"):
             assert (found[name]["value"], found[name]["n"]) == (None, 0)
         assert found["gap"]["value"] == 2.0 and found["top_score_share"]["n"] == 2
 

@@ -94,7 +94,7 @@ def test_each_judgement_is_drawn_with_a_seed_of_its_own() -> None:
 def test_counts_say_how_many_could_not_be_read() -> None:
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
     [outcome] = judge(rows, ListEngine([["Score: 2", "Hm.", "Hm."]], reasons="length"), options(3))
-    assert outcome.counts == {"judgements": 3, "unparsed": 2, "finished": 0, "cut off": 3}
+    assert outcome.counts == {"judgements": 3, "unparsed": 2, "forced scores": 0, "cut off": 3}
     assert outcome.read == 1 and outcome.tokens_in == 10 and outcome.tokens_out == 3
 
 
@@ -108,7 +108,7 @@ def test_force_score_asks_only_for_the_missing_ones_behind_what_was_written() ->
     asked = engine.asked[1]
     assert asked.prefix == "Well put.\nScore: " and asked.choices == ("0", "1", "2", "3", "4", "5")
     assert asked.messages == engine.asked[0].messages
-    assert outcome.counts["finished"] == 1 and outcome.counts["unparsed"] == 0
+    assert outcome.counts["forced scores"] == 1 and outcome.counts["unparsed"] == 0
     assert outcome.tokens_out == 3 and outcome.tokens_in == 20
 
 

@@ -12,6 +12,12 @@ SPOKEN = [{"role": "user", "content": "Hello?"}]
 DIALOGUE = [*SPOKEN, {"role": "assistant", "content": "Yes."}]
 
 
+def test_a_metric_has_its_new_name_whatever_version_wrote_it() -> None:
+    for old, new in records.RENAMED_METRICS.items():
+        row = {"metric": old, "value": 0.5, "n": 3}
+        assert records.metric_record(row) == {**row, "metric": new} == records.metric_record({**row, "metric": new})
+
+
 def test_a_prompt_keeps_unknown_fields_and_gets_an_id() -> None:
     row = records.prompt_record({"prompt": "Hello?", "lang": "en"})
     assert row == {"id": records.prompt_id("Hello?"), "prompt": "Hello?", "lang": "en"}

@@ -310,6 +310,16 @@ def test_an_unknown_metric_is_shown_by_its_name(run_folder: Path) -> None:
     assert (row[1].text, row[1].interval) == ("0.25", "")
 
 
+def test_metrics_of_an_earlier_version_are_shown_by_their_new_names(run_folder: Path) -> None:
+    old, new = ("spread_within_k", "finished"), ("score_std_within_k", "forced_score_rate")
+    pages = []
+    for names in (old, new):
+        rows = [metric("health", name, 0.25, 0.2, 0.3) for name in names]
+        write_rows(run_folder / "M1" / "eval-health.jsonl", [*HEALTH, *rows])
+        pages.append(page_of(run_folder))
+    assert pages[0] == pages[1] and "std within K" in pages[0] and "forced scores" in pages[0]
+
+
 def test_a_run_that_did_not_measure_its_judge_is_measured(run_folder: Path) -> None:
     """By hand: 7 of 8 judgements have a score; p2 is all tied; gaps 3 and 0; lengths 30, 10, 20, 20."""
     (run_folder / "M1" / "eval-health.jsonl").unlink()

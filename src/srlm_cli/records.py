@@ -189,12 +189,23 @@ def judged_completion_record(row: Row) -> Row:
     return _with(kept, completion=judged["response"], full_score=judged["score"] == FULL_SCORE)
 
 
+RENAMED_METRICS = {
+    "lean": "preference_rate",
+    "finished": "forced_score_rate",
+    "scored": "scored_rate",
+    "spread_within_k": "score_std_within_k",
+}
+
+
 def metric_record(row: Row) -> Row:
-    """Return a metric row `{task, metric, value, n, ci_low, ci_high}`; a value that could not be had is null."""
+    """Return a metric row `{task, metric, value, n, ci_low, ci_high}`; a value that could not be had is null.
+
+    A metric by the name that it had in a file of an earlier version gets its name of today.
+    """
     numbers = [row.get(name) for name in ("value", "ci_low", "ci_high")]
     if not isinstance(row.get("metric"), str) or not all(n is None or is_number(n) for n in numbers):
         raise BadRow("expected a metric row {metric, value, n, ci_low, ci_high}")
-    return row
+    return {**row, "metric": RENAMED_METRICS[row["metric"]]} if row["metric"] in RENAMED_METRICS else row
 
 
 def responses_of(ranked: Row) -> list[Row]:

@@ -28,7 +28,7 @@ class Numbers:
     """What is kept of the judged responses of one prompt, and no text: one value a response, or a judgement.
 
     Of a response: `scores` (null: unreadable), `lengths` in characters, `spreads`, the standard
-    deviation of its readable K scores (where there are two). Of a judgement: `read`, `finished` and
+    deviation of its readable K scores (where there are two). Of a judgement: `read`, `forced` and
     `cut_off`, where the rows tell, and `singles`, its score, where there is one.
     """
 
@@ -36,7 +36,7 @@ class Numbers:
     lengths: list[int] = field(default_factory=list)
     spreads: list[float] = field(default_factory=list)
     read: list[bool] = field(default_factory=list)
-    finished: list[bool] = field(default_factory=list)
+    forced: list[bool] = field(default_factory=list)
     cut_off: list[bool] = field(default_factory=list)
     singles: list[float] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Numbers:
         sources = listed(row, "score_from")
         reasons = listed(row, "judgement_finish_reasons")
         self.read += [source in READ for source in sources]
-        self.finished += [source == "finish" for source in sources]
+        self.forced += [source == "finish" for source in sources]
         self.cut_off += [reason == "length" for reason in reasons]
         single = [score for score in listed(row, "scores") or [row["score"]] if is_number(score)]
         self.singles += single
@@ -154,7 +154,11 @@ def of_judgements(judged: Judged, seed: int) -> list[Row]:
     largest share of one score, to a tenth: of whole scores the largest of the others, while the
     expectations of a judge who still tells responses apart are not all one.
     """
-    read = {"parse_rate": attrgetter("read"), "finished": attrgetter("finished"), "cut_off": attrgetter("cut_off")}
+    read = {
+        "parse_rate": attrgetter("read"),
+        "forced_score_rate": attrgetter("forced"),
+        "cut_off": attrgetter("cut_off"),
+    }
     tenths: Counter[float] = Counter()
     found = set(USUAL_SCORES)
     for one in judged.prompts:
@@ -185,7 +189,7 @@ def of_responses(judged: Judged, seed: int) -> list[Row]:
     values = {
         "tie_rate": ties,
         "tied_prompts": all_tied,
-        "spread_within_k": lambda one: one.spreads,
+        "score_std_within_k": lambda one: one.spreads,
         "gap": gap,
         "mean_score": lambda one: [score for score, _ in one.scored()],
         "length": lambda one: one.lengths,

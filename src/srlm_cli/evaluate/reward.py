@@ -124,7 +124,7 @@ def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
         "exact_match": lambda one: [exact_match(one.human, one.scores)],
         "spearman": lambda one: spearman(one.human, one.scores),
         "kendall_tau": lambda one: kendall_tau(one.human, one.scores),
-        "scored": lambda one: [score is not None for score in one.scores],
+        "scored_rate": lambda one: [score is not None for score in one.scores],
     }
     return measured("reward", prompts, values, seed)
 

@@ -53,13 +53,13 @@ def by_category(matches: Iterable[Row], seed: int = 0) -> list[Row]:
 def win_rates(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     """Return metric rows of one pair's matches, seen from A: win, tie and loss rates, order bias, mean lengths.
 
-    `lean` is the share of matches whose `probability` that A is better, the mean over both orders and
+    `preference_rate` is the share of matches whose `probability` that A is better, the mean over both orders and
     so free of position bias, is above one half. `first_position` is the share of readable verdicts
     for the reply that stood first: 0.5 is a judge without position bias. Lengths are in characters.
     """
     values = dict(ENDS)
     if any("probability" in match for match in matches):
-        values["lean"] = lambda match: [match["probability"] > 0.5] if "probability" in match else []
+        values["preference_rate"] = lambda match: [match["probability"] > 0.5] if "probability" in match else []
     values["first_position"] = lambda match: [v == "A" for v in match["verdicts"] if v in ("A", "B")]
     values["length"] = lambda match: [length(match, "a")]
     values["baseline_length"] = lambda match: [length(match, "b")]

@@ -23,13 +23,15 @@ class Known:
 
 HEALTH = {
     "parse_rate": Known("parse rate", SHARE, "judgements whose score the judge wrote itself"),
-    "finished": Known("score asked for", SHARE, "judgements without a score, for which the judge then chose one"),
+    "forced_score_rate": Known(
+        "forced scores", SHARE, "judgements without a score, for which the judge then chose one"
+    ),
     "cut_off": Known("cut off", SHARE, "judgements that reached the token limit"),
     "mean_score": Known("mean score", NUMBER, "of 0 to 5"),
     "top_score_share": Known("commonest score", SHARE, "its share of all; near 100% the judge tells nothing apart"),
     "tie_rate": Known("tie rate", SHARE, "pairs of responses to one prompt with equal scores"),
     "tied_prompts": Known("tied prompts", SHARE, "prompts whose responses all have one score: they give no pair"),
-    "spread_within_k": Known("spread within K", NUMBER, "standard deviation of the K scores of one response"),
+    "score_std_within_k": Known("std within K", NUMBER, "standard deviation of the K scores of one response"),
     "gap": Known("score gap", NUMBER, "best minus worst response of a prompt"),
     "gap_change": Known("change of the gap", SIGNED, "since the round before"),
     "length": Known("response length", LENGTH, "characters, mean"),
@@ -52,7 +54,7 @@ REWARD = {
     "exact_match": Known("exact match", SHARE, "prompts whose whole ranking is that of people"),
     "spearman": Known("Spearman", SIGNED, "rank correlation with people within a prompt"),
     "kendall_tau": Known("Kendall tau-b", SIGNED, "the same, by pairs"),
-    "scored": Known("scored", SHARE, "replies with a readable score"),
+    "scored_rate": Known("scored", SHARE, "replies with a readable score"),
     "longest_wins": Known("longest wins", SHARE, "what “the longer reply wins” reaches on these pairs"),
     "shortest_wins": Known("shortest wins", SHARE, "what “the shorter reply is better” reaches"),
     "random": Known("random", SHARE, "what scores drawn at random reach, one draw"),
@@ -67,7 +69,9 @@ MATCHES = {
     "loss": Known("loss", SHARE),
     "win_rate": Known("win rate", SHARE, "a tie is half a win"),
     "length_controlled_win_rate": Known("win rate at equal length", SHARE, "by a regression on the length difference"),
-    "lean": Known("lean", SHARE, "matches whose mean probability over both orders is for this model"),
+    "preference_rate": Known(
+        "preference rate", SHARE, "matches whose mean probability over both orders is for this model"
+    ),
     "first_position": Known("first wins", SHARE, "verdicts for the reply shown first; 50% is no position bias"),
     "length": Known("reply length", LENGTH, "characters, mean"),
     "baseline_length": Known("theirs", LENGTH, "characters, mean"),

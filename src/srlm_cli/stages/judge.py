@@ -250,10 +250,10 @@ def judged_row(row: Row, judgements: list[Judgement], model: str, template: Temp
 
 
 def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
-    """Return how many judgements there are, how many could not be read, were finished, cut off, or never came."""
+    """Count judgements: all, unparsed, those with a forced score, cut off, and those that never came."""
     return {
         "judgements": len(judgements),
         "unparsed": sum(judgement.score is None for judgement in judgements),
-        "finished": sum(judgement.score_from == "finish" for judgement in judgements),
+        "forced scores": sum(judgement.score_from == "finish" for judgement in judgements),
         **counts_of_ends(judgement.finish_reason for judgement in judgements),
     }

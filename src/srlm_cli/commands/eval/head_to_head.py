@@ -57,7 +57,7 @@ def head_to_head(
     verdicts disagree, it is a tie (arXiv 2401.10020, section 3.2). Writes one row a metric for every two
     files, seen from the one named first: `win`, `tie`, `loss`, `win_rate` (a tie is half a win), the
     same at equal lengths (`length_controlled_win_rate`), `first_position` (0.5 is no position bias),
-    the mean lengths in characters and, with --direct, `lean`: the share of prompts where the probability
+    the mean lengths in characters and, with --direct, `preference_rate`: the share of prompts where the probability
     that the first is better, averaged over both orders, is above one half. It tells something where a
     judge's position bias makes every match a tie. Rates by category are rows with a `category`.
 
