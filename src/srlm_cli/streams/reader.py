@@ -345,7 +345,7 @@ def parsed(line: bytes) -> Any:
     """Return the JSON value of a line, `BLANK` where it has none, or the JSONLinesError.
 
     msgspec is the faster parser. What it does not take, such as a lone surrogate or a byte order mark,
-    jsonlines decides, and words the error; what both take they read alike (`tests/test_parsing.py`).
+    jsonlines decides, and words the error; what both take they read alike (`tests/streams/test_parsing.py`).
     """
     try:
         row = fast_loads(line)

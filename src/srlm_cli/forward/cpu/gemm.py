@@ -2,8 +2,8 @@
 
 A float16 sum loses digits, and ends at 65,504. So only `depth` products are summed in it, and those sums in float32;
 and rows and weights are scaled by powers of two, so that no sum can be too large. Its error is half of what bfloat16
-makes by its rounding alone (tests/test_halves.py). Products in bfloat16 are summed in float32, two by two, by the
-processor's own instruction, and need no scales.
+makes by its rounding alone (tests/forward/cpu/test_linear.py). Products in bfloat16 are summed in float32, two by two,
+by the processor's own instruction, and need no scales.
 """
 
 from __future__ import annotations
