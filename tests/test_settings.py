@@ -52,7 +52,7 @@ def test_no_file_has_no_settings() -> None:
         ("[sample]\nxyzzy = 1\n", "no option `xyzzy`"),
         ("[defaults]\nn = 1\n", "[defaults] has no option `n`"),
         ("[sampel]\nn = 1\n", "did you mean `sample`?"),
-        ("n = 1\n", "stands outside a section"),
+        ("n = 1\n", "is outside a section"),
         ("[sample\n", "not TOML"),
         ("[sample]\nn = 1\nn = 2\n", "not TOML"),
         ("[sample]\ntop-p = 1\ntop_p = 0.5\n", "top-p"),

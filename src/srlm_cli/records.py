@@ -101,7 +101,7 @@ def ranked_record(row: Row) -> Row:
         raise BadRow(f"expected `responses`, a list of {{text, rank or score}}, got {_keys(row)}")
     for response in responses:
         if not isinstance(response, dict) or not isinstance(response.get("text"), str):
-            raise BadRow("expected every one of `responses` to be {text, rank or score}")
+            raise BadRow("expected each of `responses` to be {text, rank or score}")
         if not any(is_number(response.get(key)) for key in ("rank", "score")):
             raise BadRow("expected a number as `rank` or `score` of every response")
     if not any(all(is_number(response.get(key)) for response in responses) for key in ("rank", "score")):
@@ -165,7 +165,7 @@ def meta_record(row: Row) -> Row:
         known = [type(side) is int and 0 <= side < len(targets) and targets[side] is not None for side in sides]
         verdicts = battle.get("verdicts") if all(known) and sides else None
         if not isinstance(verdicts, list) or len(verdicts) != 2:
-            raise BadRow("expected every one of `battles` to be {a, b, verdicts}, with the places of two targets")
+            raise BadRow("expected each of `battles` to be {a, b, verdicts}, with the places of two targets")
     return _with(row, judge_prompt=messages(row.get("judge_prompt"), "judge_prompt"))
 
 
@@ -240,7 +240,7 @@ def refuse_two_prompts(responses: list[Row]) -> None:
     first = responses[0]["prompt"]
     for row in responses:
         if row["prompt"] != first and as_messages(row["prompt"]) != as_messages(first):
-            raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each one an id of its own")
+            raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each an id")
 
 
 def refuse_two_replies(responses: list[Row]) -> None:

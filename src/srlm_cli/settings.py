@@ -35,9 +35,7 @@ def load(path: str) -> dict[str, dict[str, Any]]:
         raise OptionError(f"{path}: not TOML: {error}") from None
     for section, keys in content.items():
         if not isinstance(keys, dict):
-            raise OptionError(
-                f"{path}: `{section}` stands outside a section", f"put it under [{DEFAULTS}] or a command"
-            )
+            raise OptionError(f"{path}: `{section}` is outside a section", f"put it under [{DEFAULTS}] or a command")
         if twice := [key for key in keys if "_" in key and key.replace("_", "-") in keys]:
             raise OptionError(f"{path}: [{section}] has `{twice[0].replace('_', '-')}` in both spellings")
     return {section: {key.replace("_", "-"): value for key, value in keys.items()} for section, keys in content.items()}

@@ -480,7 +480,7 @@ def test_a_resumed_make_pairs_still_knows_the_prompts_before(srlm: Srlm) -> None
     apart = [{"prompt": "First?", "response": f"r{k}", "score": k} for k in (3, 4)]
     write_rows(srlm.folder / "in.jsonl", [*rows, *apart])
     result = srlm(*argv)
-    assert result.code == 3 and "do not stand together" in result.err, read_rows(srlm.folder / "out.jsonl")
+    assert result.code == 3 and "are not grouped" in result.err, read_rows(srlm.folder / "out.jsonl")
 
 
 @pytest.mark.parametrize("unsorted", [(), ("--unsorted",)], ids=["sorted", "unsorted"])

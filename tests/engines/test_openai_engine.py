@@ -275,15 +275,15 @@ def test_retry_after_is_waited_for() -> None:
         (Fault(429, {"error": {"message": "later"}}, {"retry-after": "600"}), 1, "failed and asks to wait too long"),
         (Fault(cut=True), 4, "cannot reach"),
         (Fault(hang=True), 4, "did not answer within 0.4 s, in 4 tries"),
-        (error(400, "no such thing"), 2, "refused a request: 400 no such thing"),
-        (error(422, "no such thing"), 2, "refused a request: 422 no such thing"),
-        (error(401, "who are you"), 1, "does not take the key: 401 who are you (OPENAI_API_KEY is its key)"),
-        (error(403, "not you"), 1, "does not take the key: 403"),
+        (error(400, "no such thing"), 2, "rejected a request: 400 no such thing"),
+        (error(422, "no such thing"), 2, "rejected a request: 422 no such thing"),
+        (error(401, "who are you"), 1, "rejects the API key: 401 who are you (set OPENAI_API_KEY)"),
+        (error(403, "not you"), 1, "rejects the API key: 403"),
         (error(404, f"The model `{MODEL}` does not exist."), 1, "404 The model"),
         (Fault(body=b'{"choices": [{"mess'), 1, "none of an OpenAI-compatible server"),
         (Fault(body={"choices": []}), 1, "none of an OpenAI-compatible server"),
         (Fault(body={"error": {"message": "all is lost"}}), 4, "failed 4 times: 502 all is lost"),
-        (Fault(body={"error": {"message": "who are you", "code": 401}}), 1, "does not take the key: 401 who are you"),
+        (Fault(body={"error": {"message": "who are you", "code": 401}}), 1, "rejects the API key: 401 who are you"),
         (Fault(body="<html>Welcome</html>"), 1, "<html>Welcome</html>' (--base-url usually ends in /v1)"),
     ],
 )  # fmt: skip
@@ -304,7 +304,7 @@ def test_completions_before_a_failure_come_out_first() -> None:
 
 
 def test_a_wrong_model_is_told_which_there_are() -> None:
-    said = r"does not take the model x: 404 no such model \(it offers one, two\)"
+    said = r"does not serve the model x: 404 no such model \(it offers one, two\)"
     wrong = Stub(lambda asked: error(404, "no such model"), models=("one", "two"))
     with wrong as stub, pytest.raises(EngineError, match=said):
         answers(stub, numbered(1), model="x")
@@ -632,7 +632,7 @@ def test_the_key_is_sent_and_never_shown(srlm: Srlm) -> None:
         env = {"OPENAI_API_KEY": "sk-very-secret"}
         result = srlm("sample", *remote(stub), "--out", "r.jsonl", stdin=as_lines(PROMPTS[:1]), env=env)
         doctor = srlm("doctor", env={**env, "OPENAI_BASE_URL": stub.url})
-    assert result.code == 1 and "does not take the key" in result.err
+    assert result.code == 1 and "rejects the API key" in result.err
     assert "very-secret" not in result.err + doctor.out
     assert f"OPENAI_BASE_URL {stub.url}" in doctor.out and "OPENAI_API_KEY is set" in doctor.out
 

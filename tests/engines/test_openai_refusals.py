@@ -223,7 +223,7 @@ def test_a_refusal_of_one_row_is_that_rows(status: int) -> None:
 
 def test_a_refusal_of_every_row_is_the_runs() -> None:
     with Stub(lambda asked: error(400, "No `user` given")) as stub:
-        with pytest.raises(EngineError, match="refused a request: 400 No `user` given"):
+        with pytest.raises(EngineError, match="rejected a request: 400 No `user` given"):
             answers(stub, [ask(f"Question {n}") for n in range(9)])
         assert [asked.text for asked in stub.posts()].count("Hello!") == 1
 
@@ -231,7 +231,7 @@ def test_a_refusal_of_every_row_is_the_runs() -> None:
 @pytest.mark.parametrize("body", [b"data: x", b"[]", b'{"choices": []}'])
 def test_where_the_second_opinion_is_no_answer_the_refusal_is_the_runs(body: bytes) -> None:
     garbled = Stub(lambda asked: Fault(body=body) if asked.text == "Hello!" else error(400, "No"))
-    with garbled as stub, pytest.raises(EngineError, match="refused a request: 400 No"):
+    with garbled as stub, pytest.raises(EngineError, match="rejected a request: 400 No"):
         answers(stub, [ask("Why?")])
 
 

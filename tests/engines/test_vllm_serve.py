@@ -116,7 +116,7 @@ def test_sample_and_judge_with_expected_scores(url: str, srlm: Srlm) -> None:
 
 def test_a_wrong_model_is_told_which_there_is(url: str, srlm: Srlm) -> None:
     result = srlm("sample", "--engine", "openai", "--base-url", url, "--model", "x", stdin=as_lines([{"prompt": "?"}]))
-    assert result.code == 1 and "does not take the model x" in result.err and f"it offers {NAME}" in result.err
+    assert result.code == 1 and "does not serve the model x" in result.err and f"it offers {NAME}" in result.err
 
 
 def test_an_adapter_trained_here_is_served_as_it_is(tmp_path: Path, srlm: Srlm) -> None:

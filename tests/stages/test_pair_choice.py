@@ -296,7 +296,7 @@ def test_a_lookup_finds_the_rows_of_a_prompt_in_any_order(srlm: Srlm, name: str)
 def test_a_lookup_names_what_is_wrong(srlm: Srlm) -> None:
     rows = judged_rows(2)
     apart = str(write_rows(srlm.folder / "apart.jsonl", [rows[0], rows[3], rows[1]]))
-    with pytest.raises(DataError, match="apart.jsonl:3: .* do not stand together"):
+    with pytest.raises(DataError, match="apart.jsonl:3: .* are not grouped"):
         Lookup(apart, scored_record, group_of)
     bad = str(write_rows(srlm.folder / "bad.jsonl", [rows[0], "{"]))
     with pytest.raises(DataError, match="bad.jsonl:2: not JSON"):

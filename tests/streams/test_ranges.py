@@ -162,7 +162,7 @@ def test_a_prompt_that_comes_back_is_found_where_it_comes_back(srlm: Srlm, again
     lines.insert(280, lines[again])
     write(srlm, lines)
     one, several, done = both(srlm)
-    assert one.code == several.code == 3 and "do not stand together" in one.err and done
+    assert one.code == several.code == 3 and "are not grouped" in one.err and done
     assert (several.out, several.err) == (one.out, one.err)
 
 

@@ -156,7 +156,7 @@ def test_held_out_rows_that_cannot_be_used_are_told(srlm: Srlm, base: Path, held
     (srlm.folder / "held.jsonl").write_text(held)
     argv = ["sft", "--model", str(base), "--out", "m", "--eval-file", "held.jsonl", "--max-length", "64"]
     result = srlm(*argv, stdin=as_lines(completions(4)), env=ALONE)
-    assert result.code == 3 and "--eval-file has no row that fits into --max-length 64" in result.err
+    assert result.code == 3 and "--eval-file has no row within --max-length 64" in result.err
 
 
 @pytest.mark.parametrize(("batch", "at_a_time"), [(16, 4), (6, 3), (5, 1), (10, 2), (2, 2), (1, 1)])

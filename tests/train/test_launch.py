@@ -164,7 +164,7 @@ def test_two_killed_processes_go_on(name: str, trained_by_two, base: Path) -> No
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused_once(trained_by_two) -> None:
     assert (trained_by_two[0] / "said").read_text().splitlines() == [
-        "--train-batch-size 3 is no multiple of --device-batch-size 1 x 2 processes"
+        "--train-batch-size 3 is not a multiple of --device-batch-size 1 x 2 processes"
     ]
 
 

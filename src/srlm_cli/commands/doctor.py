@@ -37,7 +37,7 @@ def doctor() -> None:
       srlm doctor
       srlm doctor | grep missing
 
-    One line a finding; a line of something missing ends with the command that installs it.
+    Prints one line per finding. A line about something missing ends with the command that installs it.
     """
     print(f"srlm         {__version__} in {Path(__file__).parents[1]}")
     print(f"python       {sys.version.split()[0]} in {sys.prefix}")

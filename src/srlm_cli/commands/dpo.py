@@ -23,34 +23,42 @@ def dpo(
     options: Annotated[TrainOptions, Defaults(learning_rate=1e-6, final_learning_rate=1e-7)],
     in_: Annotated[
         list[str] | None,
-        Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
+        Option("--in", "-i", metavar="FILE", help="JSONL file to read (repeatable); - is stdin."),
     ] = None,
     eval_file: EvalFile = None,
     held_out: HeldOut = None,
     beta: Annotated[
-        float, Option("--beta", min=0.0, help="Strength of the tie to the reference (the paper: 0.1).")
+        float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
     ref: Annotated[
         str,
         Option(
-            "--ref", metavar="MODEL", help="The reference: previous (the model itself), base (M0), or another model."
+            "--ref",
+            metavar="MODEL",
+            help="Reference model: previous (the starting model), base (M0), or another model.",
         ),
     ] = "previous",
-    loss: Annotated[Loss, Option("--loss", help="The loss of a pair; docs/training.md has the formulas.")] = "sigmoid",
+    loss: Annotated[Loss, Option("--loss", help="Preference loss; docs/training.md has the formulas.")] = "sigmoid",
     label_smoothing: Annotated[
         float,
-        Option("--label-smoothing", min=0.0, max=0.5, help="Share of pairs thought to be the wrong way round."),
+        Option("--label-smoothing", min=0.0, max=0.5, help="Assumed share of pairs with swapped labels."),
     ] = 0.0,
     nll_alpha: Annotated[
-        float, Option("--nll-alpha", min=0.0, help="Weight of the chosen reply's own loss, a token.")
+        float, Option("--nll-alpha", min=0.0, help="Weight of the chosen reply's negative log-likelihood per token.")
     ] = 0.0,
     ld_alpha: Annotated[
-        float | None, Option("--ld-alpha", min=0.0, max=1.0, help="LD-DPO: weight of what one reply is longer.")
+        float | None,
+        Option(
+            "--ld-alpha", min=0.0, max=1.0, help="LD-DPO: weight of the tokens beyond the length of the shorter reply."
+        ),
     ] = None,
-    rdpo_alpha: Annotated[float, Option("--rdpo-alpha", min=0.0, help="r-dpo: price of a token.")] = 0.01,
-    gamma: Annotated[float, Option("--gamma", min=0.0, help="simpo: the margin that is aimed at.")] = 1.0,
+    rdpo_alpha: Annotated[
+        float, Option("--rdpo-alpha", min=0.0, help="r-dpo: penalty per token of length difference.")
+    ] = 0.01,
+    gamma: Annotated[float, Option("--gamma", min=0.0, help="simpo: target margin.")] = 1.0,
     positive_lambda: Annotated[
-        float, Option("--positive-lambda", min=0.0, help="dpo-positive: price of a chosen reply that falls.")
+        float,
+        Option("--positive-lambda", min=0.0, help="dpo-positive: penalty when the chosen reply becomes less probable."),
     ] = 50.0,
 ) -> None:
     """Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).
@@ -63,11 +71,11 @@ def dpo(
       srlm dpo --in pairs.jsonl --model M1/model --out M2/model --dry-run
 
     Reads rows of `prompt`, `chosen` and `rejected` (docs/data.md has the forms of other tools), writes a
-    model folder: weights, tokenizer, chat template and, last, provenance.json. The reference is the model
-    that training starts from, which is proven before the first step (log-ratios 0, loss ln 2), or the one
-    that --ref names. Prints one JSON line of results. The defaults are the paper's: beta 0.1, sigmoid loss,
-    batch 16, learning rate 1e-6 falling to 1e-7 by a cosine. A training that was killed goes on from its
-    last checkpoint when the same command is run again.
+    model folder: weights, tokenizer, chat template and, last, provenance.json. The reference is the
+    starting model, checked before the first step (log-ratios 0, loss ln 2), or the model of --ref. Prints
+    one JSON line of results. The defaults are the paper's: beta 0.1, sigmoid loss, batch 16, learning
+    rate 1e-6 falling to 1e-7 by a cosine. Run the same command again to resume a killed training from its
+    last checkpoint.
     """
     from srlm_cli.train.dpo import dpo as train
 

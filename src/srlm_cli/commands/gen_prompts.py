@@ -26,37 +26,48 @@ def gen_prompts(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: Annotated[SamplingOptions, Defaults(temperature=0.6, max_new_tokens=160)],
-    count: Annotated[int, Option("--count", min=0, help="How many prompts to keep.")] = 100,
+    count: Annotated[int, Option("--count", min=0, help="Number of prompts to keep.")] = 100,
     max_tries: Annotated[
-        int | None, Option("--max-tries", min=1, show_default="10 x count", help="Give up after so many tries.")
+        int | None, Option("--max-tries", min=1, show_default="10 x count", help="Stop after N tries.")
     ] = None,
     prompt_model: Annotated[
         str | None,
-        Option("--prompt-model", metavar="MODEL", help="Model that writes the prompts, when it is not --model."),
+        Option("--prompt-model", metavar="MODEL", help="Model that writes the prompts, if not --model."),
     ] = None,
     from_seeds: Annotated[
-        int, Option("--from-seeds", min=1, help="Demonstrations taken from the seeds (the paper: 6).")
+        int, Option("--from-seeds", min=1, help="Demonstrations from the seed prompts (the paper: 6).")
     ] = 6,
     from_generated: Annotated[
-        int, Option("--from-generated", min=0, help="And from the new prompts (the paper: 2).")
+        int, Option("--from-generated", min=0, help="Demonstrations from the new prompts (the paper: 2).")
     ] = 2,
     max_rouge_l: Annotated[
-        float, Option("--max-rouge-l", min=0.0, max=1.0, help="More like a seed or a new prompt than this: dropped.")
+        float,
+        Option(
+            "--max-rouge-l",
+            min=0.0,
+            max=1.0,
+            help="Drop prompts more similar than this to a seed or new prompt (ROUGE-L).",
+        ),
     ] = stage.MAX_ROUGE_L,
     avoid: Annotated[
         list[str] | None,
-        Option("--avoid", metavar="FILE", help="Prompts of earlier rounds, not to be made again; several times."),
+        Option("--avoid", metavar="FILE", help="Prompts of earlier rounds to avoid (repeatable)."),
     ] = None,
-    iteration: Annotated[int, Option("--iteration", min=1, help="Number of the round; each draws differently.")] = 1,
+    iteration: Annotated[
+        int, Option("--iteration", min=1, help="Number of the round; each round draws different prompts.")
+    ] = 1,
     prompt_batch_size: Annotated[
-        int, Option("--prompt-batch-size", min=1, help="Tries at a time; new prompts serve the next ones.")
+        int,
+        Option(
+            "--prompt-batch-size", min=1, help="Tries per batch; new prompts become demonstrations for the next batch."
+        ),
     ] = 32,
     template: Annotated[
-        str, Option("--template", help="The few-shot prompt: a built-in name or a .toml file.")
+        str, Option("--template", help="Few-shot prompt: built-in template name or .toml file.")
     ] = "new_prompt",
     shard: Annotated[
         str | None,
-        Option("--shard", metavar="K/N", help="Refused: each new prompt is compared with all those before it."),
+        Option("--shard", metavar="K/N", help="Not supported: each new prompt is compared with all earlier ones."),
     ] = None,
 ) -> None:
     """Let a model write new prompts, 8-shot, filtered as in Self-Instruct.
@@ -67,9 +78,9 @@ def gen_prompts(
       srlm gen-prompts --in ift.jsonl --prompt-model meta-llama/Llama-2-70b-chat-hf --count 20000 --out prompts.jsonl
       srlm gen-prompts --in ift.jsonl --model M1/model --count 50 | srlm sample --model M1/model
 
-    Reads seed prompts, writes rows with `prompt`, `source`, `model` and `try`. --count is how many
-    are kept: near-duplicates and prompts that fail the filters are dropped, counted by reason, and
-    tried again, up to --max-tries (then exit 4). The defaults are the paper's: 6 demonstrations
+    Reads seed prompts, writes rows with `prompt`, `source`, `model` and `try`. --count is the number of
+    prompts to keep. Near-duplicates and prompts that fail the filters are dropped, counted by reason and
+    replaced, up to --max-tries (then exit 4). The defaults are the paper's: 6 demonstrations
     from the seeds and 2 from the new prompts, temperature 0.6, top-p 0.9, ROUGE-L at most 0.7, 4
     to 150 words. In the paper a fixed chat model writes the prompts of all rounds.
 

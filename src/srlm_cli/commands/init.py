@@ -16,23 +16,23 @@ app = new_app()
 @app.command()
 def init(
     folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder to make; it may be there already.")],
-    force: Annotated[bool, Option("--force", help="Write over files that are there.")] = False,
+    force: Annotated[bool, Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Start a run: copy Makefile, srlm.toml and seed data into a folder.
 
     \b
     Examples:
       srlm init my-run && cd my-run && make iterate ITER=2
-      srlm init my-run --force   # writes over a folder's Makefile, srlm.toml and data
+      srlm init my-run --force   # overwrites Makefile, srlm.toml and data
 
-    The folder then holds all that `make iterate` needs: the Makefile of the loop, the settings of a
-    small machine, IFT rows (ift.jsonl) and ranked replies (ranked.jsonl to learn judging from,
-    ranked_eval.jsonl to measure it on). Put your own rows in their place.
+    The folder then has all files that `make iterate` needs: the Makefile of the loop, settings for a
+    small machine, IFT rows (ift.jsonl) and ranked replies (ranked.jsonl to train the judge,
+    ranked_eval.jsonl to measure it). Replace them with your own rows.
     """
     copies = {folder / name: source for name, source in recipe_files().items()}
     there = [path for path in copies if path.exists()]
     if there and not force:
-        raise OptionError(f"{there[0]} is there already", "--force writes over it")
+        raise OptionError(f"{there[0]} exists already", "--force overwrites it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, source in copies.items():

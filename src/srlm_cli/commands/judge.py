@@ -35,36 +35,43 @@ def judge(
     engine: EngineOptions,
     sampling: SamplingOptions,
     num_judgements: Annotated[
-        int, Option("--num-judgements", "-k", min=1, help="Judgements a response (the paper: 3), averaged.")
+        int, Option("--num-judgements", "-k", min=1, help="Judgements per response, averaged (the paper: 3).")
     ] = 3,
     template: Annotated[
-        str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
+        str, Option("--template", help="Judge prompt: built-in template name or .toml file.")
     ] = "additive",
     score: Annotated[
         Score,
-        Option("--score", help="text: the number it wrote; expected: the mean of the scores by their probability."),
+        Option(
+            "--score",
+            help="text: the score that the judge wrote; expected: the probability-weighted mean of the scores.",
+        ),
     ] = "text",
     force_score: Annotated[
         bool,
-        Option("--force-score/--no-force-score", help="Let the model choose the score of a judgement that has none."),
+        Option("--force-score/--no-force-score", help="Ask the model for a score when a judgement has none."),
     ] = False,
     rescore: Annotated[
-        bool, Option("--rescore", help="Read the stored `judgements` again with --template, without a model.")
+        bool, Option("--rescore", help="Read the stored `judgements` again with --template; no model runs.")
     ] = False,
     meta: Annotated[
-        bool, Option("--meta", help="Compare the stored `judgements` of a reply, in both orders (Meta-Rewarding).")
+        bool, Option("--meta", help="Compare the stored `judgements` of a response in both orders (Meta-Rewarding).")
     ] = False,
     meta_template: Annotated[
-        str, Option("--meta-template", help="With --meta, its prompt: a built-in name or a .toml file.")
+        str, Option("--meta-template", help="With --meta: meta-judge prompt, built-in template name or .toml file.")
     ] = "meta",
     meta_replies: Annotated[
-        int, Option("--meta-replies", min=1, help="With --meta: so many replies a prompt, whose scores vary most.")
+        int,
+        Option("--meta-replies", min=1, help="With --meta: N responses per prompt, those with the most varied scores."),
     ] = 1,
     direct: Annotated[
-        bool, Option("--direct/--no-direct", help="With --meta: the verdict at once, by probability, without reasons.")
+        bool, Option("--direct/--no-direct", help="With --meta: read the verdict from probabilities, without reasons.")
     ] = False,
     max_unparsed: Annotated[
-        float, Option("--max-unparsed", min=0.0, max=1.0, help="Exit 4 when more of the judgements have no score.")
+        float,
+        Option(
+            "--max-unparsed", min=0.0, max=1.0, help="Exit with 4 when a larger share of the judgements has no score."
+        ),
     ] = 1.0,
     shard: ShardOption = None,
 ) -> None:
@@ -78,25 +85,25 @@ def judge(
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
       srlm judge --in judged.jsonl --meta --out meta.jsonl
 
-    Without --model the judge is the model that wrote the responses, named in their `model` field:
-    self-rewarding. Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
+    Without --model the judge is the model in the `model` field of the responses: the model judges
+    itself (self-rewarding). Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
     ranked rows (`responses`). Adds `score` (the mean of the readable scores, or null), `scores`,
-    `score_from`, `judgements` and `judge`. Of a judgement the last well-formed score counts. With
-    `--score expected` it becomes the expectation over the scores at its place, so that ties become
-    rare; a template that asks for the score at once is then read without writing a token. The
+    `score_from`, `judgements` and `judge`. The last well-formed score of a judgement counts. With
+    `--score expected` the score is the probability-weighted mean of all scores at that position, so
+    ties are rare; with a template that asks for the score directly, no token is generated. The
     defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
 
-    With --meta it reads judged rows and, of each prompt, compares the judgements of the reply whose
-    scores vary most, two by two, in both orders (arXiv 2407.19594; there K is 11). --template is the
-    one they were made with. Adds `battles`, `targets` and `judge_prompt`, which `srlm make-pairs --of
-    judgements` rates and pairs; --max-unparsed is of the verdicts then. docs/pairs.md has the formulas.
+    With --meta the command reads judged rows. For each prompt it compares the judgements of the response
+    with the most varied scores, pair by pair, in both orders (arXiv 2407.19594, with K=11). --template must
+    be the template of these judgements. Adds `battles`, `targets` and `judge_prompt` for `srlm make-pairs
+    --of judgements`; --max-unparsed then applies to the verdicts. docs/pairs.md has the formulas.
     """
     if meta and shard:
         raise OptionError(
             "--meta looks at all replies to a prompt, which --shard may part", "--meta on the joined rows"
         )
     if meta and rescore:
-        raise OptionError("--meta and --rescore are two things to do", "one after the other")
+        raise OptionError("--meta and --rescore are two things to do", "run them separately")
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     if rescore:
         stored = open_reader(stream, stage_rescore.stored_record, [stream.in_], shard=shard)
@@ -161,7 +168,7 @@ def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> 
     what, hint = "score", "--force-score lets the model choose a missing score"
     if asked == "verdicts":
         what, hint = "winner", "--direct takes the more probable one"
-    return LimitExceeded(f"{rate:.1%} of the {asked} have no readable {what}, over --max-unparsed {limit}", hint)
+    return LimitExceeded(f"{rate:.1%} of the {asked} have no readable {what}, above --max-unparsed {limit}", hint)
 
 
 def judgeable(row: Row) -> Row | list[Row]:
@@ -190,7 +197,7 @@ def writer_of(rows: Reader) -> str | None:
         return None
     model = named_in(first)
     if model is None:
-        raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL says who is the judge")
+        raise OptionError(f"{rows.at}: the row does not name its `model`", "--model MODEL sets the judge")
     if model.split(":")[0] == "echo":
         raise OptionError(f"{rows.at}: the row was written by the echo engine", "--engine echo, or --model MODEL")
     return model
@@ -201,5 +208,5 @@ def of_one_writer(rows: Iterable[Row], model: str | None) -> Iterator[Row]:
     for row in rows:
         if row.get("model") != model:
             other = row.get("model") or "no named model"
-            raise BadRow(f"written by {other}, rows before it by {model}: --model MODEL says who is the judge")
+            raise BadRow(f"written by {other}, rows before it by {model}: --model MODEL sets the judge")
         yield row

@@ -37,43 +37,43 @@ def make_eft(
         Method,
         Option(
             "--method",
-            help="accept: keep the model's judgements that agree with people; hindsight: score from the rank.",
+            help="accept: keep the model's judgements that agree with people; hindsight: take scores from the ranks.",
         ),
     ] = "accept",
     num_judgements: Annotated[
         int, Option("--num-judgements", min=1, help="accept: judgements drawn for each reply.")
     ] = 4,
     rows_per_reply: Annotated[int, Option("--rows-per-reply", min=1, help="hindsight: rows made from each reply.")] = 1,
-    ties: Annotated[bool, Option("--ties/--no-ties", help="accept: a tie of the model agrees with any order.")] = False,
+    ties: Annotated[bool, Option("--ties/--no-ties", help="accept: count a tie of the model as agreement.")] = False,
     force_score: Annotated[
         bool,
-        Option("--force-score/--no-force-score", help="accept: let the model choose a score that it did not write."),
+        Option("--force-score/--no-force-score", help="accept: ask the model for a score when it wrote none."),
     ] = False,
-    reason: Annotated[Reason, Option("--reason", help="hindsight: who writes the reasons before the score.")] = "model",
+    reason: Annotated[Reason, Option("--reason", help="hindsight: source of the reasons before the score.")] = "model",
     scale: Annotated[
         Scale,
-        Option("--scale", help="hindsight: each score as frequent as any other, or human scores in proportion."),
+        Option("--scale", help="hindsight: balanced scores, or scores proportional to the human ones."),
     ] = "balanced",
-    score_low: Annotated[float, Option("--score-low", help="linear: the human score that becomes the lowest.")] = 0.0,
+    score_low: Annotated[float, Option("--score-low", help="linear: human score that maps to the lowest score.")] = 0.0,
     score_high: Annotated[
-        float, Option("--score-high", help="linear: the human score that becomes the highest.")
+        float, Option("--score-high", help="linear: human score that maps to the highest score.")
     ] = 1.0,
     max_share: Annotated[
         float,
-        Option("--max-share", min=0.0, max=1.0, help="Thin out a score that has more than this share of the rows."),
+        Option("--max-share", min=0.0, max=1.0, help="Largest share of rows with the same score; more are dropped."),
     ] = 0.4,
     eval_share: Annotated[
-        float, Option("--eval-share", min=0.0, max=1.0, help="Hold out this share of the prompts, by --seed.")
+        float, Option("--eval-share", min=0.0, max=1.0, help="Share of prompts to hold out, chosen by --seed.")
     ] = 0.0,
     split: Annotated[
-        Half, Option("--split", help="train: EFT rows; eval: the ranked rows that are held out, as they are.")
+        Half, Option("--split", help="train: EFT rows; eval: the held-out ranked rows, unchanged.")
     ] = "train",
     held_out: HeldOut = None,
     template: Annotated[
-        str, Option("--template", help="Judge's prompt: a built-in name or a .toml file.")
+        str, Option("--template", help="Judge prompt: built-in template name or .toml file.")
     ] = "additive",
     thin: Annotated[
-        bool, Option("--thin", help="Only thin the EFT rows of --in out to --max-share, without a model.")
+        bool, Option("--thin", help="Only apply --max-share to the EFT rows of --in; no model runs.")
     ] = False,
     shard: ShardOption = None,
 ) -> None:
@@ -89,11 +89,11 @@ def make_eft(
 
     Reads ranked rows: `prompt`, `responses: [{text, rank or score}]`. Writes `prompt` (the judge's
     prompt), `completion` (reasons, then the score), `prompt_id` and `score`. `accept` is the paper's
-    way; a small model that cannot judge yet needs `hindsight`: people's ranking gives the score, and
-    a lot decides between neighbouring scores. With `--reason none` the target is the score alone,
-    the cheapest way to a judge that works, at the cost of judgements that give no reasons. A prompt
-    is in the eval part by its text and --seed alone; --held-out refuses prompts of a file. A --shard needs
-    --max-share 1, since thinning looks at all rows before; --thin does it for the joined rows.
+    method. A small model that cannot judge yet needs `hindsight`: the score comes from the human ranking,
+    and the seed decides between neighbouring scores. With `--reason none` the target is the score alone:
+    the cheapest judge that works, without reasons. Only the text of a prompt and --seed decide whether it
+    is in the eval part; --held-out rejects the prompts of a file. A --shard needs --max-share 1, because
+    --max-share depends on all earlier rows; run --thin on the concatenated rows instead.
     """
     if thin and shard:
         raise OptionError("--thin looks at all rows before", "it is for the joined rows, without --shard")
@@ -127,7 +127,7 @@ def make_eft(
     form = templates.load(template, fields={"prompt", "response"}, reads=True)
     by_rank = method == "hindsight"
     if (by_rank or force_score) and not form.finish:
-        raise OptionError(f"template {template} has no `finish`", "the line that a score stands behind")
+        raise OptionError(f"template {template} has no `finish`", "the line before the score")
     if force_score and not form.choices:
         raise OptionError(f"template {template} has no `choices`", "--force-score chooses among them")
     writes_reasons = by_rank and reason == "model"

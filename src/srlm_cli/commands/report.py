@@ -19,11 +19,11 @@ def report(
             "--html",
             metavar="FILE",
             show_default="RUN/report.html",
-            help="Where the page goes; - prints it instead of the tables.",
+            help="Path of the HTML page; - prints it instead of the tables.",
         ),
     ] = None,  # fmt: skip
-    no_html: Annotated[bool, Option("--no-html", help="Only the tables.")] = False,
-    pairs: Annotated[int, Option("--pairs", min=0, help="Sample pairs a round on the page.")] = 5,
+    no_html: Annotated[bool, Option("--no-html", help="Print the tables only.")] = False,
+    pairs: Annotated[int, Option("--pairs", min=0, help="Sample pairs per round on the page.")] = 5,
     seed: Seed = 0,
     quiet: Quiet = False,
     config: Config = None,
@@ -36,10 +36,10 @@ def report(
       srlm report runs/first --html /tmp/first.html --pairs 20
       srlm report runs/first --no-html > report.txt
 
-    Rows in and out of each stage with its drops; the judge of each round and how far it agrees with
-    people; the models against each other; lengths; training; sample pairs with their judgements; all
-    settings. The page RUN/report.html is one file that opens from disk and loads nothing. A file that
-    is not there yet is left out, so that a run can be looked at while it goes on.
+    Shows rows in and out of each stage with dropped rows, the agreement of each round's judge with people,
+    the models against each other, lengths, training, sample pairs with their judgements, and all settings.
+    The page RUN/report.html is one file that opens from disk and loads nothing else. Missing files are
+    left out, so you can look at a run in progress.
     """
     from rich.console import Console
 

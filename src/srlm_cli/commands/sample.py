@@ -23,7 +23,7 @@ def sample(
     engine: EngineOptions,
     sampling: SamplingOptions,
     num_responses: Annotated[
-        int, Option("--num-responses", "-n", min=1, help="Responses a prompt (the paper: 4).")
+        int, Option("--num-responses", "-n", min=1, help="Responses per prompt (the paper: 4).")
     ] = 4,
     shard: ShardOption = None,
 ) -> None:
@@ -35,7 +35,7 @@ def sample(
       echo '{"prompt": "Why is the sky blue?"}' | srlm sample --model smollm2-135m-instruct -n 2
       srlm sample --in prompts.jsonl --model M1/model | srlm judge | srlm make-pairs > pairs.jsonl
 
-    Reads `prompt` rows (docs/data.md has the forms of other tools), writes one row a response:
+    Reads `prompt` rows (docs/data.md has the forms of other tools), writes one row per response:
     `prompt_id`, `prompt`, `response`, `k`, `finish_reason`, `model`. The defaults are the paper's
     (arXiv 2401.10020): N=4 at temperature 0.7, top-p 0.9.
     """

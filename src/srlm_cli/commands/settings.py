@@ -18,13 +18,17 @@ def settings(
     ctx: Context,
     stamps: Annotated[
         str | None,
-        Option("--stamps", metavar="FOLDER", help="Keep a file a command there, rewritten only when it changes."),
+        Option(
+            "--stamps",
+            metavar="FOLDER",
+            help="Write one file per command to this folder, only when its settings change.",
+        ),
     ] = None,
     also: Annotated[
-        list[str] | None, Option("--also", metavar="NAME=VALUE", help="One more setting to keep; several times.")
+        list[str] | None, Option("--also", metavar="NAME=VALUE", help="Additional KEY=VALUE to record (repeatable).")
     ] = None,
     dry_run: Annotated[
-        bool, Option("--dry-run", help="With --stamps: write nothing, print the files that would change.")
+        bool, Option("--dry-run", help="With --stamps: print the files that would change, write nothing.")
     ] = False,
     config: Config = None,
 ) -> None:
@@ -35,9 +39,9 @@ def settings(
       srlm settings --config srlm.toml
       srlm settings --stamps runs/demo/.settings --also M0=smollm2-135m-instruct
 
-    Prints one JSON line a command: the options as srlm.toml and SRLM_* set them, without those that
-    do not change what is made (batch size, progress, file names). With --stamps each line is kept as
-    FOLDER/COMMAND.json and touched only when it changes, so that Make rebuilds what depends on it.
+    Prints one JSON line per command: the options as set by srlm.toml and SRLM_*, without those that do
+    not change the output (batch size, progress, file names). With --stamps each line is written to
+    FOLDER/COMMAND.json, only when it changes, so Make rebuilds what depends on it.
     """
     root = ctx.find_root()
     lines = {}

@@ -25,19 +25,24 @@ def sft(
     options: TrainOptions,
     in_: Annotated[
         list[str] | None,
-        Option("--in", "-i", metavar="FILE", help="JSONL to read, can be given several times; - is stdin."),
+        Option("--in", "-i", metavar="FILE", help="JSONL file to read (repeatable); - is stdin."),
     ] = None,
     mix_weight: Annotated[
         list[float] | None,
-        Option("--mix-weight", min=0.0, help="How often the rows of each --in stand in an epoch, in their order."),
+        Option(
+            "--mix-weight",
+            min=0.0,
+            help="How often the rows of each --in are used per epoch; one value per --in, in order.",
+        ),
     ] = None,
     positive_only: Annotated[
-        bool, Option("--positive-only", help="Read judged rows; train on the responses with the full score of 5.")
+        bool, Option("--positive-only", help="Read judged rows; train on responses with the full score of 5.")
     ] = False,
     eval_file: EvalFile = None,
     held_out: HeldOut = None,
     on_long: Annotated[
-        OnLong, Option("--on-long", help="An EFT row over --max-length, whose score would be cut: stop, or drop it.")
+        OnLong,
+        Option("--on-long", help="EFT row longer than --max-length, whose score would be cut off: stop, or drop it."),
     ] = "stop",
 ) -> None:
     """Fine-tune a model on prompts and completions (IFT and EFT): M0 to M1.
@@ -52,9 +57,9 @@ def sft(
     Reads rows of `prompt` and `completion` (docs/data.md has the forms of other tools), writes a
     model folder: weights, tokenizer, chat template and, last, provenance.json. Loss is on target
     tokens only. Prints one JSON line of results. The defaults are the paper's: batch 16, learning
-    rate 5.5e-6 falling to 1.1e-6 by a cosine. Number of epochs is not stated there; ours is 1. An
-    EFT row whose score would be cut off by --max-length is refused, or left out by `--on-long drop`. A
-    training that was killed goes on from its last checkpoint when the same command is run again.
+    rate 5.5e-6 falling to 1.1e-6 by a cosine. The paper does not state the number of epochs;
+    the default is 1. An EFT row whose score would be cut off by --max-length is rejected, or dropped with
+    `--on-long drop`. Run the same command again to resume a killed training from its last checkpoint.
     """
     from srlm_cli.train.sft import sft as train
 

@@ -145,7 +145,7 @@ class Server:
         return True
 
     def _say(self, error: openai.APIStatusError, what: str, then: str) -> None:
-        say(f"srlm: {self.url} refuses {what} ({words(error)[:120]}): {then}")
+        say(f"srlm: {self.url} rejects {what} ({words(error)[:120]}): {then}")
 
     # --- errors ----------------------------------------------------------------------------------
 
@@ -158,10 +158,11 @@ class Server:
             return EngineError(f"{self.url} did not answer within {self.spec.timeout:g} s, {tries}", "--timeout")
         if isinstance(error, openai.APIConnectionError):
             return EngineError(
-                f"cannot reach {self.url}, {tries}: {error.__cause__ or error}", "is the server up, --base-url right?"
+                f"cannot reach {self.url}, {tries}: {error.__cause__ or error}",
+                "is the server running, is --base-url right?",
             )
         return EngineError(
-            f"{self.url} gave an answer that is none of an OpenAI-compatible server: {error}",
+            f"{self.url} sent an answer that is not from an OpenAI-compatible server: {error}",
             "--base-url usually ends in /v1",
         )
 
@@ -174,7 +175,7 @@ class Server:
         code = error.status_code
         said = f"{code} {words(error)[:300]}"
         if code in (401, 403):
-            return EngineError(f"{self.url} does not take the key: {said}", "OPENAI_API_KEY is its key")
+            return EngineError(f"{self.url} rejects the API key: {said}", "set OPENAI_API_KEY")
         if code == 429 or code >= 500 or code == 408:
             tries = f"{self.spec.retries + 1} times" if self._tried_again(error) else "and asks to wait too long"
             return EngineError(f"{self.url} failed {tries}: {said}", "--retries, --concurrency")
@@ -184,9 +185,9 @@ class Server:
                 return EngineError(f"nothing to ask at {self.url}: {said}", "--base-url usually ends in /v1")
             if offered and self.spec.model not in offered:
                 return EngineError(
-                    f"{self.url} does not take the model {self.spec.model}: {said}", f"it offers {listing(offered)}"
+                    f"{self.url} does not serve the model {self.spec.model}: {said}", f"it offers {listing(offered)}"
                 )
-        return EngineError(f"{self.url} refused a request: {said}")
+        return EngineError(f"{self.url} rejected a request: {said}")
 
 
 def only_model(spec: EngineSpec) -> str:
@@ -199,7 +200,7 @@ def only_model(spec: EngineSpec) -> str:
 
     offered = asyncio.run(ask())
     if not offered:
-        raise EngineError(f"{server.url} does not tell which models it has", "is it up? --model MODEL, --base-url URL")
+        raise EngineError(f"{server.url} does not list its models", "is it running? --model MODEL, --base-url URL")
     if len(offered) > 1:
         raise OptionError(f"no model given, and {server.url} has {len(offered)}", f"--model {listing(offered)}")
     return offered[0]

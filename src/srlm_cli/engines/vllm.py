@@ -118,7 +118,7 @@ class VllmEngine:
         try:
             self.llm.add_request(name, tokens_input(prompt), params, lora_request=self.lora)
         except ValueError as error:
-            raise EngineError(f"vllm refused a request: {_first_line(error)}") from error
+            raise EngineError(f"vllm rejected a request: {_first_line(error)}") from error
         return name
 
     def _wait(self, name: str) -> vllm.RequestOutput:

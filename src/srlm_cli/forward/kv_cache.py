@@ -139,7 +139,7 @@ class PagedKVCache:
         return moved
 
     def copy(self, old: list[int], new: list[int]) -> None:
-        """Put what is in blocks into others; one after the other, where the device is a processor."""
+        """Put what is in blocks into others; run them separately, where the device is a processor."""
         if self.device == "cpu":  # where an index takes longer than a block
             for store in self._stores:
                 for block, copy in zip(old, new, strict=True):

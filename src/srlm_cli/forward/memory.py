@@ -74,5 +74,5 @@ def halve(count: int, error: RuntimeError) -> int:
     if not (isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "can't allocate memory" in words):
         raise error
     if count <= 1:
-        raise EngineError("out of memory, with one text at a time", "a smaller model, or shorter prompts") from error
+        raise EngineError("out of memory with one text at a time", "a smaller model, or shorter prompts") from error
     return count // 2

@@ -21,10 +21,12 @@ EngineName = Literal["hf", "vllm", "openai", "echo"]
 Route = Literal["auto", "chat", "completion"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
-Seed = Annotated[int, Option("--seed", min=0, help="Seed of all that is drawn at random.", envvar="SRLM_SEED")]
-Quiet = Annotated[bool, Option("--quiet", "-q", help="No progress and no summary on stderr.", envvar="SRLM_QUIET")]
-In = Annotated[str, Option("--in", "-i", help="JSONL to read, plain or .gz; - is stdin.", metavar="FILE")]
-Out = Annotated[str, Option("--out", "-o", help="JSONL to write, plain or .gz; - is stdout.", metavar="FILE")]
+Seed = Annotated[int, Option("--seed", min=0, help="Random seed.", envvar="SRLM_SEED")]
+Quiet = Annotated[
+    bool, Option("--quiet", "-q", help="Do not print progress and summary on stderr.", envvar="SRLM_QUIET")
+]
+In = Annotated[str, Option("--in", "-i", help="JSONL file to read, plain or .gz; - is stdin.", metavar="FILE")]
+Out = Annotated[str, Option("--out", "-o", help="JSONL file to write, plain or .gz; - is stdout.", metavar="FILE")]
 
 
 def shard_of(text: str) -> Shard:
@@ -39,7 +41,7 @@ ShardOption = Annotated[
     Shard | None,
     Option(
         "--shard", metavar="K/N", parser=shard_of,
-        help="Part K of N of the input file; what the parts make, joined in their order, is the whole.",
+        help="Process shard K of N; concatenating the outputs in order gives the full result.",
     ),
 ]  # fmt: skip
 
@@ -67,7 +69,7 @@ Config = Annotated[
     str | None,
     Option(
         "--config", "-c", metavar="FILE", envvar="SRLM_CONFIG", is_eager=True, callback=use_settings,
-        show_default="srlm.toml, if it is there", help="Settings file with defaults for the options.",
+        show_default="srlm.toml, if it is there", help="Settings file with option defaults.",
     ),
 ]  # fmt: skip
 
@@ -76,13 +78,13 @@ Config = Annotated[
 class ReadOptions:
     """How rows come in."""
 
-    on_error: Annotated[OnError, Option("--on-error", help="A bad row: stop with exit 3, or skip and count it.")] = (
+    on_error: Annotated[OnError, Option("--on-error", help="On a bad row: stop with exit 3, or skip and count it.")] = (
         "stop"
     )
     rejects: Annotated[
-        str | None, Option("--rejects", metavar="FILE", help="Keep the skipped rows here, with their reasons.")
+        str | None, Option("--rejects", metavar="FILE", help="Write skipped rows to this file, with reasons.")
     ] = None
-    limit: Annotated[int | None, Option("--limit", min=0, help="Read only so many rows.")] = None
+    limit: Annotated[int | None, Option("--limit", min=0, help="Read at most N rows.")] = None
     quiet: Quiet = False
     config: Config = None
 
@@ -93,13 +95,13 @@ class StreamOptions(ReadOptions):
 
     in_: In = "-"
     out: Out = "-"
-    restart: Annotated[bool, Option("--restart", help="Throw FILE.part of an unfinished run away.")] = False
+    restart: Annotated[bool, Option("--restart", help="Delete FILE.part of an unfinished run.")] = False
     on_stale: Annotated[
-        OnStale, Option("--on-stale", help="A FILE.part left by other settings: stop with exit 2, or restart.")
+        OnStale, Option("--on-stale", help="When FILE.part is from other settings: stop with exit 2, or restart.")
     ] = "stop"
     on_limit: Annotated[
         OnLimit,
-        Option("--on-limit", help="Over a limit (exit 4): write FILE all the same, or hold FILE.part back."),
+        Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
     ] = "write"
 
 
@@ -112,44 +114,54 @@ class EngineOptions:
         Option(
             "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
             help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded); "
-            "with --engine openai a name that the server knows; with --engine echo: random, longest, shortest "
+            "with --engine openai the server's model name; with --engine echo: random, longest, shortest "
             "or constant:N.",
         ),
     ] = None  # fmt: skip
-    engine: Annotated[EngineName, Option("--engine", help="What runs the model.", envvar="SRLM_ENGINE")] = "hf"
+    engine: Annotated[EngineName, Option("--engine", help="Engine that runs the model.", envvar="SRLM_ENGINE")] = "hf"
     batch_size: Annotated[
-        int, Option("--batch-size", min=1, help="Completions written at the same time; fewer where memory is short.")
+        int,
+        Option(
+            "--batch-size",
+            min=1,
+            help="Maximum completions generated in parallel; reduced automatically when memory is low.",
+        ),
     ] = 256
-    device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
+    device: Annotated[str, Option("--device", help="cpu, cuda or mps; auto picks the best available.")] = "auto"
     dtype: Annotated[
-        Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, where the processor is fast in it.")
+        Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, if the hardware is faster with it.")
     ] = "auto"
     tensor_parallel_size: Annotated[
         int,
-        Option("--tensor-parallel-size", min=1, help="GPUs that share the layers of one model, with --engine vllm."),
+        Option("--tensor-parallel-size", min=1, help="With --engine vllm: GPUs per copy of the model."),
     ] = 1
     data_parallel_size: Annotated[
-        int, Option("--data-parallel-size", min=1, help="Copies of the model, with --engine vllm.")
+        int, Option("--data-parallel-size", min=1, help="With --engine vllm: copies of the model.")
     ] = 1
     base_url: Annotated[
         str | None,
         Option(
             "--base-url", metavar="URL", envvar=["SRLM_BASE_URL", "OPENAI_BASE_URL"], show_default="OpenAI's own",
-            help="Server of --engine openai, for instance http://localhost:8000/v1; OPENAI_API_KEY is its key.",
+            help="Server URL for --engine openai, such as http://localhost:8000/v1; the key is OPENAI_API_KEY.",
         ),
     ] = None  # fmt: skip
     route: Annotated[
-        Route, Option("--route", help="Of the server: chat, or completion with the chat template rendered here.")
+        Route, Option("--route", help="Server route: chat, or completions with the chat template rendered locally.")
     ] = "auto"
     tokenizer: Annotated[
         str | None,
-        Option("--tokenizer", metavar="MODEL", show_default="--model", help="Whose chat template is rendered here."),
+        Option(
+            "--tokenizer",
+            metavar="MODEL",
+            show_default="--model",
+            help="Model whose chat template is rendered locally.",
+        ),
     ] = None
-    concurrency: Annotated[int, Option("--concurrency", min=1, help="Requests to a server at the same time.")] = 64
+    concurrency: Annotated[int, Option("--concurrency", min=1, help="Maximum requests to the server in parallel.")] = 64
     retries: Annotated[
-        int, Option("--retries", min=0, help="Tries again after 408, 409, 429, 5xx, a lost connection or the timeout.")
+        int, Option("--retries", min=0, help="Retries after 408, 409, 429, 5xx, a dropped connection or a timeout.")
     ] = 8
-    timeout: Annotated[float, Option("--timeout", min=0.001, help="Seconds to wait for an answer of a server.")] = 600.0
+    timeout: Annotated[float, Option("--timeout", min=0.001, help="Timeout of a server request in seconds.")] = 600.0
     check_sampling: Annotated[
         bool,
         Option("--check-sampling/--no-check-sampling", help="Stop when a server ignores temperature and seed."),
@@ -165,13 +177,17 @@ class EngineOptions:
 class SamplingOptions:
     """How tokens are drawn; the defaults are the paper's."""
 
-    temperature: Annotated[float, Option("--temperature", min=0.0, help="0 is greedy.")] = 0.7
+    temperature: Annotated[float, Option("--temperature", min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.7
     top_p: Annotated[
-        float, Option("--top-p", min=0.0, max=1.0, help="Nucleus: the most probable tokens up to this mass.")
+        float,
+        Option(
+            "--top-p",
+            min=0.0,
+            max=1.0,
+            help="Nucleus sampling: keep the most probable tokens up to this total probability.",
+        ),
     ] = 0.9
-    max_new_tokens: Annotated[
-        int, Option("--max-new-tokens", min=1, help="A completion is cut off at this length.")
-    ] = 512
+    max_new_tokens: Annotated[int, Option("--max-new-tokens", min=1, help="Maximum tokens per completion.")] = 512
     seed: Seed = 0
 
     def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:

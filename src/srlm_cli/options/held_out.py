@@ -13,7 +13,7 @@ from srlm_cli.streams.reader import read_all
 HeldOut = Annotated[
     list[str] | None,
     Option(
-        "--held-out", metavar="FILE", help="Refuse a row whose prompt stands here, to be measured on; several times."
+        "--held-out", metavar="FILE", help="Reject training rows whose prompt is in this evaluation file (repeatable)."
     ),
 ]
 
@@ -34,7 +34,9 @@ def refusing(
         record = check(row)
         for key in (records.prompt_key(record["prompt"]), record.get("prompt_key")):
             if key in keys and not unless(record):
-                raise BadRow(f"its prompt is held out in {keys[key]}: what is measured there must not be trained on")
+                raise BadRow(
+                    f"its prompt is in the evaluation file {keys[key]} (--held-out): do not train on evaluation prompts"
+                )
         return record
 
     return checked if keys else check

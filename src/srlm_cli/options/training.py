@@ -18,7 +18,9 @@ TrainingDtype = Literal["auto", "float32", "bfloat16"]
 EvalFile = Annotated[
     str | None,
     Option(
-        "--eval-file", metavar="FILE", help="Choose among the checkpoints: the lowest loss on these rows, held out too."
+        "--eval-file",
+        metavar="FILE",
+        help="Held-out rows; the checkpoint with the lowest loss on them becomes the model.",
     ),
 ]
 
@@ -28,7 +30,8 @@ class TrainOptions(ReadOptions):
     """What is trained, and how."""
 
     out: Annotated[
-        str | None, Option("--out", "-o", metavar="FOLDER", help="Model folder to write; it appears when it is whole.")
+        str | None,
+        Option("--out", "-o", metavar="FOLDER", help="Model folder to write; it appears when it is complete."),
     ] = None
     model: Annotated[
         str | None,
@@ -37,78 +40,86 @@ class TrainOptions(ReadOptions):
             help="Model to start from: folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct.",
         ),
     ] = None  # fmt: skip
-    learning_rate: Annotated[float, Option("--learning-rate", min=0.0, help="Learning rate at the start.")] = 5.5e-6
+    learning_rate: Annotated[float, Option("--learning-rate", min=0.0, help="Initial learning rate.")] = 5.5e-6
     final_learning_rate: Annotated[
-        float, Option("--final-learning-rate", min=0.0, help="And at the end; a cosine lies between.")
+        float, Option("--final-learning-rate", min=0.0, help="Final learning rate; cosine decay from --learning-rate.")
     ] = 1.1e-6
     train_batch_size: Annotated[
-        int, Option("--train-batch-size", min=1, help="Rows an optimizer step (the paper: 16).")
+        int, Option("--train-batch-size", min=1, help="Rows per optimizer step (the paper: 16).")
     ] = 16
     device_batch_size: Annotated[
         int | None,
         Option(
             "--device-batch-size",
             min=1,
-            show_default="on a CPU 1,024 tokens, else 4",
-            help="Of these, so many on the device at a time.",
+            show_default="1,024 tokens on a CPU, else 4",
+            help="Rows per forward/backward pass on each device.",
         ),
     ] = None
-    epochs: Annotated[float, Option("--epochs", min=0.0, help="Passes over the rows.")] = 1.0
-    max_steps: Annotated[int, Option("--max-steps", help="Stop after so many steps; -1 is all.")] = -1
-    warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Steps in which the learning rate rises.")] = 0
+    epochs: Annotated[float, Option("--epochs", min=0.0, help="Number of passes over the rows.")] = 1.0
+    max_steps: Annotated[int, Option("--max-steps", help="Stop after N steps; -1 is no limit.")] = -1
+    warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Warm-up steps of the learning rate.")] = 0
     weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
     dropout: Annotated[
-        float, Option("--dropout", min=0.0, max=0.9, help="Where the model or adapter has it (the paper: 0.1).")
+        float, Option("--dropout", min=0.0, max=0.9, help="Dropout of the model or adapter (the paper: 0.1).")
     ] = 0.0
-    max_length: Annotated[int, Option("--max-length", min=8, help="Tokens a row at most.")] = 2048
-    lora_r: Annotated[int, Option("--lora-r", min=0, help="Train an adapter of this rank; 0 trains all weights.")] = 0
-    lora_alpha: Annotated[int, Option("--lora-alpha", min=0, show_default="2 x r", help="Scale of the adapter.")] = 0
-    merge: Annotated[
-        bool, Option("--merge", help="Write the adapter into the weights: the folder is a plain model.")
-    ] = False
+    max_length: Annotated[int, Option("--max-length", min=8, help="Maximum tokens per row.")] = 2048
+    lora_r: Annotated[int, Option("--lora-r", min=0, help="LoRA rank; 0 trains all weights.")] = 0
+    lora_alpha: Annotated[int, Option("--lora-alpha", min=0, show_default="2 x r", help="LoRA alpha.")] = 0
+    merge: Annotated[bool, Option("--merge", help="Merge the adapter into the weights and save a full model.")] = False
     load_in_4bit: Annotated[
-        bool, Option("--load-in-4bit", help="QLoRA: the weights below the adapter in 4 bits, by bitsandbytes.")
+        bool, Option("--load-in-4bit", help="QLoRA: load the base weights in 4 bits with bitsandbytes.")
     ] = False
     checkpointing: Annotated[
-        bool, Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Less memory for more time.")
+        bool,
+        Option("--gradient-checkpointing/--no-gradient-checkpointing", help="Recompute activations to save memory."),
     ] = False
     save_steps: Annotated[
-        int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Checkpoint each N steps.")
+        int, Option("--save-steps", min=0, show_default="every 10 minutes", help="Save a checkpoint every N steps.")
     ] = 0
     keep_checkpoints: Annotated[
-        bool, Option("--keep-checkpoints", help="Keep the model of each one, as FOLDER/checkpoints/STEP.")
+        bool, Option("--keep-checkpoints", help="Keep the model of every checkpoint in FOLDER/checkpoints/STEP.")
     ] = False
     on_duplicate: Annotated[
-        OnDuplicate, Option("--on-duplicate", help="A row that stood before: drop it and count it, or keep it.")
+        OnDuplicate, Option("--on-duplicate", help="Duplicate rows: drop and count them, or keep them.")
     ] = "drop"
     report_to: Annotated[
-        str, Option("--report-to", metavar="NAMES", help="Trackers, as transformers knows them: wandb,tensorboard.")
+        str,
+        Option(
+            "--report-to", metavar="NAMES", help="Trackers of transformers, comma-separated, such as wandb,tensorboard."
+        ),
     ] = "none"
     dry_run: Annotated[
-        bool, Option("--dry-run", help="Show data, a row with its loss mask, steps, memory and time; write nothing.")
+        bool, Option("--dry-run", help="Print data, one row with its loss mask, steps, memory and time; write nothing.")
     ] = False
-    restart: Annotated[bool, Option("--restart", help="Throw FOLDER.part of an unfinished run away.")] = False
+    restart: Annotated[bool, Option("--restart", help="Delete FOLDER.part of an unfinished run.")] = False
     on_stale: Annotated[
-        OnStale, Option("--on-stale", help="A FOLDER.part left by other settings: stop with exit 2, or restart.")
+        OnStale, Option("--on-stale", help="When FOLDER.part is from other settings: stop with exit 2, or restart.")
     ] = "stop"
     accelerate_config: Annotated[
         str | None,
         Option(
             "--accelerate-config", metavar="NAME",
-            help="Train in several processes: a profile of TRL's (multi_gpu, fsdp2, zero2, ...), or accelerate's file.",
+            help="Train in several processes: a TRL profile (multi_gpu, fsdp2, zero2, ...) or an accelerate "
+                 "config file.",
         ),
     ] = None  # fmt: skip
     num_processes: Annotated[
         int | None,
-        Option("--num-processes", min=1, show_default="as the profile has it", help="With it: so many processes."),
+        Option(
+            "--num-processes",
+            min=1,
+            show_default="from the profile",
+            help="Number of processes for --accelerate-config.",
+        ),
     ] = None
-    device: Annotated[str, Option("--device", help="cpu, cuda, mps; auto takes the best there is.")] = "auto"
+    device: Annotated[str, Option("--device", help="cpu, cuda or mps; auto picks the best available.")] = "auto"
     dtype: Annotated[
         TrainingDtype,
         Option(
             "--dtype",
-            help="Dtype of the products of a step: float32 or bfloat16; auto is bfloat16 on a GPU or CPU (AMX) "
-            "with units for it. Weights stay float32.",
+            help="Compute dtype: float32 or bfloat16 (autocast); auto is bfloat16 on a GPU or a CPU with AMX, "
+            "else float32. Weights stay float32.",
         ),
     ] = "auto"
     seed: Seed = 0
@@ -129,12 +140,12 @@ class TrainOptions(ReadOptions):
     def spec(self) -> TrainSpec:
         """Return these options as the trainers take them."""
         if not self.out or self.out == "-":
-            raise OptionError("no --out FOLDER: a model cannot go to stdout")
+            raise OptionError("no --out FOLDER: a model cannot be written to stdout")
         if not self.model:
             raise OptionError("no model given", "--model takes a folder, a hub id or smollm2-135m-instruct")
         out = Path(self.out)
         if out.exists() and not (out.is_dir() and ((out / PROVENANCE).exists() or not any(out.iterdir()))):
-            raise OptionError(f"{out} is there and is no model that srlm made", "--out another folder, or remove it")
+            raise OptionError(f"{out} exists and is not a model made by srlm", "--out another folder, or remove it")
         return TrainSpec(
             model=self.model,
             out=out,

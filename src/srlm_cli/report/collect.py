@@ -124,7 +124,9 @@ def collect(folder: Path, seed: int = 0) -> Run:
     if (folder / f"eft.jsonl{META}").exists() and folder / "M0" not in found:
         found.append(folder / "M0")
     if not found:
-        raise OptionError(f"{folder} is no run: it holds no M0, M1, ...", "make iterate makes one in runs/NAME")
+        raise OptionError(
+            f"{folder} is not a run folder: it has no M0, M1, ...", "`make iterate` creates one in runs/NAME"
+        )
     folders = sorted(found, key=lambda path: int(path.name[1:]))
     rounds = [round_of(path) for path in folders]
     if rounds[0].name == "M0":

@@ -108,7 +108,7 @@ def write(html: str, path: str) -> None:
             target.write_text(html, encoding="utf-8")
             return
         if target.exists() and not is_page(target):
-            raise OptionError(f"{path} is there and is no page that srlm made", "--html another file, or remove it")
+            raise OptionError(f"{path} exists and is not a page made by srlm", "--html another file, or remove it")
         target.parent.mkdir(parents=True, exist_ok=True)
         replace_text(target, html)
     except OSError as error:

@@ -32,7 +32,7 @@ def open_reader(
     A command that is never resumed in the middle of its input does without the trace of what it read.
     """
     if options.rejects and options.on_error != "skip":
-        raise OptionError("--rejects keeps the rows that are skipped", "add --on-error skip")
+        raise OptionError("--rejects needs --on-error skip", "add --on-error skip")
     for path in (*paths, *beside, getattr(options, "out", None)):
         if options.rejects and path and path != "-" and same_file(options.rejects, path):
             raise OptionError(f"--rejects {options.rejects} is a file of this command already", "another name")
@@ -77,9 +77,9 @@ def check_whole(rows: Reader | None) -> None:
     if rows.error:
         error, rows.error = rows.error, None
         raise error
-    left = f"{rows.unfinished} rows were read and never finished" if rows.unfinished else ""
+    left = f"{rows.unfinished} rows were read but not finished" if rows.unfinished else ""
     if left or rows.take() is not None:
-        raise SrlmError(left or "not all rows were read", "this is a fault of srlm, please report it")
+        raise SrlmError(left or "not all rows were read", "this is a bug in srlm, please report it")
 
 
 def finished(rows: Reader) -> Iterator[Row]:

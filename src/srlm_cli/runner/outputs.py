@@ -75,7 +75,7 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
         return
     for path in inputs:
         if path != "-" and same_file(out, path):
-            raise OptionError(f"--out {out} is the input", "write to another file")
+            raise OptionError(f"--out {out} is the input", "use another output file")
 
 
 def print_result(row: Row) -> None:
@@ -91,7 +91,7 @@ def how_to_go_on(writer: FileWriter | StreamWriter) -> str:
     """Return what becomes of the rows so far."""
     if isinstance(writer, StreamWriter):
         return "the rows so far are written; with --out FILE a run can be resumed"
-    return f"the rows so far are in {writer.part}; the same command goes on from there"
+    return f"finished rows are in {writer.part}; run the same command again to resume"
 
 
 def write_error(error: OSError, writer: FileWriter | StreamWriter) -> SrlmError:

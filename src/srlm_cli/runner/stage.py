@@ -136,7 +136,7 @@ class StageRun:
             raise reader.error
         if digest is not None and digest != saved["digest"]:
             if self.options.on_stale != "restart" or "-" in reader.paths:
-                raise OptionError(f"{writer.part} was left by a run over another input", "--restart throws it away")
+                raise OptionError(f"{writer.part} is from a run over other input", "--restart deletes it")
             reader.rewind()
             saved = None
         writer.start(saved)
@@ -145,7 +145,7 @@ class StageRun:
         self.tally = Tally.of({key: saved[key] for key in Tally().as_dict()})
         if not self.options.quiet:
             read, kept = self.tally.read, self.tally.kept
-            say(f"srlm {self.name}: going on behind {read} done ({kept} rows in {writer.part})")
+            say(f"srlm {self.name}: resuming after {read} completed inputs ({kept} rows in {writer.part})")
         return Resumed(self.tally.read, writer.previous)
 
     def _left_over(self, writer: FileWriter) -> dict[str, Any] | None:

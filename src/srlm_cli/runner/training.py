@@ -61,7 +61,7 @@ class Deserted(SrlmError):
 
 def goes_on(out: Path) -> str:
     """Return how a training goes on that ended early."""
-    return f"what is finished is in {out}.part; the same command goes on from there"
+    return f"finished work is in {out}.part; run the same command again to resume"
 
 
 def guarded(work: Any, out: Path) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def agreement(responses: Iterable[Row], before: Iterable[Row]) -> float | None:
         other = others.get(row["id"])
         if other and other["response"] != row["response"]:
             raise BadRow(
-                f"response {row['id']} has another text in the --consistency-with file: expected the same responses"
+                f"response {row['id']} has another text in the --consistency-with file: expected the same "
+                "responses in both files"
             )
         if other and row["score"] is not None and other["score"] is not None:
             scores.append((row["score"], other["score"]))

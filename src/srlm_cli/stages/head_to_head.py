@@ -193,7 +193,7 @@ def _place(a: int, b: int, entries: Sequence[Entry]) -> list[str]:
 def _outcome(
     one: Round, completions: list[Completion], entries: Sequence[Entry], options: HeadToHeadOptions
 ) -> Outcome:
-    """Return the match rows of one prompt, its pairs judged in both orders one after the other."""
+    """Return the match rows of one prompt, its pairs judged in both orders run them separately."""
     prompt = {key: one.responses[0][key] for key in ("prompt_id", "prompt")}
     category = _category(one, options.by)
     prompt |= {} if category is None else {"category": category}

@@ -202,8 +202,8 @@ def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row
             yield group, False
         if not is_new(hash(key)):
             raise BadRow(
-                f"the responses of prompt {key[0]} do not stand together: "
-                "sort the rows by prompt_id, or --unsorted gathers them on disk"
+                f"the responses of prompt {key[0]} are not grouped: "
+                "sort the rows by prompt_id, or --unsorted groups them on disk"
             )
         group = list(responses)
     if group:

@@ -25,7 +25,7 @@ class Lookup:
 
     def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable]) -> None:
         if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-            raise OptionError(f"{shown(path)} cannot be looked up in", "name a file")
+            raise OptionError(f"{shown(path)} cannot be read twice", "name a file")
         self.path, self.check, self.key = path, check, key
         self.files = ExitStack()
         self.file: IO[bytes] = self.files.enter_context(open_lines(path))
@@ -35,7 +35,7 @@ class Lookup:
         for number, start, rows in self._rows(0, 1):
             found = hash(key(rows[0]))
             if found != last and found in self.starts:
-                raise DataError(f"{path}:{number}: the rows of its prompt do not stand together", "sort the file")
+                raise DataError(f"{path}:{number}: the rows of its prompt are not grouped", "sort the file")
             if found != last:
                 self.starts[found], self.numbers[found] = start, number
             last = found

@@ -201,7 +201,7 @@ class Reader:
         [path] = self.paths
         if path == "-" or (Path(path).exists() and not Path(path).is_file()):
             raise OptionError(
-                f"--shard cannot divide {shown(path)}: its rows are not known beforehand",
+                f"--shard cannot divide {shown(path)}: the number of its rows is not known",
                 "write them to a file, and give it as --in FILE",
             )
         if self.limit is None:
@@ -219,7 +219,7 @@ class Reader:
             if self.rejects:
                 self.rejects.add({"at": at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
         else:
-            self.error = DataError(f"{at}: {reason}", "mend the row, or --on-error skip goes on without it")
+            self.error = DataError(f"{at}: {reason}", "fix the row, or use --on-error skip to continue without it")
 
 
 def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
@@ -266,7 +266,7 @@ def lines_of(path: str, opened: Any) -> IO[bytes]:
             return opened
         data = opened.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{shown(path)}:1: cannot be read on: {error}") from None
+        raise DataError(f"{shown(path)}:1: cannot be read further: {error}") from None
     try:
         lines, end = elements(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # also what is no UTF-8
@@ -306,7 +306,7 @@ def numbered(path: str, lines: Iterable[bytes], first: int = 1) -> Iterator[tupl
         for number, line in enumerate(lines, first):
             yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{shown(path)}:{number + 1}: cannot be read on: {error}") from None
+        raise DataError(f"{shown(path)}:{number + 1}: cannot be read further: {error}") from None
 
 
 def count_lines(paths: list[str]) -> int | None:

@@ -45,7 +45,7 @@ class Seen(Spill):
         return self.add_all((key,))[0]
 
     def add_all(self, keys: Iterable[int]) -> list[bool]:
-        """Take in keys one after the other; return of each whether it is new."""
+        """Take in keys run them separately; return of each whether it is new."""
         left, new = list(keys), []
         with full_disk():
             while left:
@@ -170,6 +170,4 @@ def full_disk() -> Iterator[None]:
 
 def no_room(error: sqlite3.OperationalError) -> SrlmError:
     """Return a write that failed as one line, with a way out."""
-    return SrlmError(
-        f"temporary files: {error}", "TMPDIR names the folder for them; it needs room for the rows of the input"
-    )
+    return SrlmError(f"temporary files: {error}", "set TMPDIR to a folder with room for the input rows")

@@ -214,7 +214,7 @@ def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise OptionError unless a part was left by a run of the same fingerprint."""
     if differing := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
         changes = ", ".join(f"{key} {old.get(key)!r} -> {new.get(key)!r}" for key in differing)
-        raise OptionError(f"{part} was left by a run with other settings: {changes}", "--restart throws it away")
+        raise OptionError(f"{part} is from a run with other settings: {changes}", "--restart deletes it")
 
 
 def encode(rows: Iterable[Row | bytes]) -> bytes:

@@ -100,7 +100,7 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
     if unknown := set(content) - keys or {"text"} - set(content):
         raise OptionError(
             f"template {name}: unknown or missing key `{min(unknown)}`",
-            f"it takes {', '.join(sorted(keys | {'extends'}))}",
+            f"valid keys: {', '.join(sorted(keys | {'extends'}))}",
         )
     try:
         _check_kinds(content)

@@ -68,7 +68,7 @@ def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Promp
     head = tokenizer(opened, add_special_tokens=False)["input_ids"]
     ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
     if ids[:2] == [tokenizer.bos_token_id] * 2:
-        raise DataError(f"a rendered row begins with two {tokenizer.bos_token}", "mend the model's chat template")
+        raise DataError(f"a rendered row begins with two {tokenizer.bos_token}", "fix the model's chat template")
     start = len(os.path.commonprefix([head, ids]))
     if tokenizer.eos_token_id not in ids[start:]:
         ids.append(tokenizer.eos_token_id)

@@ -49,7 +49,7 @@ def show(
     seconds, tokens = timed(trainer, rows[-at_a_time:])
     rate = tokens / seconds
     wanted = report.tokens * (epochs + FORWARD * (name == "dpo"))
-    say(f"srlm {name}: one row as the model sees it; it is trained on the lines behind `>`")
+    say(f"srlm {name}: one row as the model sees it; it is trained on the lines after `>`")
     for label, (ids, start) in examples.items():
         say(f"--- {label}")
         say(marked(trainer.processing_class, ids, start))
@@ -58,7 +58,7 @@ def show(
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
         f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
     )
-    reference = ", a third of a step a row for the reference" if name == "dpo" else ""
+    reference = ", a third of a step per row for the reference" if name == "dpo" else ""
     say(
         f"srlm {name}: time about {clock(wanted / rate)}: {rate:.0f} tokens/s measured over rows of middle length, "
         f"{report.tokens} tokens, {epochs:.2f} epochs{reference}; checkpoints not counted"

@@ -53,7 +53,7 @@ def profile(config: str) -> str:
     if (found := shipped / f"{config}.yaml").is_file():
         return str(found)
     names = sorted(file.name.removesuffix(".yaml") for file in shipped.iterdir() if file.name.endswith(".yaml"))
-    raise OptionError(f"--accelerate-config {config} is no file and no profile of TRL", f"one of {', '.join(names)}")
+    raise OptionError(f"--accelerate-config {config} is not a file and not a TRL profile", f"one of {', '.join(names)}")
 
 
 def launch_options(path: str) -> list[str]:
@@ -69,7 +69,7 @@ def launch_options(path: str) -> list[str]:
         raise OptionError(f"--accelerate-config {path}: {error}") from None
     if not isinstance(settings, dict):
         raise OptionError(
-            f"--accelerate-config {path} is no configuration of accelerate", "`accelerate config` makes one"
+            f"--accelerate-config {path} is not an accelerate config file", "create one with `accelerate config`"
         )
     on_cpus = settings.get("distributed_type") == "MULTI_CPU" and not settings.get("mpirun_config")
     alone = settings.get("num_machines", 1) == 1 and "main_process_port" not in settings
@@ -94,7 +94,9 @@ def code_of(codes: dict[int, int]) -> int:
     rank = 0 if 0 in codes else next(iter(codes))
     if codes[rank] < 0:
         name = signal.Signals(-codes[rank]).name
-        raise SrlmError(f"process {rank} was ended by {name}", "the same command goes on from the last checkpoint")
+        raise SrlmError(
+            f"process {rank} was killed by {name}", "run the same command again to resume from the last checkpoint"
+        )
     return codes[rank]
 
 

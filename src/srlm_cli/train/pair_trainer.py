@@ -208,7 +208,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
                     if not abs(total - value) <= allowed:
                         raise SrlmError(
                             f"the reference's {name}log-probability is {value:.3f}, and {total:.3f} by its own logits",
-                            "no model is written; this is a fault of srlm, please report it",
+                            "no model is written; this is a bug in srlm, please report it",
                         )
         return found
 
@@ -250,7 +250,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
                 raise SrlmError(
                     "policy and reference differ before the first step: "
                     f"log-ratios {ratios[0]:.4f} and {ratios[1]:.4f}, loss {loss:.4f}, not 0, 0 and ln 2",
-                    "no model is written; this is a fault of srlm, please report it",
+                    "no model is written; this is a bug in srlm, please report it",
                 )
         return {"loss": loss, "log_ratio_chosen": ratios[0], "log_ratio_rejected": ratios[1]}
 

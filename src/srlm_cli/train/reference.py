@@ -50,4 +50,4 @@ def parent(model: str) -> str | None:
 def check_tokens(ref: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise OptionError unless a reference has the tokens of the policy."""
     if models.load_tokenizer(ref).get_vocab() != tokenizer.get_vocab():
-        raise OptionError(f"the reference {ref} has other tokens than the model to train", "--ref previous")
+        raise OptionError(f"the reference {ref} has a different vocabulary from the model to train", "--ref previous")

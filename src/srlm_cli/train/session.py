@@ -98,7 +98,7 @@ def train(
     spec = within_context(spec, method.name, run.quiet)
     dataset, report = method.render(rows, tokenizer, spec, run)
     if not dataset:
-        raise DataError(f"none of {len(rows)} {method.unit} fits into --max-length {spec.max_length}")
+        raise DataError(f"none of {len(rows)} {method.unit} is within --max-length {spec.max_length}")
     if not run.quiet:
         say(f"srlm {method.name}: {report.line(method.unit)}")
     eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)
@@ -160,7 +160,7 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(follow := follower(workdir, name, run, chooses))
     if workdir.checkpoint and not run.quiet:
-        say(f"srlm {name}: going on from step {workdir.checkpoint}, saved in {workdir.folder}")
+        say(f"srlm {name}: resuming from step {workdir.checkpoint}, saved in {workdir.folder}")
     started = time.monotonic()
     before = state_of(workdir)
     if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step

@@ -35,14 +35,14 @@ def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
     if context is None or spec.max_length <= context:
         return spec
     if not quiet:
-        say(f"srlm {name}: --max-length is {context}, all that {spec.model} can read")
+        say(f"srlm {name}: --max-length is {context}, the context length of {spec.model}")
     return replace(spec, max_length=context)
 
 
 def usable(rendered: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
     """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
     if given is not None and not rendered:
-        raise DataError(f"--eval-file has no row that fits into --max-length {spec.max_length}, of {len(given)}")
+        raise DataError(f"--eval-file has no row within --max-length {spec.max_length}, of {len(given)}")
     return rendered
 
 
@@ -78,7 +78,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     elif spec.lora_r and model.peft_config["default"].r != spec.lora_r:
         raise OptionError(
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
-            "leave --lora-r out: the adapter itself goes on being trained",
+            "omit --lora-r: the adapter itself is trained further",
         )
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
         model.get_base_model().is_loaded_in_4bit = False
@@ -135,7 +135,9 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
     device, at_a_time, count = models.pick_device(spec.device), device_batch_size(spec), distributed.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
-        raise OptionError(f"--train-batch-size {spec.batch} is no multiple of --device-batch-size {at_a_time}{shared}")
+        raise OptionError(
+            f"--train-batch-size {spec.batch} is not a multiple of --device-batch-size {at_a_time}{shared}"
+        )
     return {
         "output_dir": str(folder),
         "learning_rate": spec.learning_rate,

@@ -141,8 +141,8 @@ class Workdir:
     def way_on(self) -> str:
         """Return how to go on after a failure."""
         if self.checkpoint:
-            return f"the same command goes on from step {self.checkpoint}, in {self.folder}"
-        return f"no model is written; there is no checkpoint yet in {self.folder}"
+            return f"run the same command again to resume from step {self.checkpoint}, in {self.folder}"
+        return f"no model is written; no checkpoint yet in {self.folder}"
 
     def publish(self) -> None:
         """Let the model appear under its name, in the place of an older one."""
@@ -194,7 +194,7 @@ def locked(out: Path) -> Iterator[Workdir]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OptionError(
-                f"another srlm trains {out} at this moment", "wait for it, or --out another folder"
+                f"another srlm process is training {out}", "wait for it, or use another --out folder"
             ) from None
         yield workdir
 

@@ -201,7 +201,7 @@ def test_few_blocks_hold_rows_back_and_change_nothing(opened, monkeypatch):
 def test_a_prompt_that_fits_into_no_memory_is_an_error(opened, monkeypatch):
     engine = opened()
     monkeypatch.setattr(memory, "for_cache", lambda device: engine.reader.token_bytes() * kv_cache.BLOCK_SIZE * 2)
-    with pytest.raises(EngineError, match="does not fit into memory"):
+    with pytest.raises(EngineError, match="does not fit in memory"):
         list(engine.generate([ask("word " * 60)]))
 
 

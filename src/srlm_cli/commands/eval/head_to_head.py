@@ -28,17 +28,17 @@ def head_to_head(
     sampling: Annotated[SamplingOptions, Defaults(temperature=0.0, max_new_tokens=256)],
     against: Annotated[
         list[str] | None,
-        Option("--against", metavar="FILE", help="Responses of a model to compare with; several times: all of them."),
+        Option("--against", metavar="FILE", help="Responses of another model to compare with (repeatable)."),
     ] = None,
     matches: Annotated[
-        str | None, Option("--matches", metavar="FILE", help="Keep every match here, with both verdicts.")
+        str | None, Option("--matches", metavar="FILE", help="Write every match to this file, with both verdicts.")
     ] = None,
     by: Annotated[
-        str, Option("--by", metavar="FIELD", help="Field of the rows to give the rates by as well, where they have it.")
+        str, Option("--by", metavar="FIELD", help="Also report rates for each value of this field.")
     ] = "category",
     direct: Annotated[
         bool,
-        Option("--direct/--no-direct", help="Ask for the verdict at once: A or B by probability, without reasons."),
+        Option("--direct/--no-direct", help="Read the verdict from the probabilities of A and B, without reasons."),
     ] = False,
     template: Annotated[
         str, Option("--template", help="Pairwise prompt: a built-in name or a .toml file.")
@@ -135,9 +135,9 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
     refuse_own_input(out, inputs)
     if matches and same(matches, out):
         both = "stdout" if matches == "-" else matches
-        raise OptionError(f"--matches and --out are both {both}", "give each a file of its own")
+        raise OptionError(f"--matches and --out are both {both}", "give each its own file")
     if matches and any(path != "-" and same(matches, path) for path in inputs):
-        raise OptionError(f"--matches {matches} is an input", "write to another file")
+        raise OptionError(f"--matches {matches} is an input", "use another output file")
 
 
 def same(one: str, other: str) -> bool:

@@ -21,30 +21,49 @@ def health(
     in_: In = "-",
     out: Out = "-",
     before: Annotated[
-        str | None, Option("--before", metavar="FILE", help="Judged rows of the round before: length and gap drift.")
+        str | None,
+        Option(
+            "--before",
+            metavar="FILE",
+            help="Judged rows of the previous round, to report changes in length and score gap.",
+        ),
     ] = None,
     reward: Annotated[
-        str | None, Option("--reward", metavar="FILE", help="What `srlm eval reward` wrote for this round's judge.")
+        str | None, Option("--reward", metavar="FILE", help="Output of `srlm eval reward` for this round's judge.")
     ] = None,
     reward_before: Annotated[
-        str | None, Option("--reward-before", metavar="FILE", help="The same of the round before's judge.")
+        str | None,
+        Option("--reward-before", metavar="FILE", help="Output of `srlm eval reward` for the previous round's judge."),
     ] = None,
     max_one_score: Annotated[
-        float, Option("--max-one-score", min=0.0, max=1.0, help="Exit 4 when one score has a larger share.")
+        float,
+        Option("--max-one-score", min=0.0, max=1.0, help="Exit with 4 when one score has a larger share than this."),
     ] = 0.95,
     min_parse_rate: Annotated[
-        float, Option("--min-parse-rate", min=0.0, max=1.0, help="Exit 4 when fewer judgements hold a score.")
+        float,
+        Option(
+            "--min-parse-rate",
+            min=0.0,
+            max=1.0,
+            help="Exit with 4 when fewer judgements than this have a readable score.",
+        ),
     ] = 0.5,
     max_length_growth: Annotated[
-        float, Option("--max-length-growth", min=0.0, help="Exit 4 when responses grew by a larger factor.")
+        float, Option("--max-length-growth", min=0.0, help="Exit with 4 when responses grew by more than this factor.")
     ] = 2.0,
     max_accuracy_drop: Annotated[
-        float, Option("--max-accuracy-drop", min=0.0, max=1.0, help="Exit 4 when the judge's accuracy fell by more.")
+        float,
+        Option(
+            "--max-accuracy-drop",
+            min=0.0,
+            max=1.0,
+            help="Exit with 4 when the judge's accuracy fell by more than this.",
+        ),
     ] = 0.1,
     seed: Seed = 0,
     on_limit: Annotated[
         OnLimit,
-        Option("--on-limit", help="Over a limit (exit 4): write FILE all the same, or hold FILE.part back."),
+        Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
     ] = "write",
 ) -> None:
     """Measure how healthy a judge is, from any judged file, and stop a loop that collapses.
@@ -65,7 +84,7 @@ def health(
     from srlm_cli.streams.spill import ByKey
 
     if reward_before and not reward:
-        raise OptionError("--reward-before has nothing to be compared with", "add --reward FILE")
+        raise OptionError("--reward-before has nothing to compare with", "add --reward FILE")
     refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
     accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
     earlier = numbers_of_file(before) if before else None

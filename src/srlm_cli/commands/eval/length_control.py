@@ -21,10 +21,19 @@ def length_control(
     out: Out = "-",
     reference: Annotated[
         str | None,
-        Option("--reference", metavar="FILE", help="Comparisons of the baseline with wordier, terser variants of it."),
+        Option(
+            "--reference",
+            metavar="FILE",
+            help="Comparisons of the baseline with longer and shorter variants of itself.",
+        ),
     ] = None,
     inverse_penalty: Annotated[
-        float, Option("--inverse-penalty", min=0.001, help="C: the smaller, the more coefficients shrink to zero.")
+        float,
+        Option(
+            "--inverse-penalty",
+            min=0.001,
+            help="Inverse regularization strength C: smaller values shrink the coefficients more.",
+        ),
     ] = pure.C,
     seed: Seed = 0,
 ) -> None:

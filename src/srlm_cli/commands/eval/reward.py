@@ -25,11 +25,11 @@ def reward(
     out: Out = "-",
     ranked: Annotated[
         str | None,
-        Option("--ranked", metavar="FILE", help="Ranked rows, when the judged rows do not hold the people's ranking."),
+        Option("--ranked", metavar="FILE", help="Ranked rows, when the judged rows do not have the human ranking."),
     ] = None,
-    best: Annotated[float, Option("--best", help="The perfect score of the judge's scale, for 5-best.")] = 5.0,
+    best: Annotated[float, Option("--best", help="Highest score of the judge's scale, for 5-best.")] = 5.0,
     matched_length: Annotated[
-        float, Option("--matched-length", min=0.0, help="Lengths match when one is at most this share longer.")
+        float, Option("--matched-length", min=0.0, help="Lengths match when one reply is longer by at most this share.")
     ] = 0.25,
     seed: Seed = 0,
 ) -> None:

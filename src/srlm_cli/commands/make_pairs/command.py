@@ -34,33 +34,46 @@ def make_pairs(
     seed: Seed = 0,
     of: Annotated[
         Of,
-        Option("--of", help="What to pair: the responses to a prompt, or the judgements that judge --meta compared."),
+        Option("--of", help="What to pair: responses, or the judgements compared by `judge --meta`."),
     ] = "responses",
-    min_gap: Annotated[float, Option("--min-gap", min=0.0, help="Least difference of the two scores.")] = 0.0,
+    min_gap: Annotated[float, Option("--min-gap", min=0.0, help="Smallest score difference of a pair.")] = 0.0,
     rho: Annotated[
         float,
-        Option("--rho", min=0.0, max=0.5, help="Shortest of the best against longest of the worst, within this share."),
+        Option(
+            "--rho",
+            min=0.0,
+            max=0.5,
+            help="Pair the shortest of the best with the longest of the worst, within this share of the score range.",
+        ),
     ] = 0.0,
     length_penalty: Annotated[
         str,
         Option(
-            "--length-penalty", metavar="NUMBER|auto", help="Rank by score - alpha * characters; auto: mean gap zero."
+            "--length-penalty",
+            metavar="NUMBER|auto",
+            help="Rank by score - alpha * characters; auto: alpha for a mean length gap of zero.",
         ),
     ] = "0",
     rejected_of: Annotated[
-        int | None, Option("--rejected-of", min=1, help="Reject the worst of so many drawn at random, not of all.")
+        int | None, Option("--rejected-of", min=1, help="Reject the worst of N responses drawn at random, not of all.")
     ] = None,
     max_chosen_length: Annotated[
-        int | None, Option("--max-chosen-length", min=1, help="Leave out a pair whose chosen has more characters.")
+        int | None, Option("--max-chosen-length", min=1, help="Drop pairs whose chosen response has more characters.")
     ] = None,
     rejected_pool: Annotated[
         str | None,
-        Option("--rejected-pool", metavar="FILE", help="Reject a reply of this file: judged rows of an earlier model."),
+        Option(
+            "--rejected-pool",
+            metavar="FILE",
+            help="Take the rejected response from this file: judged rows of an earlier model.",
+        ),
     ] = None,
     consistency_with: Annotated[
         str | None,
         Option(
-            "--consistency-with", metavar="FILE", help="The same responses judged by the model before: weigh the pairs."
+            "--consistency-with",
+            metavar="FILE",
+            help="The same responses judged by the previous model: weight the pairs by agreement.",
         ),
     ] = None,
     agreement: Annotated[
@@ -68,7 +81,7 @@ def make_pairs(
         Option("--agreement", help="With --consistency-with: the mean over all prompts, or that of each prompt."),
     ] = "mean",
     unsorted: Annotated[
-        bool, Option("--unsorted", help="The responses of a prompt do not stand together: gather all rows on disk.")
+        bool, Option("--unsorted", help="Input not grouped by prompt: group the rows on disk first.")
     ] = False,
 ) -> None:
     """Pair the best with the worst response of each prompt.
@@ -83,12 +96,12 @@ def make_pairs(
       srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
     The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
-    have fewer than two scored responses are dropped and counted (the paper's rule). Among responses
-    of equal score the seed decides. A response without a score is never ranked. Of ranked rows
-    (`responses`) the scores are people's, or minus the ranks, and the pair says `score_from: human`. The
-    rows are what TRL's DPOTrainer and datasets.load_dataset("json") take.
+    have fewer than two scored responses are dropped and counted (the paper's rule). The seed decides
+    among responses of equal score. A response without a score is never ranked. For ranked rows
+    (`responses`) the scores are the human scores or the negated ranks, and the pair has `score_from: human`.
+    TRL's DPOTrainer and datasets.load_dataset("json") read the rows.
 
-    Memory stays the same however long the input is. A prompt whose responses do not stand together, as
+    Memory stays the same however long the input is. A prompt whose responses are not grouped, as
     after `cat` of files that share prompts, is a bad row (exit 3), unless --unsorted gathers them first: on
     disk, in the folder for temporary files (TMPDIR), which needs room for the rows without their judgements.
 

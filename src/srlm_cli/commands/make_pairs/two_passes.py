@@ -38,13 +38,13 @@ def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[R
 def given_alpha(text: str, rho: float) -> float:
     """Return a price of a character as given, 0 for `auto`; raise OptionError for another word."""
     if text == AUTO and rho:
-        raise OptionError("--length-penalty auto and --rho both control the length", "one of them")
+        raise OptionError("--length-penalty auto and --rho both control the length", "use one of them")
     try:
         alpha = 0.0 if text == AUTO else float(text)
     except ValueError:
         alpha = -1.0
     if not isfinite(alpha) or alpha < 0:
-        raise OptionError(f"--length-penalty {text} is no price of a character", "a number from 0 up, or auto")
+        raise OptionError(f"--length-penalty {text} is not a valid penalty", "a number from 0 up, or auto")
     return alpha
 
 

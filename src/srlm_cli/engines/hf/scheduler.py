@@ -148,7 +148,7 @@ class Scheduler(BaseScheduler):
             return self._choose(room)
         if not chosen and not self.sequences:
             raise EngineError(
-                f"a prompt of {len(self.waiting[0].prompt)} tokens does not fit into memory",
+                f"a prompt of {len(self.waiting[0].prompt)} tokens does not fit in memory",
                 "a smaller model or prompt" + (", or --batch-size 32" if self.memory_share < 1 else ""),
             )
         return chosen
@@ -368,7 +368,7 @@ class Scheduler(BaseScheduler):
         self._forget_last()
         idle = [read for read in self.reads.values() if not read.num_sequences]
         if count < 1 and self.sequences and not idle:
-            raise EngineError("one completion does not fit into memory", "--max-new-tokens, or a smaller model")
+            raise EngineError("one completion does not fit in memory", "--max-new-tokens, or a smaller model")
         self._take_back(count)
 
     def _take_back(self, count: int) -> None:

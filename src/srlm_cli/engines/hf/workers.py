@@ -132,8 +132,8 @@ class Worker:
         except (EOFError, OSError):
             self.process.join()
             raise EngineError(
-                f"a process that wrote rows has ended (exit {self.process.exitcode})",
-                "was memory short? a smaller --batch-size takes less",
+                f"a worker process ended (exit {self.process.exitcode})",
+                "out of memory? try a smaller --batch-size",
             ) from None
         if isinstance(told, BaseException):
             raise told
