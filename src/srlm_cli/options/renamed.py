@@ -9,6 +9,7 @@ from typer import Context
 from typer.core import TyperCommand
 
 from srlm_cli.distributed import LAUNCHED
+from srlm_cli.options.help import write_options
 from srlm_cli.streams.console import say
 
 # By command; an option whose old name had two meanings has two new ones, of which a command uses one.
@@ -32,7 +33,10 @@ RENAMED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class Command(TyperCommand):
-    """A command that also takes the old names of its options, which its help does not show."""
+    """A command whose help has sections, and that also takes the old names of its options, which are not in it."""
+
+    def format_options(self, ctx: Context, formatter: Any) -> None:
+        write_options(self.get_params(ctx), ctx, formatter)
 
     def make_parser(self, ctx: Context) -> Any:
         parser = super().make_parser(ctx)
