@@ -175,7 +175,7 @@ def test_rows_before_a_bad_one_are_kept_and_the_mended_file_goes_on(srlm: Srlm, 
     write_rows(srlm.folder / "in.jsonl", command.rows)
     again = srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl"))
     # make-pairs is quick, and knows more than its last rows tell: it begins again
-    assert again.code == 0 and ("going on behind" in again.err) == (command is not MAKE_PAIRS)
+    assert again.code == 0 and ("resuming after" in again.err) == (command is not MAKE_PAIRS)
     assert read_rows(srlm.folder / "out.jsonl") == rows
 
 
@@ -406,7 +406,7 @@ def test_killed_and_resumed_equals_uninterrupted(srlm: Srlm, command: Command, a
     resumed = kill_and_resume(srlm, command, after, "out.jsonl", torn=torn)
     assert resumed.code == 0, resumed.err
     if after > 10:
-        assert "going on behind" in resumed.err
+        assert "resuming after" in resumed.err
     assert (srlm.folder / "out.jsonl").read_text() == whole(srlm, command) != ""
     assert not list(srlm.folder.glob("*.part*"))
 
@@ -414,7 +414,7 @@ def test_killed_and_resumed_equals_uninterrupted(srlm: Srlm, command: Command, a
 @pytest.mark.parametrize("command", MANY, ids=str)
 def test_killed_and_resumed_gzip_equals_uninterrupted(srlm: Srlm, command: Command) -> None:
     resumed = kill_and_resume(srlm, command, 14, "out.jsonl.gz", torn=b"\x1f\x8b\x08\x00torn")
-    assert resumed.code == 0 and "going on behind" in resumed.err
+    assert resumed.code == 0 and "resuming after" in resumed.err
     assert read_rows(srlm.folder / "out.jsonl.gz") == whole_rows(srlm, command)
 
 
@@ -549,7 +549,7 @@ def test_a_part_of_other_settings_can_be_thrown_away(srlm: Srlm, way: tuple[str,
 def test_on_stale_restart_goes_on_when_nothing_changed(srlm: Srlm) -> None:
     argv = left_by(srlm, SAMPLE)
     result = srlm(*argv, "--on-stale", "restart")
-    assert result.code == 0 and "going on behind 4 done" in result.err
+    assert result.code == 0 and "resuming after 4 completed inputs" in result.err
 
 
 def test_restart_throws_a_fitting_part_away_too(srlm: Srlm) -> None:
@@ -566,7 +566,7 @@ def test_a_changed_input_is_not_gone_on_with(srlm: Srlm, way: tuple[str, ...]) -
     write_rows(srlm.folder / "in.jsonl", changed)
     result = srlm(*argv, *way)
     if not way:
-        assert result.code == 2 and "another input" in result.err
+        assert result.code == 2 and "other input" in result.err
         assert not (srlm.folder / "out.jsonl").exists()
     else:
         assert result.code == 0
@@ -577,7 +577,7 @@ def test_an_input_grown_shorter_is_not_gone_on_with(srlm: Srlm) -> None:
     argv = left_by(srlm, SAMPLE)
     write_rows(srlm.folder / "in.jsonl", PROMPTS[:2])
     result = srlm(*argv)
-    assert result.code == 2 and "another input" in result.err
+    assert result.code == 2 and "other input" in result.err
 
 
 @each([SAMPLE, JUDGE, GEN_PROMPTS])
@@ -831,7 +831,7 @@ def test_help_opens_with_a_line_and_examples_and_each_option_has_both_spellings(
     )
     assert page, result.out[:400]
     assert f"srlm {name}" in page[2]
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", result.out.split("Options:")[1]))
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", result.out.split("Input and output:")[-1]))
     takes_value = {opt: not option.is_flag for option in options_of(name) for opt in option.opts}
     spelled = []
     for option in sorted(shown & (takes_value.keys() | secondary(name))):

@@ -66,7 +66,7 @@ def test_training_spares_what_it_did_not_make(srlm: Srlm, name: str) -> None:
     (srlm.folder / "file").write_text("x")
     row = json.dumps({"prompt": "a", "completion": "b"})
     result = srlm("sft", "--model", "./nowhere", "--out", name, stdin=row)
-    assert result.code == 2 and "no model that srlm made" in result.err
+    assert result.code == 2 and "not a model made by srlm" in result.err
     assert (srlm.folder / "folder" / "important.txt").exists() and (srlm.folder / "file").is_file()
 
 

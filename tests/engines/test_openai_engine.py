@@ -179,7 +179,7 @@ def test_a_refused_field_is_left_out_for_the_rest_of_the_run(field: str, capsys:
         assert sum(field in asked.body for asked in stub.asked) == 1
     assert [len(one.texts) for one in made] == [2, 2, 2]
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and f"refuses `{field}`" in said
+    assert said.count("\n") == 1 and f"rejects `{field}`" in said
 
 
 def test_a_field_is_found_in_what_other_servers_say() -> None:
@@ -280,8 +280,8 @@ def test_retry_after_is_waited_for() -> None:
         (error(401, "who are you"), 1, "rejects the API key: 401 who are you (set OPENAI_API_KEY)"),
         (error(403, "not you"), 1, "rejects the API key: 403"),
         (error(404, f"The model `{MODEL}` does not exist."), 1, "404 The model"),
-        (Fault(body=b'{"choices": [{"mess'), 1, "none of an OpenAI-compatible server"),
-        (Fault(body={"choices": []}), 1, "none of an OpenAI-compatible server"),
+        (Fault(body=b'{"choices": [{"mess'), 1, "not from an OpenAI-compatible server"),
+        (Fault(body={"choices": []}), 1, "not from an OpenAI-compatible server"),
         (Fault(body={"error": {"message": "all is lost"}}), 4, "failed 4 times: 502 all is lost"),
         (Fault(body={"error": {"message": "who are you", "code": 401}}), 1, "rejects the API key: 401 who are you"),
         (Fault(body="<html>Welcome</html>"), 1, "<html>Welcome</html>' (--base-url usually ends in /v1)"),
@@ -650,7 +650,7 @@ def test_a_server_that_dies_and_comes_back_makes_the_same_rows(srlm: Srlm) -> No
     assert part and not (srlm.folder / "out.jsonl").exists()
     with Stub() as stub:  # on another port: where the model is served does not decide the rows
         again = srlm(*argv, "--out", "out.jsonl", *remote(stub, "--concurrency", "5"))
-        assert again.code == 0 and "going on behind" in again.err
+        assert again.code == 0 and "resuming after" in again.err
         assert len(stub.posts()) == len(PROMPTS) - len(part) // 2
     whole, out = (srlm.folder / name for name in ("whole.jsonl", "out.jsonl"))
     assert out.read_text() == whole.read_text()

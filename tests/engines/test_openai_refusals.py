@@ -271,7 +271,7 @@ def test_where_temperature_0_is_refused_the_least_one_is_asked_for(capsys: pytes
     assert sorted(taken) == [(0, 0.01)] * 4 + [(1, 0.7)] * 4
     assert made[0].texts == [words("Question 0", 1)] * 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "refuses a temperature of 0" in said
+    assert said.count("\n") == 1 and "rejects a temperature of 0" in said
 
 
 def test_where_temperature_0_is_refused_probabilities_are_read_at_1() -> None:

@@ -445,10 +445,10 @@ def test_what_is_not_finished_is_named(srlm: Srlm, run_folder: Path) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(srlm: Srlm, tmp_path: Path) -> None:
     (tmp_path / "M").mkdir()
-    with pytest.raises(OptionError, match="is no run"):
+    with pytest.raises(OptionError, match="is not a run folder"):
         collect(tmp_path)
     done = srlm("report", "nowhere")
-    assert done.code == 2 and "is no run" in done.err and len(done.err.splitlines()) == 1
+    assert done.code == 2 and "is not a run folder" in done.err and len(done.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -630,7 +630,7 @@ def test_a_file_that_is_no_page_is_spared(srlm: Srlm, run_folder: Path) -> None:
     pairs = run_folder / "M1" / "pairs.jsonl"
     before = pairs.read_bytes()
     done = srlm("report", str(run_folder), "--html", str(pairs))
-    assert done.code == 2 and "no page that srlm made" in done.err and pairs.read_bytes() == before
+    assert done.code == 2 and "not a page made by srlm" in done.err and pairs.read_bytes() == before
     done = srlm("report", str(run_folder), "--html", str(run_folder))
     assert done.code == 2 and "is a folder" in done.err
 

@@ -395,7 +395,7 @@ def test_three_files_killed_and_resumed_equal_uninterrupted(srlm: Srlm, after: i
     resumed = srlm(*argv)
     assert resumed.code == 0 and resumed.out == whole.out
     if after != 9:  # a prompt of three files takes six verdicts, and a checkpoint a moment
-        assert ("going on behind" in resumed.err) == (after > 6)
+        assert ("resuming after" in resumed.err) == (after > 6)
     assert read_rows(srlm.folder / "m.jsonl") == read_rows(srlm.folder / "whole.jsonl")
 
 

@@ -268,7 +268,7 @@ def test_a_held_out_prompt_is_refused(srlm: Srlm, name: str) -> None:
         "dpo": ["--model", "smollm2-135m-instruct", "--out", "m"],
     }[name]
     result = srlm(name, *argv, "--held-out", "held.jsonl", stdin=as_lines(rows))
-    assert result.code == 3 and "<stdin>:2:" in result.err and "held out in held.jsonl" in result.err
+    assert result.code == 3 and "<stdin>:2:" in result.err and "in the evaluation file held.jsonl" in result.err
 
 
 def test_an_eft_row_of_a_held_out_prompt_is_refused_in_training(srlm: Srlm) -> None:

@@ -306,7 +306,7 @@ def test_a_damaged_gz_is_named(tmp_path: Path, harm: str, way: str) -> None:
     else:
         data[len(data) // 2 : len(data) // 2 + 60] = b"\xff" * 60
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"in.jsonl.gz:\d+: (cannot be read on|not)"):
+    with pytest.raises(DataError, match=r"in.jsonl.gz:\d+: (cannot be read further|not)"):
         if way == "lookup":
             Lookup(str(path), lambda row: row, lambda row: row["n"])
         else:

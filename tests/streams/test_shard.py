@@ -101,7 +101,7 @@ def test_a_killed_part_goes_on_within_itself(srlm: Srlm) -> None:
         argv = SAMPLE.argv("--in", "in.jsonl", "--out", f"part-{number}.jsonl", "--shard", f"{number}/3")
         assert srlm.mortal(14, signal.SIGKILL, *argv).code == -signal.SIGKILL
         resumed = srlm(*argv)
-        assert resumed.code == 0 and "going on behind" in resumed.err
+        assert resumed.code == 0 and "resuming after" in resumed.err
     made = b"".join((srlm.folder / f"part-{number}.jsonl").read_bytes() for number in (1, 2, 3))
     assert made == whole(srlm, SAMPLE)
 

@@ -148,7 +148,7 @@ def test_rows_are_no_longer_than_the_model_can_read(tmp_path: Path, capsys) -> N
     spec = TrainSpec(str(model), tmp_path / "m", 1e-3, 1e-4, batch=2, device="cpu")
     rows = [{**row, "completion": "word " * 30} for row in completions(2)]
     assert sft(rows, spec, run=RunOptions())["data"]["longest"] == 40
-    assert f"--max-length is 40, all that {model} can read" in capsys.readouterr().err
+    assert f"--max-length is 40, the context length of {model}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("held", ["", as_lines([{"prompt": "long " * 30, "completion": "x"}])], ids=["empty", "long"])
@@ -169,7 +169,7 @@ def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:
     (srlm.folder / "eval.jsonl").write_text('{"prompt": "ask  1?"}\n')
     argv = ["dpo", "--model", str(base), "--out", "m", "--held-out", "eval.jsonl"]
     result = srlm(*argv, stdin=as_lines(pairs(3)))
-    assert result.code == 3 and "<stdin>:2: its prompt is held out in eval.jsonl" in result.err
+    assert result.code == 3 and "<stdin>:2: its prompt is in the evaluation file eval.jsonl" in result.err
 
 
 def test_an_input_has_a_weight(srlm: Srlm, base: Path) -> None:

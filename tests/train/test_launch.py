@@ -223,7 +223,7 @@ def test_a_profile_is_a_file_or_one_of_trl(tmp_path: Path) -> None:
     assert profile("fsdp2").endswith("trl/accelerate_configs/fsdp2.yaml")
     (tmp_path / "mine.yaml").write_text(TWO_CPUS)
     assert profile(str(tmp_path / "mine.yaml")) == str(tmp_path / "mine.yaml")
-    with pytest.raises(OptionError, match="no profile of TRL .*zero3"):
+    with pytest.raises(OptionError, match="not a TRL profile .*zero3"):
         profile("zero4")
 
 
@@ -247,7 +247,7 @@ def test_the_exit_code_is_that_of_the_process_that_failed_of_itself() -> None:
     assert code_of(first_first({0: failed(3, 5), 1: failed(3, 4)})) == 3
     assert code_of(first_first({0: failed(-signal.SIGTERM, 4), 1: failed(1, 4)})) == 1
     assert list(first_first({0: failed(1, 5), 1: failed(2, 4)})) == [1, 0]
-    with pytest.raises(SrlmError, match="process 1 was ended by SIGKILL"):
+    with pytest.raises(SrlmError, match="process 1 was killed by SIGKILL"):
         code_of(first_first({1: failed(-signal.SIGKILL, 4), 0: failed(-signal.SIGTERM, 5)}))
 
 
@@ -264,7 +264,7 @@ def test_the_processes_share_the_rows_of_each_step(whole: int) -> None:
 def test_the_options_of_a_launch(srlm: Srlm, base: Path) -> None:
     write_rows(srlm.folder / "rows.jsonl", completions(2))
     argv = ["sft", "--in", "rows.jsonl", "--model", str(base), "--out", "m"]
-    for more, said in ((["--num-processes", "2"], "goes with"), (["--accelerate_config", "none"], "no profile")):
+    for more, said in ((["--num-processes", "2"], "goes with"), (["--accelerate_config", "none"], "not a TRL profile")):
         result = srlm(*argv, *more)
         assert result.code == 2 and said in result.err and len(result.err.splitlines()) == 1
     assert srlm(*argv, "--accelerate-config", "fsdp2", "--dry-run").rows[0]["dry_run"]

@@ -204,7 +204,7 @@ def test_a_reference_with_other_tokens_is_refused(base: Path, tmp_path: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(other)
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(other)
-    with pytest.raises(OptionError, match="other tokens than the model to train"):
+    with pytest.raises(OptionError, match="a different vocabulary from the model to train"):
         dpo(ROWS, spec_of(base, tmp_path / "m"), DPOLossConfig(), ref=str(other), run=QUIET)
 
 

@@ -173,7 +173,7 @@ def test_kill_9_and_the_same_command_again(srlm: Srlm, base: Path) -> None:
     killed = srlm.run([*mortal, "21", *argv, "--out", "killed"], env=ALONE)
     assert killed.code == -9 and not (srlm.folder / "killed").exists()
     again = srlm(*argv, "--out", "killed", env=ALONE)
-    assert again.code == 0 and "going on from step 4" in again.err, again.err
+    assert again.code == 0 and "resuming from step 4" in again.err, again.err
     assert again.rows[0]["resumed_from"] == 4
     assert_same(srlm.folder / "whole", srlm.folder / "killed")
     assert not (srlm.folder / "killed.part").exists()
@@ -258,7 +258,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(base: Path, tmp_path: Path, monk
             train("dpo", spec)
     kept = 4 if fails == "checkpoint" else 8
     assert "No space left on device" in failed.value.message and "MB are free" in failed.value.message
-    assert f"goes on from step {kept}" in failed.value.hint
+    assert f"resume from step {kept}" in failed.value.hint
     assert not spec.out.exists() and not (tmp_path / "m.part" / "checkpoint-6").exists()
     assert train("dpo", spec)["resumed_from"] == kept
     train("dpo", replace(spec, out=tmp_path / "whole"))
@@ -312,7 +312,7 @@ def test_two_trainings_on_one_folder(unfinished: TrainSpec) -> None:
     other = multiprocessing.get_context("spawn").Process(target=hold, args=(str(unfinished.out), held, ready))
     other.start()
     assert held.wait(60)
-    with pytest.raises(OptionError, match="another srlm trains"):
+    with pytest.raises(OptionError, match="another srlm process is training"):
         train("dpo", unfinished, replace(EVERY_2, restart=True))
     ready.set()
     other.join(60)
