@@ -196,7 +196,8 @@ def as_table(contenders: list[Contender], counted: str, unit: str) -> str:
     """Return the rates as a Markdown table, with the first contender's ratio to each, repeat by repeat."""
     ratio = f"{contenders[0].name}'s ratio to it"
     lines = [
-        f"| contender | rows at once | dtype | {unit}/s (lowest to highest) | tokens a row | {ratio} | versions |",
+        f"| contender | sequences in parallel | dtype | {unit}/s (lowest to highest) "
+        f"| tokens per sequence | {ratio} | versions |",
         "|---|---|---|---|---|---|---|",
     ]
     for one in contenders:
