@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from pathlib import Path
+
+import pytest
 
 import help_pages
+import python_page
+import quickstart_page
 from helpers import ROOT
 
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -18,6 +23,21 @@ def rows(name: str) -> list[dict]:
 
 def test_help_pages_are_those_of_the_program():
     assert help_pages.PAGE.read_text() == help_pages.render(), "run `make docs`"
+
+
+def test_the_quickstart_shows_what_its_commands_print():
+    page = quickstart_page.PAGE.read_text(encoding="utf-8")
+    assert quickstart_page.without_times(page) == quickstart_page.without_times(quickstart_page.render()), (
+        "run `make docs`"
+    )
+
+
+def test_the_python_page_shows_what_its_code_prints():
+    assert python_page.PAGE.read_text(encoding="utf-8") == python_page.render(), "run `make docs`"
+
+
+def test_the_readme_is_a_page():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_every_command_of_the_readme_exists():
@@ -36,6 +56,106 @@ def test_every_target_of_the_readme_exists():
         for name in re.findall(r"^([a-z-]+):", file.read_text(), re.MULTILINE)
     }
     assert set(re.findall(r"\bmake ([a-z][a-z-]*)\b", (ROOT / "README.md").read_text())) - {"and"} <= targets
+
+
+# --- links, options and words ----------------------------------------------------------------
+
+DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
+DOCS += sorted((ROOT / "docs").glob("*.md"))
+WRITTEN = [page for page in DOCS if page.name != "commands.md"]  # that one is made of the help texts
+CODE = re.compile(r"^```.*?^```|``.+?``|`[^`\n]+`|<!--.*?-->", re.DOTALL | re.MULTILINE)
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*DOCS, *sorted((ROOT / "examples").rglob("*.md"))], ids=name_of)
+def test_every_link_leads_somewhere(page: Path):
+    text = CODE.sub("", page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", text)
+    for link in (one or other for one, other in links):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: no such file"
+        assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+def test_every_option_of_the_docs_exists():
+    from srlm_cli.cli import COMMANDS, command
+
+    known = {"--help", "--version"}
+    for name in COMMANDS:
+        made = command(name)
+        for one in getattr(made, "commands", {"": made}).values():
+            known |= {word for option in one.params for word in (*option.opts, *option.secondary_opts)}
+    for page in WRITTEN:
+        for code in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8")):
+            if (first := code.split()[0]).startswith("--") or first in {"srlm", *COMMANDS}:
+                unknown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", code)) - known - OF_BENCHMARKS
+                assert not unknown, f"{name_of(page)}: {unknown}"
+
+
+OF_BENCHMARKS = {"--only", "--prompts", "--rows", "--texts", "--write"}
+
+# Habits of this project's earlier English, each with the words to use. A reader of the field has to read them twice.
+HABITS = {
+    r"\bbehind\b": "after",
+    r"\b(?:go(?:es|ing|ne)?|went) on\b(?! (?:stdout|stderr|a GPU))": "continue, resume",
+    r"\bst(?:ands?|ood|anding)\b(?!-)": "is, are",
+    r"(?<!here\s)\b(?:is|are|was|were) no (?!longer\b|more than\b|less than\b)": "is not a",
+    r"\b(?:\d+|rows?|records?|tokens?|bytes|lines?|files?|prompts?|responses?|judgements?|rates?|metrics?) "
+    r"an? (?:row|record|token|prompt|reply|response|second|step|pass|process|line|command|number|file|metric|pair)\b":
+        "per",
+    r"\bso (?:many|much)\b": "N, the number of",
+    r"\bwhat (?:may|lies|stands|passes|comes between)\b": "a noun",
+    r"\bWhat `srlm` (?:writes|makes|reads)\b": "a noun: every record",
+    r"\btold\b|\b(?:is|are|was|were) said\b": "reported, shown",
+    r"\bmend(?:s|ed|ing)?\b": "fix, correct",
+    r"\bat once\b": "immediately; at the same time",
+    r"\bours\b": "not in the paper; of srlm",
+    r"\breader of the pipe\b": "the program that read the output",
+    r"\bjoined in their order\b": "concatenated in order",
+    r"\blanes?\b": "worker process",
+    r"\braced?s?\b": "throughput benchmark",
+    r"\banew\b": "again",
+    r"\bbut for\b": "except",
+    r"\ba lot decides\b": "chosen at random",
+    r"\bthe likes? (?:of|$)": "similar",
+    r"\b(?:can|could) be had\b|\bis had\b": "is available",
+    r"\bone's own\b": "your own",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name_of)
+def test_the_docs_are_in_plain_words(page: Path):
+    text = CODE.sub(lambda found: "\n" * found[0].count("\n") or "`code`", page.read_text(encoding="utf-8"))
+    found = [
+        f"{name_of(page)}:{text.count(chr(10), 0, hit.start()) + 1}: {hit[0]!r}; write: {better}"
+        for habit, better in HABITS.items()
+        for hit in re.finditer(habit, text, re.IGNORECASE)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_habits_are_found_and_nothing_else():
+    """The list above finds the sentences that it was made of."""
+    examples = (
+        "rows come out behind it", "it goes on there", "which stands in the file", "X is no model", "one row a metric",
+        "so many rows", "what may pass", "it is told on stderr", "mended rows", "8 rows at once", "a rule of ours",
+    )  # fmt: skip
+    assert all(any(re.search(habit, text, re.IGNORECASE) for habit in HABITS) for text in examples)
+    plain = "There is no GPU. A tie is no longer a miss. 16 bytes per weight. It runs on a GPU; nothing is lost."
+    assert not any(re.search(habit, plain, re.IGNORECASE) for habit in HABITS)
 
 
 def test_the_loop_of_the_checkout_takes_data_of_ones_own():

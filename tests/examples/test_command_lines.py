@@ -1,4 +1,4 @@
-"""Every command line of the help pages and of the README runs as it is printed, on a tiny model where it names one.
+"""Every command line of the help pages, the README and two guides runs as it is printed, on a tiny model.
 
 Only the names of models stand for others here, and counts are small.
 """
@@ -22,7 +22,8 @@ from tiny import ALONE, tiny_model
 QUICKSTART = ROOT / "examples" / "quickstart"
 pytestmark = pytest.mark.slow
 
-PAGES = {name: (ROOT / name).read_text() for name in ("docs/commands.md", "docs/engines.md", "README.md")}
+FILES = ("README.md", "docs/commands.md", "docs/engines.md", "docs/judge.md")
+PAGES = {name: (ROOT / name).read_text() for name in FILES}
 LINES = sorted(
     {line.strip() for line in re.findall(r"^ *(?:srlm|echo|cat) .*$", "\n".join(PAGES.values()), re.MULTILINE)}
 )
