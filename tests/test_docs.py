@@ -90,6 +90,13 @@ def test_every_link_leads_somewhere(page: Path):
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
 
 
+def test_every_file_of_the_repository_that_the_docs_name_exists():
+    for page in DOCS:
+        text = page.read_text(encoding="utf-8")
+        named = re.findall(r"(?<![\w/.-])((?:tests|benchmarks|src|examples|docs)/[\w/.-]+\.\w+)", text)
+        assert not (missing := {name for name in named if not (ROOT / name).exists()}), f"{name_of(page)}: {missing}"
+
+
 def test_every_option_of_the_docs_exists():
     from srlm_cli.cli import COMMANDS, command
 
