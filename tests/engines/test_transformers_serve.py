@@ -12,6 +12,7 @@ from serving import server
 from srlm_cli import models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
+from srlm_cli.errors import EngineError
 
 pytestmark = pytest.mark.model
 for library in ("openai", "fastapi", "uvicorn"):
@@ -57,7 +58,7 @@ def test_greedy_texts_are_those_of_the_hf_engine(url: str, folder: str, in_proce
 
 
 def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) -> None:
-    remote = ["--engine", "openai", "--base-url", url, "--concurrency", "2"]
+    remote = ["--engine", "openai", "--base-url", url, "--concurrency", "2", "--no-check-sampling"]
     sampled = srlm(
         "sample", "-n", "2", "--max-new-tokens", "12", "--model", folder, *remote, "--out", "r.jsonl",
         stdin=as_lines({"prompt": chat} for chat in CHATS[3:]),
@@ -71,6 +72,14 @@ def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) 
     assert read_json(srlm.folder / "r.jsonl.meta.json")["counts"]["tokens_out"] > 0
     expected = srlm(*judge, "--score", "expected")
     assert expected.code == 1 and "no log-probabilities" in expected.err
+
+
+def test_a_server_that_ignores_the_temperature_is_found_out(url: str, folder: str) -> None:
+    """The embedded model's generation_config.json has no `do_sample`, without which the server is greedy."""
+    engine = open_engine(EngineSpec("openai", folder, base_url=url))
+    drawn = Request([{"role": "user", "content": CHATS[0]}], Sampling(max_new_tokens=12), (0, 1))
+    with pytest.raises(EngineError, match="does not draw: 2 replies to one prompt are equal"):
+        list(engine.generate([drawn]))
 
 
 def test_a_wrong_model_is_a_plain_error(url: str, srlm: Srlm, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from srlm_cli.streams.console import say
 SEEDS = (1, 2, 3)
 STORY = Request(
     [{"role": "user", "content": "Write a story about anything you like."}],
-    Sampling(temperature=2.0, top_p=1.0, max_new_tokens=64),
+    Sampling(temperature=2.0, top_p=1.0, max_new_tokens=32),
     SEEDS,
 )
 LONG = 40  # characters, about ten tokens: at temperature 2 each of them differs more often than not
@@ -62,7 +62,9 @@ class Draws:
             together = await self.write(STORY, SEEDS)
             if differ(together):
                 return
-            apart = [(await self.write(STORY, (seed,)))[0] for seed in SEEDS]
+            apart = together if len(together) == 1 else []  # a server that takes no n
+            rest = await asyncio.gather(*(self.write(STORY, (seed,)) for seed in SEEDS[len(apart) :]))
+            apart = [*apart, *(texts[0] for texts in rest)]
         except EngineError:  # temperature 2 is refused: so it has been read
             return
         if not differ(apart):
