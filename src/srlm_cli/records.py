@@ -121,14 +121,20 @@ def response_record(row: Row) -> Row:
     return _with(own, id=name, prompt_id=group, prompt=prompt)
 
 
-def is_reply(row: Row) -> bool:
-    """Tell whether a model wrote the response of a row, as far as it tells: there is a text, and it was ended or cut.
+def has_ended(row: Row) -> bool:
+    """Tell whether the response of a row was ended or cut, as far as it tells.
 
     A `finish_reason` that is no end (`content_filter`, `prompt-too-long`, `error`) says that none came, whatever the
-    text. Such a response has no score and is in no pair.
+    text.
     """
-    text, reason = row["response"], row.get("finish_reason")
-    return bool(text) and not text.isspace() and (reason is None or str(reason).lower() in ENDS)
+    reason = row.get("finish_reason")
+    return reason is None or str(reason).lower() in ENDS
+
+
+def is_reply(row: Row) -> bool:
+    """Tell whether a response can be scored and trained on: it has ended, and there is a text."""
+    text = row["response"]
+    return bool(text) and not text.isspace() and has_ended(row)
 
 
 def judged_record(row: Row) -> Row:

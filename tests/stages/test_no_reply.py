@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from helpers import ListEngine, Srlm, read_json, read_rows, write_rows
 from srlm_cli import templates
 from srlm_cli.engines.base import Completion, Sampling
 from srlm_cli.records import prompt_record, response_record
+from srlm_cli.stages.gen_prompts import fault
+from srlm_cli.stages.head_to_head import Entry, HeadToHeadOptions, head_to_head
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs
 from srlm_cli.stages.sample import SampleOptions, sample
@@ -115,6 +118,28 @@ def test_what_no_model_wrote_is_neither_chosen_nor_rejected(about: dict, score: 
     assert outcome.counts["no reply"] == 1
     [outcome] = make_pairs(rows[1:], PairOptions(unsorted=unsorted))
     assert outcome.dropped == {"fewer than two scored responses": 1}
+
+
+def test_what_never_came_is_not_compared_and_what_is_empty_is() -> None:
+    """An empty answer is a bad one; a refused one says nothing of the model."""
+
+    def side(model: str, *told: dict) -> list[dict]:
+        return [response_record({"prompt": f"{at}?", "model": model, **one}) for at, one in enumerate(told)]
+
+    came, empty, refused = {"response": "So."}, {"response": "", "finish_reason": "stop"}, NEVER[0]
+    first, second = side("a", came, empty, refused, came), side("b", came, came, came, refused)
+    engine = ListEngine([["Verdict: A"], ["Verdict: B"]] * 2)
+    form = templates.load("pairwise", fields={"prompt", "first", "second"})
+    entries = [Entry("a", "a.jsonl", first), Entry("b", "b.jsonl", second)]
+    outcomes = list(head_to_head(entries, engine, HeadToHeadOptions(form, Sampling(), 0)))
+    assert [row["prompt"] for outcome in outcomes for row in outcome.rows] == ["0?", "1?"]
+    dropped = Counter(reason for outcome in outcomes for reason in Counter(outcome.dropped).elements())
+    assert dropped == {"no reply": 1, "no response of the other model": 1}
+
+
+@pytest.mark.parametrize(("reason", "dropped"), [("length", "cut off"), ("content_filter", "content filter")])
+def test_a_new_prompt_that_never_came_is_dropped_by_its_reason(reason: str, dropped: str) -> None:
+    assert fault("", reason) == dropped
 
 
 # --- rows that turn out to be bad once they are asked about ------------------------------------

@@ -17,7 +17,7 @@ from rapidfuzz.distance import Indel
 from srlm_cli.engines.base import Engine, Request, Sampling
 from srlm_cli.records import Row, as_messages, as_text, prompt_id
 from srlm_cli.seeds import derive
-from srlm_cli.stages import Outcome
+from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.words import length, words_of
 from srlm_cli.templates import Template
 
@@ -127,7 +127,7 @@ def fault(text: str, finish_reason: str = "stop") -> str:
     Their lists of words are English. A script without spaces is measured by its letters (see `words.length`).
     """
     if finish_reason != "stop":
-        return "cut off"
+        return next(iter(counts_of_ends([finish_reason])))
     words, letters = length(text)
     if words < MIN_WORDS:
         return f"too short: {counted(letters, 'letter') if letters else counted(int(words), 'word')}"

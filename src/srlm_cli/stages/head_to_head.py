@@ -11,7 +11,7 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling
 from srlm_cli.errors import DataError
-from srlm_cli.records import Row, as_messages, as_text, refuse_two_prompts
+from srlm_cli.records import Row, as_messages, as_text, has_ended, refuse_two_prompts
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
@@ -94,7 +94,8 @@ def head_to_head(
 
     The judge sees A first, then B first; a verdict counts only if both orders agree, everything
     else, a tie or an unreadable verdict too, is a tie. Of several responses to a prompt the first
-    counts; responses of the first entry that no other one answered are dropped and counted. The first
+    counts, an empty one too, but one that never came (see `records.has_ended`) is none; responses of the first entry
+    that are none or that no other one answered are dropped and counted. The first
     entry's rows are read as they come, the others' beforehand. `kept` are matches of an earlier run;
     `is_new` remembers the prompts that have been played, in memory unless it is given.
     Two entries that answered no prompt together raise DataError at the end (see `Common`).
@@ -109,6 +110,9 @@ def head_to_head(
 
     def rounds() -> Iterator[Round]:
         for row in entries[0].rows:
+            if not has_ended(row):
+                passed["no reply"] += 1
+                continue
             prompt = row["prompt_id"]
             answered = answered_by(prompt, others)
             common.add(answered)
@@ -146,7 +150,7 @@ def head_to_head(
 def first_responses(rows: Iterable[Row], first: MutableMapping[str, Row] | None = None) -> MutableMapping[str, Row]:
     """Return the first response to each prompt, by its id; they are kept in `first`, a dict unless it is given."""
     first = {} if first is None else first
-    for row in rows:
+    for row in filter(has_ended, rows):
         first.setdefault(row["prompt_id"], row)
     return first
 
