@@ -17,7 +17,7 @@ DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME='$(NAME)' ITER=$(ITER)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cpus test-vllm lint docs docs-site install iterate report clean-run clean
+.PHONY: help demo test test-slow test-cpus test-vllm faults lint docs docs-site install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +36,10 @@ test-slow: $(READY) ## the slow tests, which make test leaves out
 
 test-cpus: $(READY) ## the tests as on six kinds of processor, from AVX2 alone to AMX
 	$(VENV)/bin/python tests/instruction_sets.py
+
+faults: $(READY) ## generated inputs, and commands that are ended at random moments and resumed
+	$(VENV)/bin/python benchmarks/faults/fuzz.py $(FAULTS)
+	$(VENV)/bin/python benchmarks/faults/kills.py $(ENDS)
 
 test-vllm: $(VLLM)/.ready ## the tests of the vllm engine, with vLLM for a CPU in .venv-vllm
 	$(VLLM)/bin/python -m pytest -q -m vllm

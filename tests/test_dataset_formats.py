@@ -274,3 +274,9 @@ def test_an_array_has_the_lines_of_its_text(tmp_path) -> None:
         assert list(lines) == [b"\n", b"\n", b'{"a": 1}\n', b'{"a": 2}\n', b'{"a": 3}\n']
     rows = Reader([str(tmp_path / "in")], lambda row: row, shard=Shard(2, 2))
     assert [row["a"] for row in rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("row", [{"instruction": "", "output": "x"}, {"question": " "}])
+def test_an_empty_prompt_of_another_form_is_a_bad_row(row: dict[str, Any]) -> None:
+    with pytest.raises(BadRow, match="expected a prompt, got an empty one"):
+        records.prompt_record(row)

@@ -275,7 +275,9 @@ def _prompt(own: Row, row: Row) -> Prompt:
     """Return the prompt of a row that `own_form` has read; `row` is as it stood in its file."""
     if own.get("prompt") is None and row.get("prompt", own) is own:
         raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
-    prompt = own.get("prompt") or text(row["prompt"], "prompt")
+    prompt = own.get("prompt")
+    if not prompt and "prompt" in row:
+        prompt = text(row["prompt"], "prompt")
     if not prompt or (isinstance(prompt, str) and prompt.isspace()):
         raise BadRow("expected a prompt, got an empty one")
     return prompt
