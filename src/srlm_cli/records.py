@@ -14,6 +14,7 @@ from typing import Any
 from srlm_cli.dataset_formats import FOREIGN, HH_START, Message, Prompt, Row, messages, own_form, text
 from srlm_cli.errors import BadRow
 
+PROVENANCE = "provenance.json"  # beside a model: how it was trained, from what
 FULL_SCORE = 5  # of the additive judge prompt
 
 # How a text that a model wrote ends, as servers and other tools call it: it ended, or was cut at its limit.

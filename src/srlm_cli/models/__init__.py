@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -15,14 +14,20 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from srlm_cli import threads
-from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.errors import EngineError, OptionError, SrlmError
+from srlm_cli.models import adapters, files, weights
+from srlm_cli.records import PROVENANCE
 from srlm_cli.streams.console import say
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ SMOLLM2 = EmbeddedModel(
 )
 EMBEDDED = {SMOLLM2.name: SMOLLM2}
 TRAINING_DTYPES = ("float32", "bfloat16")
-PARTS = (".json", ".safetensors", ".bin", ".jinja", ".model")  # of a model folder, which its fingerprint is made of
+WEIGHTS = (".safetensors", ".bin")
+PARTS = (*WEIGHTS, ".json", ".jinja", ".model")  # of a model folder, which its fingerprint is made of
 
 
 def cache_dir() -> Path:
@@ -107,8 +113,15 @@ def is_adapter(folder: str) -> bool:
 
 
 def adapter_base(folder: str) -> str:
-    """Return the model that an adapter stands on, as the adapter names it."""
-    return json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    """Return the model that an adapter stands on, as the adapter names it; raise EngineError where it is not there."""
+    base = adapters.base_of(folder)
+    try:
+        where = Path(locate(base))
+    except OptionError as error:
+        raise OptionError(f"{folder} is an adapter, and its base is not there: {error}") from None
+    if where.exists() and where.samefile(folder):
+        raise EngineError(f"{folder} is an adapter that names itself as its base", f"correct its {adapters.SETTINGS}")
+    return base
 
 
 def lowest_base(model: str) -> str:
@@ -121,15 +134,16 @@ def context_of(model: str) -> int | None:
     """Return how many tokens a model reads at most, None where its configuration does not say."""
     from transformers import AutoConfig
 
-    config = _loaded(model, lambda: AutoConfig.from_pretrained(lowest_base(model)))
+    where = lowest_base(model)
+    config = _loaded(model, where, lambda: AutoConfig.from_pretrained(where))
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
-def fingerprint(model: str) -> str:
-    """Return a hash that changes when a model does; of a hub id, its name.
+def fingerprint(model: str, *, weights_only: bool = False) -> str:
+    """Return a hash that changes when a model does, or only when its weights do; of a hub id, its name.
 
-    Every file's name and size count; of large files a sample of 64 blocks, since each training
-    step moves all weights a little.
+    Every file's name and size count, but not what is told of its training; of large files a sample of 64 blocks,
+    since each training step moves all weights a little.
     """
     if model in EMBEDDED:
         return EMBEDDED[model].sha256[:16]
@@ -137,15 +151,21 @@ def fingerprint(model: str) -> str:
     if not path.exists():
         return model
     files = sorted(path.glob("*")) if path.is_dir() else [path]
+    suffixes = WEIGHTS if weights_only else PARTS
     digest = sha256()
     for file in files:
-        if file.is_file() and (file.suffix in PARTS or is_gguf(file)):
-            size = file.stat().st_size
-            digest.update(f"{file.name}\0{size}\0".encode())
-            with open(file, "rb") as opened:
-                for at in range(0, size, max(size // 64, 4096)):
-                    opened.seek(at)
-                    digest.update(opened.read(4096))
+        if file.name == PROVENANCE or not file.is_file() or not (file.suffix in suffixes or is_gguf(file)):
+            continue
+        if file.name == adapters.SETTINGS:
+            content = adapters.in_order(file)
+            digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}\0{size}\0".encode())
+        with open(file, "rb") as opened:
+            for at in range(0, size, max(size // 64, 4096)):
+                opened.seek(at)
+                digest.update(opened.read(4096))
     return digest.hexdigest()[:16]
 
 
@@ -159,14 +179,35 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     folder = locate(model)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
-    tokenizer = _loaded(model, lambda: AutoTokenizer.from_pretrained(folder))
+    _check_settings(model, folder)
+    tokenizer = _loaded(model, folder, lambda: AutoTokenizer.from_pretrained(folder))
     if not tokenizer.chat_template:
         raise EngineError(
             f"{model} has no chat template", "use an instruct model, or put chat_template.jinja beside it"
         )
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _configured_end(model, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the token that ends a turn by the model's settings; of several that one which its template writes."""
+    from transformers import AutoConfig, GenerationConfig
+
+    where = lowest_base(model)
+    ids = None
+    if (Path(where) / "generation_config.json").is_file() or not Path(where).is_dir():
+        try:
+            ids = GenerationConfig.from_pretrained(where).eos_token_id
+        except OSError:  # a hub id without one
+            pass
+    if ids is None:
+        ids = _loaded(model, where, lambda: AutoConfig.from_pretrained(where).get_text_config().eos_token_id)
+    ends = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids] if ids is not None else [])
+    ends = [end for end in ends if end is not None]
+    return next((end for end in ends if end in tokenizer.chat_template), ends[0] if ends else None)
 
 
 def load_model(
@@ -178,12 +219,14 @@ def load_model(
     each (NF4, arXiv 2305.14314).
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     folder = locate(model)
     adapter = is_adapter(folder)
     source = adapter_base(folder) if adapter else folder
     where = locate(source) if adapter else folder
+    if adapter:
+        _loaded(model, folder, lambda: adapters.settings_of(folder))  # before a base is loaded for nothing
+        _check_base(folder, source)
     if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
         if in_4bit:
             raise OptionError(
@@ -192,15 +235,13 @@ def load_model(
         loaded = load_model(source, dtype, device)
     else:
         packed = four_bits(in_4bit, device) if in_4bit else {}
-        loaded = _loaded(
-            source, lambda: AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), **packed)
-        )
+        whole = f"{source} (the base of {model})" if adapter else source
+        _check_settings(whole, where)
+        loaded = _loaded(whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed))
     if adapter:
-        from peft import PeftModel
-
-        loaded = _loaded(model, lambda: PeftModel.from_pretrained(loaded, folder, is_trainable=not merge))
+        loaded = _loaded(model, folder, lambda: adapters.attach(loaded, folder, where, trainable=not merge))
         if merge:
-            loaded = loaded.merge_and_unload()
+            loaded = _loaded(model, folder, loaded.merge_and_unload)
     if device == "cpu":
         threads.share_cores(loaded)
     if not in_4bit:
@@ -209,6 +250,35 @@ def load_model(
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return loaded
+
+
+def _check_settings(model: str, where: str) -> None:
+    """Raise EngineError where a file of settings is broken: transformers would go on without some of them."""
+    if Path(where).is_dir() and (fault := files.broken_file(Path(where), files.SETTINGS)):
+        raise EngineError(f"cannot load the model {model}: {fault}")
+
+
+def _check_base(folder: str, base: str) -> None:
+    """Raise EngineError where the base of an adapter is not the one that `srlm` trained it on any more."""
+    about = Path(folder) / PROVENANCE
+    trained = files.read_settings(about).get("base") if about.is_file() else None
+    if trained and trained["fingerprint"] != fingerprint(base, weights_only=True):
+        raise EngineError(
+            f"the adapter {folder} was trained on other weights than {base} has now", "restore them, or train it again"
+        )
+
+
+def restore(model: PreTrainedModel, folder: Path) -> None:
+    """Give a model in training the weights of a checkpoint, each tensor in its place; raise EngineError if one is lost.
+
+    The Trainer of transformers would leave out what has other names in a file than in memory, as the experts of a
+    mixture have.
+    """
+    if hasattr(model, "peft_config"):
+        _loaded(str(folder), str(folder), lambda: adapters.restore(model, str(folder)))
+        return
+    saved = _loaded(str(folder), str(folder), lambda: weights.load_whole(str(folder), str(folder), dtype=model.dtype))
+    model.load_state_dict(saved.state_dict())
 
 
 def four_bits(dtype: str, device: str) -> dict[str, Any]:
@@ -330,14 +400,16 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def _loaded(model: str, load):
-    """Run a loader of transformers or peft; its many ways to fail become one line."""
+def _loaded(model: str, where: str, load: Callable[[], Loaded]) -> Loaded:
+    """Run a loader of transformers or peft; its many ways to fail become one line that names the broken file."""
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().split("\n")[0]
+    except (SrlmError, MemoryError):
+        raise
+    except Exception as error:  # of any kind: what is in the files decides what fails
         raise EngineError(
-            f"cannot load the model {model}: {reason}", "see `srlm doctor`; --model takes a folder or a hub id"
+            f"cannot load the model {model}: {weights.fault_in(where, error)}",
+            "see `srlm doctor`; --model takes a folder or a hub id",
         ) from error
 
 
@@ -401,11 +473,12 @@ def _trainable_folder(gguf: Path, folder: Path) -> Path:
     with redirect_stderr(io.StringIO()):  # a progress bar of its own, that no setting turns off
         model = _loaded(
             gguf.name,
+            str(gguf),
             lambda: AutoModelForCausalLM.from_pretrained(
                 **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
             ),
         )
-    tokenizer = _loaded(gguf.name, lambda: AutoTokenizer.from_pretrained(**where))
+    tokenizer = _loaded(gguf.name, str(gguf), lambda: AutoTokenizer.from_pretrained(**where))
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     try:

@@ -10,8 +10,8 @@ from typer import Option
 
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import OnStale, ReadOptions, Seed
+from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.workdir import PROVENANCE
 
 OnDuplicate = Literal["drop", "keep"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]

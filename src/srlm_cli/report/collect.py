@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
-from srlm_cli.records import Row, is_number
+from srlm_cli.records import PROVENANCE, Row, is_number
 from srlm_cli.streams.reader import Reader, read_all
-from srlm_cli.train.workdir import METRICS, PROVENANCE
+from srlm_cli.train.workdir import METRICS
 
 if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged

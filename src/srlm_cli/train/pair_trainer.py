@@ -266,10 +266,9 @@ class PairTrainer(StepTrainer, DPOTrainer):
         real = inputs["real"]
         counting = self.accelerator.gather(real).view(-1, len(real)).sum(0).int().tolist()
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
-        routed = {"output_router_logits": True} if self.aux_loss_enabled else {}
         scores = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=labels,
-            use_cache=False, fused_lm_head=True, **routed,
+            use_cache=False, fused_lm_head=True,
         )  # fmt: skip
         scores.log_probs = scores.log_probs * real.repeat(2)[:, None]
         total = 0.0

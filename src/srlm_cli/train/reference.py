@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from srlm_cli import models
 from srlm_cli.errors import OptionError
-from srlm_cli.train.workdir import PROVENANCE
+from srlm_cli.records import PROVENANCE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,19 +9,21 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srlm_cli import distributed, models
-from srlm_cli.errors import DataError
-from srlm_cli.records import Row
+from srlm_cli.errors import DataError, SrlmError
+from srlm_cli.models.files import broken_file
+from srlm_cli.records import PROVENANCE, Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
-from srlm_cli.train import dry_run
+from srlm_cli.train import dry_run, router
 from srlm_cli.train.callback import follower
 from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
 from srlm_cli.train.setup import device_batch_size, load_tokenizer, training_dtype, usable, within_context
-from srlm_cli.train.workdir import METRICS, PROVENANCE, Workdir, place
+from srlm_cli.train.workdir import METRICS, Workdir, place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -161,6 +163,8 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
     trainer.add_callback(follow := follower(workdir, name, run, chooses))
     if workdir.checkpoint and not run.quiet:
         say(f"srlm {name}: resuming from step {workdir.checkpoint}, saved in {workdir.folder}")
+    if workdir.checkpoint:
+        check_whole(workdir.step(workdir.checkpoint))
     started = time.monotonic()
     before = state_of(workdir)
     if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
@@ -187,6 +191,16 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
     }
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise SrlmError where a file of a checkpoint is lost or broken: a trainer would go on without some of them."""
+    rank = distributed.rank()
+    numbers = "rng_state.pth" if distributed.count() == 1 else f"rng_state_{rank}.pth"
+    needed = ("trainer_state.json", "scheduler.pt", *([] if distributed.sharded() else ["optimizer.pt", numbers]))
+    lost = [f"{name} is not there" for name in needed if not (checkpoint / name).is_file()]
+    if fault := lost[0] if lost else broken_file(checkpoint):
+        raise SrlmError(f"cannot continue from {checkpoint}: {fault}", "--restart trains from the beginning")
 
 
 def load_checkpoint(trainer: Trainer, folder: str) -> None:
@@ -230,6 +244,7 @@ def save(
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
+    router.switch_back(model, trainer.router)
     tokenizer.padding_side = "left"
     with workdir.writing("the model"):
         shutil.rmtree(workdir.model, ignore_errors=True)
@@ -239,8 +254,13 @@ def save(
             model.merge_and_unload().save_pretrained(workdir.model)
         else:
             model.save_pretrained(
-                workdir.model, selected_adapters=["default"], save_embedding_layers=False, state_dict=whole
+                workdir.model,
+                selected_adapters=["default"],
+                save_embedding_layers=getattr(model, "saves_embeddings", False),
+                state_dict=whole,
             )
+            base = model.peft_config["default"].base_model_name_or_path
+            provenance["base"] = {"model": base, "fingerprint": models.fingerprint(base, weights_only=True)}
         tokenizer.save_pretrained(workdir.model)
         shutil.copyfile(workdir.metrics, workdir.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}

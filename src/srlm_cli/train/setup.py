@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli import distributed, models
-from srlm_cli.errors import DataError, OptionError
+from srlm_cli.errors import DataError, EngineError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
-from srlm_cli.train import dropout
+from srlm_cli.train import dropout, router
+from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.options import RunOptions, TrainSpec
 
 if TYPE_CHECKING:
@@ -25,6 +26,11 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     models.quiet_libraries()
     disable_progress_bars()
     tokenizer = models.load_tokenizer(spec.model)
+    if tokenizer.eos_token is None:
+        raise EngineError(
+            f"{spec.model} names no token that ends a turn",
+            "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
+        )
     tokenizer.padding_side = "right"
     return tokenizer
 
@@ -63,26 +69,18 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     in_4bit = training_dtype(spec) if spec.load_in_4bit else None
     model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
     if spec.lora_r and not hasattr(model, "peft_config"):
-        from peft import LoraConfig, get_peft_model
-
-        config = LoraConfig(
-            r=spec.lora_r,
-            lora_alpha=spec.lora_alpha or 2 * spec.lora_r,
-            lora_dropout=spec.dropout,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(model, config)
-        # peft notes where the base was loaded from; its name finds it again on another machine too.
-        model.peft_config["default"].base_model_name_or_path = spec.model
+        model = add_adapter(model, spec)
     elif spec.lora_r and model.peft_config["default"].r != spec.lora_r:
         raise OptionError(
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
             "omit --lora-r: the adapter itself is trained further",
         )
+    if hasattr(model, "peft_config"):
+        models.adapters.sort_settings(model)
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
         model.get_base_model().is_loaded_in_4bit = False
     dropout.set_share(model, spec.dropout)
+    router.route_as_in_evaluation(model)
     model.config.use_cache = False
     return model
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Trainer
 
-from srlm_cli import distributed
+from srlm_cli import distributed, models
 from srlm_cli.records import Row
 from srlm_cli.seeds import derive
+from srlm_cli.train import router
 from srlm_cli.train.data import as_dataset
 from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.packing import Packing, groups
@@ -72,6 +74,9 @@ class StepTrainer:
         **more: Any,
     ) -> None:
         self.workdir = workdir
+        self.router = router.switch_off(more["model"])
+        if more.get("ref_model") is not None:
+            router.switch_off(more["ref_model"])
         whole = more["args"].per_device_train_batch_size * distributed.count()
         self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
         self.eval_items = sum(map(self.row_items, eval_rows))
@@ -139,6 +144,14 @@ class StepTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         with self.workdir.writing(f"the checkpoint of step {step}"):
+            router.switch_back(self.model, self.router)
             Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
+            router.switch_off(self.model)
             distributed.barrier()
             self.workdir.keep(step)
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        if distributed.sharded():
+            super()._load_from_checkpoint(folder, model)
+        else:
+            models.restore(self.model, Path(folder))

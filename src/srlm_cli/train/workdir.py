@@ -29,7 +29,6 @@ from srlm_cli.records import Row
 from srlm_cli.streams.writer import refuse_other, replace_text
 
 METRICS = "metrics.jsonl"
-PROVENANCE = "provenance.json"
 CHECKPOINTS = "checkpoints"
 TRACKED = "runs"
 STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what a checkpoint has beside its model

@@ -1,0 +1,116 @@
+"""Model folders as broken downloads and other tools leave them: one line that names the folder and the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import tiny_models
+from helpers import Srlm
+from srlm_cli import models
+from srlm_cli.errors import EngineError
+from srlm_cli.models.files import broken_file
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> None:
+    models.quiet_libraries()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return tiny_models.save(tmp_path_factory.mktemp("whole") / "m")
+
+
+def half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def with_setting(name: str, value: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), name: value}))
+
+    return change
+
+
+def as_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1000)}, folder / "pytorch_model.bin")
+    half(folder / "pytorch_model.bin")
+
+
+def without_a_shard(folder: Path) -> None:
+    transformers.AutoModelForCausalLM.from_pretrained(folder).save_pretrained(folder, max_shard_size="50KB")
+    (folder / "model.safetensors").unlink()
+    sorted(folder.glob("model-*.safetensors"))[1].unlink()
+
+
+def with_text(name: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def header_only(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+BROKEN = {
+    "pointer": (with_text("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer"),
+    "pointer-of-tokens": (with_text("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
+    "half": (lambda folder: half(folder / "model.safetensors"), "model.safetensors is cut off: "),
+    "header-only": (header_only, "model.safetensors is cut off: 100 bytes, its header alone has "),
+    "empty": (with_text("model.safetensors", ""), "model.safetensors is empty"),
+    "something-else": (with_text("model.safetensors", "<html>" * 9), "model.safetensors is not a safetensors file"),
+    "half-a-pickle": (as_pickle, "pytorch_model.bin is cut off"),
+    "a-shard-lost": (without_a_shard, "model.safetensors.index.json names model-00002-of-"),
+    "half-a-generation-config": (with_text("generation_config.json", '{"eos'), "generation_config.json is not JSON: "),
+    "pointer-of-a-template": (with_text("chat_template.jinja", POINTER), "chat_template.jinja is a git-lfs pointer"),
+    "half-a-config": (lambda folder: half(folder / "config.json"), "config.json is not JSON: "),
+    "pad-outside": (with_setting("pad_token_id", 32000), "config.json: Padding_idx must be within num_embeddings"),
+    "no-length": (
+        with_setting("max_position_embeddings", None),
+        "config.json: Validation error for field 'max_position_embeddings': TypeError",
+    ),
+    "no-heads": (with_setting("num_attention_heads", 0), "config.json: "),
+    "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_named_with_its_file(kind: str, whole, tmp_path) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(whole, folder)
+    change, words = BROKEN[kind]
+    change(folder)
+    with pytest.raises(EngineError) as raised:
+        models.load_tokenizer(str(folder))
+        models.context_of(str(folder))
+        models.load_model(str(folder), "float32")
+    message = raised.value.message
+    assert message.startswith(f"cannot load the model {folder}: ") and words in message and "\n" not in message
+
+
+def test_whole_folders_look_whole(whole, tmp_path) -> None:
+    assert broken_file(whole) == ""
+    net = transformers.AutoModelForCausalLM.from_pretrained(whole)
+    net.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
+    torch.save(net.state_dict(), tmp_path / "shards" / "pytorch_model.bin")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2 and broken_file(tmp_path / "shards") == ""
+
+
+def test_a_command_ends_in_one_line(srlm: Srlm, whole, tmp_path) -> None:
+    shutil.copytree(whole, tmp_path / "m")
+    half(tmp_path / "m" / "model.safetensors")
+    result = srlm("sample", "--model", "m", stdin='{"prompt": "Hello?"}\n')
+    assert result.code == 1 and result.out == ""
+    assert "srlm sample: error: cannot load the model m: model.safetensors is cut off: " in result.err
+    assert "SRLM_DEBUG" not in result.err and "Traceback" not in result.err
