@@ -16,8 +16,12 @@ RANKED_EVAL ?= $(QUICKSTART)/ranked_eval.jsonl
 DATA := IFT=$(IFT) RANKED=$(RANKED) RANKED_EVAL=$(RANKED_EVAL)
 LOOP = $(MAKE) --no-print-directory -f src/srlm_cli/recipes/Makefile SRLM=$(CURDIR)/$(VENV)/bin/srlm $(DATA) CONFIG=$(CONFIG) NAME='$(NAME)' ITER=$(ITER)
 
+# Two workers; each file is tested by one of them, with the models that its tests share.
+IN_TWO := $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
+NO_MODEL := $(addprefix --ignore=tests/,engines/hf forward train)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-cpus test-vllm faults lint docs docs-site install iterate report clean-run clean
+.PHONY: help demo test test-fast test-slow test-cpus test-vllm faults lint docs docs-site install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -28,8 +32,10 @@ demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show 
 	@+$(LOOP) report
 
 test: $(READY) ## install, and pass the tests
-	$(VENV)/bin/python -m pytest -q -n 2 -m "not model and not slow and not vllm"
-	$(VENV)/bin/python -m pytest -q -m "model and not slow and not vllm"
+	$(IN_TWO) -m "not slow and not vllm"
+
+test-fast: $(READY) ## the tests that need no model, in a minute
+	$(IN_TWO) -m "not model and not slow and not vllm" $(NO_MODEL)
 
 test-slow: $(READY) ## the slow tests, which make test leaves out
 	$(VENV)/bin/python -m pytest -q -m "slow and not vllm"

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from threading import Lock
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 SECONDS = 1.0  # between two looks
 IDLE = 0.7  # of a core that nobody uses: room for one more thread
+A_THREAD = 1 << 30  # bytes of weights that are worth a thread while a few tokens pass by them
 PATIENCE = 3  # looks in a row that have to see it: a thread too many costs more than one too few
 
 
@@ -84,6 +87,19 @@ def compute_with_part(parts: int) -> None:
     """Let this thread compute from now on with one of so many equal parts of the threads that there are."""
     _parts.set(parts)
     _compute_with(_watch.count.threads if _watch else _at_start())
+
+
+@contextmanager
+def few(size: int) -> Iterator[None]:
+    """Compute a little with weights of so many bytes: threads that have little to do cost more than they bring."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 1 + size // A_THREAD))
+    try:
+        yield
+    finally:
+        _compute_with(_watch.count.threads if _watch else before)
 
 
 @cache

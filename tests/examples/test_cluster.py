@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, Srlm, clean_env, write_rows
+from helpers import FORKED, ROOT, Srlm, clean_env, write_rows
 
 CLUSTER = ROOT / "examples" / "cluster"
 SHARDS = 3
@@ -34,7 +34,7 @@ def env(srlm: Srlm) -> dict[str, str]:
     write_rows(srlm.folder / "prompts.jsonl", [{"prompt": f"Question {n}?"} for n in range(8)])
     program = srlm.folder / "bin" / "srlm"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m srlm_cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {" ".join(FORKED)} "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     path = f"{program.parent}:{os.environ['PATH']}"
     settings = {"PROMPTS": "prompts.jsonl", "OUT": "shards", "SHARDS": str(SHARDS), "ENGINE": "--engine echo"}

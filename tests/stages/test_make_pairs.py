@@ -228,7 +228,7 @@ def test_datasets_and_trl_take_the_rows_as_they_are(srlm: Srlm) -> None:
 
 def peak(srlm: Srlm, *args: str) -> int:
     """Return the most memory, in MiB, that a run of the program held, as the system counts it."""
-    process = srlm.start(*args, real=True)
+    process = srlm.start(*args, forks=False)
     process.stdin.close()
     _, status, used = os.wait4(process.pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, process.stderr.read()
@@ -237,8 +237,8 @@ def peak(srlm: Srlm, *args: str) -> int:
 
 @pytest.mark.parametrize(("unsorted", "most"), [((), 10), (("--unsorted",), 60)], ids=["sorted", "unsorted"])
 def test_memory_does_not_grow_with_the_input(srlm: Srlm, unsorted: tuple[str, ...], most: int) -> None:
-    with open(srlm.folder / "judged.jsonl", "w") as file:  # 100 MB
-        for prompt in range(10_000):
+    with open(srlm.folder / "judged.jsonl", "w") as file:  # 50 MB
+        for prompt in range(5_000):
             file.write(as_lines(rows_of(f"Question {prompt}? " + "why " * 1200, [1, 5])))
     argv = ["make-pairs", "--quiet", "--out", "pairs.jsonl", *unsorted, "--in"]
     assert peak(srlm, *argv, "judged.jsonl") - peak(srlm, *argv, "/dev/null") < most

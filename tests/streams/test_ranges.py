@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from random import Random
 
@@ -73,7 +72,7 @@ def judged(seed: int = 0, prompts: int = 120) -> list[str]:
 def both(srlm: Srlm, *options: str) -> tuple[Result, Result, int]:
     """Return how one process ends on `judged.jsonl`, how several end, and how many ranges these did."""
     command = ["make-pairs", "--in", "judged.jsonl", *options]
-    one, several = srlm(*command), srlm.run([sys.executable, "-c", IN_RANGES, *command])
+    one, several = srlm(*command), srlm.code(IN_RANGES, *command)
     parts = srlm.folder / "parts"
     done = len(parts.read_text().splitlines()) if parts.exists() else 0
     parts.unlink(missing_ok=True)
@@ -149,7 +148,7 @@ def test_bad_rows_are_skipped_counted_and_kept(srlm: Srlm) -> None:
     assert one.code == several.code == 0 and "3 dropped: bad row" in one.err and done
     assert (several.out, several.err) == (one.out, one.err)
     rejects, kept = srlm.folder / "rejects.jsonl", []
-    for run in (srlm, lambda *args: srlm.run([sys.executable, "-c", IN_RANGES, *args])):
+    for run in (srlm, lambda *args: srlm.code(IN_RANGES, *args)):
         run("make-pairs", "--in", "judged.jsonl", "--on-error", "skip", "--rejects", "rejects.jsonl")
         kept.append(rejects.read_text())
         rejects.unlink()
@@ -171,13 +170,13 @@ def test_what_has_to_be_read_by_one_process_is(srlm: Srlm) -> None:
     for options in (["--unsorted"], ["--limit", "200"], ["--rejected-pool", "judged.jsonl"]):
         one, several, done = both(srlm, *options)
         assert (several.code, several.out, several.err, done) == (one.code, one.out, one.err, 0)
-    piped = srlm.run([sys.executable, "-c", IN_RANGES, "make-pairs"], "\n".join(judged()))
+    piped = srlm.code(IN_RANGES, "make-pairs", stdin="\n".join(judged()))
     assert piped.out == srlm("make-pairs", "--in", "judged.jsonl").out
 
 
 def test_a_process_that_is_killed_is_gone_on_without(srlm: Srlm) -> None:
     write(srlm, judged())
-    found = srlm.run([sys.executable, "-c", MORTAL + IN_RANGES, "make-pairs", "--in", "judged.jsonl"])
+    found = srlm.code(MORTAL + IN_RANGES, "make-pairs", "--in", "judged.jsonl")
     assert found.code == 0 and found.out == srlm("make-pairs", "--in", "judged.jsonl").out
     assert (srlm.folder / "parts").read_text().count("part") == 2 * 3  # those before its third
 

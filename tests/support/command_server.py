@@ -130,13 +130,17 @@ def become(asked: dict[str, Any], files: Sequence[int]) -> None:
 
 
 def run(argv: list[str]) -> int:
-    """Run `-m MODULE ARGS` or `SCRIPT ARGS` as Python would, and return the exit code."""
+    """Run `-m MODULE ARGS`, `-c CODE ARGS` or `SCRIPT ARGS` as Python would, and return the exit code."""
     code = 0
     try:
         if argv[0] == "-m":
             sys.path[0] = os.getcwd()
             sys.argv = argv[1:]
             runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        elif argv[0] == "-c":
+            sys.path[0] = os.getcwd()
+            sys.argv = ["-c", *argv[2:]]
+            exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.path[0] = str(Path(argv[0]).parent)
             sys.argv = argv

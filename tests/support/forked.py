@@ -29,7 +29,7 @@ STAGES = [
     ["eval", "head-to-head", *ECHO, "--against", "/dev/null"],
 ]  # fmt: skip
 LIGHT = {
-    "modules": ["jsonlines", "matplotlib.backends.backend_svg", "matplotlib.figure", "numpy", "rich.progress"],
+    "modules": ["jinja2", "jsonlines", "matplotlib.backends.backend_svg", "openai", "rich.progress", "scipy.special"],
     "commands": [*([*words, "--in", "/dev/null"] for words in STAGES), ["report", "."]],
 }
 HEAVY = {
@@ -72,11 +72,19 @@ def start_server(name: str, path: Path) -> None:
         raise RuntimeError((session() / f"{name}.log").read_text())
 
 
-def server_for(command: Sequence[str]) -> str:
+def server_for(command: Sequence[str], folder: Path) -> str:
     """Return the server that has imported most of what a command needs: of two alike one in turn."""
-    loads = "--model" in command and not {"--engine", "--base-url"} & {*command}
-    trains = command[1] != "-m" and Path(command[1]).name != "mortal_srlm.py"
-    return "heavy" if loads or trains or "doctor" in command else next(LIGHT_ONES)
+    return "heavy" if loads_a_model(command, folder) else next(LIGHT_ONES)
+
+
+def loads_a_model(command: Sequence[str], folder: Path) -> bool:
+    """Tell whether a command names a model that is there, or is a script that opens or trains one."""
+    if command[1] != "-m":
+        return command[1] != "-c" and Path(command[1]).name != "mortal_srlm.py"
+    if "--model" not in command or {"--engine", "--base-url"} & {*command}:
+        return False
+    name = command[command.index("--model") + 1]
+    return "/" not in name or (folder / name).exists()
 
 
 class Forked:

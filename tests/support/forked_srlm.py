@@ -9,8 +9,9 @@ from pathlib import Path
 
 from forked import Forked, server_for
 
-argv = ["-m", "srlm_cli", *sys.argv[1:]]
-code = Forked(server_for([sys.executable, *argv]), argv, Path.cwd(), {**os.environ}, stdin=0, stdout=1, stderr=2).wait()
+folder, argv = Path.cwd(), ["-m", "srlm_cli", *sys.argv[1:]]
+server = server_for([sys.executable, *argv], folder)
+code = Forked(server, argv, folder, {**os.environ}, stdin=0, stdout=1, stderr=2).wait()
 if code < 0:
     signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)

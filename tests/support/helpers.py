@@ -84,16 +84,19 @@ def read_json(path: Path) -> dict[str, Any]:
 class Srlm:
     """Run the program in a folder of its own, where no srlm.toml is found.
 
-    The processes are forked by a server that has imported what they need, unless `real` is set or their
-    environment holds what is read before that.
+    The processes are forked by a server that has imported what they need, unless their environment holds what is
+    read before that, or a test asks for an interpreter of their own.
     """
 
     folder: Path
-    real: bool = not FORKS
 
     def __call__(self, *args: str, stdin: str | bytes | int = "", **more: Any) -> Result:
         """Run `srlm ARGS` to its end and return how it ended."""
         return self.run([*PROGRAM, *args], stdin, **more)
+
+    def code(self, code: str, *args: str, stdin: str | bytes = "") -> Result:
+        """Run `python -c CODE ARGS` to its end; what the program needs may be imported already."""
+        return self.run([sys.executable, "-c", code, *args], stdin, forks=True)
 
     def mortal(self, after: int, sign: int, *args: str) -> Result:
         """Run `srlm ARGS` with an echo engine that sends itself a signal after so many completions."""
@@ -105,34 +108,36 @@ class Srlm:
         stdin: str | bytes | int = "",
         env: dict[str, str] | None = None,
         *,
-        real: bool = False,
+        forks: bool | None = None,
         file_size: Sequence[int] | None = None,
         stdout: File = PIPE,
         stderr: File = PIPE,
     ) -> Result:
         """Run a command to its end; `stdin` is a text or a file descriptor, `file_size` the limits of RLIMIT_FSIZE."""
         files = {"stdin": stdin if isinstance(stdin, int) else PIPE, "stdout": stdout, "stderr": stderr}
-        process = self._process([os.fsdecode(word) for word in command], env, files, real, file_size)
+        process = self._process([os.fsdecode(word) for word in command], env, files, forks, file_size)
         out, err = process.communicate(None if isinstance(stdin, int) else as_bytes(stdin), timeout=600)
         return Result(process.returncode, (out or b"").decode(), (err or b"").decode())
 
-    def start(self, *args: str, command: list[str] = PROGRAM, real: bool = False) -> subprocess.Popen | Forked:
+    def start(self, *args: str, command: list[str] = PROGRAM, forks: bool | None = None) -> subprocess.Popen | Forked:
         """Start `srlm ARGS` with pipes and return at once."""
-        return self._process([*command, *args], None, dict.fromkeys(("stdin", "stdout", "stderr"), PIPE), real)
+        return self._process([*command, *args], None, dict.fromkeys(("stdin", "stdout", "stderr"), PIPE), forks)
 
     def _process(
         self,
         command: list[str],
         env: dict[str, str] | None,
         files: dict[str, File],
-        real: bool = False,
+        forks: bool | None = None,
         file_size: Sequence[int] | None = None,
     ) -> subprocess.Popen | Forked:
-        """Start a process, forked where that shows no difference."""
-        ours = command[:3] == PROGRAM or command[1].startswith((str(HERE), str(self.folder)))
-        early = any(name.startswith(READ_EARLY) for name in env or {})
-        if ours and not (real or self.real or early):
-            return Forked(server_for(command), command[1:], self.folder, clean_env(env), **files, file_size=file_size)
+        """Start a process, forked where that shows no difference, unless `forks` says more."""
+        if forks is None:
+            ours = command[:3] == PROGRAM or command[1].startswith((str(HERE), str(self.folder)))
+            forks = ours and not any(name.startswith(READ_EARLY) for name in env or {})
+        if FORKS and forks:
+            server = server_for(command, self.folder)
+            return Forked(server, command[1:], self.folder, clean_env(env), **files, file_size=file_size)
         limit = file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, tuple(file_size)))
         return subprocess.Popen(command, cwd=self.folder, env=clean_env(env), bufsize=0, preexec_fn=limit, **files)
 

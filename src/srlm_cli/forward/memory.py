@@ -14,6 +14,7 @@ import torch
 from srlm_cli.errors import EngineError
 
 SHARE = 0.5
+HUGE_PAGE = 1 << 21
 # Options of glibc's mallopt, and how large what is freed may be that it keeps for the next allocation.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 KEPT, AT_ONCE, OLDEST_LIMIT = 1 << 30, 1 << 26, 1 << 25
@@ -38,14 +39,15 @@ def zeros(count: int) -> np.ndarray:
     """Return so many bytes, all zero, which an operating system gives when they are first written to.
 
     So a large store costs nothing yet. On Linux it comes in huge pages, unless PyTorch is told to take none: what is
-    read from all over a store waits as long for the addresses of small ones as for the memory.
+    read from all over a store waits as long for the addresses of small ones as for the memory. Its ends, where little
+    lies at first, do not: to make a huge page of zeros takes as long as a row takes to be written.
     """
     if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
         return np.zeros(count, np.uint8)
     mapped = mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("THP_MEM_ALLOC_ENABLE") != "0":
-        with suppress(OSError):  # a kernel that has none
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+        with suppress(OSError, ValueError):  # a kernel that has none, or a store that is no larger than its ends
+            mapped.madvise(mmap.MADV_HUGEPAGE, HUGE_PAGE, count // HUGE_PAGE * HUGE_PAGE - 2 * HUGE_PAGE)
     return np.frombuffer(mapped, np.uint8, count)
 
 

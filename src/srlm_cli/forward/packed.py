@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
+from srlm_cli import threads
 from srlm_cli.forward.attention import Pass, Prefill, Unsupported, attention_context
-from srlm_cli.forward.cpu import linear, llama_layer, paged_attention
-from srlm_cli.forward.cpu.paged_attention import CompiledDecode, CompiledPrefill
 from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.paged_attention import Decode
 from srlm_cli.forward.prefix import CachedPrefix, passes
@@ -49,8 +50,8 @@ class PackedModel:
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        run = CompiledPrefill(texts, cache) if cache and self.compiled else Prefill(texts, cache)
-        return self._forward(run, ids, torch.cat(positions), ends.to(self.device))
+        kind = _compiled().CompiledPrefill if cache and self.compiled else Prefill
+        return self._forward(kind(texts, cache), ids, torch.cat(positions), ends.to(self.device))
 
     def step(
         self,
@@ -67,7 +68,7 @@ class PackedModel:
         `members` are the rows that begin with the common text.
         """
         seen = (cache, own, shared, common, members)
-        step = CompiledDecode(*seen) if self.compiled else Decode(*seen, self.device)
+        step = _compiled().CompiledDecode(*seen) if self.compiled else Decode(*seen, self.device)
         return self._forward(step, torch.tensor(tokens), step.positions, 0)
 
     def _forward(self, run: Pass, ids: torch.Tensor, positions: torch.Tensor, keep) -> torch.Tensor:
@@ -79,7 +80,7 @@ class PackedModel:
     @property
     def compiled(self) -> bool:
         """Tell whether keys and values in blocks are read by compiled code, the common text's, too."""
-        return paged_attention.fits(self.layers, self.stored, self.device)
+        return _compiled().fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
         """Return how many bytes the keys and values of one token take."""
@@ -88,23 +89,27 @@ class PackedModel:
 
     # --- does it fit? ------------------------------------------------------------------------
 
-    def fits(self) -> bool:
-        """Tell whether packed passes give what the model itself gives; it is tried out on a few tokens."""
+    def fits(self, *, paged: bool = True) -> bool:
+        """Tell whether packed passes give what the model itself gives; it is tried out on a few tokens.
+
+        `paged` also tries keys and values in pages out, which decoding has.
+        """
         config = self.net.config.get_text_config()
         if not set(getattr(config, "layer_types", None) or ()) <= PLAIN_LAYERS or _ropes(config) & SHIFTING_ROPES:
             return False
         try:
-            return self._tried()
+            return self._tried(paged)
         except (Unsupported, TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError):
             return False  # whatever an unusual layer trips over here, `generate` can do without
 
-    def _tried(self) -> bool:
+    def _tried(self, paged: bool) -> bool:
         config = self.net.config.get_text_config()
         draw = torch.Generator().manual_seed(0)
         ids = torch.randint(config.vocab_size, (14,), generator=draw).tolist()
         first = CachedPrefix(ids[:9], kept=True)
         second = CachedPrefix([*ids[:5], *ids[9:13]], first, 5)
-        wanted = torch.stack([self._plain(tokens) for tokens in (ids[:9], second.tokens, [*ids[:9], *ids[13:]])])
+        rows = [first.tokens, second.tokens, [*ids[:8], *ids[13:]]][: 3 if paged else 2]
+        wanted = self.net(input_ids=torch.tensor(rows, device=self.device), use_cache=False).logits[:, -1].float()
         packed = self.read([first, second])
         self.layers = {
             layer: tuple(
@@ -114,8 +119,12 @@ class PackedModel:
         }
         if len(self.layers) != config.num_hidden_layers:
             return False
+        if not paged:
+            return _alike(packed, wanted, self.stored)
+        from srlm_cli.forward.cpu import linear, llama_layer
+
         half = linear.type_of(self.net)
-        if half and paged_attention.fits(self.layers, half, self.device):
+        if half and _compiled().fits(self.layers, half, self.device):
             self.stored = half
         alike = _alike(torch.cat([packed, self._in_blocks(ids)]), wanted, self.stored)
         if alike and half and self.compiled:
@@ -123,15 +132,19 @@ class PackedModel:
         return alike
 
     def _in_blocks(self, ids: list[int]) -> torch.Tensor:
-        """Return the logits behind the last token, which sees the first nine in blocks."""
+        """Return the logits behind the last token, which sees the first eight in blocks."""
         cache = PagedKVCache(self.layers, 3, self.stored, self.device)
         block = cache.allocate(1, shared=True)
-        self.read([CachedPrefix(ids[:9], blocks=block)], cache)
-        own = Span(cache.allocate(1), 1, 9, [0])
-        return self.step(ids[13:], cache, [own], [Span(block, 9, 0, [0])], None, [])
+        self.read([CachedPrefix(ids[:8], blocks=block)], cache)
+        own = Span(cache.allocate(1), 1, 8, [0])
+        return self.step(ids[13:], cache, [own], [Span(block, 8, 0, [0])], None, [])
 
-    def _plain(self, ids: list[int]) -> torch.Tensor:
-        return self.net(input_ids=torch.tensor([ids], device=self.device), use_cache=False).logits[0, -1].float()
+
+def _compiled() -> ModuleType:
+    """Return the passes by compiled code; they are imported late, with numba, which a training does without."""
+    from srlm_cli.forward.cpu import paged_attention
+
+    return paged_attention
 
 
 def lay_by_input(net) -> None:
@@ -140,9 +153,15 @@ def lay_by_input(net) -> None:
     On a CPU the products of a few dozen rows are faster so.
     """
     head = net.get_output_embeddings()
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.Linear) and layer is not head:
-            layer.weight.data = layer.weight.data.t().contiguous().t()
+    with threads.few(size(net)):
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Linear) and layer is not head:
+                layer.weight.data = layer.weight.data.t().contiguous().t()
+
+
+def size(net) -> int:
+    """Return the bytes of a model's weights."""
+    return sum(weight.nbytes for weight in net.parameters())
 
 
 def _ropes(config) -> set[str]:

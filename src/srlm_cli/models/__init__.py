@@ -220,6 +220,8 @@ def load_model(
     """
     import torch
 
+    from srlm_cli.models.meta_device import NoArithmetic
+
     folder = locate(model)
     adapter = is_adapter(folder)
     source = adapter_base(folder) if adapter else folder
@@ -237,7 +239,10 @@ def load_model(
         packed = four_bits(in_4bit, device) if in_4bit else {}
         whole = f"{source} (the base of {model})" if adapter else source
         _check_settings(whole, where)
-        loaded = _loaded(whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed))
+        with NoArithmetic(), threads.few(0):  # transformers loads several weights at a time, each in its own thread
+            loaded = _loaded(
+                whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed)
+            )
     if adapter:
         loaded = _loaded(model, folder, lambda: adapters.attach(loaded, folder, where, trainable=not merge))
         if merge:

@@ -33,7 +33,7 @@ class Packing:
         training = self.bare.training
         self.bare.eval()
         with torch.no_grad():
-            self.fits = self.bare.device.type == "cpu" and self.packed.fits()
+            self.fits = self.bare.device.type == "cpu" and self.packed.fits(paged=False)
         self.bare.train(training)
 
     def now(self) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from srlm_cli import distributed, models
 from srlm_cli.errors import DataError, SrlmError
 from srlm_cli.models.files import broken_file
+from srlm_cli.models.light_imports import light_imports, without_collection
 from srlm_cli.records import PROVENANCE, Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
@@ -80,6 +81,7 @@ class Method(Protocol):
         ...
 
 
+@light_imports()
 def train(
     method: Method,
     rows: list[Row],
@@ -114,7 +116,8 @@ def train(
             few = dry_run.sample(dataset, method.length, device_batch_size(spec))
             trainer = method.make_trainer(few, [], spec, run, tokenizer, workdir)
             return dry_run.show(trainer, method.name, method.examples(dataset[0]), report, spec)
-        trainer = method.make_trainer(dataset, eval_dataset, spec, run, tokenizer, workdir)
+        with without_collection():
+            trainer = method.make_trainer(dataset, eval_dataset, spec, run, tokenizer, workdir)
         results = {"data": report.as_dict(), **run_training(trainer, workdir, method.name, run)}
         results |= method.results(trainer)
         save(trainer, tokenizer, workdir, spec, {**(provenance or {}), **method.settings(), **results})

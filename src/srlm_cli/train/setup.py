@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import distributed, models
+from srlm_cli import distributed, models, threads
 from srlm_cli.errors import DataError, EngineError, OptionError
+from srlm_cli.models.light_imports import without_collection
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, router
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 
+@without_collection()
 def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model to train."""
     models.locate(spec.model)  # a wrong path is told before anything is loaded
@@ -82,7 +84,20 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     dropout.set_share(model, spec.dropout)
     router.route_as_in_evaluation(model)
     model.config.use_cache = False
+    own_weights(model)
     return model
+
+
+def own_weights(model: PreTrainedModel) -> None:
+    """Copy the weights that a training changes into memory of this process.
+
+    They are pages of the model's file, and the first step of an optimizer would copy each where it writes to it, which
+    takes ten times as long: the other threads wait until the processor has forgotten where the page was.
+    """
+    with threads.few(0):
+        for weight in model.parameters():
+            if weight.requires_grad and weight.device.type == "cpu":
+                weight.data = weight.data.clone()
 
 
 def training_dtype(spec: TrainSpec) -> str:

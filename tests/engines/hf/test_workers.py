@@ -147,7 +147,7 @@ def test_a_lane_that_is_killed_is_told_in_one_line(engine, three, monkeypatch):
     next(generated)
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match=r"has ended \(exit -9\)"):
+    with pytest.raises(EngineError, match=r"worker process ended \(exit -9\)"):
         list(generated)
     assert not multiprocessing.active_children()
 

@@ -71,14 +71,15 @@ class WorkerPool(BaseScheduler):
             worker.give(tasks, busy)
         told = wait([worker.pipe for worker in self.workers if worker.open])
         for worker in self.workers:
-            if worker.pipe in told:
+            if worker.open and worker.pipe in told:
                 worker.hear()
 
     def close(self) -> None:
         """End what is under way, in the middle of a step."""
-        for worker in self.workers:
+        started = [worker for worker in self.workers if worker.process]
+        for worker in started:
             worker.process.kill()
-        for worker in self.workers:
+        for worker in started:
             worker.process.join()
             worker.pipe.close()
 
@@ -104,23 +105,34 @@ class WorkerPool(BaseScheduler):
 
 
 class Worker:
-    """One scheduler in a process of its own: `open` completions of the tasks it was given have not ended yet."""
+    """One scheduler in a process of its own: `open` completions of the tasks it was given have not ended yet.
+
+    The process is started by the first tasks.
+    """
+
+    pipe: Connection
 
     def __init__(self, scheduler: Scheduler) -> None:
-        fork = multiprocessing.get_context("fork")
-        self.pipe, theirs = fork.Pipe()
-        self.process = fork.Process(target=_serve, args=(scheduler, theirs, self.pipe), name="worker", daemon=True)
-        self.process.start()
-        theirs.close()
+        self.scheduler, self.process = scheduler, None
         self.limit, self.open, self.busy = scheduler.limit, 0, 0
         self.tasks: dict[int, Task] = {}
         self.numbers = numbers()
+
+    def start(self) -> None:
+        """Start the process."""
+        fork = multiprocessing.get_context("fork")
+        self.pipe, theirs = fork.Pipe()
+        self.process = fork.Process(target=_serve, args=(self.scheduler, theirs, self.pipe), name="worker", daemon=True)
+        self.process.start()
+        theirs.close()
 
     def give(self, tasks: list[Task], busy: int) -> None:
         """Hand tasks over to be written; `busy` workers are at work, this one included."""
         numbered = list(zip(self.numbers, tasks, strict=False))
         self.tasks.update(numbered)
         if self.open and (tasks or busy != self.busy):
+            if not self.process:
+                self.start()
             self.busy = busy
             with suppress(OSError):  # `hear` says that it has ended
                 self.pipe.send((busy, numbered))
