@@ -496,6 +496,25 @@ def test_no_choice_among_the_most_probable_tokens_is_no_choice() -> None:
     assert completion.probabilities is None
 
 
+ANEW = [{"The": 0.9, "4": 0.005, "3": 0.004}]
+
+
+def test_a_server_that_starts_anew_once_gives_no_choice_and_one_that_always_does_is_an_error() -> None:
+    requests = [ask(f"Judge {n}", 1, prefix="Fine.\nScore: ", choices=SCORES) for n in range(40)]
+    with Stub(steps=lambda asked: [{" 4": 0.6, " 3": 0.2}] if number_of(asked) % 4 else ANEW) as stub:
+        made = answers(stub, requests, concurrency=1)
+    assert [one.finish_reasons for one in made] == [["stop"] if n % 4 else ["no-choice"] for n in range(40)]
+    assert made[1].mass == pytest.approx(0.8) and made[0].mass == pytest.approx(0.009)
+    with Stub(steps=lambda asked: ANEW) as stub, pytest.raises(EngineError, match="starts new answers.*--route"):
+        answers(stub, requests, concurrency=1)
+
+
+def test_a_choice_without_a_beginning_continues_nothing() -> None:
+    with Stub(steps=lambda asked: ANEW) as stub:
+        made = answers(stub, [ask(f"Judge {n}", 1, choices=SCORES) for n in range(20)], concurrency=1)
+    assert {(one.texts[0], one.finish_reasons[0]) for one in made} == {("3", "stop")}
+
+
 def judged(stub: Stub, template: str, **more) -> dict:
     form = templates.load(template, fields={"prompt", "response"})
     options = JudgeOptions(form, 2, Sampling(), seed=0, **more)

@@ -176,7 +176,7 @@ def test_choices_have_the_probabilities_of_the_hf_engine(engines):
     ours, theirs = answers(engines, asked)
     for mine, other in zip(ours[:-1], theirs[:-1], strict=True):
         assert mine.probabilities == pytest.approx(other.probabilities, abs=1e-3)
-        assert sum(mine.probabilities) == pytest.approx(1)
+        assert sum(mine.probabilities) == pytest.approx(1) and mine.mass == pytest.approx(other.mass, abs=1e-3)
         assert (mine.texts, mine.tokens_in, mine.tokens_out) == (other.texts, other.tokens_in, other.tokens_out)
     assert ours[-1] == theirs[-1] and ours[-1].probabilities is None
 

@@ -94,7 +94,7 @@ def test_each_judgement_is_drawn_with_a_seed_of_its_own() -> None:
 def test_counts_say_how_many_could_not_be_read() -> None:
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
     [outcome] = judge(rows, ListEngine([["Score: 2", "Hm.", "Hm."]], reasons="length"), options(3))
-    assert outcome.counts == {"judgements": 3, "unparsed": 2, "forced scores": 0, "cut off": 3}
+    assert outcome.counts == {"judgements": 3, "unparsed": 2, "forced scores": 0, "low score mass": 0, "cut off": 3}
     assert outcome.read == 1 and outcome.tokens_in == 10 and outcome.tokens_out == 3
 
 
@@ -163,6 +163,41 @@ def test_a_template_that_asks_at_once_is_expected_without_writing() -> None:
     assert [row["judgements"] for row in made] == [["Score: 3"], ["Score: 0"]]
     assert [request.prefix for request in engine.asked] == ["Score: ", "Score: "]
     assert all(row["score_from"] == ["direct"] for row in made)
+
+
+def test_the_probability_of_all_scores_is_told_and_a_low_one_is_no_score() -> None:
+    spread = [0.0, 0.0, 0.0, 0.3, 0.3, 0.0]
+    low = [0.0, 0.0, 0.0, 0.09, 0.09, 0.0]
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, ListEngine([["Score: 4", "Score: 2", "Hm."], spread, low]), options(3, score="expected"))
+    [row] = outcome.rows
+    assert row["score_mass"] == [pytest.approx(0.6), pytest.approx(0.18), None]
+    assert row["scores"] == [pytest.approx(3.5), None, None] and row["score"] == pytest.approx(3.5)
+    assert row["score_from"] == ["expected", None, None]
+    assert row["judgements"] == ["Score: 4", "Score: 2", "Hm."]
+    assert outcome.counts["low score mass"] == 1 and outcome.counts["unparsed"] == 2
+
+
+@pytest.mark.parametrize(("least", "score"), [(0.0, 3.5), (0.07, 3.5), (0.09, None)])
+def test_the_least_mass_of_an_expected_score_is_an_option(least: float, score: float | None) -> None:
+    low = [0.0, 0.0, 0.0, 0.04, 0.04, 0.0]
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    for form, answers in ((ADDITIVE, [["Score: 4"], low]), (SCORE_ONLY, [low])):
+        given = JudgeOptions(form, 1, Sampling(), seed=0, score="expected", min_score_mass=least)
+        [outcome] = judge(rows, ListEngine(answers), given)
+        [row] = outcome.rows
+        assert row["scores"] == [score if score is None else pytest.approx(score)]
+        assert row["score_mass"] == [pytest.approx(0.08)] and outcome.counts["unparsed"] == int(score is None)
+        if form is SCORE_ONLY:
+            assert row["judgements"] == ["" if score is None else "Score: 3"]
+
+
+def test_a_score_that_was_asked_for_tells_its_mass_and_a_text_alone_has_none() -> None:
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0, "score_mass": ["old"]})]
+    [outcome] = judge(rows, ListEngine([["Hm."], [0.0, 0.01, 0.0, 0.0, 0.0, 0.0]]), options(1, force_score=True))
+    assert outcome.rows[0]["scores"] == [1] and outcome.rows[0]["score_mass"] == [0.01]
+    [outcome] = judge(rows, ListEngine([["Score: 1"]]), options(1))
+    assert "score_mass" not in outcome.rows[0]
 
 
 def test_a_ranked_row_is_judged_as_its_replies() -> None:

@@ -43,7 +43,7 @@ def test_rows_in_are_rows_out_and_all_is_counted() -> None:
     rows = [ROW, {**ROW, "id": "p/1", "judgements": [], "judgement_finish_reasons": []}, {**ROW, "id": "p/2"}]
     outcomes = list(rescore(rows, ADDITIVE))
     assert [[row["id"] for row in outcome.rows] for outcome in outcomes] == [["p/0"], ["p/1"], ["p/2"]]
-    assert outcomes[0].counts == {"judgements": 2, "unparsed": 2, "forced scores": 0, "cut off": 1}
+    assert outcomes[0].counts == {"judgements": 2, "unparsed": 2, "forced scores": 0, "low score mass": 0, "cut off": 1}
     assert outcomes[1].rows[0]["score"] is None and outcomes[1].counts["judgements"] == 0
 
 

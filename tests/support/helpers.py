@@ -145,7 +145,8 @@ class Srlm:
 class ListEngine:
     """An engine that answers from a list: one list of texts a request, in order.
 
-    Where a request has choices, the answer is a list of their probabilities, or of texts as always.
+    Where a request has choices, the answer is a list of their probabilities, which may sum to less than 1, or of
+    texts as always.
     """
 
     name = "list"
@@ -163,7 +164,9 @@ class ListEngine:
             texts = next(self.answers)
             if request.choices and isinstance(texts[0], float):
                 best = request.choices[texts.index(max(texts))]
-                yield Completion([best] * len(request.seeds), ["stop"] * len(request.seeds), 10, 1, texts)
+                mass = sum(texts)
+                likely = [probability / mass for probability in texts]
+                yield Completion([best] * len(request.seeds), ["stop"] * len(request.seeds), 10, 1, likely, mass)
                 continue
             yield Completion(texts, [self.reasons] * len(texts), tokens_in=10, tokens_out=len(texts))
 

@@ -47,6 +47,10 @@ def judge(
             help="text: the score that the judge wrote; expected: the probability-weighted mean of the scores.",
         ),
     ] = "text",
+    min_score_mass: Annotated[
+        float,
+        Option("--min-score-mass", min=0.0, max=1.0, help="With expected: null if all scores have less probability."),
+    ] = stage.MIN_SCORE_MASS,
     force_score: Annotated[
         bool,
         Option("--force-score/--no-force-score", help="Ask the model for a score when a judgement has none."),
@@ -90,8 +94,10 @@ def judge(
     ranked rows (`responses`). Adds `score` (the mean of the readable scores, or null), `scores`,
     `score_from`, `judgements` and `judge`. The last well-formed score of a judgement counts. With
     `--score expected` the score is the probability-weighted mean of all scores at that position, so
-    ties are rare; with a template that asks for the score directly, no token is generated. The
-    defaults are the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+    ties are rare; with a template that asks for the score directly, no token is generated. `score_mass` is
+    the probability of all scores together at that position. If it is below --min-score-mass, the judge was
+    about to write something else: the score is null and counted (`low score mass`). The defaults are
+    the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
 
     With --meta the command reads judged rows. For each prompt it compares the judgements of the response
     with the most varied scores, pair by pair, in both orders (arXiv 2407.19594, with K=11). --template must
@@ -125,12 +131,15 @@ def judge(
     self_judged = engine.model is None and (local or (engine.engine == "openai" and has_writer(rows)))
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
-    options = stage.JudgeOptions(form, num_judgements, sampling.sampling(), sampling.seed, force_score, score)
+    options = stage.JudgeOptions(
+        form, num_judgements, sampling.sampling(), sampling.seed, force_score, score, min_score_mass
+    )
     own = {
         "num_judgements": num_judgements,
         "template": form.hash,
         "force_score": force_score,
         "score": score,
+        "min_score_mass": min_score_mass if score == "expected" else None,
         "rescore": False,
     }
     own["shard"] = rows.part
@@ -148,6 +157,8 @@ def judge(
     if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
         better = "--direct" if metas else "--force-score, and --template score_only"
         say(f"srlm judge: most {asked} cannot be read; see {better}")
+    if (low := tally.counts["low score mass"]) and not stream.quiet:
+        say(f"srlm judge: {low} scores are null: the scores had too little probability (`score_mass`)")
 
 
 def meta_options(

@@ -98,7 +98,8 @@ class Completion:
     `max_new_tokens`), `no-choice` (none of the choices can be told), or a reason why no text came, which is then
     empty: `prompt-too-long`, `content_filter`, `refused`, `empty`, or what a server calls it. `why` has the server's
     words about a request that it refused. `probabilities` has one number a choice, summing
-    to 1, where choices were asked for and the engine can tell. Token counts are of the prompt (once)
+    to 1, where choices were asked for and the engine can tell. `mass` is the probability that any of the choices
+    comes next, 0 to 1, before it was shared among them. Token counts are of the prompt (once)
     and of all texts. `follow_ups` has one entry per seed where the engine answered the request's `follow_up`,
     None where it did not; it is empty from an engine that leaves all of them to the caller.
     """
@@ -108,6 +109,7 @@ class Completion:
     tokens_in: int
     tokens_out: int
     probabilities: list[float] | None = None
+    mass: float | None = None
     follow_ups: tuple[Completion | None, ...] = ()
     why: str = ""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, isfinite, log
 from random import Random
 
 from srlm_cli.engines.base import Completion, Request
@@ -66,17 +66,24 @@ def of_texts(logs: Sequence[float], ends: Sequence[Sequence[int]]) -> list[float
     return shared([max(mass, 0.0) for mass in left])
 
 
+def mass_of(logs: Sequence[float], ends: Sequence[Sequence[int]]) -> float:
+    """Return the probability that any choice comes next, from the log-probabilities of their whole texts."""
+    continued = [any(short != end and end[: len(short)] == short for short in ends) for end in ends]
+    return sum(exp(log_) for log_, within in zip(logs, continued, strict=True) if not within)
+
+
 def shared(parts: Sequence[float]) -> list[float] | None:
     """Return masses as probabilities that sum to 1, or None where there is no mass to share."""
     total = sum(parts)
     return [part / total for part in parts] if total > 0 else None
 
 
-def completion(request: Request, probabilities: list[float], tokens_in: int) -> Completion:
-    """Return the completion of a request whose choices have these probabilities: one drawn for each seed."""
+def completion(request: Request, probabilities: list[float], mass: float, tokens_in: int) -> Completion:
+    """Return the completion of a request whose choices share `mass` by these probabilities: one drawn for each seed."""
     temperature = request.sampling.temperature
     texts = [pick(request.choices, probabilities, temperature, seed) for seed in request.seeds]
-    return Completion(texts, ["stop"] * len(texts), tokens_in, len(texts), probabilities)
+    mass = min(mass, 1.0) if isfinite(mass) else 0.0
+    return Completion(texts, ["stop"] * len(texts), tokens_in, len(texts), probabilities, mass)
 
 
 def pick(choices: Sequence[str], probabilities: Sequence[float], temperature: float, seed: int) -> str:

@@ -56,7 +56,7 @@ class EchoEngine:
                 texts.append(text)
                 reasons.append(reason)
             words = sum(len(text.split()) for text in texts)
-            yield Completion(texts, reasons, len(asked.split()), words, likely)
+            yield Completion(texts, reasons, len(asked.split()), words, likely, 1.0 if likely else None)
 
     def _score(self, request: Request) -> float | None:
         """Return the score of a judge that draws nothing, or None.

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,9 @@ LOOK_AHEAD = 4  # requests begun before the oldest is done, as a multiple of tho
 SEEDS = 2**31  # what every server takes as a seed
 TOP = 20  # what OpenAI and vLLM tell at most
 CHOICE_TOKENS = 8  # room for a choice and the marks around it
+# Where a turn is continued, all choices together have more of the probability (see `stages.judge.MIN_SCORE_MASS`).
+CONTINUED = 0.2
+FIRST = 16  # choices that tell whether a server continues turns at all
 RARE = 1e-4  # a choice less probable than this has no share worth asking for
 CONTEXT = re.compile(r"context length (?:is|of) (\d+)")
 HELLO = [{"role": "user", "content": "Hello!"}]  # a prompt that no server has a reason to refuse
@@ -63,6 +67,7 @@ class OpenAIEngine:
             self.template.load()
         here = spec.route == "auto" and self.template.at_hand
         self.ways = deque(["extension", "template", "turn"] if here else ["extension", "turn"])
+        self.masses: list[float] = []
         self.look_ahead = LOOK_AHEAD * spec.concurrency
         self.draws = Draws(self._texts, self.server.url, spec.check_sampling)
         self.takes_others: bool | None = None
@@ -218,12 +223,29 @@ class OpenAIEngine:
         spent = [answer]
         for short in request.choices:
             spent += await self._divide(request, short, found)
-        probabilities = choice_probabilities.shared(list(found.values()))
+        mass, probabilities = sum(found.values()), choice_probabilities.shared(list(found.values()))
         size = len(request.seeds)
         tokens_in, tokens_out = answer.tokens_in, sum(answer.tokens_out for answer in spent)
-        if probabilities is None:
-            return Completion([""] * size, ["no-choice"] * size, tokens_in, tokens_out)
-        return replace(choice_probabilities.completion(request, probabilities, tokens_in), tokens_out=tokens_out)
+        if not self._continued(request, mass) or probabilities is None:
+            return Completion([""] * size, ["no-choice"] * size, tokens_in, tokens_out, mass=mass)
+        return replace(choice_probabilities.completion(request, probabilities, mass, tokens_in), tokens_out=tokens_out)
+
+    def _continued(self, request: Request, mass: float) -> bool:
+        """Tell whether a server has continued the beginning of a turn, by the probability of the choices there.
+
+        Raise EngineError where it has not continued most of the first ones.
+        """
+        if not request.prefix or not self.chat or self.ways[0] == "template":
+            return True
+        if len(self.masses) < FIRST:
+            self.masses.append(mass)
+            if len(self.masses) == FIRST and median(self.masses) < CONTINUED:
+                raise EngineError(
+                    f"the server starts new answers instead of continuing {request.prefix[-30:]!r}: most of the first "
+                    f"{FIRST} gave {', '.join(request.choices)} less than {CONTINUED:.0%} of the probability",
+                    "--route completion --tokenizer MODEL sends the prompt as text",
+                )
+        return mass >= CONTINUED
 
     async def _divide(self, request: Request, short: str, found: dict[str, float]) -> list[Answer]:
         """Divide what was found for a choice ("1") among it and those that go on from it ("10")."""

@@ -201,7 +201,8 @@ class VllmEngine:
         behind = {node: output.outputs[0].logprobs[0] for node, output in zip(asked.nodes, outputs, strict=True)}
         logs = [sum(behind[end[:at]][token].logprob for at, token in enumerate(end)) for end in asked.ends]
         probabilities = choice_probabilities.of_texts(logs, asked.ends)
-        return choice_probabilities.completion(asked.request, probabilities, asked.tokens_in)
+        mass = choice_probabilities.mass_of(logs, asked.ends)
+        return choice_probabilities.completion(asked.request, probabilities, mass, asked.tokens_in)
 
 
 @dataclass

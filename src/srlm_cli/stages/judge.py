@@ -17,6 +17,9 @@ from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import Template
 
 READ_TOGETHER = 64
+# Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
+# at most where an answer begins.
+MIN_SCORE_MASS = 0.2
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class JudgeOptions:
 
     `score` is `text`, the number that the judgement ends with (the paper), or `expected`, the
     expectation of the template's choices at the place of that number: sum of p(k) k. With
-    `force_score` a judgement without a score gets one behind the template's `finish`.
+    `force_score` a judgement without a score gets one behind the template's `finish`. An expectation is null where
+    the choices have less than `min_score_mass` of the probability: the judge was about to write something else.
     """
 
     template: Template
@@ -34,6 +38,12 @@ class JudgeOptions:
     seed: int
     force_score: bool = False
     score: str = "text"
+    min_score_mass: float = MIN_SCORE_MASS
+
+    @property
+    def asks_again(self) -> bool:
+        """Whether probabilities of scores are asked for."""
+        return self.force_score or self.score == "expected"
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,15 @@ class Judgement:
     """One text of the judge, its score if it can be read, and where the score came from.
 
     `score_from` is `text` or `expected` where the judge wrote a score, `finish` where it was asked
-    for a missing one, `direct` where it was asked for nothing else, None where there is none.
+    for a missing one, `direct` where it was asked for nothing else, None where there is none. `mass` is the
+    probability of the scores together at their place, None where it was not asked for.
     """
 
     text: str
     score: float | None
     score_from: str | None
     finish_reason: str
+    mass: float | None = None
 
 
 @dataclass
@@ -70,7 +82,7 @@ def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> It
     """
     for judged in judgements_of(responses, engine, options):
         yield Outcome(
-            rows=[judged_row(judged.response, judged.judgements, engine.model, options.template)],
+            rows=[judged_row(judged.response, judged.judgements, engine.model, options.template, options.asks_again)],
             counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}),
             tokens_in=judged.tokens_in,
             tokens_out=judged.tokens_out,
@@ -88,24 +100,20 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
             if completion is None:
                 yield Judged(row, [], 0, 0)
                 continue
-            judgement = Judgement(
-                options.template.finish + completion.texts[0] if completion.texts[0] else "",
-                expectation(completion, options.template),
-                "direct" if completion.probabilities else None,
-                completion.finish_reasons[0],
-            )
+            score = expectation(completion, options)
+            text, source = ("", None) if score is None else (options.template.finish + completion.texts[0], "direct")
+            judgement = Judgement(text, score, source, completion.finish_reasons[0], completion.mass)
             yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out)
         return
-    looks_again = options.force_score or options.score == "expected"
     asked = generate_for(responses, about_replies(judge_request, options), engine)
-    while group := list(islice(asked, READ_TOGETHER if looks_again else 1)):
+    while group := list(islice(asked, READ_TOGETHER if options.asks_again else 1)):
         judged = [
             Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.follow_ups)
             if done
             else Judged(row, [], 0, 0)
             for row, done in group
         ]
-        if looks_again:
+        if options.asks_again:
             read_again(judged, engine, options)
         yield from judged
 
@@ -121,7 +129,7 @@ def judge_request(row: Row, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
     sampling = replace(options.sampling, last_line=options.template.last_line)
-    follow_up = AskAgain(row, options) if options.force_score or options.score == "expected" else None
+    follow_up = AskAgain(row, options) if options.asks_again else None
     return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, follow_up=follow_up)
 
 
@@ -204,9 +212,9 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
         one.tokens_in, one.tokens_out = one.tokens_in + completion.tokens_in, one.tokens_out + completion.tokens_out
         choice, old = completion.texts[0], one.judgements[k]
         expected = options.score == "expected"
-        score = expectation(completion, options.template) if expected else float(choice) if choice else None
-        if score is not None:
-            one.judgements[k] = replace(old, score=score, score_from="finish" if old.score is None else "expected")
+        score = expectation(completion, options) if expected else float(choice) if choice else None
+        source = None if score is None else "finish" if old.score is None else "expected"
+        one.judgements[k] = replace(old, score=score, score_from=source, mass=completion.mass)
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
@@ -220,8 +228,8 @@ def before_score(judgement: Judgement, template: Template) -> str:
     return (text if text.endswith("\n") or not text else text + "\n") + template.finish
 
 
-def expectation(completion: Completion, template: Template) -> float | None:
-    """Return the mean of the template's choices by their probability, or None where no choice was possible.
+def expectation(completion: Completion, options: JudgeOptions) -> float | None:
+    """Return the mean of the template's choices by their probability, or None where they have too little of it.
 
     An engine that chose and knows no probabilities raises EngineError: nothing can be expected of it.
     """
@@ -231,18 +239,22 @@ def expectation(completion: Completion, template: Template) -> float | None:
                 "the engine gives no log-probabilities, which an expected score is made of", "--score text"
             )
         return None
-    return sum(p * float(choice) for p, choice in zip(completion.probabilities, template.choices, strict=True))
+    if completion.mass is not None and completion.mass < options.min_score_mass:
+        return None
+    choices = options.template.choices
+    return sum(p * float(choice) for p, choice in zip(completion.probabilities, choices, strict=True))
 
 
-def judged_row(row: Row, judgements: list[Judgement], model: str, template: Template) -> Row:
-    """Return a response row with what the judge said of it."""
+def judged_row(row: Row, judgements: list[Judgement], model: str, template: Template, with_mass: bool = False) -> Row:
+    """Return a response row with what the judge said of it, and the mass of the scores where that was asked for."""
     scores = [judgement.score for judgement in judgements]
     readable = [score for score in scores if score is not None]
     return {
-        **row,
+        **{key: value for key, value in row.items() if key != "score_mass"},
         "score": fmean(readable) if readable else None,
         "scores": scores,
         "score_from": [judgement.score_from for judgement in judgements],
+        **({"score_mass": [judgement.mass for judgement in judgements]} if with_mass else {}),
         "judgements": [judgement.text for judgement in judgements],
         "judgement_finish_reasons": [judgement.finish_reason for judgement in judgements],
         "judge": {"model": model, "template": template.name, "template_hash": template.hash},
@@ -250,10 +262,11 @@ def judged_row(row: Row, judgements: list[Judgement], model: str, template: Temp
 
 
 def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
-    """Count judgements: all, unparsed, those with a forced score, cut off, and those that never came."""
+    """Count judgements: all, unparsed, of a forced score, of too low a mass, cut off, and those that never came."""
     return {
         "judgements": len(judgements),
         "unparsed": sum(judgement.score is None for judgement in judgements),
         "forced scores": sum(judgement.score_from == "finish" for judgement in judgements),
+        "low score mass": sum(judgement.score is None and judgement.mass is not None for judgement in judgements),
         **counts_of_ends(judgement.finish_reason for judgement in judgements),
     }

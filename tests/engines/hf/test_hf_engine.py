@@ -574,6 +574,7 @@ def test_choices_have_their_whole_probability(opened, kind, texts):
     for request, completion in zip(requests, engine.generate(requests), strict=True):
         whole = [whole_probability(engine, request, choice) for choice in texts]
         assert completion.probabilities == pytest.approx([p / sum(whole) for p in whole], abs=1e-5)
+        assert completion.mass == pytest.approx(sum(whole), rel=1e-3)
         assert completion.texts == [texts[whole.index(max(whole))]]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from srlm_cli.engines.base import Completion, Request
-from srlm_cli.engines.choice_probabilities import completion, of_texts
+from srlm_cli.engines.choice_probabilities import completion, mass_of, of_texts
 from srlm_cli.forward import memory
 from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
@@ -92,15 +92,12 @@ class ChoiceScorer:
 def answer(choice: ScoringRequest, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
     """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
     if choice.single_token:
-        ends = torch.tensor([end[0] for end in choice.ends], device=logits[()].device)
-        probabilities = torch.softmax(logits[()][ends], -1).tolist()
+        row = logits[()]
+        chosen = row[torch.tensor([end[0] for end in choice.ends], device=row.device)]
+        probabilities = torch.softmax(chosen, -1).tolist()
+        mass = float(torch.exp(torch.logsumexp(chosen.float(), -1) - torch.logsumexp(row.float(), -1)))
     else:
-        probabilities = _of_longer(choice.ends, logits)
-    return completion(choice.request, probabilities, choice.tokens_in)
-
-
-def _of_longer(ends: list[list[int]], logits: dict[tuple[int, ...], torch.Tensor]) -> list[float]:
-    """Return the probability of each choice where some have several tokens."""
-    steps = {behind: torch.log_softmax(row, -1) for behind, row in logits.items()}
-    logs = [sum(float(steps[tuple(end[:at])][token]) for at, token in enumerate(end)) for end in ends]
-    return of_texts(logs, ends)
+        steps = {behind: torch.log_softmax(row, -1) for behind, row in logits.items()}
+        logs = [sum(float(steps[tuple(end[:at])][token]) for at, token in enumerate(end)) for end in choice.ends]
+        probabilities, mass = of_texts(logs, choice.ends), mass_of(logs, choice.ends)
+    return completion(choice.request, probabilities, mass, choice.tokens_in)
