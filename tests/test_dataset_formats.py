@@ -207,8 +207,8 @@ def test_columns_that_are_not_used_are_a_warning_with_a_count(srlm: Srlm, quiet:
     rows = [{"prompt": f"Ask {n}?", "tools": [{"name": "clock"}] if n else []} for n in range(3)]
     result = srlm("sample", "--engine", "echo", "-n", "1", "--out", "out.jsonl", *quiet, stdin=as_lines(rows))
     assert result.code == 0
-    assert result.err.count("srlm sample: warning: 2 rows whose `tools` is not used") == 1
-    assert read_json(srlm.folder / "out.jsonl.meta.json")["warnings"] == {"rows whose `tools` is not used": 2}
+    assert result.err.count("srlm sample: warning: 2 rows with an unused `tools` column") == 1
+    assert read_json(srlm.folder / "out.jsonl.meta.json")["warnings"] == {"rows with an unused `tools` column": 2}
 
 
 # --- JSON arrays -----------------------------------------------------------------------------

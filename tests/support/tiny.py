@@ -13,6 +13,8 @@ TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system\nrole') }}{% endif %}"
+DATE = "<|system|>\nToday is {{ strftime_now('%d %b %Y, %H:%M:%S') }}.<|end|>\n"
 SPECIAL = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
 
 
@@ -66,3 +68,12 @@ def pairs(count: int) -> list[Row]:
 def completions(count: int) -> list[Row]:
     """Return IFT rows of unlike lengths."""
     return [{"prompt": f"Ask {n}?", "completion": f"Answer {n} " + "word " * (n % 7)} for n in range(count)]
+
+
+def with_template(base: Path, folder: Path, template: str) -> Path:
+    """Return a model folder like another one, with another chat template."""
+    folder.mkdir()
+    for file in base.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "chat_template.jinja").write_text(template)
+    return folder

@@ -165,6 +165,22 @@ def test_any_batch_can_be_trained_on_a_gpu_by_default(batch: int, at_a_time: int
     assert device_batch_size(TrainSpec("m", Path("out"), 1e-3, 1e-4, batch=batch)) == at_a_time
 
 
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_half_a_character_is_trained_on_as_its_replacement(srlm: Srlm, base: Path, command: str) -> None:
+    row = {"prompt": "Ask \ud83d?", "completion": "So \udc00."}
+    if command == "dpo":
+        row = {"prompt": "Ask \ud83d?", "chosen": "So \udc00.", "rejected": "No."}
+    text = "".join(json.dumps(one) + "\n" for one in (row, {**row, "prompt": "Ask?"}))
+    (srlm.folder / "held.jsonl").write_text(text)
+    argv = [command, "--model", str(base), "--out", "m", "--dry-run"]
+    result = srlm(*argv, stdin=text, env=ALONE)
+    assert result.code == 0, result.err
+    assert f"srlm {command}: warning: 2 rows with half a character" in result.err
+    assert "| Ask \ufffd?<|end|>" in result.err and "> So \ufffd.<|end|>" in result.err
+    held = srlm(*argv, "--held-out", "held.jsonl", stdin=json.dumps({**row, "prompt": "Ask \ufffd?"}), env=ALONE)
+    assert held.code == 3 and "evaluation file held.jsonl" in held.err
+
+
 def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:
     (srlm.folder / "eval.jsonl").write_text('{"prompt": "ask  1?"}\n')
     argv = ["dpo", "--model", str(base), "--out", "m", "--held-out", "eval.jsonl"]

@@ -11,7 +11,7 @@ from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.options.training import EvalFile, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
-from srlm_cli.streams.reader import read_all
+from srlm_cli.streams.reader import Reader
 from srlm_cli.train.losses import DPOLossConfig, Loss
 
 app = new_app()
@@ -84,11 +84,15 @@ def dpo(
     preference = DPOLossConfig(beta, loss, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda)
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
-    rows = all_rows(reader)
+    rows = all_rows(reader, origins=True)
     warn("dpo", reader)
-    held = read_all(eval_file, records.pair_record) if eval_file else None
+    held = all_rows(Reader([eval_file], records.pair_record), origins=True) if eval_file else None
     about = provenance("dpo", spec, reader)
     results = guarded(
-        lambda: train(rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about), spec.out
-    )
+        lambda: train(
+            rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about,
+            refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
+        ),
+        spec.out,
+    )  # fmt: skip
     finish("dpo", spec, reader, results)

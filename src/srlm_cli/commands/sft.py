@@ -12,7 +12,7 @@ from srlm_cli.options.training import EvalFile, TrainOptions, by_input
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.console import say
-from srlm_cli.streams.reader import read_all
+from srlm_cli.streams.reader import Reader
 
 app = new_app()
 
@@ -73,15 +73,18 @@ def sft(
     reader = open_reader(
         options, lambda row: {**check(row), "mix_weight": weights[reader.source]}, paths, beside=others
     )
-    rows = all_rows(reader)
+    rows = all_rows(reader, origins=True)
     warn("sft", reader)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")
-    held = read_all(eval_file, records.completion_record) if eval_file else None
+    held = all_rows(Reader([eval_file], records.completion_record), origins=True) if eval_file else None
     about = provenance("sft", spec, reader)
     results = guarded(
-        lambda: train(kept, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about),
+        lambda: train(
+            kept, spec, drop_long=on_long == "drop", eval_rows=held, run=options.run(), provenance=about,
+            refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
+        ),
         spec.out,
-    )
+    )  # fmt: skip
     finish("sft", spec, reader, results)

@@ -60,13 +60,17 @@ def with_model(spec: EngineSpec) -> EngineSpec:
 
 
 class LazyEngine:
-    """An engine that is opened by its first request, once: without rows no model is loaded."""
+    """An engine that is opened by its first request, once: without rows no model is loaded.
+
+    `today` is the date of a run where its spec has none.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec = spec
         self.name = spec.engine
         self.model = echo_name(spec.model) if spec.engine == "echo" else spec.model or ""
         self.loads = 0
+        self.today = spec.today
         self._engine: Engine | None = None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -74,7 +78,7 @@ class LazyEngine:
         pending = iter(requests)
         for first in pending:
             if self._engine is None:
-                self._engine = open_engine(self.spec)
+                self._engine = open_engine(replace(self.spec, today=self.today))
                 self.model = self._engine.model
                 self.loads += 1
             yield from self._engine.generate(chain([first], pending))

@@ -10,10 +10,15 @@ from typing import Protocol
 from srlm_cli import thoughts
 from srlm_cli.records import Message
 
+TEMPLATE_REFUSED = "template-refused"
+
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server."""
+    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server.
+
+    `today` is the moment that a chat template writes which asks for the date; None is now.
+    """
 
     engine: str = "hf"
     model: str | None = None
@@ -28,6 +33,7 @@ class EngineSpec:
     concurrency: int = 64
     retries: int = 8
     timeout: float = 600.0
+    today: str | None = None
     check_sampling: bool = True
 
 
@@ -96,10 +102,10 @@ class Completion:
 
     `finish_reasons` are `stop` (the model ended, or a stop text came), `length` (cut at
     `max_new_tokens`), `no-choice` (none of the choices can be told), or a reason why no text came, which is then
-    empty: `prompt-too-long`, `content_filter`, `refused`, `empty`, or what a server calls it. `why` has the server's
-    words about a request that it refused. `probabilities` has one number a choice, summing
-    to 1, where choices were asked for and the engine can tell. `mass` is the probability that any of the choices
-    comes next, 0 to 1, before it was shared among them. Token counts are of the prompt (once)
+    empty: `prompt-too-long`, `content_filter`, `refused` (by a server), `template-refused` (by the chat template),
+    `empty`, or what a server calls it. `why` has the words of what refused the request. `probabilities` has one number
+    a choice, summing to 1, where choices were asked for and the engine can tell. `mass` is the probability that any of
+    the choices comes next, 0 to 1, before it was shared among them. Token counts are of the prompt (once)
     and of all texts. `follow_ups` has one entry per seed where the engine answered the request's `follow_up`,
     None where it did not; it is empty from an engine that leaves all of them to the caller.
     """
@@ -112,6 +118,17 @@ class Completion:
     mass: float | None = None
     follow_ups: tuple[Completion | None, ...] = ()
     why: str = ""
+
+
+def no_text(request: Request, reason: str, tokens_in: int = 0, why: str = "") -> Completion:
+    """Return the answer to a request that has no text, for this reason."""
+    size = len(request.seeds)
+    return Completion([""] * size, [reason] * size, tokens_in, 0, why=why)
+
+
+def template_refusal(completion: Completion) -> str:
+    """Return why the chat template refused the messages of a request, an empty string where it did not."""
+    return completion.why if completion.finish_reasons[0] == TEMPLATE_REFUSED else ""
 
 
 class Engine(Protocol):

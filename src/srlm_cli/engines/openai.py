@@ -21,13 +21,13 @@ import openai
 
 from srlm_cli import models
 from srlm_cli.engines import choice_probabilities
-from srlm_cli.engines.base import Completion, EngineSpec, Request, end_of
-from srlm_cli.engines.chat_template import chat_text
+from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, end_of, no_text
+from srlm_cli.engines.chat_template import rendered
 from srlm_cli.engines.openai_answers import Answer, Json, Reply, read_answer
 from srlm_cli.engines.openai_draws import Draws
 from srlm_cli.engines.openai_refusals import names, refusal, words
 from srlm_cli.engines.openai_server import Server
-from srlm_cli.errors import EngineError
+from srlm_cli.errors import BadRow, EngineError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +61,7 @@ class OpenAIEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.model = spec.model
         self.server = Server(spec)
-        self.template = ChatTemplate(spec.tokenizer, spec.model)
+        self.template = ChatTemplate(spec.tokenizer, spec.model, spec.today)
         self.chat = spec.route != "completion"
         if not self.chat:
             self.template.load()
@@ -99,8 +99,9 @@ class OpenAIEngine:
                 reason = "refused"
             if not reason:
                 raise await self.server.explained(error) from error
-            size, why = len(request.seeds), f"{error.status_code} {words(error)[:300]}"
-            return Completion([""] * size, [reason] * size, tokens_told(error), 0, why=why)
+            return no_text(request, reason, tokens_told(error), why=f"{error.status_code} {words(error)[:300]}")
+        except BadRow as error:  # of a chat template that is rendered here
+            return no_text(request, TEMPLATE_REFUSED, why=str(error))
         except (openai.OpenAIError, OSError, ValueError) as error:
             raise await self.server.explained(error) from error
 
@@ -276,8 +277,8 @@ class OpenAIEngine:
 class ChatTemplate:
     """A model's chat template, for the route that takes a text; its tokenizer is loaded by the first use."""
 
-    def __init__(self, tokenizer: str | None, model: str) -> None:
-        self.model = tokenizer or model
+    def __init__(self, tokenizer: str | None, model: str, today: str | None = None) -> None:
+        self.model, self.today = tokenizer or model, today
         self.at_hand = bool(tokenizer) or model in models.EMBEDDED or Path(model).is_dir()
         self.lock = Lock()
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -293,7 +294,7 @@ class ChatTemplate:
     def render(self, request: Request) -> str:
         """Return a chat as text, up to and with its prefix, without the BOS that the server will add."""
         tokenizer = self.load()
-        text = chat_text(tokenizer, request.messages, self.model)
+        text = rendered(tokenizer, request.messages, today=self.today)
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         return (text.removeprefix(tokenizer.bos_token) if adds_bos else text) + request.prefix.rstrip()
 

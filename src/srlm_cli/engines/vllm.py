@@ -36,9 +36,9 @@ from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli import models
 from srlm_cli.engines import choice_probabilities
-from srlm_cli.engines.base import Completion, EngineSpec, Request, Sampling, end_of
-from srlm_cli.engines.chat_template import chat_text, stop_ids, token_ids
-from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
+from srlm_cli.engines.chat_template import rendered, stop_ids, token_ids
+from srlm_cli.errors import BadRow, EngineError, OptionError
 
 BATCHES_AHEAD = 4
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -52,7 +52,7 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         models.quiet_libraries()
-        self.model = spec.model
+        self.model, self.today = spec.model, spec.today
         self.rows_ahead = spec.batch_size * BATCHES_AHEAD
         self.tokenizer = models.load_tokenizer(spec.model)
         self.lora = _lora(spec.model)
@@ -88,8 +88,11 @@ class VllmEngine:
         self.llm.engine_core.shutdown()
 
     def _ask(self, request: Request) -> _Asked:
-        """Hand one request to the scheduler."""
-        chat = self._chat(request)
+        """Hand one request to the scheduler, unless the chat template refuses it."""
+        try:
+            chat = self._chat(request)
+        except BadRow as refusal:
+            return _Asked(request, 0, fits=False, refusal=no_text(request, TEMPLATE_REFUSED, why=str(refusal)))
         prompt = self._tokens(chat)
         if request.choices:
             return self._ask_choices(request, prompt, [self._tokens(chat + choice) for choice in request.choices])
@@ -103,8 +106,7 @@ class VllmEngine:
         """Step until all of a request has finished and return its completion."""
         outputs = [self._wait(name) for name in asked.names]
         if not asked.fits:
-            size = len(asked.request.seeds)
-            return Completion([""] * size, ["prompt-too-long"] * size, asked.tokens_in, 0)
+            return asked.refusal or no_text(asked.request, "prompt-too-long", asked.tokens_in)
         if asked.request.choices:
             return self._chosen(asked, outputs)
         drawn = [self._text(output.outputs[0], asked.request.sampling) for output in outputs]
@@ -140,7 +142,7 @@ class VllmEngine:
     # --- tokens and texts ------------------------------------------------------------------------
 
     def _chat(self, request: Request) -> str:
-        return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
+        return rendered(self.tokenizer, request.messages, today=self.today) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)
@@ -210,12 +212,13 @@ class _Asked:
     """A request and the names of its vLLM requests: one a seed, or one a node where choices part.
 
     `ends` are the tokens of each choice behind what all have in common. Without `fits` nothing was
-    asked: the prompt is too long.
+    asked: the prompt is too long, or has met a `refusal`.
     """
 
     request: Request
     tokens_in: int
     fits: bool
+    refusal: Completion | None = None
     names: list[str] = field(default_factory=list)
     ends: list[tuple[int, ...]] = field(default_factory=list)
     nodes: list[tuple[int, ...]] = field(default_factory=list)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -36,6 +37,22 @@ def shard_of(text: str) -> Shard:
         raise BadParameter(f"expected K/N, part K of N, from 1/N to N/N, got {text!r}")
     return Shard(int(number), int(of))
 
+
+def moment_of(text: str) -> str:
+    """Return a date or a date with a time in ISO form."""
+    try:
+        return datetime.fromisoformat(str(text)).isoformat()  # srlm.toml may have a date
+    except ValueError:
+        raise BadParameter(f"expected a date such as 2026-07-01, got {text!r}") from None
+
+
+Today = Annotated[
+    str | None,
+    Option(
+        "--today", metavar="DATE", parser=moment_of, show_default="now; a resumed run keeps its date",
+        help="Current date for chat templates that write it.",
+    ),
+]  # fmt: skip
 
 ShardOption = Annotated[
     Shard | None,
@@ -131,6 +148,7 @@ class EngineOptions:
     dtype: Annotated[
         Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, if the hardware is faster with it.")
     ] = "auto"
+    today: Today = None
     tensor_parallel_size: Annotated[
         int,
         Option("--tensor-parallel-size", min=1, help="With --engine vllm: GPUs per copy of the model."),

@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 # Help shows what a command reads and writes first, and the plumbing behind its own options.
 FIRST = ("in_", "out")
 LAST = (
-    "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype",
+    "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype", "today",
     "tensor_parallel_size", "data_parallel_size", "base_url", "route", "tokenizer", "concurrency", "retries",
     "timeout", "check_sampling", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit",
     "config", "quiet",

@@ -8,7 +8,7 @@ from typing import Any
 OWN = "Options"
 SECTIONS = {
     "Input and output": "in out html shard limit on_error rejects",
-    "Model": "model engine device dtype batch_size tokenizer tensor_parallel_size data_parallel_size",
+    "Model": "model engine device dtype today batch_size tokenizer tensor_parallel_size data_parallel_size",
     OWN: "",
     "Sampling": "temperature top_p max_new_tokens",
     "Training": (

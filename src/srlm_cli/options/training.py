@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli.errors import OptionError
-from srlm_cli.options.common import OnStale, ReadOptions, Seed
+from srlm_cli.options.common import OnStale, ReadOptions, Seed, Today
 from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
 
@@ -122,6 +122,7 @@ class TrainOptions(ReadOptions):
             "else float32. Weights stay float32.",
         ),
     ] = "auto"
+    today: Today = None
     seed: Seed = 0
 
     def run(self) -> RunOptions:
@@ -166,6 +167,7 @@ class TrainOptions(ReadOptions):
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,
+            today=self.today or "",
             checkpointing=self.checkpointing,
         )
 

@@ -54,7 +54,7 @@ def expected(rows: Reader, limit: int | None) -> int | None:
 
 
 def count_skipped(name: str, tally: Tally, rows: Reader | None) -> None:
-    """Count the bad rows that were left out, which the stage never read, and warn of what was read otherwise."""
+    """Count the bad rows that were skipped, which the stage never read, and warn of rows not read as they are."""
     if rows is None:
         return
     if rows.skipped:
@@ -65,7 +65,7 @@ def count_skipped(name: str, tally: Tally, rows: Reader | None) -> None:
 
 
 def warn(name: str, rows: Reader) -> None:
-    """Say, once a command and also with --quiet, how many rows were read otherwise than they stand."""
+    """Print how many rows were not read as they are, once per command, also with --quiet."""
     for what, count in rows.noted.items():
         say(f"srlm {name}: warning: {count} {what}")
 
@@ -89,9 +89,12 @@ def finished(rows: Reader) -> Iterator[Row]:
         yield row
 
 
-def all_rows(rows: Reader) -> list[Row]:
-    """Return all rows of an input that is read before anything is made of it; a bad row raises DataError."""
-    found = list(rows)
+def all_rows(rows: Reader, *, origins: bool = False) -> list[Row]:
+    """Return all rows of an input that is read before anything is made of it; a bad row raises DataError.
+
+    With `origins` each has one, for `Reader.refuse_row`: what is made of it may show that it is bad.
+    """
+    found = [{**row, "origin": rows.origin} for row in rows] if origins else list(rows)
     rows.finish(len(found))
     check_whole(rows)
     return found

@@ -57,7 +57,7 @@ def version_of(library: str) -> str:
 
 
 def model_identity(spec: EngineSpec) -> dict[str, Any]:
-    """Return what of an engine decides its rows."""
+    """Return what of an engine decides its rows; a date that nobody gave is settled when the run begins."""
     if spec.engine == "echo":
         from srlm_cli.engines.echo import echo_name
 
@@ -68,6 +68,7 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
             "model": with_model(spec).model,
             "route": spec.route,
             "tokenizer": spec.tokenizer,
+            "today": spec.today,
         }
     from srlm_cli.models import fingerprint
 
@@ -78,4 +79,5 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
         "model": spec.model,
         "model_fingerprint": fingerprint(spec.model),
         "dtype": spec.dtype,
+        "today": spec.today,
     }

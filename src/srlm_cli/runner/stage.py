@@ -9,6 +9,7 @@ from typing import Any
 
 from srlm_cli import __version__
 from srlm_cli.engines import LazyEngine
+from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import StreamOptions
 from srlm_cli.records import Row
@@ -129,7 +130,9 @@ class StageRun:
         """Open the output, after what an unfinished run left there if it is this run's own."""
         writer, reader = self.writer, self.reader
         if isinstance(writer, StreamWriter):
+            self._settle_date({})
             return Resumed()
+        self._settle_date(writer.begun_with())
         saved = self._left_over(writer)
         digest = reader.skip(saved["read"], saved.get("refused")) if saved and reader is not None else None
         if digest is not None and reader.error:
@@ -139,6 +142,8 @@ class StageRun:
                 raise OptionError(f"{writer.part} is from a run over other input", "--restart deletes it")
             reader.rewind()
             saved = None
+        if not saved:
+            self._settle_date({})
         writer.start(saved)
         if not saved:
             return Resumed()
@@ -147,6 +152,15 @@ class StageRun:
             read, kept = self.tally.read, self.tally.kept
             say(f"srlm {self.name}: resuming after {read} completed inputs ({kept} rows in {writer.part})")
         return Resumed(self.tally.read, writer.previous)
+
+    def _settle_date(self, begun: dict[str, Any]) -> None:
+        """Let chat templates write one date in all of a run, also of a resumed one, unless it is given."""
+        if self.engine is None or self.engine.spec.today:
+            return
+        self.engine.today = begun.get("today") or now()
+        fingerprint = getattr(self.writer, "fingerprint", {})
+        if "today" in fingerprint:
+            fingerprint["today"] = self.engine.today
 
     def _left_over(self, writer: FileWriter) -> dict[str, Any] | None:
         """Return the checkpoint to continue from, or None; raise OptionError if it was another run's."""

@@ -14,7 +14,8 @@ from random import Random
 from rapidfuzz import process
 from rapidfuzz.distance import Indel
 
-from srlm_cli.engines.base import Engine, Request, Sampling
+from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
+from srlm_cli.errors import EngineError
 from srlm_cli.records import Row, as_messages, as_text, prompt_id
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
@@ -76,6 +77,8 @@ def gen_prompts(
         for number, request, completion in zip(tries, requests, engine.generate(requests), strict=True):
             if number < tried:
                 continue
+            if refusal := template_refusal(completion):
+                raise EngineError(refusal, "gen-prompts asks with one message of the user")
             text = clean(completion.texts[0])
             reason = fault(text, completion.finish_reasons[0]) or known.fault(text)
             row = None if reason else prompt_row(text, number, request, engine.model)

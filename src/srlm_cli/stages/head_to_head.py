@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
 
-from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import DataError
 from srlm_cli.records import Row, as_messages, as_text, has_ended, refuse_two_prompts
 from srlm_cli.seeds import derive
@@ -140,6 +140,10 @@ def head_to_head(
     asked = generate_for(orders(), ask, engine)
     for (one, *_), first in asked:
         completions = [first, *(completion for _, completion in islice(asked, 2 * len(one.pairs) - 1))]
+        if refusal := next(filter(None, map(template_refusal, completions)), ""):
+            yield Outcome(read=sum(one.passed.values()), dropped=one.passed)
+            yield Outcome(bad=refusal)
+            continue
         yield _outcome(one, completions, entries, options)
     yield Outcome(read=0, at_end=True)  # what comes now counts only if the input was whole
     common.check()

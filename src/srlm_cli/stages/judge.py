@@ -8,7 +8,7 @@ from itertools import islice
 from statistics import fmean
 
 from srlm_cli import thoughts
-from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
 from srlm_cli.records import ENDS, Row, as_messages, as_text, is_reply
 from srlm_cli.seeds import derive
@@ -64,13 +64,14 @@ class Judgement:
 
 @dataclass
 class Judged:
-    """A response with its K judgements, and the tokens that they took."""
+    """A response with its K judgements, and the tokens that they took; or the chat template's `refusal` to ask."""
 
     response: Row
     judgements: list[Judgement]
     tokens_in: int
     tokens_out: int
     follow_ups: tuple[Completion | None, ...] = ()
+    refusal: str = ""
 
 
 def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
@@ -81,6 +82,9 @@ def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> It
     of the judge is never searched for a score, only what it wrote.
     """
     for judged in judgements_of(responses, engine, options):
+        if judged.refusal:
+            yield Outcome(bad=judged.refusal)
+            continue
         yield Outcome(
             rows=[judged_row(judged.response, judged.judgements, engine.model, options.template, options.asks_again)],
             counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}),
@@ -103,19 +107,22 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
             score = expectation(completion, options)
             text, source = ("", None) if score is None else (options.template.finish + completion.texts[0], "direct")
             judgement = Judgement(text, score, source, completion.finish_reasons[0], completion.mass)
-            yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out)
+            refusal = template_refusal(completion)
+            yield Judged(row, [judgement], completion.tokens_in, completion.tokens_out, refusal=refusal)
         return
     asked = generate_for(responses, about_replies(judge_request, options), engine)
     while group := list(islice(asked, READ_TOGETHER if options.asks_again else 1)):
-        judged = [
-            Judged(row, read_judgements(done, options.template), done.tokens_in, done.tokens_out, done.follow_ups)
-            if done
-            else Judged(row, [], 0, 0)
-            for row, done in group
-        ]
+        judged = [judged_by(done, row, options) if done else Judged(row, [], 0, 0) for row, done in group]
         if options.asks_again:
             read_again(judged, engine, options)
         yield from judged
+
+
+def judged_by(completion: Completion, row: Row, options: JudgeOptions) -> Judged:
+    """Return a response with the judgements of a completion."""
+    read = read_judgements(completion, options.template)
+    tokens = completion.tokens_in, completion.tokens_out
+    return Judged(row, read, *tokens, completion.follow_ups, template_refusal(completion))
 
 
 def about_replies(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from srlm_cli.engines.base import Engine, Request, Sampling
+from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
 from srlm_cli.records import Row, as_messages, as_text, prompt_key, responses_of
 from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
@@ -107,6 +107,8 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
 
     A response that is no reply was not judged; the others are compared without it.
     """
+    if refusal := next((one.refusal for one in group if one.refusal), ""):
+        return Outcome(bad=refusal)
     judgements_asked = options.num_judgements * len(group)
     dropped: Counter[str] = Counter()
     if missing := sum(not one.judgements for one in group):
@@ -165,7 +167,10 @@ def hindsight(
     score or repeat their instruction are dropped. Without it the target is the score alone.
     """
     thinning = Thinning(options.max_share, kept)
-    for row, scores, reasons, spent in with_reasons(ranked, engine, options):
+    for row, scores, reasons, spent, refusal in with_reasons(ranked, engine, options):
+        if refusal:
+            yield Outcome(bad=refusal)
+            continue
         rows, dropped = [], Counter()
         replies = [response for response in responses_of(row) for _ in range(options.rows_per_reply)]
         for at, (response, score, reason) in enumerate(zip(replies, scores, reasons, strict=True)):
@@ -193,11 +198,11 @@ def scores_of(row: Row, options: EftOptions) -> list[int | None]:
 
 
 def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptions) -> Iterator[tuple]:
-    """Yield (ranked row, the scores of its targets, a reason for each, tokens in and out)."""
+    """Yield (ranked row, the scores of its targets, a reason for each, tokens in and out, the template's refusal)."""
     if not options.reason_template:
         for row in ranked:
             scores = scores_of(row, options)
-            yield row, scores, [""] * len(scores), (0, 0)
+            yield row, scores, [""] * len(scores), (0, 0), ""
         return
 
     def ask(place: tuple[Row, list[int | None], int]) -> Request:
@@ -213,13 +218,14 @@ def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptio
             scores = scores_of(row, options)
             yield from ((row, scores, at) for at in range(len(scores)))
 
-    reasons, tokens_in, tokens_out = [], 0, 0
+    reasons, tokens_in, tokens_out, refusal = [], 0, 0, ""
     for (row, scores, _), completion in generate_for(places(), ask, engine):
         reasons.append(completion.texts[0].strip() if completion.finish_reasons[0] == "stop" else "")
         tokens_in, tokens_out = tokens_in + completion.tokens_in, tokens_out + completion.tokens_out
+        refusal = refusal or template_refusal(completion)
         if len(reasons) == len(scores):
-            yield row, scores, reasons, (tokens_in, tokens_out)
-            reasons, tokens_in, tokens_out = [], 0, 0
+            yield row, scores, reasons, (tokens_in, tokens_out), refusal
+            reasons, tokens_in, tokens_out, refusal = [], 0, 0, ""
 
 
 # A score named in passing: "4/5", "4 out of 5", "three points", "rated 4", "a score of 2".

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from statistics import pvariance
 
-from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Row, as_messages, as_text, is_number, judged_record, prompt_key
 from srlm_cli.seeds import derive
@@ -92,9 +92,17 @@ def meta_judge(rows: Iterable[Row], engine: Engine, options: MetaOptions) -> Ite
             yield outcome(sessions.popleft(), engine.model, options)
         session.completions.append(completion)
         if len(session.completions) == session.asked:
-            yield outcome(sessions.popleft(), engine.model, options)
+            yield from outcomes(sessions.popleft(), engine.model, options)
     while sessions:
         yield outcome(sessions.popleft(), engine.model, options)
+
+
+def outcomes(session: Session, model: str, options: MetaOptions) -> Iterator[Outcome]:
+    """Yield the outcome of a prompt; where the chat template refuses what was asked, all its rows are bad."""
+    if refusal := next(filter(None, map(template_refusal, session.completions)), ""):
+        yield from (Outcome(bad=refusal, at_end=session.at_end) for _ in range(session.read))
+    else:
+        yield outcome(session, model, options)
 
 
 def sessions_of(rows: Iterable[Row], options: MetaOptions) -> Iterator[Session]:

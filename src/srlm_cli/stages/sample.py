@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from srlm_cli.engines.base import Completion, Engine, Request, Sampling
+from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.records import ENDS, Row, as_messages
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
@@ -66,6 +66,8 @@ def _finish_counts(completion: Completion, responses: int) -> dict[str, int]:
 
 def _why_none(completion: Completion) -> str:
     """Return in words why a prompt has no response."""
+    if refusal := template_refusal(completion):
+        return refusal
     reason = completion.finish_reasons[0]
     about = {
         "prompt-too-long": "the prompt is too long for the model",

@@ -48,6 +48,10 @@ def train_part(
         return replace(outcome, read=outcome.read + out, dropped=dropped)
 
     for outcome in make(ours()):
-        yield counted(outcome, before.popleft())
+        out = before.popleft()
+        if outcome.bad and out:  # those before it are not bad
+            yield counted(Outcome(read=0), out)
+            out = 0
+        yield counted(outcome, out)
     if passed:
         yield counted(Outcome(read=0), passed)

@@ -115,14 +115,14 @@ class Ranges(Generic[T]):
             return None
 
     def _records(self, lines: Iterable[bytes]) -> Iterator[Row]:
-        """Yield the records of lines; one that a person is told of is left to the caller, who counts them all."""
+        """Yield the records of lines; a row that a warning counts is left to the caller, which counts all of them."""
         noted: Counter[str] = Counter()
         for line in lines:
             if (row := parsed_row(line, noted)) is not BLANK:
                 record = checked_record(row, self.check)
                 for one in record if isinstance(record, list) else [record]:
                     if noted or unused_columns(one):
-                        raise BadRow("read otherwise than it stands")
+                        raise BadRow("a row that a warning counts")
                     yield one
 
     def _fork(self, ranges: list[tuple[int, int]]) -> None:

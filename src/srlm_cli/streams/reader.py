@@ -26,6 +26,9 @@ from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.streams.writer import Rejects
 
+FIX = "fix the row, or use --on-error skip to continue without it"
+Origin = tuple[tuple[str, int], bytes]  # path and line number of a row, and its text
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -53,7 +56,7 @@ class Reader:
     record, `digest` behind the last finished one, from which a resumed run sees a changed input; and a record that was
     given out can still be found bad (`refuse`), which `refused` keeps by its place, for a resumed run.
     With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
-    `source` is the path that is being read. `noted` counts rows that were read otherwise than they stand, by how.
+    `source` is the path that is being read. `noted` counts rows that were not read as they are, by what is different.
     """
 
     def __init__(
@@ -84,7 +87,7 @@ class Reader:
         self.expands = False
         self.error: DataError | None = None
         self.source = ""
-        self._place = ("", 0)
+        self._place, self._line = ("", 0), b""
         self.unfinished = 0
         self._passed = (0, 0)
         self.digest = b""
@@ -136,6 +139,17 @@ class Reader:
         self._refuse(place, line, reason)
         self.refused[str(self._finished)] = reason
 
+    @property
+    def origin(self) -> Origin:
+        """Where the last row was read, and its text where rejects are kept."""
+        return self._place, self._line if self.rejects else b""
+
+    def refuse_row(self, origin: Origin, reason: str) -> None:
+        """Take a row that was read and finished as a bad row; raise the error that it is without `--on-error skip`."""
+        self._refuse(*origin, reason)
+        if self.error:
+            raise self.error
+
     def skip(self, count: int, refused: Mapping[str, str] | None = None) -> str:
         """Read past `count` records, those that are done already; return the digest of what was read.
 
@@ -166,7 +180,7 @@ class Reader:
                 for number, line, raw in self._rows(path, lines):
                     if lines_left == 0:
                         return
-                    self._place = path, number
+                    self._place, self._line = (path, number), line
                     try:
                         checked = checked_record(raw, self.check)
                     except BadRow as reason:
@@ -177,7 +191,7 @@ class Reader:
                     lines_left = lines_left if lines_left is None else lines_left - 1
                     self.expands = isinstance(checked, list)
                     for name in unused_columns(checked[0] if self.expands and checked else checked):
-                        self.noted[f"rows whose `{name}` is not used"] += 1
+                        self.noted[f"rows with an unused `{name}` column"] += 1
                     for record in checked if self.expands else (checked,):
                         self.unfinished += 1
                         if self.traced:
@@ -219,7 +233,7 @@ class Reader:
             if self.rejects:
                 self.rejects.add({"at": at, "reason": reason, "line": line.decode(errors="replace").rstrip("\n")})
         else:
-            self.error = DataError(f"{at}: {reason}", "fix the row, or use --on-error skip to continue without it")
+            self.error = DataError(f"{at}: {reason}", FIX)
 
 
 def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
@@ -236,7 +250,7 @@ def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | l
 def open_lines(path: str) -> Iterator[IO[bytes]]:
     """Open a path, `-` for stdin, or a `.gz` file as lines of bytes, which end at `\\n` only.
 
-    A file that is one JSON array has a line for each of its elements, where the element begins.
+    A file that is one JSON array has one line for each element, at the line number where it begins.
     """
     if path == "-":
         if sys.stdin is None or sys.stdin.isatty():
@@ -259,7 +273,7 @@ def begins_array(head: bytes) -> bool:
 def lines_of(path: str, opened: Any) -> IO[bytes]:
     """Return an open file as lines, those of a JSON array taken apart; raise DataError for a broken array.
 
-    An element stands on the line on which it begins, after the one before it: the whole is in memory.
+    Each element is one line, at the line number where it begins. The whole file is in memory.
     """
     try:
         if not begins_array(opened.peek(1)):
@@ -368,14 +382,14 @@ ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parsed_row(line: bytes, noted: Counter[str] | None = None) -> Any:
-    """Return what `parsed` does, each lone surrogate in it, which UTF-8 has no bytes for, as U+FFFD; they are noted."""
+    """Return what `parsed` does, with U+FFFD for lone surrogates, which UTF-8 has no bytes for; the row is noted."""
     row = parsed(line)
     if b"\\u" in line and type(row) is dict and ESCAPED_SURROGATE.search(line):
         text, count = SURROGATE.subn("\ufffd", json.dumps(row, ensure_ascii=False))
         if count:
             row = json.loads(text)
             if noted is not None:
-                noted["rows with half a character (a lone surrogate), read as U+FFFD"] += 1
+                noted["rows with half a character (a lone surrogate), replaced by U+FFFD"] += 1
     return row
 
 

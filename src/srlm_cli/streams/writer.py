@@ -74,6 +74,13 @@ class FileWriter:
         self.lock = Lock()
         self.closed = Event()
 
+    def begun_with(self) -> dict[str, Any]:
+        """Return the fingerprint that an unfinished run left, of whatever settings; nothing where there is none."""
+        try:
+            return json.loads(self.part_meta.read_text(encoding="utf-8"))["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            return {}
+
     def left_over(self) -> dict[str, Any] | None:
         """Return the last checkpoint of an unfinished run, or None; raise OptionError if it was another run's."""
         if not self.part.exists():

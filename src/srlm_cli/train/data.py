@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli.errors import DataError
-from srlm_cli.records import Message, Prompt, Row, as_messages, short_hash
+from srlm_cli.errors import BadRow, DataError
+from srlm_cli.records import Row, short_hash
 from srlm_cli.seeds import share
+from srlm_cli.streams.reader import FIX, named
 from srlm_cli.streams.writer import dumps
+from srlm_cli.train.render import Sequence, render
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
+SIDES = ("chosen", "rejected")
+
+Refuse = Callable[[Row, str], None]  # what is done with a row that cannot be trained on, and why it cannot
 
 
 @dataclass
@@ -28,7 +33,10 @@ class DataReport:
     truncated: int = 0
     left_out: int = 0
     duplicates: int = 0
+    identical: int = 0
+    refused: int = 0
     longest: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
 
     def add(self, tokens: int, targets: int) -> None:
         """Count one sequence."""
@@ -36,7 +44,7 @@ class DataReport:
         self.target_tokens += targets
         self.longest = max(self.longest, tokens)
 
-    def as_dict(self) -> dict[str, int]:
+    def as_dict(self) -> dict[str, Any]:
         """Return the figures."""
         return asdict(self)
 
@@ -44,35 +52,25 @@ class DataReport:
         """Return the figures in one line for people; what did not happen is not named."""
         parts = [f"{self.rows} {unit}", f"{self.tokens} tokens", f"{self.target_tokens} of them trained on"]
         parts.append(f"the longest sequence has {self.longest}")
-        parts += [f"{self.duplicates} duplicates dropped"] * bool(self.duplicates)
+        parts += [f"{count} {note}" for note, count in self.notes.items()]
         parts += [f"{self.truncated} cut at --max-length"] * bool(self.truncated)
-        parts += [f"{self.left_out} left out, longer than --max-length"] * bool(self.left_out)
-        return ", ".join(parts)
+        return ", ".join(parts + self.dropped())
+
+    def dropped(self) -> list[str]:
+        """Return how many rows are not trained on, by the reason."""
+        counts = {
+            "duplicates dropped": self.duplicates,
+            "dropped: chosen and rejected are the same tokens": self.identical,
+            "left out, longer than --max-length": self.left_out,
+            "bad rows": self.refused,
+        }
+        return [f"{count} {reason}" for reason, count in counts.items() if count]
 
 
-def answer(completion: Prompt) -> list[Message]:
-    """Return a completion as the assistant's messages."""
-    return [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-
-
-def render(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, completion: Prompt) -> tuple[list[int], int]:
-    """Return the token ids of a dialogue and where its target begins.
-
-    Prompt and completion are rendered together by the chat template, with no further special tokens:
-    one BOS, the end of turn trained. The target begins behind the generation prompt. Raises DataError
-    when the template itself makes two BOS.
-    """
-    messages = as_messages(prompt)
-    opened = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(messages + answer(completion), tokenize=False)
-    head = tokenizer(opened, add_special_tokens=False)["input_ids"]
-    ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
-    if ids[:2] == [tokenizer.bos_token_id] * 2:
-        raise DataError(f"a rendered row begins with two {tokenizer.bos_token}", "fix the model's chat template")
-    start = len(os.path.commonprefix([head, ids]))
-    if tokenizer.eos_token_id not in ids[start:]:
-        ids.append(tokenizer.eos_token_id)
-    return ids, start
+def stop(row: Row, reason: str) -> None:
+    """Raise the DataError of a row that cannot be trained on."""
+    at = named(row["origin"][0]) if "origin" in row else f"row {row.get('id', '')}"
+    raise DataError(f"{at}: {reason}", FIX)
 
 
 def distinct(rows: Iterable[Row], fields: tuple[str, ...], report: DataReport, keep: bool) -> Iterator[Row]:
@@ -95,6 +93,8 @@ def sft_rows(
     drop_long: bool = False,
     keep_duplicates: bool = False,
     seed: int = 0,
+    today: str = "",
+    refuse: Refuse = stop,
 ) -> tuple[list[Row], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
 
@@ -102,11 +102,13 @@ def sft_rows(
     longer than `max_length` loses its end, counted; a row whose prompt fills it is left out. An EFT
     row (one with a `score`) must not lose its end, which is the score: DataError, or left out too
     with `drop_long`. A row whose `mix_weight` is 2.5 stands there twice, or with a chance of a half,
-    drawn by `seed`, three times.
+    drawn by `seed`, three times. A row that cannot be rendered (see `render`) goes to `refuse`, and is left out.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", "completion"), report, keep_duplicates):
-        ids, start = render(tokenizer, row["prompt"], row["completion"])
+        if (sequences := _rendered(row, ("completion",), tokenizer, today, report, refuse)) is None:
+            continue
+        [(ids, start, _)] = sequences
         if len(ids) > max_length:
             if "score" in row and drop_long:
                 report.left_out += 1
@@ -136,29 +138,55 @@ def dpo_rows(
     *,
     smoothing: float = 0.0,
     keep_duplicates: bool = False,
+    today: str = "",
+    refuse: Refuse = stop,
 ) -> tuple[list[Row], DataReport]:
     """Return `{prompt_ids, chosen_ids, rejected_ids}` of pairs, as TRL's DPOTrainer collates them.
 
-    A pair that stood before is dropped, unless `keep_duplicates`; a side longer than `max_length`
-    loses its end, counted; a pair whose prompt fills it is left out. The probability that
-    the two sides are the wrong way round goes along: the row's own `label_smoothing`, else `smoothing`.
+    A pair that stood before is dropped, unless `keep_duplicates`; so is one whose sides are the same
+    tokens; a side longer than `max_length` loses its end, counted; a pair whose prompt fills it is left
+    out. The probability that the two sides are the wrong way round goes along: the row's own `label_smoothing`, else
+    `smoothing`. A pair that cannot be rendered (see `render`) goes to `refuse`, and is left out.
     """
     made, report = [], DataReport()
-    for row in distinct(rows, ("prompt", "chosen", "rejected"), report, keep_duplicates):
-        sides = {side: render(tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected")}
-        start = min(at for _, at in sides.values())
+    for row in distinct(rows, ("prompt", *SIDES), report, keep_duplicates):
+        if (sequences := _rendered(row, SIDES, tokenizer, today, report, refuse)) is None:
+            continue
+        start = sequences[0].start  # the prompt is the same tokens on both sides
         if start >= max_length:
             report.left_out += 1
             continue
-        report.truncated += any(len(ids) > max_length for ids, _ in sides.values())
-        pair = {"prompt_ids": sides["chosen"][0][:start]}
-        for side, (ids, _) in sides.items():
-            ids = ids[:max_length]
+        cut = [sequence.ids[:max_length] for sequence in sequences]
+        if cut[0] == cut[1]:
+            report.identical += 1
+            continue
+        report.truncated += any(len(sequence.ids) > max_length for sequence in sequences)
+        pair = {"prompt_ids": cut[0][:start]}
+        for side, ids in zip(SIDES, cut, strict=True):
             pair[f"{side}_ids"] = ids[start:]
             report.add(len(ids), len(ids) - start)
         made.append({**pair, "label_smoothing": float(row.get("label_smoothing", smoothing))})
     report.rows = len(made)
     return made, report
+
+
+def _rendered(
+    row: Row,
+    replies: tuple[str, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    today: str,
+    report: DataReport,
+    refuse: Refuse,
+) -> list[Sequence] | None:
+    """Return the sequence of each reply of a row, None where one cannot be rendered; what is told of them is noted."""
+    try:
+        sequences = [render(tokenizer, row["prompt"], row[reply], today) for reply in replies]
+    except BadRow as error:
+        refuse(row, str(error))
+        report.refused += 1
+        return None
+    report.notes.update({note for sequence in sequences for note in sequence.notes})
+    return sequences
 
 
 def as_dataset(rows: list[Row]) -> Any:

@@ -10,7 +10,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import Row
 from srlm_cli.train import dry_run, reference, session, setup
 from srlm_cli.train.callback import LOGGED
-from srlm_cli.train.data import DataReport, dpo_rows
+from srlm_cli.train.data import DataReport, Refuse, dpo_rows, stop
 from srlm_cli.train.losses import SMOOTHED, DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.workdir import Workdir
@@ -25,13 +25,17 @@ def dpo(
     eval_rows: list[Row] | None = None,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
+    refuse: Refuse = stop,
 ) -> dict[str, Any]:
     """Train on pairs; return the results. Raises DataError as `session.train` does.
+
+    A pair that cannot be rendered goes to `refuse`.
 
     The reference's log-probabilities are computed before the first step, so that one model is in
     memory while it trains. What `ref` says of policy and reference is checked before the first step.
     """
-    return session.train(Dpo(loss_config, ref), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
+    method = Dpo(loss_config, ref, refuse)
+    return session.train(method, rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Dpo(session.Method):
 
     loss_config: DPOLossConfig
     ref: str = reference.PREVIOUS
+    refuse: Refuse = stop
     reference: dict[str, Any] = field(default_factory=dict)
 
     name = "dpo"
@@ -53,11 +58,19 @@ class Dpo(session.Method):
             raise DataError(
                 "these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha"
             )
-        smoothing, keep = self.loss_config.label_smoothing, run.keep_duplicates
-        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=smoothing, keep_duplicates=keep)
+        return dpo_rows(
+            rows,
+            tokenizer,
+            spec.max_length,
+            smoothing=self.loss_config.label_smoothing,
+            keep_duplicates=run.keep_duplicates,
+            today=spec.today,
+            refuse=self.refuse,
+        )
 
     def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
-        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=self.loss_config.label_smoothing)[0]
+        smoothing = self.loss_config.label_smoothing
+        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=smoothing, today=spec.today)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         reference_model = reference.resolve(self.ref, spec.model)

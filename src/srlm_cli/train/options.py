@@ -17,7 +17,8 @@ class TrainSpec:
     learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
     fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
     the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
-    `dtype` is that of a step's products: float32, bfloat16 (autocast), or auto, which `take` settles.
+    `dtype` is that of a step's products: float32, bfloat16 (autocast), or auto, which `take` settles. `today` is the
+    moment, in ISO form, that a chat template writes which asks for the date; `session.dated` settles an empty one.
     """
 
     model: str
@@ -40,6 +41,7 @@ class TrainSpec:
     dtype: str = "auto"
     seed: int = 0
     checkpointing: bool = False
+    today: str = ""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from srlm_cli import distributed, models
+from srlm_cli.engines.chat_template import now, writes_date
 from srlm_cli.errors import DataError, SrlmError
 from srlm_cli.models.files import broken_file
 from srlm_cli.models.light_imports import light_imports, without_collection
@@ -99,10 +100,10 @@ def train(
     if not rows:
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
     tokenizer = load_tokenizer(spec)
-    spec = within_context(spec, method.name, run.quiet)
+    spec = dated(method.name, within_context(spec, method.name, run.quiet), tokenizer, run)
     dataset, report = method.render(rows, tokenizer, spec, run)
     if not dataset:
-        raise DataError(f"none of {len(rows)} {method.unit} is within --max-length {spec.max_length}")
+        raise DataError(f"none of {len(rows)} {method.unit} can be trained on: {', '.join(report.dropped())}")
     if not run.quiet:
         say(f"srlm {method.name}: {report.line(method.unit)}")
     eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)
@@ -127,16 +128,34 @@ def train(
 # --- a training that can go on ---------------------------------------------------------------
 
 
-def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> dict[str, Any]:
-    """Return all but the dtype that decides what a training makes: an unfinished one continues only under the same."""
+def dated(name: str, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, run: RunOptions) -> TrainSpec:
+    """Return a spec with the date that the chat template writes; without one where it writes none.
+
+    It is the given one, that of an unfinished run of these settings, so that its rows come out the same, or now.
+    """
+    if not writes_date(tokenizer):
+        return replace(spec, today="")
+    begun = "" if run.restart or run.dry_run else Workdir(spec.out).begun_with(settings_of(name, spec)).get("today")
+    distributed.init(models.pick_device(spec.device))  # each process has its own time
+    return replace(spec, today=distributed.broadcast(spec.today or begun or now()))
+
+
+def settings_of(command: str, spec: TrainSpec) -> dict[str, Any]:
+    """Return what is known before the rows of what a training is made by, but its dtype and its date."""
     from srlm_cli import __version__
 
+    settings = {key: value for key, value in asdict(spec).items() if key not in {*OPERATIONAL, "dtype", "today"}}
+    about = {"command": command, "srlm": __version__, "model_fingerprint": models.fingerprint(spec.model)}
+    return {**about, **settings}
+
+
+def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> dict[str, Any]:
+    """Return all but the dtype that decides what a training makes: an unfinished one continues only under the same."""
     digest = blake2b(digest_size=16)
     for row in rows:
         digest.update(dumps(row).encode("utf-8", "surrogatepass") + b"\n")
-    settings = {key: value for key, value in asdict(spec).items() if key not in {*OPERATIONAL, "dtype"}}
-    about = {"command": command, "srlm": __version__, "rows": digest.hexdigest()}
-    return {**about, "model_fingerprint": models.fingerprint(spec.model), **settings, **more}
+    about = {"rows": digest.hexdigest(), "today": spec.today}
+    return {**settings_of(command, spec), **about, **more}
 
 
 def take(workdir: Workdir, name: str, identity: dict[str, Any], spec: TrainSpec, run: RunOptions) -> TrainSpec:

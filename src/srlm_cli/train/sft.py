@@ -7,7 +7,7 @@ from typing import Any
 
 from srlm_cli.records import Row
 from srlm_cli.train import dry_run, session, setup
-from srlm_cli.train.data import DataReport, sft_rows
+from srlm_cli.train.data import DataReport, Refuse, sft_rows, stop
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.workdir import Workdir
 
@@ -20,12 +20,14 @@ def sft(
     drop_long: bool = False,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
+    refuse: Refuse = stop,
 ) -> dict[str, Any]:
     """Train on rows of `prompt` and `completion`, loss on target tokens only; return the results.
 
-    Raises DataError, as `session.train` does, and when an EFT row would lose its score and not `drop_long`.
+    Raises DataError, as `session.train` does, and when an EFT row would lose its score and not `drop_long`. A row
+    that cannot be rendered goes to `refuse`.
     """
-    return session.train(Sft(drop_long), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
+    return session.train(Sft(drop_long, refuse), rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Sft(session.Method):
     """The method: sequences whose target tokens bear the loss."""
 
     drop_long: bool = False
+    refuse: Refuse = stop
 
     name = "sft"
     unit = "rows"
@@ -40,13 +43,19 @@ class Sft(session.Method):
     padding_side = "left"  # so that targets, which end their rows, stand at the same positions
 
     def render(self, rows: list[Row], tokenizer: Any, spec: TrainSpec, run: RunOptions) -> tuple[list[Row], DataReport]:
-        keep = run.keep_duplicates
         return sft_rows(
-            rows, tokenizer, spec.max_length, drop_long=self.drop_long, keep_duplicates=keep, seed=spec.seed
+            rows,
+            tokenizer,
+            spec.max_length,
+            drop_long=self.drop_long,
+            keep_duplicates=run.keep_duplicates,
+            seed=spec.seed,
+            today=spec.today,
+            refuse=self.refuse,
         )
 
     def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
-        return sft_rows(rows, tokenizer, spec.max_length, drop_long=True)[0]
+        return sft_rows(rows, tokenizer, spec.max_length, drop_long=True, today=spec.today)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         return {}

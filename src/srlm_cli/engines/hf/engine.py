@@ -15,8 +15,8 @@ from contextlib import closing
 import torch
 
 from srlm_cli import models
-from srlm_cli.engines.base import Completion, EngineSpec, Request
-from srlm_cli.engines.chat_template import chat_text, token_ids
+from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request
+from srlm_cli.engines.chat_template import rendered, token_ids
 from srlm_cli.engines.hf import workers
 from srlm_cli.engines.hf.choices import ChoiceScorer, ScoringRequest
 from srlm_cli.engines.hf.fallback import FallbackModel, FallbackScheduler
@@ -24,6 +24,7 @@ from srlm_cli.engines.hf.scheduler import Scheduler
 from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.engines.hf.workers import WorkerPool
+from srlm_cli.errors import BadRow
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.packed import PackedModel, lay_by_input
 
@@ -40,7 +41,7 @@ class HfEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         models.quiet_libraries()
-        self.model = spec.model
+        self.model, self.today = spec.model, spec.today
         self.batch_size = spec.batch_size
         self.device = models.pick_device(spec.device)
         self.tokenizer = models.load_tokenizer(spec.model)
@@ -91,14 +92,15 @@ class HfEngine:
             request = next(pending, None)
             if request is None:
                 break
-            prompt = self._render(request)
-            task = Task(request, prompt, min(request.sampling.max_new_tokens, self.context - len(prompt)))
+            task = self._task(request)
             begun.append(task)
             taken.append(task)
+            if task.answer:
+                continue
             open_rows += len(request.seeds)
             if request.choices:
                 chosen += len(request.seeds)
-            elif len(prompt) >= self.context:
+            elif len(task.prompt) >= self.context:
                 task.refuse("prompt-too-long")
             else:
                 scheduler.add(task)
@@ -108,7 +110,7 @@ class HfEngine:
         """Answer the requests among these that name their choices."""
         asked: list[tuple[Task, ScoringRequest]] = []
         for task in tasks:
-            if not task.request.choices:
+            if not task.request.choices or task.answer:
                 continue
             choice = self._scoring_request(task.request)
             if choice is None:
@@ -127,12 +129,22 @@ class HfEngine:
             return None
         return ScoringRequest.of(request, len(self._tokens(chat)), branches)
 
+    def _task(self, request: Request) -> Task:
+        """Return a request in tokens; one that the chat template refuses is answered already."""
+        try:
+            prompt = self._render(request)
+        except BadRow as refusal:
+            task = Task(request, [], 0)
+            task.refuse(TEMPLATE_REFUSED, str(refusal))
+            return task
+        return Task(request, prompt, min(request.sampling.max_new_tokens, self.context - len(prompt)))
+
     def _render(self, request: Request) -> list[int]:
         """Return the token ids of a chat, ready for the assistant's turn: one template, one BOS."""
         return self._tokens(self._chat(request))
 
     def _chat(self, request: Request) -> str:
-        return chat_text(self.tokenizer, request.messages, self.model) + request.prefix
+        return rendered(self.tokenizer, request.messages, today=self.today) + request.prefix
 
     def _tokens(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)

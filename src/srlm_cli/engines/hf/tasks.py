@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.base import Completion, Request, no_text
 from srlm_cli.engines.hf.stopping import Stops
 
 Written = tuple[str, str, int]  # text, finish reason, tokens
@@ -33,10 +33,9 @@ class Task:
             answers = tuple(map(self.follow_ups.get, sorted(self.done))) if self.follow_ups else ()
             self.answer = Completion(texts, reasons, len(self.prompt), sum(counts), follow_ups=answers)
 
-    def refuse(self, reason: str) -> None:
+    def refuse(self, reason: str, why: str = "") -> None:
         """Answer with empty texts."""
-        size = len(self.request.seeds)
-        self.answer = Completion([""] * size, [reason] * size, len(self.prompt), 0)
+        self.answer = no_text(self.request, reason, len(self.prompt), why)
 
 
 class BaseScheduler:
