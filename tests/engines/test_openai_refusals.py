@@ -415,3 +415,12 @@ def test_choices_that_share_one_draw_are_asked_for_one_by_one(capsys: pytest.Cap
         assert len(stories(stub)) == 4
     assert [one.texts for one in made] == [[drawn(f"Question {n}", seed) for seed in (11, 21, 31)] for n in range(4)]
     assert capsys.readouterr().err.count("draws the same text for all choices") == 1
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_list_of_models_that_fails_is_asked_for_once(status: int) -> None:
+    """As `transformers serve` 5.23 has it on a machine without a hub cache."""
+    with Stub() as stub:
+        stub.models_status = status
+        assert [done.texts[0] != "" for done in answers(stub, [ask("Why?"), ask("How?")])] == [True] * 2
+        assert stub.listed == 1

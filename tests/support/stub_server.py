@@ -85,7 +85,8 @@ class Stub:
         self.models, self.write, self.reason, self.owner = models, write or words, reason, owner
         self.same_seed = False
         self.asked: list[Asked] = []
-        self.now = self.most = 0
+        self.now = self.most = self.listed = 0
+        self.models_status = 200  # of the list of models
         self.lock = threading.Lock()
         self.ended = threading.Event()
         self.open: set[socket.socket] = set()
@@ -147,7 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:  # noqa: N802
         if self.path == "/v1/models":
-            self.send(200, {"object": "list", "data": self.stub.cards()})
+            self.stub.listed += 1
+            self.send(self.stub.models_status, {"object": "list", "data": self.stub.cards()})
         else:
             self.send(404, {"detail": "Not Found"})
 

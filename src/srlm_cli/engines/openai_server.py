@@ -95,12 +95,18 @@ class Server:
             return None
 
     async def _neutral(self) -> Json:
-        """Return the fields without which this server would draw by more than temperature and top-p; ask it once."""
+        """Return the fields without which this server would draw by more than temperature and top-p.
+
+        It is asked once, without retries: `transformers serve` 5.23 has a `/models` that fails on a machine without a
+        hub cache. Where it cannot be reached the request itself is retried, and says why.
+        """
         async with self.getting_to_know:
             if self.own_sampling is None:
+                asking = self.client.with_options(max_retries=0, timeout=SECONDS_TO_CONNECT)
                 try:
-                    listed = await self.client.get("/models", cast_to=object)
-                    kind = str(listed["data"][0]["owned_by"])
+                    kind = str((await asking.get("/models", cast_to=object))["data"][0]["owned_by"])
+                except openai.APIConnectionError:
+                    return {}
                 except (openai.APIStatusError, ValueError, TypeError, LookupError):
                     kind = ""
                 self.own_sampling = {field: DEFAULTS[field] for field in OWN_SAMPLING.get(kind, ())}
