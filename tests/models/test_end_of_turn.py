@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 import tiny_models
 from srlm_cli import models
 from srlm_cli.errors import EngineError
-from srlm_cli.train.data import render
 from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.render import render
 from srlm_cli.train.sft import sft
 from tiny import completions, tiny_adapter
 
@@ -46,7 +46,7 @@ def test_the_end_is_the_configured_one(model, ends, configured) -> None:
     tokenizer = models.load_tokenizer(str(model))
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == END
     tokenizer.chat_template = tokenizer.chat_template.replace("<end>", "")
-    ids, start = render(tokenizer, "Hello?", "Hi.")
+    ids, start, _ = render(tokenizer, "Hello?", "Hi.")
     assert ids[-1] == END and ids.count(END) == 1 and start < len(ids)
 
 
