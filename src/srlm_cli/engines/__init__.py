@@ -12,7 +12,7 @@ from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import EngineError, OptionError
-from srlm_cli.models.light_imports import light_imports, without_collection
+from srlm_cli.models.collection import without_collection
 
 NAMES = ("hf", "vllm", "openai", "echo")
 LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
@@ -34,7 +34,7 @@ def open_engine(spec: EngineSpec) -> Engine:
         raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
     models.locate(spec.model)  # a wrong path is told before torch is loaded
     if spec.engine == "hf":
-        with light_imports(), without_collection():
+        with without_collection():
             from srlm_cli.engines.hf.engine import HfEngine
 
             return HfEngine(spec)

@@ -15,13 +15,10 @@ from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
 
 from srlm_cli.forward.kv_cache import PagedKVCache
 from srlm_cli.forward.prefix import CachedPrefix
-from srlm_cli.models.light_imports import light_imports
-
-with light_imports():
-    from transformers import AttentionInterface
 
 NAME = "srlm_packed"
 # What layers pass on that does not change the scores; anything else means another attention than ours.

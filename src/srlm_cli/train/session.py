@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from srlm_cli import distributed, models
 from srlm_cli.engines.chat_template import now, writes_date
 from srlm_cli.errors import DataError, SrlmError
+from srlm_cli.models.collection import without_collection
 from srlm_cli.models.files import broken_file
-from srlm_cli.models.light_imports import light_imports, without_collection
 from srlm_cli.records import PROVENANCE, Row
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
@@ -82,7 +82,6 @@ class Method(Protocol):
         ...
 
 
-@light_imports()
 def train(
     method: Method,
     rows: list[Row],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli import distributed, models, threads
 from srlm_cli.errors import DataError, EngineError, OptionError
-from srlm_cli.models.light_imports import without_collection
+from srlm_cli.models.collection import without_collection
 from srlm_cli.records import Row
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, router

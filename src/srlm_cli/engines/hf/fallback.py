@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 
 import torch
+from transformers import LogitsProcessor, StoppingCriteria
 
 from srlm_cli.engines.base import Sampling
 from srlm_cli.engines.hf.sampling import draw, uniforms
@@ -15,10 +16,6 @@ from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.forward import memory
 from srlm_cli.forward.prefix import CachedPrefix
-from srlm_cli.models.light_imports import light_imports
-
-with light_imports():
-    from transformers import LogitsProcessor, StoppingCriteria
 
 
 class FallbackModel:
