@@ -111,8 +111,14 @@ def test_greedy_is_generate_token_for_token(opened, kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
-@pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"),
+    [
+        *(("llama", size) for size in (1, 2, 7, 64)),
+        *(("gemma3", size) for size in (1, 7)),
+        *(pytest.param("gemma3", size, marks=pytest.mark.slow) for size in (2, 64)),
+    ],
+)
 def test_greedy_is_generate_at_any_batch_size(opened, kind, batch_size):
     expect_generate(opened(kind, batch_size), [ask(text, seeds=(0, 1)) for text in PROMPTS])
 

@@ -229,6 +229,7 @@ code.multiply(np.zeros(16, np.int32), 32, weights, outputs, ones[0, :1], True, 0
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_compiles_nothing_again(tmp_path):
     def kept() -> set[str]:
         subprocess.run(
