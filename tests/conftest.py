@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -15,13 +14,7 @@ from helpers import Srlm
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for all workers, and undo an inherited "ignore Ctrl-C", which every child would inherit.
-
-    Workers side by side compute with one thread each, and so do their commands: threads without a core would be
-    waited for.
-    """
-    if config.getoption("numprocesses", None):
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    """Make a folder for all workers, and undo an inherited "ignore Ctrl-C", which every child would inherit."""
     if not hasattr(config, "workerinput"):
         folder = make_session()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
