@@ -59,6 +59,6 @@ def test_a_model_without_any_end_is_not_trained(model, tmp_path) -> None:
     set_ends(model, None, None)
     assert models.load_tokenizer(str(model)).eos_token is None
     spec = TrainSpec(model=str(model), out=tmp_path / "out", learning_rate=1e-3, final_learning_rate=1e-3, device="cpu")
-    with pytest.raises(EngineError, match="names no token that ends a turn"):
+    with pytest.raises(EngineError, match="has no end-of-turn token"):
         sft(completions(2), spec, run=RunOptions(quiet=True))
     assert not (tmp_path / "out.part").exists()

@@ -66,15 +66,18 @@ def header_only(folder: Path) -> None:
 BROKEN = {
     "pointer": (with_text("model.safetensors", POINTER), "model.safetensors is a git-lfs pointer"),
     "pointer-of-tokens": (with_text("tokenizer.json", POINTER), "tokenizer.json is a git-lfs pointer"),
-    "half": (lambda folder: half(folder / "model.safetensors"), "model.safetensors is cut off: "),
-    "header-only": (header_only, "model.safetensors is cut off: 100 bytes, its header alone has "),
+    "half": (lambda folder: half(folder / "model.safetensors"), "model.safetensors is incomplete: "),
+    "header-only": (header_only, "model.safetensors is incomplete: 100 bytes, "),
     "empty": (with_text("model.safetensors", ""), "model.safetensors is empty"),
     "something-else": (with_text("model.safetensors", "<html>" * 9), "model.safetensors is not a safetensors file"),
-    "half-a-pickle": (as_pickle, "pytorch_model.bin is cut off"),
-    "a-shard-lost": (without_a_shard, "model.safetensors.index.json names model-00002-of-"),
-    "half-a-generation-config": (with_text("generation_config.json", '{"eos'), "generation_config.json is not JSON: "),
+    "half-a-pickle": (as_pickle, "pytorch_model.bin is incomplete"),
+    "a-shard-lost": (without_a_shard, "model.safetensors.index.json lists model-00002-of-"),
+    "half-a-generation-config": (
+        with_text("generation_config.json", '{"eos'),
+        "generation_config.json is not valid JSON: ",
+    ),
     "pointer-of-a-template": (with_text("chat_template.jinja", POINTER), "chat_template.jinja is a git-lfs pointer"),
-    "half-a-config": (lambda folder: half(folder / "config.json"), "config.json is not JSON: "),
+    "half-a-config": (lambda folder: half(folder / "config.json"), "config.json is not valid JSON: "),
     "pad-outside": (with_setting("pad_token_id", 32000), "config.json: Padding_idx must be within num_embeddings"),
     "no-length": (
         with_setting("max_position_embeddings", None),
@@ -112,5 +115,5 @@ def test_a_command_ends_in_one_line(srlm: Srlm, whole, tmp_path) -> None:
     half(tmp_path / "m" / "model.safetensors")
     result = srlm("sample", "--model", "m", stdin='{"prompt": "Hello?"}\n')
     assert result.code == 1 and result.out == ""
-    assert "srlm sample: error: cannot load the model m: model.safetensors is cut off: " in result.err
+    assert "srlm sample: error: cannot load the model m: model.safetensors is incomplete: " in result.err
     assert "SRLM_DEBUG" not in result.err and "Traceback" not in result.err

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from srlm_cli import models
 from srlm_cli.errors import EngineError
-from srlm_cli.models.weights import saver_prefix, unwrapped
+from srlm_cli.models.weights import common_prefix, unwrapped
 
 FILE = "model.safetensors"
 Tensors = dict[str, torch.Tensor]
@@ -73,7 +73,7 @@ def test_names_of_other_savers_are_read(kind: str, saver: str, request, tmp_path
     net = models.load_model(str(saved), "float32")
     assert equal(net.state_dict(), state(model))
     count = sum(SAVERS[saver](name) != name for name in net.state_dict())
-    assert f"srlm: {saved}: {count} tensors are named by another saver: " in capsys.readouterr().err
+    assert f"srlm: {saved}: removed the prefixes of another tool from {count} tensor names (" in capsys.readouterr().err
     net.save_pretrained(tmp_path / "again")
     assert load_file(tmp_path / "again" / FILE).keys() == load_file(model / FILE).keys()
 
@@ -87,28 +87,28 @@ UP = "model.layers.1.mlp.up_proj.weight"
 FAULTS = {
     "missing": (
         lambda tensors: {name: tensor for name, tensor in tensors.items() if name != UP},
-        f"1 of 21 tensors are missing ({UP})",
+        f"1 of 21 tensors missing ({UP})",
     ),
     "unexpected": (
         lambda tensors: {**tensors, "v_head.weight": torch.zeros(2)},
-        "1 are not of this model (v_head.weight)",
+        "1 unexpected tensors (v_head.weight)",
     ),
     "renamed": (
         lambda tensors: {name.replace("mlp", "ffn"): tensor for name, tensor in tensors.items()},
-        "6 of 21 tensors are missing (model.layers.0.mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight, "
-        "model.layers.0.mlp.up_proj.weight, ...), 6 are not of this model (model.layers.0.ffn.down_proj.weight, ",
+        "6 of 21 tensors missing (model.layers.0.mlp.down_proj.weight, model.layers.0.mlp.gate_proj.weight, "
+        "model.layers.0.mlp.up_proj.weight, ...), 6 unexpected tensors (model.layers.0.ffn.down_proj.weight, ",
     ),
     "another-shape": (
         lambda tensors: {**tensors, "model.norm.weight": torch.zeros(3)},
-        "1 have another shape (model.norm.weight [3] for [64])",
+        "1 tensors of a different shape (model.norm.weight [3], expected [64])",
     ),
     "prefixed-and-missing": (
         lambda tensors: {f"_orig_mod.{name}": tensor for name, tensor in tensors.items() if name != UP},
-        f"1 of 21 tensors are missing ({UP})",
+        f"1 of 21 tensors missing ({UP})",
     ),
     "adapter-not-merged": (
         lambda tensors: {**tensors, "model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.zeros(2, 64)},
-        "an adapter was saved with the model",
+        "the file also contains an adapter",
     ),
 }
 
@@ -148,7 +148,7 @@ def test_what_a_model_makes_itself_may_lack_or_be_there(whole, tmp_path) -> None
 def test_prefixes_of_savers() -> None:
     assert unwrapped("a._orig_mod.b._fsdp_wrapped_module._orig_mod.c") == "a.b.c"
     assert unwrapped("my_orig_mod.a") == "my_orig_mod.a"
-    assert saver_prefix({"module.a.b", "module.c"}, {"a.b", "c"}) == "module."
-    assert saver_prefix({"module.a.b", "c"}, {"a.b", "c"}) == ""  # not one prefix for all
-    assert saver_prefix({"actor.a", "critic.a", "critic.b"}, {"a", "b"}) == "critic."  # of actor one is not found
-    assert saver_prefix({"xa.b"}, {"a.b"}) == "" == saver_prefix({"x"}, set())
+    assert common_prefix({"module.a.b", "module.c"}, {"a.b", "c"}) == "module."
+    assert common_prefix({"module.a.b", "c"}, {"a.b", "c"}) == ""  # not one prefix for all
+    assert common_prefix({"actor.a", "critic.a", "critic.b"}, {"a", "b"}) == "critic."  # of actor one is not found
+    assert common_prefix({"xa.b"}, {"a.b"}) == "" == common_prefix({"x"}, set())

@@ -195,14 +195,14 @@ def attend(
     unknown = [name for name, setting in others.items() if name not in HARMLESS and setting not in (None, False)]
     if unknown or attention_mask is not None:
         raise Unsupported(", ".join(unknown) or "a mask of its own")
-    if sliding_window is None and _masks_a_window(module):
-        raise Unsupported("a window that only its mask knows")
+    if sliding_window is None and _has_window_in_mask(module):
+        raise Unsupported("a sliding window in the mask only")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     return _current_pass.get().attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 
-def _masks_a_window(module) -> bool:
-    """Tell whether a layer that was given no window has one by its configuration, as PhiMoE's have."""
+def _has_window_in_mask(module) -> bool:
+    """Return whether a layer that is not told of a sliding window has one, in its mask, as in PhiMoE."""
     window = getattr(module.config, "sliding_window", None)
     if not window or window >= (getattr(module.config, "max_position_embeddings", None) or window + 1):
         return False

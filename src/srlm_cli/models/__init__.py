@@ -113,14 +113,17 @@ def is_adapter(folder: str) -> bool:
 
 
 def adapter_base(folder: str) -> str:
-    """Return the model that an adapter stands on, as the adapter names it; raise EngineError where it is not there."""
+    """Return the base model that an adapter names; raise OptionError if it does not exist."""
     base = adapters.base_of(folder)
     try:
         where = Path(locate(base))
     except OptionError as error:
-        raise OptionError(f"{folder} is an adapter, and its base is not there: {error}") from None
+        raise OptionError(f"the base of the adapter {folder}: {error}") from None
     if where.exists() and where.samefile(folder):
-        raise EngineError(f"{folder} is an adapter that names itself as its base", f"correct its {adapters.SETTINGS}")
+        raise EngineError(
+            f"cannot load the model {folder}: it is an adapter, and its base is itself",
+            f"correct base_model_name_or_path in {adapters.SETTINGS}",
+        )
     return base
 
 
@@ -140,10 +143,10 @@ def context_of(model: str) -> int | None:
 
 
 def fingerprint(model: str, *, weights_only: bool = False) -> str:
-    """Return a hash that changes when a model does, or only when its weights do; of a hub id, its name.
+    """Return a hash of a model, or only of its weights; for a hub id, its name.
 
-    Every file's name and size count, but not what is told of its training; of large files a sample of 64 blocks,
-    since each training step moves all weights a little.
+    It covers the name and size of every file except `provenance.json`, and 64 blocks of each large file, because each
+    training step changes all weights a little.
     """
     if model in EMBEDDED:
         return EMBEDDED[model].sha256[:16]
@@ -157,7 +160,7 @@ def fingerprint(model: str, *, weights_only: bool = False) -> str:
         if file.name == PROVENANCE or not file.is_file() or not (file.suffix in suffixes or is_gguf(file)):
             continue
         if file.name == adapters.SETTINGS:
-            content = adapters.in_order(file)
+            content = adapters.sorted_settings(file)
             digest.update(f"{file.name}\0{len(content)}\0".encode() + content)
             continue
         size = file.stat().st_size
@@ -193,16 +196,15 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Return the token that ends a turn by the model's settings; of several that one which its template writes."""
+    """Return the end-of-turn token from the settings of a model; if there are several, the one in its chat template."""
     from transformers import AutoConfig, GenerationConfig
 
     where = lowest_base(model)
     ids = None
-    if (Path(where) / "generation_config.json").is_file() or not Path(where).is_dir():
-        try:
-            ids = GenerationConfig.from_pretrained(where).eos_token_id
-        except OSError:  # a hub id without one
-            pass
+    try:
+        ids = GenerationConfig.from_pretrained(where).eos_token_id
+    except OSError:  # no such file
+        pass
     if ids is None:
         ids = _loaded(model, where, lambda: AutoConfig.from_pretrained(where).get_text_config().eos_token_id)
     ends = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids] if ids is not None else [])
@@ -227,7 +229,7 @@ def load_model(
     source = adapter_base(folder) if adapter else folder
     where = locate(source) if adapter else folder
     if adapter:
-        _loaded(model, folder, lambda: adapters.settings_of(folder))  # before a base is loaded for nothing
+        _loaded(model, folder, lambda: adapters.config_of(folder))  # before the base is loaded
         _check_base(folder, source)
     if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
         if in_4bit:
@@ -244,7 +246,7 @@ def load_model(
                 whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed)
             )
     if adapter:
-        loaded = _loaded(model, folder, lambda: adapters.attach(loaded, folder, where, trainable=not merge))
+        loaded = _loaded(model, folder, lambda: adapters.load_adapter(loaded, folder, where, trainable=not merge))
         if merge:
             loaded = _loaded(model, folder, loaded.merge_and_unload)
     if device == "cpu":
@@ -258,32 +260,34 @@ def load_model(
 
 
 def _check_settings(model: str, where: str) -> None:
-    """Raise EngineError where a file of settings is broken: transformers would go on without some of them."""
+    """Raise EngineError if a settings file in a model folder is broken."""
     if Path(where).is_dir() and (fault := files.broken_file(Path(where), files.SETTINGS)):
         raise EngineError(f"cannot load the model {model}: {fault}")
 
 
 def _check_base(folder: str, base: str) -> None:
-    """Raise EngineError where the base of an adapter is not the one that `srlm` trained it on any more."""
+    """Raise EngineError if the base weights have changed since `srlm` trained an adapter on them."""
     about = Path(folder) / PROVENANCE
     trained = files.read_settings(about).get("base") if about.is_file() else None
     if trained and trained["fingerprint"] != fingerprint(base, weights_only=True):
         raise EngineError(
-            f"the adapter {folder} was trained on other weights than {base} has now", "restore them, or train it again"
+            f"cannot load the model {folder}: the weights of its base {base} have changed since it was trained",
+            "restore the base, or train the adapter again",
         )
 
 
 def restore(model: PreTrainedModel, folder: Path) -> None:
-    """Give a model in training the weights of a checkpoint, each tensor in its place; raise EngineError if one is lost.
+    """Load the weights of a checkpoint into a model; raise EngineError if a tensor is missing or does not fit.
 
-    The Trainer of transformers would leave out what has other names in a file than in memory, as the experts of a
-    mixture have.
+    transformers' Trainer skips tensors whose names differ between file and memory, such as experts
+    (findings/trainer-resumes-a-mixture-without-its-experts.sh).
     """
+    name = str(folder)
     if hasattr(model, "peft_config"):
-        _loaded(str(folder), str(folder), lambda: adapters.restore(model, str(folder)))
-        return
-    saved = _loaded(str(folder), str(folder), lambda: weights.load_whole(str(folder), str(folder), dtype=model.dtype))
-    model.load_state_dict(saved.state_dict())
+        _loaded(name, name, lambda: adapters.load_tensors(model, name, adapters.read_tensors(name)))
+    else:
+        saved = _loaded(name, name, lambda: weights.load_whole(name, name, dtype=model.dtype))
+        model.load_state_dict(saved.state_dict())
 
 
 def four_bits(dtype: str, device: str) -> dict[str, Any]:
@@ -406,14 +410,14 @@ def quiet_libraries() -> None:
 
 
 def _loaded(model: str, where: str, load: Callable[[], Loaded]) -> Loaded:
-    """Run a loader of transformers or peft; its many ways to fail become one line that names the broken file."""
+    """Run a loader of transformers or peft; any error becomes one line with the broken file, if there is one."""
     try:
         return load()
     except (SrlmError, MemoryError):
         raise
-    except Exception as error:  # of any kind: what is in the files decides what fails
+    except Exception as error:  # broken files raise errors of many types
         raise EngineError(
-            f"cannot load the model {model}: {weights.fault_in(where, error)}",
+            f"cannot load the model {model}: {weights.cause_of(error, where)}",
             "see `srlm doctor`; --model takes a folder or a hub id",
         ) from error
 

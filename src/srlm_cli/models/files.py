@@ -1,4 +1,4 @@
-"""What is wrong with the files of a model folder: a git-lfs pointer, half a download, text that is not JSON."""
+"""Broken files in a model folder: git-lfs pointers, incomplete downloads, invalid JSON."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from zipfile import is_zipfile
 
 from srlm_cli.errors import EngineError
 
-POINTER = b"version https://git-lfs"
-# What loaders read of a folder: some of these are left out by transformers in silence when they are broken.
-SETTINGS = {
+LFS_POINTER = b"version https://git-lfs"
+# transformers silently ignores some of these if they are broken.
+SETTINGS = (
     "config.json",
     "generation_config.json",
     "adapter_config.json",
@@ -21,13 +21,13 @@ SETTINGS = {
     "added_tokens.json",
     "chat_template.json",
     "chat_template.jinja",
-}
-READ = {*SETTINGS, "tokenizer.json", "vocab.json", "trainer_state.json"}
-MOST_HEADER_BYTES = 100_000_000  # the limit of safetensors itself
+)
+JSON_FILES = {*SETTINGS, "tokenizer.json", "vocab.json", "trainer_state.json"}
+MAX_HEADER_BYTES = 100_000_000  # of safetensors
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """Return a JSON object that a loader needs; raise EngineError where there is none."""
+    """Return the JSON object in a file of a model folder; raise EngineError if there is none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -38,10 +38,7 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def broken_file(folder: Path, names: Iterable[str] | None = None) -> str:
-    """Return the name of the first broken file of a folder, or of these in it, and its fault; "" where all look whole.
-
-    The start of a file is looked at, of safetensors also their size, of settings all.
-    """
+    """Return the first broken file of a folder (or of these files in it) and what is wrong, "" if there is none."""
     for file in sorted(folder.iterdir() if names is None else map(folder.joinpath, names)):
         if fault := fault_of(file):
             return f"{file.name} {fault}"
@@ -49,57 +46,62 @@ def broken_file(folder: Path, names: Iterable[str] | None = None) -> str:
 
 
 def fault_of(file: Path) -> str:
-    """Return what is wrong with a file of weights or settings, "" where it looks whole or is something else."""
+    """Return what is wrong with a file, "" if nothing is found; files of unknown types are not read."""
     check = CHECKS.get(file.suffix)
     if check is None or not file.is_file():
         return ""
     with open(file, "rb") as opened:
-        start = opened.read(len(POINTER))
-    if start == POINTER:
-        return "is a git-lfs pointer, not the file itself: git lfs pull"
+        start = opened.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return "is a git-lfs pointer, not the file itself: run git lfs pull"
     return check(file) if start else "is empty"
 
 
 def _json(file: Path) -> str:
-    if file.name not in READ and not file.name.endswith(".index.json"):
+    is_index = file.name.endswith(".index.json")
+    if file.name not in JSON_FILES and not is_index:
         return ""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        return f"is not JSON: {error}"
-    shards = set(found.get("weight_map", {}).values()) if file.name.endswith(".index.json") else set()
-    lost = sorted(name for name in shards if not (file.parent / name).is_file())
-    return f"names {lost[0]}, which is not there" if lost else ""
+        return f"is not valid JSON: {error}"
+    shards = set(found.get("weight_map", {}).values()) if is_index else set()
+    missing = sorted(name for name in shards if not (file.parent / name).is_file())
+    return f"lists {missing[0]}, which is missing" if missing else ""
 
 
 def _safetensors(file: Path) -> str:
     size = file.stat().st_size
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if length > MOST_HEADER_BYTES:
+        if length > MAX_HEADER_BYTES:
             return "is not a safetensors file"
         header = opened.read(length)
     if size < 8 + length:
-        return f"is cut off: {size} bytes, its header alone has {8 + length}"
+        return f"is incomplete: {size} bytes, {8 + length} in its header alone"
     try:
         tensors = [about for name, about in json.loads(header).items() if name != "__metadata__"]
-        whole = 8 + length + max((about["data_offsets"][1] for about in tensors), default=0)
+        expected = 8 + length + max((about["data_offsets"][1] for about in tensors), default=0)
     except (ValueError, AttributeError, KeyError, TypeError):
         return "is not a safetensors file"
-    return "" if size == whole else f"is cut off: {size} of {whole} bytes" if size < whole else "has bytes too many"
+    return f"is {'incomplete' if size < expected else 'too long'}: {size} of {expected} bytes" * (size != expected)
 
 
 def _pickle(file: Path) -> str:
     with open(file, "rb") as opened:
         start = opened.read(2)
     if start == b"PK":
-        return "" if is_zipfile(file) else f"is cut off, after {file.stat().st_size} bytes"
+        return "" if is_zipfile(file) else f"is incomplete: {file.stat().st_size} bytes"
     return "" if start[:1] == b"\x80" else "is not a PyTorch file"
 
 
 def _gguf(file: Path) -> str:
     with open(file, "rb") as opened:
         return "" if opened.read(4) == b"GGUF" else "is not a GGUF file"
+
+
+def _any(file: Path) -> str:
+    return ""
 
 
 CHECKS = {
@@ -109,6 +111,6 @@ CHECKS = {
     ".pt": _pickle,
     ".pth": _pickle,
     ".gguf": _gguf,
-    ".jinja": lambda file: "",
-    ".model": lambda file: "",
+    ".jinja": _any,
+    ".model": _any,
 }

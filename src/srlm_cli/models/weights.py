@@ -1,4 +1,4 @@
-"""Whole models from their files: each tensor is found under its name and in its shape, or nothing is loaded."""
+"""The weights of a whole model: every tensor is found under its name and with its shape, or loading stops."""
 
 from __future__ import annotations
 
@@ -14,86 +14,84 @@ from srlm_cli.streams.console import say
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What torch.compile, FSDP and activation checkpointing put into names, in any place and more than once.
+# Added to names by torch.compile, FSDP and activation checkpointing, at any position and more than once.
 WRAPPER = r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-NESTED = 8  # wrappers in one name
+MAX_WRAPPERS = 8  # in one name
 SHOWN = 3  # names in a message
-OURS = "(?#srlm"  # begins the patterns that are given to transformers
+MARK = "(?#srlm"  # starts the patterns that transformers gets from us
 
 
 def load_whole(model: str, where: str, **settings: Any) -> PreTrainedModel:
-    """Return the causal LM of a folder or hub id, loaded by transformers with these settings.
+    """Return the causal LM of a folder or hub id; `settings` are those of `from_pretrained`.
 
-    Names that another saver has put a prefix in front of lose it, which is reported on stderr. Raises EngineError
-    where a tensor is missing, unexpected or of another shape: transformers itself would go on with random numbers.
+    Prefixes of other tools are removed from the names of tensors, with a line on stderr. Raises EngineError if a tensor
+    is missing, unexpected or of a different shape. transformers would initialize it with random numbers.
     """
     from transformers import AutoModelForCausalLM
 
-    settings |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # which are refused below
+    settings |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # `check_tensors` reports them
     net, info = AutoModelForCausalLM.from_pretrained(where, **settings)
-    prefix = saver_prefix(info["unexpected_keys"], set(info["missing_keys"]))
-    if names := renamed(info["unexpected_keys"], prefix):
-        report_renamed(model, names)
-        patterns = [f"{OURS}{place}){WRAPPER}" for place in range(NESTED)]  # one occurrence each
-        mapping = {**dict.fromkeys(patterns, ""), **({f"{OURS})^{re.escape(prefix)}": ""} if prefix else {})}
+    prefix = common_prefix(info["unexpected_keys"], set(info["missing_keys"]))
+    names = {name: unwrapped(name).removeprefix(prefix) for name in info["unexpected_keys"]}
+    if renamed := {old: new for old, new in names.items() if old != new}:
+        report_renamed(model, renamed)
+        mapping = dict.fromkeys((f"{MARK}{number}){WRAPPER}" for number in range(MAX_WRAPPERS)), "")  # one match each
+        mapping |= {f"{MARK})^{re.escape(prefix)}": ""} if prefix else {}
         net, info = AutoModelForCausalLM.from_pretrained(where, key_mapping=mapping, **settings)
-        # transformers would undo the mapping when it saves, by patterns that cannot be undone
+        # save_pretrained would apply the mapping backwards (findings/save-pretrained-undoes-key-mapping.sh)
         used = getattr(net, "_weight_conversions", None) or []
-        net._weight_conversions = [one for one in used if not one.source_patterns[0].startswith(OURS)]
-    unexpected = set(info["unexpected_keys"]) - remains_of_buffers(net, info["unexpected_keys"])
-    hint = "the weights and the configuration are of different models, or the files are not complete"
+        net._weight_conversions = [one for one in used if not one.source_patterns[0].startswith(MARK)]
+    unexpected = set(info["unexpected_keys"]) - computed_buffers(net, info["unexpected_keys"])
+    hint = "the weights and config.json do not belong together, or a file is not complete"
     if any(".lora_" in name for name in unexpected):
-        hint = "an adapter was saved with the model: merge it, or save the adapter by itself"
+        hint = "the file also contains an adapter: merge the adapter, or save it separately"
     what, total = f"cannot load the model {model}", len(net.state_dict())
-    refuse_unlike(what, info["missing_keys"], unexpected, info["mismatched_keys"], total, hint)
+    check_tensors(what, info["missing_keys"], unexpected, info["mismatched_keys"], total, hint)
     return net
 
 
-def fault_in(where: str, error: Exception) -> str:
-    """Return what made loading fail: a broken file of a folder or a setting, as far as can be seen, else the error."""
-    folder = Path(where)
-    reason = first_lines(error)
-    if fault := broken_file(folder) if folder.is_dir() else fault_of(folder):
-        return fault
-    return f"config.json: {reason}" if (folder / "config.json").is_file() and not can_be_built(where) else reason
+def check_tensors(
+    what: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    mismatched: Iterable[tuple[str, Iterable[int], Iterable[int]]],
+    total: int,
+    hint: str,
+) -> None:
+    """Raise EngineError if tensors are missing, unexpected or mismatched (name, shape in the file, expected shape)."""
+    missing, unexpected = sorted(missing), sorted(unexpected)
+    shapes = [f"{name} {list(found)}, expected {list(expected)}" for name, found, expected in sorted(mismatched)]
+    faults = [
+        f"{len(missing)} of {total} tensors missing ({first_names(missing)})" if missing else "",
+        f"{len(unexpected)} unexpected tensors ({first_names(unexpected)})" if unexpected else "",
+        f"{len(shapes)} tensors of a different shape ({first_names(shapes)})" if shapes else "",
+    ]
+    if found := ", ".join(fault for fault in faults if fault):
+        raise EngineError(f"{what}: {found}", hint)
 
 
-def can_be_built(where: str) -> bool:
-    """Tell whether a model can be made by its configuration, without weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where))
-    except Exception:  # noqa: BLE001 - of any kind, as in loading
-        return False
-    return True
+def first_names(names: list[str]) -> str:
+    """Return the first names, for a message."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def first_lines(error: Exception) -> str:
-    """Return the first line of an error, and those that it announces; its kind where it says nothing."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    count = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
-    return " ".join(lines[: count + 1]) or type(error).__name__
+def computed_buffers(net: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
+    """Return the unexpected names of buffers that this model computes and does not save, such as `inv_freq`."""
+    state = set(net.state_dict())
+    computed = {name.rsplit(".", 1)[-1] for name, _ in net.named_buffers() if name not in state}
+    return {name for name in unexpected if name.rsplit(".", 1)[-1] in computed}
 
 
-def renamed(found: Iterable[str], prefix: str) -> dict[str, str]:
-    """Return the names of a file that carry what a saver added, with the names they have without it."""
-    names = {name: unwrapped(name).removeprefix(prefix) for name in found}
-    return {name: bare for name, bare in names.items() if name != bare}
+# --- names from other tools ------------------------------------------------------------------
 
 
 def unwrapped(name: str) -> str:
-    """Return the name of a tensor without the wrappers that it was saved in."""
+    """Return the name of a tensor without wrappers."""
     return re.sub(WRAPPER, "", name)
 
 
-def saver_prefix(found: Iterable[str], missing: set[str]) -> str:
-    """Return what is in front of found names (`module.`, `base_model.model.`, any other) so that none is missing.
-
-    It is "" unless every missing name is among the found ones behind it.
-    """
+def common_prefix(found: Iterable[str], missing: set[str]) -> str:
+    """Return the prefix that all missing names have in a file (`module.`, `base_model.model.` or any other), or ""."""
     found = {unwrapped(name) for name in found}
     first = min(missing, default="")
     for prefix in sorted(name.removesuffix(first) for name in found if first and name.endswith("." + first)):
@@ -102,42 +100,39 @@ def saver_prefix(found: Iterable[str], missing: set[str]) -> str:
     return ""
 
 
-def report_renamed(model: str, names: dict[str, str]) -> None:
-    """Tell how many names lost what another saver put into them, with one of them as an example."""
-    old, new = next(iter(sorted(names.items())))
-    say(f"srlm: {model}: {len(names)} tensors are named by another saver: {old} is read as {new}")
+def report_renamed(model: str, renamed: dict[str, str]) -> None:
+    """Report the number of names that were changed, with an example."""
+    old, new = min(renamed.items())
+    say(f"srlm: {model}: removed the prefixes of another tool from {len(renamed)} tensor names ({old} -> {new})")
 
 
-def remains_of_buffers(net: PreTrainedModel, unexpected: Iterable[str]) -> set[str]:
-    """Return the unexpected names that are of buffers which this model computes and does not save (`inv_freq`)."""
-    state = set(net.state_dict())
-    computed = {name.rsplit(".", 1)[-1] for name, _ in net.named_buffers() if name not in state}
-    return {name for name in unexpected if name.rsplit(".", 1)[-1] in computed}
+# --- why loading failed ----------------------------------------------------------------------
 
 
-def refuse_unlike(
-    what: str,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    misshaped: Iterable[tuple[str, Iterable[int], Iterable[int]]],
-    total: int,
-    hint: str,
-) -> None:
-    """Raise EngineError where names are missing or unexpected, or shapes (name, in the file, in the model) differ."""
-    missing, unexpected, misshaped = sorted(missing), sorted(unexpected), sorted(misshaped)
-    shapes = [f"{name} {list(theirs)} for {list(own)}" for name, theirs, own in misshaped]
-    faults = [
-        f"{len(missing)} of {total} tensors are missing ({some(missing)})" if missing else "",
-        f"{len(unexpected)} are not of this model ({some(unexpected)})" if unexpected else "",
-        f"{len(shapes)} have another shape ({some(shapes)})" if shapes else "",
-    ]
-    if any(faults):
-        raise EngineError(
-            f"{what}: {', '.join(fault for fault in faults if fault)}",
-            hint,
-        )
+def cause_of(error: Exception, where: str) -> str:
+    """Return why loading from a folder, file or hub id failed: a broken file if there is one, otherwise the error."""
+    path = Path(where)
+    if fault := broken_file(path) if path.is_dir() else fault_of(path):
+        return fault
+    reason = first_lines(error)
+    return f"config.json: {reason}" if (path / "config.json").is_file() and not can_be_built(where) else reason
 
 
-def some(names: list[str]) -> str:
-    """Return the first few names."""
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+def can_be_built(where: str) -> bool:
+    """Return whether a model can be built from its configuration, without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where))
+    except Exception:  # noqa: BLE001 - a configuration can raise anything
+        return False
+    return True
+
+
+def first_lines(error: Exception) -> str:
+    """Return the first line of an error, with the next ones as long as a line ends in a colon; else its type."""
+    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
+    last = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: last + 1]) or type(error).__name__

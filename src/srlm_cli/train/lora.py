@@ -1,11 +1,11 @@
-"""A new LoRA adapter on a model: on every linear layer that reads its weights by its own forward pass."""
+"""A new LoRA adapter, on every linear layer that can have one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from srlm_cli.train.router import has_own_pass
+from srlm_cli.train.router import has_own_forward
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
-    """Return a model with a new adapter on it, of the rank, scale and dropout of a spec."""
+    """Return a model with a new adapter, of the rank, scale and dropout of a spec."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -23,7 +23,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
         lora_alpha=spec.lora_alpha or 2 * spec.lora_r,
         lora_dropout=spec.dropout,
         target_modules="all-linear",
-        exclude_modules=sorted(unfit(model)) or None,
+        exclude_modules=sorted(unsuitable(model)) or None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)
@@ -32,15 +32,15 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
     return model
 
 
-def unfit(model: PreTrainedModel) -> Iterator[str]:
-    """Yield the linear layers that an adapter must leave alone.
+def unsuitable(model: PreTrainedModel) -> Iterator[str]:
+    """Yield the names of linear layers that cannot have an adapter.
 
-    A router that is a linear layer with a pass of its own (PhiMoE), which gives more than one tensor; and the output
-    of a Mamba mixer, whose fused kernel takes the weights past the layer.
+    A router with a forward pass of its own (PhiMoE) returns several tensors. The fused kernels of a Mamba mixer use the
+    weights of its `out_proj` without calling the layer, so an adapter there would be ignored.
     """
     for name, module in model.named_modules():
         children = dict(module.named_children())
         if "conv1d" in children and "out_proj" in children:
             yield f"{name}.out_proj"
-        if has_own_pass(module):
+        if has_own_forward(module):
             yield name

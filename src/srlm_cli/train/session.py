@@ -185,7 +185,7 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
     if workdir.checkpoint and not run.quiet:
         say(f"srlm {name}: resuming from step {workdir.checkpoint}, saved in {workdir.folder}")
     if workdir.checkpoint:
-        check_whole(workdir.step(workdir.checkpoint))
+        check_complete(workdir.step(workdir.checkpoint))
     started = time.monotonic()
     before = state_of(workdir)
     if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
@@ -214,14 +214,14 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
     }
 
 
-def check_whole(checkpoint: Path) -> None:
-    """Raise SrlmError where a file of a checkpoint is lost or broken: a trainer would go on without some of them."""
+def check_complete(checkpoint: Path) -> None:
+    """Raise SrlmError if a file of a checkpoint is missing or broken; the Trainer would resume without some of them."""
     rank = distributed.rank()
     numbers = "rng_state.pth" if distributed.count() == 1 else f"rng_state_{rank}.pth"
-    needed = ("trainer_state.json", "scheduler.pt", *([] if distributed.sharded() else ["optimizer.pt", numbers]))
-    lost = [f"{name} is not there" for name in needed if not (checkpoint / name).is_file()]
-    if fault := lost[0] if lost else broken_file(checkpoint):
-        raise SrlmError(f"cannot continue from {checkpoint}: {fault}", "--restart trains from the beginning")
+    names = ["trainer_state.json", *([] if distributed.sharded() else ["optimizer.pt", "scheduler.pt", numbers])]
+    missing = [f"{name} is missing" for name in names if not (checkpoint / name).is_file()]
+    if fault := missing[0] if missing else broken_file(checkpoint):
+        raise SrlmError(f"cannot resume from {checkpoint}: {fault}", "--restart starts the training again")
 
 
 def load_checkpoint(trainer: Trainer, folder: str) -> None:
@@ -265,7 +265,7 @@ def save(
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
     model.config.use_cache = True
-    router.switch_back(model, trainer.router)
+    router.set_router_settings(model, trainer.router_settings)
     tokenizer.padding_side = "left"
     with workdir.writing("the model"):
         shutil.rmtree(workdir.model, ignore_errors=True)

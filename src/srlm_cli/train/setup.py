@@ -30,8 +30,8 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     tokenizer = models.load_tokenizer(spec.model)
     if tokenizer.eos_token is None:
         raise EngineError(
-            f"{spec.model} names no token that ends a turn",
-            "eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
+            f"{spec.model} has no end-of-turn token",
+            "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
         )
     tokenizer.padding_side = "right"
     return tokenizer
@@ -82,7 +82,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
         model.get_base_model().is_loaded_in_4bit = False
     dropout.set_share(model, spec.dropout)
-    router.route_as_in_evaluation(model)
+    router.disable_noise(model)
     model.config.use_cache = False
     own_weights(model)
     return model

@@ -74,9 +74,9 @@ class StepTrainer:
         **more: Any,
     ) -> None:
         self.workdir = workdir
-        self.router = router.switch_off(more["model"])
+        self.router_settings = router.disable_balancing_loss(more["model"])
         if more.get("ref_model") is not None:
-            router.switch_off(more["ref_model"])
+            router.disable_balancing_loss(more["ref_model"])
         whole = more["args"].per_device_train_batch_size * distributed.count()
         self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
         self.eval_items = sum(map(self.row_items, eval_rows))
@@ -144,9 +144,9 @@ class StepTrainer:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         step = self.state.global_step
         with self.workdir.writing(f"the checkpoint of step {step}"):
-            router.switch_back(self.model, self.router)
+            router.set_router_settings(self.model, self.router_settings)
             Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
-            router.switch_off(self.model)
+            router.disable_balancing_loss(self.model)
             distributed.barrier()
             self.workdir.keep(step)
 
