@@ -129,7 +129,7 @@ def has_ended(row: Row) -> bool:
     text.
     """
     reason = row.get("finish_reason")
-    return reason is None or str(reason).lower() in ENDS
+    return reason is None or reason == "stop" or str(reason).lower() in ENDS  # most are: there are many rows
 
 
 def is_reply(row: Row) -> bool:

@@ -97,7 +97,7 @@ def test_prompts_at_the_end_of_the_context(engine) -> None:
     tight = Request([{"role": "user", "content": "word " * (CONTEXT - 60)}], Sampling(max_new_tokens=200), (0,))
     too_long, cut = engine.generate([long, tight])
     assert too_long.finish_reasons == ["prompt-too-long"] * 2 and too_long.texts == ["", ""]
-    assert cut.finish_reasons[0] in ("stop", "length")
+    assert cut.finish_reasons[0] in ("stop", "length", "empty")
     assert CONTEXT - 200 < cut.tokens_in < cut.tokens_in + cut.tokens_out <= CONTEXT
 
 

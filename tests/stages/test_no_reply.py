@@ -15,7 +15,7 @@ from srlm_cli.records import prompt_record, response_record
 from srlm_cli.stages.gen_prompts import fault
 from srlm_cli.stages.head_to_head import Entry, HeadToHeadOptions, head_to_head
 from srlm_cli.stages.judge import JudgeOptions, judge
-from srlm_cli.stages.make_pairs import PairOptions, make_pairs
+from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
 from srlm_cli.stages.sample import SampleOptions, sample
 from srlm_cli.streams.reader import Reader
 from srlm_cli.streams.writer import Rejects
@@ -111,11 +111,11 @@ def test_what_no_model_wrote_is_neither_chosen_nor_rejected(about: dict, score: 
     """Also where an older judge has scored it."""
     base = {"prompt": "Why?", "prompt_id": "p", "finish_reason": "stop"}
     told = [{"response": "Good.", "score": 3.0}, {"response": "Bad.", "score": 2.0}, {"score": score, **about}]
-    rows = [response_record({**base, "k": k, **one}) for k, one in enumerate(told)]
+    rows = [scored_record(response_record({**base, "k": k, **one})) for k, one in enumerate(told)]
     [outcome] = make_pairs(rows, PairOptions(unsorted=unsorted))
     [pair] = outcome.rows
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Good.", "Bad.")
-    assert outcome.counts["no reply"] == 1
+    assert outcome.counts["unscored"] == 1
     [outcome] = make_pairs(rows[1:], PairOptions(unsorted=unsorted))
     assert outcome.dropped == {"fewer than two scored responses": 1}
 
@@ -140,6 +140,12 @@ def test_what_never_came_is_not_compared_and_what_is_empty_is() -> None:
 @pytest.mark.parametrize(("reason", "dropped"), [("length", "cut off"), ("content_filter", "content filter")])
 def test_a_new_prompt_that_never_came_is_dropped_by_its_reason(reason: str, dropped: str) -> None:
     assert fault("", reason) == dropped
+
+
+def test_an_empty_response_that_people_ranked_is_neither_chosen_nor_rejected() -> None:
+    replies = [{"text": "Good.", "rank": 0}, {"text": "Bad.", "rank": 1}, {"text": "", "rank": 2}]
+    [outcome] = make_pairs(scored_record({"prompt": "Why?", "responses": replies}), PairOptions())
+    assert outcome.rows[0]["rejected"][0]["content"] == "Bad."
 
 
 # --- rows that turn out to be bad once they are asked about ------------------------------------

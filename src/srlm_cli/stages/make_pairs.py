@@ -51,13 +51,14 @@ def scored_record(row: Row) -> Row | list[Row]:
     """Return a judged row, or the responses of a ranked row, scored by what people thought of them.
 
     Their `score` is the human score, or minus the rank, and `score_from` is `human`. A row of `srlm judge`
-    is returned as it stands: there are many.
+    is returned as it stands: there are many. A response that no model wrote (see `records.is_reply`) has no score,
+    whoever gave it one.
     """
-    if is_judged(row):
-        return row
     if "responses" in row and "response" not in row:
-        return [{**row, "score": row["human"], "score_from": PEOPLE} for row in responses_of(ranked_record(row))]
-    return judged_record(row)
+        rows = responses_of(ranked_record(row))
+        return [{**row, "score": row["human"] if is_reply(row) else None, "score_from": PEOPLE} for row in rows]
+    row = row if is_judged(row) else judged_record(row)
+    return row if is_reply(row) else {**row, "score": None}
 
 
 def make_pairs(
@@ -82,11 +83,7 @@ def make_pairs(
             rows=[pair] if pair else [],
             read=len(responses),
             dropped={reason: 1} if reason else {},
-            counts={
-                "prompts": 1,
-                "unscored": [row["score"] for row in responses].count(None),
-                "no reply": sum(row["score"] is not None and not is_reply(row) for row in responses),
-            },
+            counts={"prompts": 1, "unscored": [row["score"] for row in responses].count(None)},
             at_end=at_end,
         )
 
@@ -94,7 +91,7 @@ def make_pairs(
 def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str]:
     """Return the pair of one prompt, or None and the reason.
 
-    A response whose score is null (the judge could not be read), or that no model wrote, is never ranked.
+    A response whose score is null (the judge could not be read) is never ranked.
     """
     chosen_from, rejected_from = candidates(responses, options)
     if options.earlier and not rejected_from:
@@ -124,8 +121,8 @@ def candidates(responses: list[Row], options: PairOptions) -> tuple[list[Row], l
 
 
 def scored(responses: list[Row]) -> list[Row]:
-    """Return the responses that have a score and that a model wrote."""
-    return [row for row in responses if row["score"] is not None and is_reply(row)]
+    """Return the responses that have a score."""
+    return [row for row in responses if row["score"] is not None]
 
 
 def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
@@ -171,7 +168,6 @@ NOT_OF_A_PAIR = {
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
 }  # fmt: skip
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
-KEPT = ("response", "finish_reason", "score", "score_from")  # of a row that is gathered on disk
 
 
 def by_people(row: Row) -> bool:
@@ -212,7 +208,7 @@ def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row
 
 def without_judgements(row: Row) -> Row:
     """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
-    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in KEPT}
+    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
 
 
 def in_memory(parts: Parts) -> Iterator[list[Row]]:
