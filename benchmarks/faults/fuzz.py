@@ -201,7 +201,8 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
     if len(made) != counts["kept"]:
         raise Fault(f"{len(made)} rows written, {counts['kept']} counted")
     limited = {"--limit", "--shard"} & {*argv}
-    lines = [line for line in source if line.strip()]
+    lines = elements("\n".join(source))
+    lines = [line for line in source if line.strip()] if lines is None else lines
     ranked = any('"responses"' in line for line in lines)
     if name in ("sample", "judge") and not limited and not ranked and counts["read"] + bad != len(lines):
         raise Fault(f"{len(lines)} lines, {counts['read']} read, {bad} bad")
@@ -216,6 +217,15 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
                 raise Fault(f"score {row['score']} of {row['scores']}")
         if name == "make-pairs" and not ranked and not row["score_chosen"] > row["score_rejected"]:
             raise Fault(f"a pair of {row['score_chosen']} and {row['score_rejected']}")
+
+
+def elements(text: str) -> list[str] | None:
+    """Return the elements of a file that is one JSON array, as lines; None for another file."""
+    try:
+        made = json.loads(text)
+    except ValueError:
+        return None
+    return [json.dumps(element) for element in made] if isinstance(made, list) else None
 
 
 def fuzz_command(name: str, folder: Path) -> Any:

@@ -8,6 +8,8 @@ pass through. What cannot be understood raises `BadRow` with what was expected.
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from hashlib import sha256
 from typing import Any
 
@@ -15,6 +17,8 @@ from srlm_cli.dataset_formats import FOREIGN, HH_START, Message, Prompt, Row, me
 from srlm_cli.errors import BadRow
 
 PROVENANCE = "provenance.json"  # beside a model: how it was trained, from what
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 FULL_SCORE = 5  # of the additive judge prompt
 
 # How a text that a model wrote ends, as servers and other tools call it: it ended, or was cut at its limit.
@@ -30,6 +34,21 @@ def short_hash(text: str) -> str:
 def text_hash(text: str) -> str:
     """Return the SHA-256 of `text` in hex."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def encodable(text: str) -> str:
+    """Return a text with U+FFFD for each lone surrogate (half a character), which UTF-8 has no bytes for."""
+    return SURROGATE.sub("\ufffd", text)
+
+
+def encodable_value(value: Any, noted: Counter[str] | None = None, what: str = "rows") -> Any:
+    """Return a JSON value with all its texts `encodable`; one that this changes is counted in `noted`."""
+    text = json.dumps(value, ensure_ascii=False)
+    if not SURROGATE.search(text):
+        return value
+    if noted is not None:
+        noted[f"{what} with half a character (a lone surrogate), replaced by U+FFFD"] += 1
+    return json.loads(encodable(text))
 
 
 def prompt_id(prompt: Prompt) -> str:

@@ -328,7 +328,10 @@ def test_a_url_that_is_none_is_a_usage_error() -> None:
         open_engine(EngineSpec("openai", MODEL, base_url="localhost:8000"))
 
 
-@pytest.mark.parametrize("url", ["http://localhost:80a0/v1", "http://localhost:99999/v1", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost:80a0/v1", "http://localhost:99999/v1", "http://", "http://a/\udcff", f"http://{'a' * 70_000}"],
+)
 def test_a_port_that_is_none_is_a_usage_error(url: str) -> None:
     with pytest.raises(OptionError, match="is not a URL"):
         open_engine(EngineSpec("openai", MODEL, base_url=url))
@@ -340,10 +343,13 @@ def test_a_key_that_is_none_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) ->
         open_engine(EngineSpec("openai", MODEL, base_url="http://localhost:1/v1"))
 
 
-def test_a_lone_surrogate_is_sent_as_what_utf_8_has() -> None:
-    with Stub() as stub:
-        answers(stub, [ask("half \ud83d of it", prefix="so \ud83d")])
-        assert [message["content"] for message in stub.asked[0].body["messages"]] == ["half ? of it", "so ?"]
+def test_a_lone_surrogate_is_neither_sent_nor_taken() -> None:
+    with Stub(write=lambda prompt, seed: "half \ud83d of it") as stub:
+        engine = engine_of(stub)
+        [done] = engine.generate([ask("half \ud83d of it", prefix="so \ud83d")])
+        assert [m["content"] for m in stub.asked[0].body["messages"]] == ["half \ufffd of it", "so \ufffd"]
+        assert done.texts == ["half \ufffd of it"]
+        assert sum(engine.noted.values()) == 1
 
 
 def test_top_p_0_is_greedy() -> None:

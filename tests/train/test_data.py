@@ -17,6 +17,7 @@ from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.setup import device_batch_size
 from srlm_cli.train.sft import sft
 from srlm_cli.train.step_trainer import StepSampler
+from stub_server import MODEL, Stub
 from tiny import ALONE, completions, pairs, tiny_model
 
 torch.set_num_threads(1)
@@ -179,6 +180,22 @@ def test_half_a_character_is_trained_on_as_its_replacement(srlm: Srlm, base: Pat
     assert "| Ask \ufffd?<|end|>" in result.err and "> So \ufffd.<|end|>" in result.err
     held = srlm(*argv, "--held-out", "held.jsonl", stdin=json.dumps({**row, "prompt": "Ask \ufffd?"}), env=ALONE)
     assert held.code == 3 and "evaluation file held.jsonl" in held.err
+
+
+def test_half_a_character_of_a_server_comes_through_all_stages(srlm: Srlm, base: Path) -> None:
+    """It is replaced where the answer is read, counted once, and nothing after it meets it."""
+    with Stub(write=lambda prompt, seed: f"half \ud83d of {seed}") as stub:
+        server = ["--engine", "openai", "--base-url", stub.url, "--model", MODEL, "--quiet"]
+        made = srlm("sample", *server, "--out", "responses.jsonl", stdin=as_lines([{"prompt": "Ask?"}] * 2))
+        told = "answers of the server with half a character (a lone surrogate), replaced by U+FFFD"
+        assert made.err == f"srlm sample: warning: 2 {told}\n"
+        assert json.loads((srlm.folder / "responses.jsonl.meta.json").read_text())["warnings"] == {told: 2}
+    for argv in (["judge", "--engine", "echo", "--in", "responses.jsonl", "--out", "judged.jsonl"],
+                 ["make-pairs", "--in", "judged.jsonl", "--out", "pairs.jsonl"],
+                 ["dpo", "--in", "pairs.jsonl", "--model", str(base), "--out", "m", "--dry-run"]):  # fmt: skip
+        result = srlm(*argv, env=ALONE)
+        assert result.code == 0 and "half a character" not in result.err, result.err
+    assert "> half \ufffd of " in result.err
 
 
 def test_held_out_prompts_are_refused(srlm: Srlm, base: Path) -> None:

@@ -85,7 +85,7 @@ def dpo(
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader, origins=True)
-    warn("dpo", reader)
+    warn("dpo", reader.noted)
     held = all_rows(Reader([eval_file], records.pair_record), origins=True) if eval_file else None
     about = provenance("dpo", spec, reader)
     results = guarded(

@@ -74,7 +74,7 @@ def sft(
         options, lambda row: {**check(row), "mix_weight": weights[reader.source]}, paths, beside=others
     )
     rows = all_rows(reader, origins=True)
-    warn("sft", reader)
+    warn("sft", reader.noted)
     kept = [row for row in rows if not positive_only or row["full_score"]]
     if positive_only and not options.quiet:
         say(f"srlm sft: {len(kept)} of {len(rows)} responses have the full score of {records.FULL_SCORE}")

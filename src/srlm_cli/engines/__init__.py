@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -72,6 +72,11 @@ class LazyEngine:
         self.loads = 0
         self.today = spec.today
         self._engine: Engine | None = None
+
+    @property
+    def noted(self) -> Mapping[str, int]:
+        """How many answers of a server were not taken as they are, by what is different."""
+        return getattr(self._engine, "noted", {})
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in order; open the engine when there is something to ask."""

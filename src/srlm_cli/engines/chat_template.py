@@ -9,7 +9,7 @@ from string import ascii_letters
 from typing import TYPE_CHECKING
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Message
+from srlm_cli.records import Message, encodable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,8 +62,7 @@ def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the tokens of a rendered text; the template has written its special tokens already."""
-    text = text.encode("utf-8", "replace").decode()  # a lone surrogate is no text to a tokenizer
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(encodable(text), add_special_tokens=False)["input_ids"]
 
 
 def stop_ids(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:

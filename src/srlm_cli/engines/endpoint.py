@@ -9,6 +9,8 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import httpx2
+
 from srlm_cli.errors import OptionError
 from srlm_cli.redact import redacted
 
@@ -23,12 +25,13 @@ def base_url(text: str | None) -> str:
     """
     url = (text or "").strip()
     try:
+        httpx2.URL(url)
         right = not url or (re.match(r"https?://[^/\s]", url, re.IGNORECASE) and urlsplit(url).port != 0)
-    except ValueError:  # a port that is no number, or too large
+    except (httpx2.InvalidURL, ValueError):  # too long, a lone surrogate; a port that is no number, or too large
         right = False
     if not right or re.search(r"\s", url):
         shown = redacted(url) if "://" in url else url.rpartition("@")[2]
-        raise OptionError(f"--base-url {shown} is not a URL", "for instance http://localhost:8000/v1")
+        raise OptionError(f"--base-url {shown[:200]} is not a URL", "for instance http://localhost:8000/v1")
     url, mark, query = (url or OPENAI).partition("?")
     return url.rstrip("/") + mark + query
 

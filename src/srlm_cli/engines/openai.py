@@ -61,6 +61,7 @@ class OpenAIEngine:
     def __init__(self, spec: EngineSpec) -> None:
         self.model = spec.model
         self.server = Server(spec)
+        self.noted = self.server.noted
         self.template = ChatTemplate(spec.tokenizer, spec.model, spec.today)
         self.chat = spec.route != "completion"
         if not self.chat:
@@ -176,7 +177,7 @@ class OpenAIEngine:
     async def _fitting(self, request: Request, body: Json, way: str) -> Json:
         """Send a request; where prompt and completion do not fit together, leave the completion what remains."""
         if way == "template":
-            path, shown = COMPLETIONS, {"prompt": as_utf8(await asyncio.to_thread(self.template.render, request))}
+            path, shown = COMPLETIONS, {"prompt": await asyncio.to_thread(self.template.render, request)}
         else:
             path, shown = CHAT, chat_of(request, way)
         if path == COMPLETIONS and body.get("logprobs"):
@@ -308,16 +309,10 @@ def chat_of(request: Request, way: str) -> Json:
 
     Spaces at its end are left to the model, whose tokens most often begin with them.
     """
-    messages = [{**message, "content": as_utf8(message["content"])} for message in request.messages]
     if not request.prefix:
-        return {"messages": messages}
-    begun = {"role": "assistant", "content": as_utf8(request.prefix.rstrip())}
-    return {"messages": [*messages, begun], **(CONTINUE if way == "extension" else {})}
-
-
-def as_utf8(text: str) -> str:
-    """Return a text that can be sent: a lone surrogate, which UTF-8 has no bytes for, becomes `?`."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+        return {"messages": request.messages}
+    begun = {"role": "assistant", "content": request.prefix.rstrip()}
+    return {"messages": [*request.messages, begun], **(CONTINUE if way == "extension" else {})}
 
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:

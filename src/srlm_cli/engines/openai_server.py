@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -14,6 +15,7 @@ from srlm_cli.engines.endpoint import OPENAI, base_url, key_for, proxy_for
 from srlm_cli.engines.openai_answers import Json
 from srlm_cli.engines.openai_refusals import correct_status, names, refusal, words
 from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.records import encodable_value
 from srlm_cli.redact import redacted
 from srlm_cli.streams.console import say
 
@@ -39,6 +41,8 @@ OPTIONS = {"temperature": "--temperature", "top_p": "--top-p"}
 class Server:
     """A server behind a base URL; whoever posts to it passes its `gate`, `concurrency` at a time.
 
+    `noted` counts answers that were not taken as they are.
+
     Requests that meet 408, 409, 429, 5xx, a lost connection or the timeout are tried again by the
     openai library: exponential backoff with jitter, up to 8 s, or what `Retry-After` says; one of more than
     120 s ends the tries. So are answers that are errors in all but their status (see `correct_status`).
@@ -59,6 +63,7 @@ class Server:
             http_client=openai.DefaultAsyncHttpxClient(transport=transport, event_hooks={"response": [correct_status]}),
         )
         self.gate = asyncio.Semaphore(spec.concurrency)
+        self.noted: Counter[str] = Counter()
         self.refused: set[tuple[str, str]] = set()
         self.most_logprobs: dict[str, int] = {}
         self.greedy = 0.0
@@ -71,7 +76,7 @@ class Server:
         Raises the library's errors, ValueError for an answer that is no JSON object, and EngineError for a temperature
         or top-p that the server refuses: its own instead would be another distribution.
         """
-        body = {**await self._neutral(), **body}
+        body = encodable_value({**await self._neutral(), **body})
         while True:
             sent = self._accepted(path, body)
             try:
@@ -82,7 +87,7 @@ class Server:
                 continue
             if not isinstance(answer, dict):
                 raise ValueError(f"{str(answer)[:80]!r}")
-            return answer
+            return encodable_value(answer, self.noted, "answers of the server")
 
     async def models(self) -> list[str] | None:
         """Return the names that the server lists, or None where it lists none that can be read."""

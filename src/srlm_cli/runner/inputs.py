@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
@@ -59,14 +59,14 @@ def count_skipped(name: str, tally: Tally, rows: Reader | None) -> None:
         return
     if rows.skipped:
         tally.dropped["bad row"] = rows.skipped
-    warn(name, rows)
+    warn(name, rows.noted)
     if rows.rejects:
         rows.rejects.open()  # also where there were none
 
 
-def warn(name: str, rows: Reader) -> None:
-    """Print how many rows were not read as they are, once per command, also with --quiet."""
-    for what, count in rows.noted.items():
+def warn(name: str, noted: Mapping[str, int]) -> None:
+    """Print how many rows, or answers of a server, were not taken as they are; once per command, also with --quiet."""
+    for what, count in noted.items():
         say(f"srlm {name}: warning: {count} {what}")
 
 

@@ -16,6 +16,7 @@ from srlm_cli.streams.reader import Reader
 
 def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None) -> dict[str, Any]:
     """Return what FILE.meta.json tells: command line, versions, inputs and counts."""
+    warnings = {**(rows.noted if rows else {}), **(engine.noted if engine else {})}
     with_server = engine and engine.name == "openai"
     return {
         "command": name,
@@ -24,7 +25,7 @@ def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None
         **({"shard": rows.part} if rows and rows.shard else {}),
         "versions": versions(*([engine.name] if engine and engine.loads else [])),
         "counts": tally.as_dict(),
-        **({"warnings": dict(rows.noted)} if rows and rows.noted else {}),
+        **({"warnings": warnings} if warnings else {}),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
         **({"base_url": redacted((engine.spec.base_url or "").strip()) or None} if with_server else {}),
     }

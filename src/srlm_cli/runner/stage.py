@@ -13,7 +13,7 @@ from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import StreamOptions
 from srlm_cli.records import Row
-from srlm_cli.runner.inputs import check_whole, count_skipped, expected
+from srlm_cli.runner.inputs import check_whole, count_skipped, expected, warn
 from srlm_cli.runner.outputs import close_quietly, commit, how_to_go_on, open_writer, refuse_own_input, write_error
 from srlm_cli.runner.provenance import meta
 from srlm_cli.runner.tally import Tally
@@ -94,6 +94,7 @@ class StageRun:
             close_quietly(self.writer)
             raise
         count_skipped(self.name, self.tally, self.source)
+        warn(self.name, self.engine.noted if self.engine else {})
         exceeded = limit(self.tally)
         about = meta(self.name, self.source, self.tally, self.engine)
         commit(self.writer, self.options.out, about, self._state(), exceeded, self.options.on_limit)

@@ -23,7 +23,7 @@ import msgspec
 
 from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow, DataError, OptionError
-from srlm_cli.records import Row
+from srlm_cli.records import Row, encodable_value
 from srlm_cli.streams.writer import Rejects
 
 FIX = "fix the row, or use --on-error skip to continue without it"
@@ -377,19 +377,14 @@ def parsed(line: bytes) -> Any:
         return error
 
 
-SURROGATE = re.compile("[\ud800-\udfff]")
 ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parsed_row(line: bytes, noted: Counter[str] | None = None) -> Any:
-    """Return what `parsed` does, with U+FFFD for lone surrogates, which UTF-8 has no bytes for; the row is noted."""
+    """Return what `parsed` does, its texts `encodable`; a row that this changes is noted."""
     row = parsed(line)
     if b"\\u" in line and type(row) is dict and ESCAPED_SURROGATE.search(line):
-        text, count = SURROGATE.subn("\ufffd", json.dumps(row, ensure_ascii=False))
-        if count:
-            row = json.loads(text)
-            if noted is not None:
-                noted["rows with half a character (a lone surrogate), replaced by U+FFFD"] += 1
+        row = encodable_value(row, noted)
     return row
 
 
