@@ -186,8 +186,10 @@ def test_responses_to_rows_of_alpaca_are_not_trained_on_for_its_outputs() -> Non
 
 def test_an_own_judged_row_is_read_in_one_look_and_another_is_not() -> None:
     own = {"id": "a/0", "prompt_id": "a", "prompt": "Up?", "response": "Yes.", "score": 3}
-    assert records.is_judged(own)
-    assert not records.is_judged({**own, "system": "Be brief."}) and not records.is_judged({**own, "prompt": HH})
+    assert records.is_judged_reply(own)
+    assert not records.is_judged_reply({**own, "system": "Be brief."}) and not records.is_judged_reply(
+        {**own, "prompt": HH}
+    )
     assert records.judged_record({**own, "system": "Be brief."})["prompt"] == [BE_BRIEF, ASK]
 
 

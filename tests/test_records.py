@@ -125,10 +125,10 @@ def test_a_score_may_be_null() -> None:
     assert records.judged_record({"prompt": "Hello?", "response": "Yes.", "score": None})["score"] is None
 
 
-@pytest.mark.parametrize("change", [{}, {"k": 3}, {"score": 4.5}, {"score": None}, {"response": ""}])
+@pytest.mark.parametrize("change", [{}, {"k": 3}, {"score": 4.5}, {"score": None}, {"finish_reason": "stop"}])
 def test_a_row_that_is_told_to_be_judged_is_its_own_record(change: dict) -> None:
     row = {"response": "Yes.", "score": 4, "lang": "en", "prompt": "Hello?", "prompt_id": "p", "id": "p/0", **change}
-    assert records.is_judged(row) and records.judged_record(row) == row
+    assert records.is_judged_reply(row) and records.judged_record(row) == row
 
 
 @pytest.mark.parametrize("field", ["id", "prompt_id", "prompt", "response", "score"])
@@ -141,7 +141,7 @@ def test_a_row_that_has_to_be_looked_at_is_not_told_to_be_judged(field: str, val
         same = records.judged_record(row) == row
     except BadRow:
         same = False
-    assert not records.is_judged(row) or same
+    assert not records.is_judged_reply(row) or same
 
 
 def test_a_ranked_row_becomes_its_responses() -> None:

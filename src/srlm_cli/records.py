@@ -13,7 +13,7 @@ from collections import Counter
 from hashlib import sha256
 from typing import Any
 
-from srlm_cli.dataset_formats import FOREIGN, HH_START, Message, Prompt, Row, messages, own_form, text
+from srlm_cli.dataset_formats import FOREIGN, Message, Prompt, Row, messages, own_form, text
 from srlm_cli.errors import BadRow
 
 PROVENANCE = "provenance.json"  # beside a model: how it was trained, from what
@@ -165,8 +165,11 @@ def judged_record(row: Row) -> Row:
     return row
 
 
-def is_judged(row: Row) -> bool:
-    """Tell at once of most rows that `judged_record` would give them back with their fields in another order."""
+def is_judged_reply(row: Row) -> bool:
+    """Tell at once of most judged replies that `judged_record` changes nothing but the order of their fields.
+
+    False says nothing. A prompt that begins with a space may be empty, or in the form of HH.
+    """
     try:
         own, group, prompt, response = row["id"], row["prompt_id"], row["prompt"], row["response"]
         score = row["score"]
@@ -174,8 +177,9 @@ def is_judged(row: Row) -> bool:
         return False
     texts = type(own) is type(group) is type(prompt) is type(response) is str
     known = score is None or type(score) is float or type(score) is int
-    plain = texts and known and own and group and prompt and not prompt.isspace()
-    return bool(plain and not prompt.startswith(HH_START) and FOREIGN.isdisjoint(row))
+    if not (texts and known and own and group and prompt and response) or prompt[0].isspace() or response.isspace():
+        return False
+    return row.get("finish_reason", "stop") == "stop" and FOREIGN.isdisjoint(row)
 
 
 def meta_record(row: Row) -> Row:

@@ -10,7 +10,7 @@ from srlm_cli.errors import BadRow
 from srlm_cli.records import (
     Row,
     as_messages,
-    is_judged,
+    is_judged_reply,
     is_reply,
     judged_record,
     ranked_record,
@@ -54,10 +54,12 @@ def scored_record(row: Row) -> Row | list[Row]:
     is returned as it stands: there are many. A response that no model wrote (see `records.is_reply`) has no score,
     whoever gave it one.
     """
+    if is_judged_reply(row):
+        return row
     if "responses" in row and "response" not in row:
         rows = responses_of(ranked_record(row))
         return [{**row, "score": row["human"] if is_reply(row) else None, "score_from": PEOPLE} for row in rows]
-    row = row if is_judged(row) else judged_record(row)
+    row = judged_record(row)
     return row if is_reply(row) else {**row, "score": None}
 
 
@@ -104,7 +106,9 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
     weight = weight_of(responses, options)
     if weight is None:
         return None, "not ranked by both judges"
-    return {**pair_row(*picked), **of_choice(*picked, options), **weight}, ""
+    pair = pair_row(*picked)
+    pair.update(of_choice(*picked, options), **weight)
+    return pair, ""
 
 
 def candidates(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:

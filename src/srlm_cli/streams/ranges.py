@@ -16,10 +16,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import IO, Generic, NoReturn, TypeVar
 
-from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Row
 from srlm_cli.streams.reader import BLANK, begins_array, checked_record, parsed_row
@@ -48,16 +47,19 @@ class Lines:
         self.file, self.end, self.count = file, end, 0
 
     def __iter__(self) -> Iterator[bytes]:
+        return chain.from_iterable(self._pieces())
+
+    def _pieces(self) -> Iterator[list[bytes]]:
         while (left := self.end - self.file.tell()) > 0 and (piece := self.file.read(min(left, PIECE))):
             lines = BytesIO(piece + self.file.readline() if len(piece) < left else piece).readlines()
             self.count += len(lines)
-            yield from lines
+            yield lines
 
 
 class Ranges(Generic[T]):
     """The parts of a file in their order, as often as all is well with a range; then they end.
 
-    `work` makes something of the records of a range; what it raises ends the parts before this range.
+    `work` makes something of the records of a range; what it or `check` raises ends the parts before this range.
     """
 
     def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable], work: Callable[[Iterable[Row]], T]):
@@ -120,10 +122,12 @@ class Ranges(Generic[T]):
         for line in lines:
             if (row := parsed_row(line, noted)) is not BLANK:
                 record = checked_record(row, self.check)
-                for one in record if isinstance(record, list) else [record]:
-                    if noted or unused_columns(one):
-                        raise BadRow("a row that a warning counts")
-                    yield one
+                if noted:
+                    raise BadRow("a row that a warning counts")
+                if type(record) is list:
+                    yield from record
+                else:
+                    yield record
 
     def _fork(self, ranges: list[tuple[int, int]]) -> None:
         from fcntl import F_SETPIPE_SZ, fcntl  # Linux only, as all this

@@ -356,17 +356,24 @@ fast_loads = msgspec.json.Decoder().decode
 
 
 def parsed(line: bytes) -> Any:
-    """Return the JSON value of a line, `BLANK` where it has none, or the JSONLinesError.
+    """Return the JSON value of a line, `BLANK` where it has none, or the JSONLinesError."""
+    value = fast_parsed(line)
+    return strictly_parsed(line) if value is None else value
 
-    msgspec is the faster parser. What it does not take, such as a lone surrogate or a byte order mark,
-    jsonlines decides, and words the error; what both take they read alike (`tests/streams/test_parsing.py`).
+
+def fast_parsed(line: bytes) -> Any:
+    """Return what msgspec reads, None for `null` and for what it refuses: a lone surrogate, a byte order mark.
+
+    What both parsers accept they read alike (`tests/streams/test_parsing.py`).
     """
     try:
-        row = fast_loads(line)
-        if row is not None:
-            return row
+        return fast_loads(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        pass
+        return None
+
+
+def strictly_parsed(line: bytes) -> Any:
+    """Return what jsonlines reads, `BLANK` for a line without a value, or its error, which says what is wrong."""
     import jsonlines  # late: it takes a command 9 ms, and most never meet such a line
 
     try:
@@ -382,10 +389,10 @@ ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def parsed_row(line: bytes, noted: Counter[str] | None = None) -> Any:
     """Return what `parsed` does, its texts `encodable`; a row that this changes is noted."""
-    row = parsed(line)
-    if b"\\u" in line and type(row) is dict and ESCAPED_SURROGATE.search(line):
-        row = encodable_value(row, noted)
-    return row
+    if (row := fast_parsed(line)) is not None:  # which has no lone surrogate
+        return row
+    row = strictly_parsed(line)
+    return encodable_value(row, noted) if type(row) is dict and ESCAPED_SURROGATE.search(line) else row
 
 
 def strict_loads(text: str) -> Any:

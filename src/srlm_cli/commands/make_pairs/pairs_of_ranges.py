@@ -7,8 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
+from srlm_cli.dataset_formats import unused_columns
+from srlm_cli.errors import BadRow
 from srlm_cli.options.common import StreamOptions
-from srlm_cli.records import Row
+from srlm_cli.records import Row, is_judged_reply
 from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import make_pairs as stage
@@ -37,6 +39,16 @@ def pairs_of(rows: Iterable[Row], options: stage.PairOptions) -> Pairs:
     return Pairs(counted, prompts)
 
 
+def unwarned_record(row: Row) -> Row | list[Row]:
+    """Return what `scored_record` does; refuse a row with columns that a warning counts."""
+    if is_judged_reply(row):  # which has none: there are many
+        return row
+    checked = stage.scored_record(row)
+    if unused_columns(checked[0] if isinstance(checked, list) else checked):
+        raise BadRow("a row that a warning counts")
+    return checked
+
+
 def open_ranges(
     stream: StreamOptions, options: stage.PairOptions, files: ExitStack
 ) -> Iterable[ranges.RangeResult[Pairs]]:
@@ -48,7 +60,7 @@ def open_ranges(
     if alone or not ranges.worthwhile(stream.in_):
         return ()
     work = partial(pairs_of, options=options)
-    return files.enter_context(ranges.Ranges(stream.in_, stage.scored_record, stage.group_of, work))
+    return files.enter_context(ranges.Ranges(stream.in_, unwarned_record, stage.group_of, work))
 
 
 def make_pairs(
