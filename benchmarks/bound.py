@@ -24,10 +24,11 @@ from race import hardware, tokens
 from step import machine, own_rate
 from work import requests_of
 
-from srlm_cli import models
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
+from srlm_cli.models.hardware import pick_dtype
+from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
 
 
 def main() -> None:
@@ -42,16 +43,16 @@ def main() -> None:
         "--dtype", choices=["auto", "float32", "float16", "bfloat16"], default="auto", help="auto as in srlm"
     )
     given = parser.parse_args()
-    models.quiet_libraries()
-    tokenizer = models.load_tokenizer(given.model)
+    quiet_libraries()
+    tokenizer = load_tokenizer(given.model)
     sampling = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 256}
     asked = requests_of(given.task, str(given.rows), given.each, sampling)
     texts = [CachedPrefix(tokens(tokenizer, request)) for request in asked]
     find_prefixes(texts, [])
-    net = models.load_model(given.model, "float32").eval()
+    net = load_model(given.model, "float32").eval()
     weights = sum(weight.numel() for weight in net.parameters())
     head = net.get_output_embeddings().weight.numel()
-    kind = models.pick_dtype(given.dtype, "cpu", float16=True)
+    kind = pick_dtype(given.dtype, "cpu", float16=True)
     half = linear.type_for(kind, "cpu")
     rate, bandwidth = machine(net.dtype)
     if half:

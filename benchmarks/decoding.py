@@ -26,7 +26,7 @@ from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import sampling, workers
 from srlm_cli.forward.cpu import llama_layer, paged_attention
-from srlm_cli.models import pick_dtype
+from srlm_cli.models.hardware import pick_dtype
 
 
 def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
     python benchmarks/dtypes.py [--data FOLDER] [--prompts N]
 
-Products have the sizes of the embedded model. Decides what `--dtype auto` should be: `srlm_cli.models.pick_dtype`
+Products have the sizes of the embedded model. Decides what `--dtype auto` should be: `pick_dtype` (models/hardware.py)
 says what it is. With `--data` (prompts, as in `engines/sample.py`) the embedded model reads prompts in each type:
 the mean divergence of its next-token distributions from those in float32, and how often the first token is another.
 """
@@ -23,9 +23,10 @@ import torch
 from race import hardware
 from sample import prompts
 
-from srlm_cli import models
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.cpu.linear import HalfLinear
+from srlm_cli.models.hardware import pick_dtype
+from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
 
 LAYERS, WIDE, NARROW = 60, 1536, 576
 MODEL = "smollm2-135m-instruct"
@@ -47,7 +48,7 @@ def layers() -> dict[str, list[Callable[[torch.Tensor], torch.Tensor]]]:
 
 def own() -> torch.dtype | None:
     """Return the type of 16 bits that srlm multiplies in on this processor itself."""
-    return linear.type_for(models.pick_dtype("auto", "cpu", float16=True), "cpu")
+    return linear.type_for(pick_dtype("auto", "cpu", float16=True), "cpu")
 
 
 def named(dtype: torch.dtype) -> str:
@@ -81,12 +82,12 @@ def speed() -> None:
 
 def divergence(data: Path, count: int) -> None:
     """Print how far distributions are from those in float32."""
-    tokenizer = models.load_tokenizer(MODEL)
+    tokenizer = load_tokenizer(MODEL)
     texts = [tokenizer(row["prompt"], truncation=True, max_length=512)["input_ids"] for row in prompts(data, count)]
-    exact = models.load_model(MODEL, "float32").eval()
-    others = {"bfloat16 by torch": models.load_model(MODEL, "bfloat16").eval()}
+    exact = load_model(MODEL, "float32").eval()
+    others = {"bfloat16 by torch": load_model(MODEL, "bfloat16").eval()}
     if half := own():
-        others[f"{named(half)} by srlm"] = models.load_model(MODEL, "float32").eval()
+        others[f"{named(half)} by srlm"] = load_model(MODEL, "float32").eval()
         linear.use_in(others[f"{named(half)} by srlm"], half)
     sums, unlike, positions = dict.fromkeys(others, 0.0), dict.fromkeys(others, 0), 0
     for ids in texts:
@@ -107,10 +108,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of vicuna_bench and koala, or a JSONL file")
     parser.add_argument("--prompts", type=int, default=50)
     given = parser.parse_args()
-    models.quiet_libraries()
+    quiet_libraries()
     print("python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]]))
     print(f"{hardware()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"auto: {models.pick_dtype('auto', 'cpu', float16=True)}, multiplied by {'srlm' if own() else 'torch'}")
+    print(f"auto: {pick_dtype('auto', 'cpu', float16=True)}, multiplied by {'srlm' if own() else 'torch'}")
     with torch.inference_mode():
         speed()
         if given.data:

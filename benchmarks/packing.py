@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from training import DATA, MODEL, completions, figures, pairs
 
-from srlm_cli import models
+from srlm_cli.models.load import load_model, quiet_libraries
 from srlm_cli.train import packing, step_trainer
 from srlm_cli.train.embedding_gradient import add_by_row
 from srlm_cli.train.setup import keep_freed_memory
@@ -71,12 +71,12 @@ def race(given: argparse.Namespace) -> None:
 
 def passes(repeats: int) -> None:
     """Print the milliseconds of a pass of one row, logits and targets of its last 8 tokens, by its length."""
-    models.quiet_libraries()
+    quiet_libraries()
     keep_freed_memory()
     print("tokens  PyTorch's gradient  by row  (ms, median)")
     found: dict[tuple[int, bool], list[float]] = {(length, own): [] for length in LENGTHS for own in (False, True)}
     for own in (False, True):
-        net = models.load_model(MODEL, "float32").train()
+        net = load_model(MODEL, "float32").train()
         if own:
             add_by_row(net)
         for _ in range(repeats + 1):

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import transformers
 
-from srlm_cli import models
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.cpu.gemm import Kind, compiled
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel, lay_by_input
+from srlm_cli.models.load import load_model, quiet_libraries
 
 SHARE = 4
 BATCHES = (1, 16, 64, 128)
@@ -104,10 +104,10 @@ def main() -> None:
     parser.add_argument("--written", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    models.quiet_libraries()
+    quiet_libraries()
     half = linear.type_for(asked.dtype, "cpu")
-    net = models.load_model(asked.model, "float32" if asked.dtype == "float16" else asked.dtype).eval()
-    model = PackedModel(models.load_model(asked.model, "float32" if half else asked.dtype).eval(), "cpu")
+    net = load_model(asked.model, "float32" if asked.dtype == "float16" else asked.dtype).eval()
+    model = PackedModel(load_model(asked.model, "float32" if half else asked.dtype).eval(), "cpu")
     linear.use_in(model.net, half) if half else lay_by_input(model.net)
     with torch.inference_mode():
         if not model.fits():

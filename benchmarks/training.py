@@ -86,10 +86,10 @@ def run_trl(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    from srlm_cli import models
+    from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
 
-    models.quiet_libraries()
-    tokenizer, model = models.load_tokenizer(MODEL), models.load_model(MODEL, "float32")
+    quiet_libraries()
+    tokenizer, model = load_tokenizer(MODEL), load_model(MODEL, "float32")
     started = now()
     settings: dict[str, Any] = {"per_device_train_batch_size": min(8, batch)}
     if who == "trl-tuned":
@@ -119,10 +119,10 @@ def run_trl(
 
 def figures(task: str, who: str, made: list[dict[str, Any]], batch: int, length: int, out: Path) -> dict[str, Any]:
     """Return the figures of one contender, run in this process."""
-    from srlm_cli import models
+    from srlm_cli.models.load import load_tokenizer
     from srlm_cli.train.data import dpo_rows, sft_rows
 
-    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, models.load_tokenizer(MODEL), length)
+    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, load_tokenizer(MODEL), length)
     run = run_srlm if who.startswith("srlm") else run_trl
     (seconds, processor), (first, last) = run(task, who, made, batch, length, out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -398,7 +398,7 @@ def test_models_that_are_not_there(tmp_path):
 @pytest.mark.slow
 def test_a_gguf_file_is_a_model(tmp_path, monkeypatch):
     """The embedded model's own file, given by path, is made trainable in a cache of its own; its ending is any case."""
-    from srlm_cli.models import SMOLLM2, _embedded_gguf
+    from srlm_cli.models.embedded import SMOLLM2, _embedded_gguf
 
     gguf = tmp_path / "model.GGUF"
     gguf.symlink_to(_embedded_gguf(SMOLLM2, tmp_path))

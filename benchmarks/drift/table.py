@@ -8,15 +8,15 @@ from typing import Any
 
 from srlm_cli.stats.bootstrap import metrics
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
-def rows_of(path: Path) -> list[Row]:
+def rows_of(path: Path) -> list[Record]:
     """Return the rows of a file, none where it is not there."""
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
 
-def mean(rows: list[Row], number: Callable[[Row], float], digits: int = 0) -> str:
+def mean(rows: list[Record], number: Callable[[Record], float], digits: int = 0) -> str:
     """Return the mean over rows with its 95% interval, a bootstrap over prompts."""
     groups: dict[str, list[float]] = {}
     for row in rows:

@@ -15,7 +15,9 @@ from pathlib import Path
 
 from work import requests_of
 
-from srlm_cli import models
+from srlm_cli.models.hardware import pick_dtype
+from srlm_cli.models.load import load_tokenizer
+from srlm_cli.models.locate import locate
 
 HERE = Path(__file__).parent
 CONTENDERS = {
@@ -102,8 +104,8 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
 
 def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, unit: str) -> None:
     """Run all contenders in turn and print their rates: `counted` (tokens or rows) a second."""
-    folder = models.locate(given.model)
-    tokenizer = models.load_tokenizer(given.model)
+    folder = locate(given.model)
+    tokenizer = load_tokenizer(given.model)
     asked = requests_of(**work)
     sampling = {name: work["sampling"][name] for name in ("temperature", "top_p")}
     job = {
@@ -165,7 +167,7 @@ def named_for(name: str, choices: str, option: str) -> list[str]:
 def dtype_for(name: str, dtypes: str) -> str:
     """Return the type that a contender computes in."""
     (dtype,) = named_for(name, dtypes, "--dtype")
-    return models.pick_dtype(dtype, "cpu", float16=name == "srlm")
+    return pick_dtype(dtype, "cpu", float16=name == "srlm")
 
 
 def tokens(tokenizer, request) -> list[int]:

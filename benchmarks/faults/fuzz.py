@@ -40,7 +40,7 @@ from srlm_cli.cli import run  # noqa: E402
 
 INPUTS: Counter[str] = Counter()
 ENDS: Counter[str] = Counter()
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 # --- what users and other tools write --------------------------------------------------------
 
@@ -70,7 +70,7 @@ def rows_of(needed: dict[str, Any], optional: dict[str, Any] | None = None) -> A
     whole = st.fixed_dictionaries(needed, optional={**ELSEWHERE, **(optional or {})})
 
     @st.composite
-    def mutated(draw: Any) -> Row:
+    def mutated(draw: Any) -> Record:
         row = draw(whole)
         for key in draw(st.lists(st.sampled_from(sorted(needed)), max_size=2)) if draw(st.integers(0, 3)) == 3 else ():
             if draw(st.booleans()):
@@ -120,7 +120,7 @@ def lines(draw: Any, rows: Any) -> list[str]:
     return found
 
 
-def encodable(row: Row) -> bool:
+def encodable(row: Record) -> bool:
     """Tell whether a row can be written as UTF-8."""
     try:
         json.dumps(row, ensure_ascii=False).encode()
@@ -176,7 +176,7 @@ def command(argv: list[str]) -> tuple[int, str]:
     return code, said.getvalue()
 
 
-def rows_in(path: Path) -> list[Row]:
+def rows_in(path: Path) -> list[Record]:
     """Return the rows that a command wrote."""
     return [json.loads(line) for line in path.read_text().split("\n") if line] if path.exists() else []
 
@@ -264,7 +264,7 @@ def fuzz_template(folder: Path) -> Any:
         },
     )  # fmt: skip
 
-    def test(made: Row) -> None:
+    def test(made: Record) -> None:
         file = folder / "template.toml"
         file.write_text(
             "".join(f"{key} = {toml(value)}\n" for key, value in made.items()), encoding="utf-8", errors="replace"

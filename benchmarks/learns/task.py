@@ -21,7 +21,7 @@ from typing import Any
 
 from srlm_cli.stats.bootstrap import metrics
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "no commas": ("Use no commas.", lambda text: "," not in text),
     "short": ("Use at most 30 words.", lambda text: len(text.split()) <= 30),
@@ -37,7 +37,7 @@ CLASH = {frozenset({"three bullets", "one paragraph"}), frozenset({"lower case",
 RULES_A_PROMPT = 2
 
 
-def prompts(seeds: Iterable[Row], seed: int) -> Iterator[Row]:
+def prompts(seeds: Iterable[Record], seed: int) -> Iterator[Record]:
     """Yield each seed prompt under rules drawn for it."""
     pairs = [
         (first, second)
@@ -51,13 +51,13 @@ def prompts(seeds: Iterable[Row], seed: int) -> Iterator[Row]:
         yield {"prompt": asked, "rules": list(rules)}
 
 
-def score(row: Row) -> float:
+def score(row: Record) -> float:
     """Return 5 x the share of its rules that a reply keeps; an empty reply keeps none."""
     text = row["response"].strip()
     return 5.0 * sum(bool(text) and RULES[rule][1](text) for rule in row["rules"]) / len(row["rules"])
 
 
-def scored(rows: Iterable[Row], shuffle: int | None) -> Iterator[Row]:
+def scored(rows: Iterable[Record], shuffle: int | None) -> Iterator[Record]:
     """Yield responses with their score; with `shuffle` the scores of a prompt's replies are dealt anew."""
     for group in by_prompt(rows):
         scores = [score(row) for row in group]
@@ -67,9 +67,9 @@ def scored(rows: Iterable[Row], shuffle: int | None) -> Iterator[Row]:
             yield {**row, "score": value}
 
 
-def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
+def by_prompt(rows: Iterable[Record]) -> Iterator[list[Record]]:
     """Yield the replies of each prompt, which stand together."""
-    group: list[Row] = []
+    group: list[Record] = []
     for row in rows:
         if group and row["prompt_id"] != group[0]["prompt_id"]:
             yield group
@@ -79,7 +79,7 @@ def by_prompt(rows: Iterable[Row]) -> Iterator[list[Row]]:
         yield group
 
 
-def read(path: str) -> list[Row]:
+def read(path: str) -> list[Record]:
     """Return the rows of a JSONL file, or of stdin for `-`."""
     with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]

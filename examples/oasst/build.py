@@ -20,15 +20,15 @@ from typing import Any
 from srlm_cli.records import prompt_key
 from srlm_cli.stages.split import held_out
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
-def usable(message: Row, lang: str) -> bool:
+def usable(message: Record, lang: str) -> bool:
     """Tell whether a message is of the language, was not deleted and did not fail its review."""
     return message["lang"] == lang and not message.get("deleted") and message.get("review_result") is not False
 
 
-def first_turns(messages: Iterable[Row], lang: str) -> Iterator[tuple[Row, list[Row]]]:
+def first_turns(messages: Iterable[Record], lang: str) -> Iterator[tuple[Record, list[Record]]]:
     """Yield each opening prompt with its ranked replies, best (rank 0) first."""
     prompts, replies = {}, defaultdict(list)
     for message in messages:
@@ -43,20 +43,20 @@ def first_turns(messages: Iterable[Row], lang: str) -> Iterator[tuple[Row, list[
             yield prompt, sorted(replies[prompt_id], key=lambda reply: reply["rank"])
 
 
-def ift_row(prompt: Row, best: Row) -> Row:
+def ift_row(prompt: Record, best: Record) -> Record:
     """Return a seed row: the prompt and the reply that people ranked best."""
     return {"id": prompt["message_id"], "prompt": prompt["text"], "completion": best["text"]}
 
 
-def ranked_row(prompt: Row, replies: list[Row]) -> Row:
+def ranked_row(prompt: Record, replies: list[Record]) -> Record:
     """Return a ranked row: the prompt and its replies with their ranks."""
     responses = [{"text": reply["text"], "rank": int(reply["rank"])} for reply in replies]
     return {"id": prompt["message_id"], "prompt": prompt["text"], "responses": responses}
 
 
-def build(messages: Iterable[Row], lang: str, eval_share: float, seed: int) -> dict[str, list[Row]]:
+def build(messages: Iterable[Record], lang: str, eval_share: float, seed: int) -> dict[str, list[Record]]:
     """Return the rows of each file: `ift`, `ranked` to learn from, `ranked_eval` to be measured on."""
-    made: dict[str, list[Row]] = {"ift": [], "ranked": [], "ranked_eval": []}
+    made: dict[str, list[Record]] = {"ift": [], "ranked": [], "ranked_eval": []}
     for prompt, replies in first_turns(messages, lang):
         several = len(replies) > 1
         if several and held_out({"prompt": prompt["text"]}, eval_share, seed):
@@ -71,7 +71,7 @@ def build(messages: Iterable[Row], lang: str, eval_share: float, seed: int) -> d
     return made
 
 
-def load(dataset: str, split: str) -> Iterable[Row]:
+def load(dataset: str, split: str) -> Iterable[Record]:
     """Return the messages of a dataset of the hub, or of a local JSONL or parquet file."""
     from datasets import load_dataset
 
@@ -79,7 +79,7 @@ def load(dataset: str, split: str) -> Iterable[Row]:
     return load_dataset(kind, data_files=dataset, split="train") if kind else load_dataset(dataset, split=split)
 
 
-def write(path: Path, rows: list[Row]) -> None:
+def write(path: Path, rows: list[Record]) -> None:
     """Write rows as JSONL and say how many."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     print(f"{path}: {len(rows)} rows")

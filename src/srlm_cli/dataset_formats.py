@@ -19,7 +19,7 @@ from typing import Any
 
 from srlm_cli.errors import BadRow
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 Message = dict[str, str]
 Prompt = str | list[Message]
 
@@ -43,7 +43,7 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 HH_START = "\n\nHuman:"
 
 
-def own_form(row: Row, *, completed: bool = False) -> Row:
+def own_form(row: Record, *, completed: bool = False) -> Record:
     """Return a row with `prompt`, `completion`, `chosen` and `rejected` as srlm has them, those that it has.
 
     Each is a text or a list of {role, content}. The columns that they were made of are left out, so that no later
@@ -69,7 +69,7 @@ def own_form(row: Row, *, completed: bool = False) -> Row:
     return {name: made.pop(name) for name in row if name in made} | made
 
 
-def unused_columns(row: Row) -> list[str]:
+def unused_columns(row: Record) -> list[str]:
     """Return the columns of a row that its tool would show a model, and srlm does not."""
     return [] if UNUSED.isdisjoint(row) else [name for name in sorted(UNUSED & row.keys()) if not _empty(row[name])]
 
@@ -77,7 +77,7 @@ def unused_columns(row: Row) -> list[str]:
 # --- prompts ---------------------------------------------------------------------------------
 
 
-def _pop_prompt(left: Row, completed: bool) -> tuple[Prompt | None, Prompt | None]:
+def _pop_prompt(left: Record, completed: bool) -> tuple[Prompt | None, Prompt | None]:
     """Take the prompt out of a row's columns, and its answer where that is wanted; None for what it does not have."""
     own = as_prompt(left.pop("prompt"), "prompt") if "prompt" in left else None
     dialogue = next((name for name in DIALOGUES if name in left), None)
@@ -93,7 +93,7 @@ def _pop_prompt(left: Row, completed: bool) -> tuple[Prompt | None, Prompt | Non
     return prompt, text(left.pop(name), name) if name else None
 
 
-def _pop_dialogue(left: Row, name: str, own: Prompt | None, completed: bool) -> tuple[Prompt, Prompt | None]:
+def _pop_dialogue(left: Record, name: str, own: Prompt | None, completed: bool) -> tuple[Prompt, Prompt | None]:
     """Take a dialogue out of a row: the turns before the assistant's last one, and this one as the answer.
 
     A row that has a prompt of its `own`, too, as UltraChat's do, is asked that prompt, and learns the dialogue's end.
@@ -109,13 +109,13 @@ def _pop_dialogue(left: Row, name: str, own: Prompt | None, completed: bool) -> 
     return agreed, turns[-1]["content"]
 
 
-def _joined(left: Row, names: tuple[str, ...]) -> str:
+def _joined(left: Record, names: tuple[str, ...]) -> str:
     """Take texts out of a row and join those that are not empty by a blank line."""
     parts = [text(left.pop(name) or "", name) for name in names if name in left]
     return "\n\n".join(part for part in parts if part)
 
 
-def _with_history(prompt: Prompt, left: Row) -> Prompt:
+def _with_history(prompt: Prompt, left: Record) -> Prompt:
     """Return a prompt after the turns of a `history`, a list of [prompt, reply]."""
     if _empty(left.get("history")) or not isinstance(prompt, str):
         return prompt
@@ -132,7 +132,7 @@ def _with_history(prompt: Prompt, left: Row) -> Prompt:
     ]
 
 
-def _with_system(prompt: Prompt, left: Row) -> Prompt:
+def _with_system(prompt: Prompt, left: Record) -> Prompt:
     """Return a prompt after its system message; one that the dialogue has itself counts, and the column does not."""
     name = next((name for name in SYSTEM if isinstance(left.get(name), str) and not _empty(left[name])), None)
     if name is None:
@@ -148,7 +148,7 @@ def _with_system(prompt: Prompt, left: Row) -> Prompt:
 # --- replies ---------------------------------------------------------------------------------
 
 
-def _split(prompt: Prompt | None, replies: Row) -> tuple[Prompt | None, Row]:
+def _split(prompt: Prompt | None, replies: Record) -> tuple[Prompt | None, Record]:
     """Return the prompt and the replies of a row; of replies that are whole dialogues the prompt is what they share.
 
     That is TRL's `extract_prompt`. After it only the assistant speaks.

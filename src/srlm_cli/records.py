@@ -13,7 +13,7 @@ from collections import Counter
 from hashlib import sha256
 from typing import Any
 
-from srlm_cli.dataset_formats import FOREIGN, Message, Prompt, Row, messages, own_form, text
+from srlm_cli.dataset_formats import FOREIGN, Message, Prompt, Record, messages, own_form, text
 from srlm_cli.errors import BadRow
 
 PROVENANCE = "provenance.json"  # beside a model: how it was trained, from what
@@ -80,7 +80,7 @@ def as_text(prompt: Prompt) -> str:
 # --- the records -----------------------------------------------------------------------------
 
 
-def prompt_record(row: Row) -> Row:
+def prompt_record(row: Record) -> Record:
     """Return a prompt row `{id, prompt}`; rows of other tools are read too (see `dataset_formats`).
 
     The `responses` of a ranked row, an answer to the prompt and no part of it, are left out.
@@ -91,7 +91,7 @@ def prompt_record(row: Row) -> Row:
     return _with(rest, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
-def completion_record(row: Row) -> Row:
+def completion_record(row: Record) -> Record:
     """Return an IFT or EFT row `{id, prompt, completion}`; rows of other tools are read too."""
     own = own_form(row, completed=True)
     if "completion" not in own:
@@ -100,7 +100,7 @@ def completion_record(row: Row) -> Row:
     return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt, completion=completion)
 
 
-def eft_record(row: Row) -> Row:
+def eft_record(row: Record) -> Record:
     """Return a row of `srlm make-eft` as it is; it has a `score` beside its prompt and completion."""
     completion_record(row)
     if not is_number(row.get("score")):
@@ -108,7 +108,7 @@ def eft_record(row: Row) -> Row:
     return row
 
 
-def ranked_record(row: Row) -> Row:
+def ranked_record(row: Record) -> Record:
     """Return a ranked row `{id, prompt, responses: [{text, rank | score}]}`.
 
     `rank` counts from 0 or 1, the smaller the better; `score` is any number, the larger the better.
@@ -129,7 +129,7 @@ def ranked_record(row: Row) -> Row:
     return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
-def response_record(row: Row) -> Row:
+def response_record(row: Record) -> Record:
     """Return a response row `{id, prompt_id, prompt, response}`, from `srlm sample` or any tool.
 
     The id is `<prompt_id>/<k>`, or, in a row that has no `k`, ends with a hash of the response.
@@ -141,7 +141,7 @@ def response_record(row: Row) -> Row:
     return _with(own, id=name, prompt_id=group, prompt=prompt)
 
 
-def has_ended(row: Row) -> bool:
+def has_ended(row: Record) -> bool:
     """Tell whether the response of a row was ended or cut, as far as it tells.
 
     A `finish_reason` that is no end (`content_filter`, `prompt-too-long`, `error`) says that none came, whatever the
@@ -151,13 +151,13 @@ def has_ended(row: Row) -> bool:
     return reason is None or reason == "stop" or str(reason).lower() in ENDS  # most are: there are many rows
 
 
-def is_reply(row: Row) -> bool:
+def is_reply(row: Record) -> bool:
     """Tell whether a response can be scored and trained on: it has ended, and there is a text."""
     text = row["response"]
     return bool(text) and not text.isspace() and has_ended(row)
 
 
-def judged_record(row: Row) -> Row:
+def judged_record(row: Record) -> Record:
     """Return a judged row: a response row with `score`, a number or null (not readable)."""
     row = response_record(row)
     if "score" not in row or not (row["score"] is None or is_number(row["score"])):
@@ -165,7 +165,7 @@ def judged_record(row: Row) -> Row:
     return row
 
 
-def is_judged_reply(row: Row) -> bool:
+def is_judged_reply(row: Record) -> bool:
     """Tell at once of most judged replies that `judged_record` changes nothing but the order of their fields.
 
     False says nothing. A prompt that begins with a space may be empty, or in the form of HH.
@@ -182,7 +182,7 @@ def is_judged_reply(row: Row) -> bool:
     return row.get("finish_reason", "stop") == "stop" and FOREIGN.isdisjoint(row)
 
 
-def meta_record(row: Row) -> Row:
+def meta_record(row: Record) -> Record:
     """Return a row of `srlm judge --meta`: a response row with `judge_prompt`, `targets` and `battles`."""
     row = response_record(row)
     targets, battles = row.get("targets"), row.get("battles")
@@ -199,7 +199,7 @@ def meta_record(row: Row) -> Row:
     return _with(row, judge_prompt=messages(row.get("judge_prompt"), "judge_prompt"))
 
 
-def pair_record(row: Row) -> Row:
+def pair_record(row: Record) -> Record:
     """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists.
 
     A row may have a `label_smoothing`: the probability, 0 to 1, that its sides are the wrong way round.
@@ -212,7 +212,7 @@ def pair_record(row: Row) -> Row:
     return _with(own, id=_id(row) or prompt_id(prompt), prompt=prompt, chosen=chosen, rejected=rejected)
 
 
-def judged_completion_record(row: Row) -> Row:
+def judged_completion_record(row: Record) -> Record:
     """Return a judged row as an IFT row of prompt and response; its score stands in `full_score`, true or false."""
     judged = judged_record(row)
     kept = {key: value for key, value in judged.items() if key not in ("response", "score")}
@@ -227,7 +227,7 @@ RENAMED_METRICS = {
 }
 
 
-def metric_record(row: Row) -> Row:
+def metric_record(row: Record) -> Record:
     """Return a metric row `{task, metric, value, n, ci_low, ci_high}`; a value that could not be had is null.
 
     A metric by the name that it had in a file of an earlier version gets its name of today.
@@ -238,7 +238,7 @@ def metric_record(row: Row) -> Row:
     return {**row, "metric": RENAMED_METRICS[row["metric"]]} if row["metric"] in RENAMED_METRICS else row
 
 
-def responses_of(ranked: Row) -> list[Row]:
+def responses_of(ranked: Record) -> list[Record]:
     """Return a ranked row as response rows, in their order, with `k` and the human `rank` or `score`."""
     rest = {key: value for key, value in ranked.items() if key not in ("id", "responses")}
     return [
@@ -254,7 +254,7 @@ def responses_of(ranked: Row) -> list[Row]:
     ]
 
 
-def human_values(ranked: Row) -> list[float]:
+def human_values(ranked: Record) -> list[float]:
     """Return how much people liked each response, larger is better: the scores if all have one, or minus the ranks."""
     responses = ranked["responses"]
     if all(is_number(response.get("score")) for response in responses):
@@ -265,7 +265,7 @@ def human_values(ranked: Row) -> list[float]:
 # --- rows of one id ---------------------------------------------------------------------------
 
 
-def refuse_two_prompts(responses: list[Row]) -> None:
+def refuse_two_prompts(responses: list[Record]) -> None:
     """Raise BadRow for responses of one `prompt_id` to different prompts, as files that each count from 1 have them."""
     first = responses[0]["prompt"]
     for row in responses:
@@ -273,7 +273,7 @@ def refuse_two_prompts(responses: list[Row]) -> None:
             raise BadRow(f"two prompts have the prompt_id {row['prompt_id']}: give each an id")
 
 
-def refuse_two_replies(responses: list[Row]) -> None:
+def refuse_two_replies(responses: list[Record]) -> None:
     """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
     if len({row["id"] for row in responses}) == len(responses):
         return
@@ -286,16 +286,16 @@ def refuse_two_replies(responses: list[Row]) -> None:
 # --- the pieces ------------------------------------------------------------------------------
 
 
-def _with(row: Row, **fields: Any) -> Row:
+def _with(row: Record, **fields: Any) -> Record:
     """Return the row with these fields first and the rest of it behind them, as it was."""
     return {**fields, **row, **fields}
 
 
-def _id(row: Row) -> str | None:
+def _id(row: Record) -> str | None:
     return None if row.get("id") in (None, "") else str(row["id"])
 
 
-def _prompt(own: Row, row: Row) -> Prompt:
+def _prompt(own: Record, row: Record) -> Prompt:
     """Return the prompt of a row that `own_form` has read; `row` is as it stood in its file."""
     if own.get("prompt") is None and row.get("prompt", own) is own:
         raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
@@ -307,7 +307,7 @@ def _prompt(own: Row, row: Row) -> Prompt:
     return prompt
 
 
-def _reply(own: Row, name: str) -> Prompt:
+def _reply(own: Record, name: str) -> Prompt:
     """Return a reply of a row that `own_form` has read, a text or messages; it has to hold text."""
     reply = own.get(name)
     reply = messages(reply, name) if isinstance(reply, list) else text(reply, name)
@@ -321,7 +321,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _keys(row: Row) -> str:
+def _keys(row: Record) -> str:
     names = list(row)
     if not names:
         return "an empty object"

@@ -35,7 +35,7 @@ from commands_table import (
     STAGES,
     Command,
 )
-from helpers import MORTAL, PROGRAM, Result, Row, Srlm, as_lines, read_json, read_rows, write_rows
+from helpers import MORTAL, PROGRAM, Record, Result, Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.cli import command as build_command
 
 
@@ -71,7 +71,7 @@ def whole(srlm: Srlm, command: Command, *more: str) -> str:
     return WHOLE[key]
 
 
-def whole_rows(srlm: Srlm, command: Command, *more: str) -> list[Row]:
+def whole_rows(srlm: Srlm, command: Command, *more: str) -> list[Record]:
     """Return the rows of an uninterrupted run."""
     return Result(0, whole(srlm, command, *more), "").rows
 
@@ -595,7 +595,7 @@ def test_ctrl_c_keeps_the_rows_and_the_run_goes_on(srlm: Srlm, command: Command)
     assert (srlm.folder / "out.jsonl").read_text() == whole(srlm, command)
 
 
-def feed(process: subprocess.Popen, rows: list[Row]) -> None:
+def feed(process: subprocess.Popen, rows: list[Record]) -> None:
     """Write rows to a process's stdin, which stays open."""
     data = memoryview(as_lines(rows).encode())
     while data:

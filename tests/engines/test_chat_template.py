@@ -16,7 +16,7 @@ from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Requ
 from srlm_cli.engines.chat_template import rendered
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.options.common import StreamOptions
-from srlm_cli.records import Row, prompt_record, ranked_record, response_record
+from srlm_cli.records import Record, prompt_record, ranked_record, response_record
 from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import Outcome, gen_prompts, head_to_head, judge, make_eft, meta_judge, split
 from srlm_cli.streams.reader import Reader
@@ -166,7 +166,7 @@ def test_a_match_that_a_template_refuses_is_a_bad_row() -> None:
 
 
 def test_a_meta_judge_whose_template_refuses_finds_the_rows_of_a_prompt_bad() -> None:
-    def judged(n: int, text: str) -> Row:
+    def judged(n: int, text: str) -> Record:
         said = [f"{text} {k}\nScore: {k}" for k in (1, 2)]
         row = {"prompt": f"Ask {n}?", "response": "r", "score": 1.5, "scores": [1, 2], "judgements": said}
         return response_record(row)

@@ -9,10 +9,11 @@ import pytest
 
 from helpers import Srlm, as_lines, read_json
 from serving import server
-from srlm_cli import models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.errors import EngineError
+from srlm_cli.models.embedded import SMOLLM2
+from srlm_cli.models.locate import locate
 
 pytestmark = pytest.mark.model
 for library in ("openai", "fastapi", "uvicorn"):
@@ -24,7 +25,7 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=16)
 
 @pytest.fixture(scope="module")
 def folder() -> str:
-    return models.locate(models.SMOLLM2.name)
+    return locate(SMOLLM2.name)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def in_process():
-    return open_engine(EngineSpec(model=models.SMOLLM2.name, dtype="float32"))
+    return open_engine(EngineSpec(model=SMOLLM2.name, dtype="float32"))
 
 
 def requests(**more) -> list[Request]:

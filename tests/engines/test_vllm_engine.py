@@ -63,7 +63,7 @@ def tiny(tmp_path_factory) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from srlm_cli.models import load_tokenizer
+    from srlm_cli.models.load import load_tokenizer
 
     torch.manual_seed(0)
     config = LlamaConfig(

@@ -10,9 +10,10 @@ import pytest
 
 from helpers import ROOT, Srlm, as_lines, read_rows, write_rows
 from serving import server
-from srlm_cli import models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
+from srlm_cli.models.embedded import SMOLLM2
+from srlm_cli.models.locate import locate
 
 pytestmark = pytest.mark.vllm
 for library in ("vllm", "openai"):
@@ -27,7 +28,7 @@ QUICKSTART = ROOT / "examples" / "quickstart"
 
 def serve(log: Path, *more: str) -> AbstractContextManager[str]:
     """Return a server of the embedded model, which is open at a URL within a `with`."""
-    folder = models.locate(models.SMOLLM2.name)
+    folder = locate(SMOLLM2.name)
     small = ["--max-model-len", str(CONTEXT), "--max-num-seqs", "16", "--dtype", "float32", "--enforce-eager"]
     asked = ("vllm.entrypoints.openai.api_server", "--model", folder, "--served-model-name", NAME, *small, *more)
     return server(*asked, log=log, VLLM_CPU_KVCACHE_SPACE="1")
@@ -46,7 +47,7 @@ def engine(url: str):
 
 @pytest.fixture(scope="module")
 def in_process():
-    return open_engine(EngineSpec(model=models.SMOLLM2.name, dtype="float32"))
+    return open_engine(EngineSpec(model=SMOLLM2.name, dtype="float32"))
 
 
 def requests(sampling: Sampling, seeds: tuple[int, ...] = (0,), **more) -> list[Request]:
@@ -120,7 +121,7 @@ def test_a_wrong_model_is_told_which_there_is(url: str, srlm: Srlm) -> None:
 
 
 def test_an_adapter_trained_here_is_served_as_it_is(tmp_path: Path, srlm: Srlm) -> None:
-    base, adapter = models.SMOLLM2.name, tmp_path / "adapter"
+    base, adapter = SMOLLM2.name, tmp_path / "adapter"
     taught = write_rows(tmp_path / "ift.jsonl", read_rows(QUICKSTART / "ift.jsonl")[:4])
     settings = ["--lora-r", "12", "--learning-rate", "2e-2", "--train-batch-size", "2"]
     trained = srlm("sft", "--in", taught, "--model", base, *settings, "--out", adapter)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, Row, clean_env, read_rows, write_rows
+from helpers import ROOT, Record, clean_env, read_rows, write_rows
 from stub_server import Stub
 from tiny import ALONE, tiny_model
 
@@ -48,12 +48,12 @@ def smaller(line: str) -> str:
     return line
 
 
-def ranked(count: int) -> list[Row]:
+def ranked(count: int) -> list[Record]:
     rows = read_rows(QUICKSTART / "ranked.jsonl")[:count]
     return [{**row, "responses": row["responses"][:2]} for row in rows]
 
 
-def of_people() -> list[Row]:
+def of_people() -> list[Record]:
     """The responses of `answers("M1", 2)`, ranked."""
     found = [[row for row in answers("M1", 2) if row["prompt_id"] == f"p{n}"] for n in range(2)]
     return [
@@ -62,7 +62,7 @@ def of_people() -> list[Row]:
     ]
 
 
-def answers(model: str, count: int) -> list[Row]:
+def answers(model: str, count: int) -> list[Record]:
     """Two responses a prompt, each judged twice, in the additive form; the scores differ by model."""
     rows = []
     for n in range(2):

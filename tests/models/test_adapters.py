@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from srlm_cli import models
 from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.models.load import load_model, quiet_libraries
 from tiny import tiny_model
 
 FILE = "adapter_model.safetensors"
@@ -22,7 +22,7 @@ IDS = torch.arange(1, 20)[None]
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> None:
-    models.quiet_libraries()
+    quiet_libraries()
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def change_settings(folder: Path, **changes) -> None:
 
 
 def logits(model: Path, *, merge: bool = True) -> torch.Tensor:
-    return models.load_model(str(model), "float32", merge=merge).eval()(IDS).logits.detach()
+    return load_model(str(model), "float32", merge=merge).eval()(IDS).logits.detach()
 
 
 def refusal(model: Path) -> str:
     with pytest.raises((EngineError, OptionError)) as raised:
-        models.load_model(str(model), "float32")
+        load_model(str(model), "float32")
     assert "\n" not in str(raised.value) and str(model) in str(raised.value)
     return str(raised.value)
 
@@ -161,7 +161,7 @@ def test_tokens_that_an_adapter_brings_have_their_rows(base: str, rows: int | No
     source = request.getfixturevalue(base)
     wanted = adapter(tmp_path / "a", source, tokens=0 if rows else 3, rows=rows)
     assert torch.equal(logits(tmp_path / "a", merge=False), wanted)
-    merged = models.load_model(str(tmp_path / "a"), "float32")
+    merged = load_model(str(tmp_path / "a"), "float32")
     torch.testing.assert_close(merged(IDS).logits, wanted, atol=1e-4, rtol=1e-4)
     assert merged.config.vocab_size == len(merged.get_output_embeddings().weight) == wanted.shape[-1]
 

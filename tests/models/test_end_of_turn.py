@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import tiny_models
-from srlm_cli import models
 from srlm_cli.errors import EngineError
+from srlm_cli.models.load import load_tokenizer
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import render
 from srlm_cli.train.sft import sft
@@ -43,7 +43,7 @@ def set_ends(model: Path, ends: object, configured: object) -> None:
 )
 def test_the_end_is_the_configured_one(model, ends, configured) -> None:
     set_ends(model, ends, configured)
-    tokenizer = models.load_tokenizer(str(model))
+    tokenizer = load_tokenizer(str(model))
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == END
     tokenizer.chat_template = tokenizer.chat_template.replace("<end>", "")
     ids, start, _ = render(tokenizer, "Hello?", "Hi.")
@@ -52,12 +52,12 @@ def test_the_end_is_the_configured_one(model, ends, configured) -> None:
 
 def test_an_adapter_has_the_end_of_its_base(model, tmp_path) -> None:
     adapter = tiny_adapter(tmp_path / "a", model)
-    assert models.load_tokenizer(str(adapter)).eos_token_id == END
+    assert load_tokenizer(str(adapter)).eos_token_id == END
 
 
 def test_a_model_without_any_end_is_not_trained(model, tmp_path) -> None:
     set_ends(model, None, None)
-    assert models.load_tokenizer(str(model)).eos_token is None
+    assert load_tokenizer(str(model)).eos_token is None
     spec = TrainSpec(model=str(model), out=tmp_path / "out", learning_rate=1e-3, final_learning_rate=1e-3, device="cpu")
     with pytest.raises(EngineError, match="has no end-of-turn token"):
         sft(completions(2), spec, run=RunOptions(quiet=True))

@@ -13,16 +13,16 @@ import transformers
 
 import tiny_models
 from helpers import Srlm
-from srlm_cli import models
 from srlm_cli.errors import EngineError
 from srlm_cli.models.files import broken_file
+from srlm_cli.models.load import context_of, load_model, load_tokenizer, quiet_libraries
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> None:
-    models.quiet_libraries()
+    quiet_libraries()
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def test_a_broken_folder_is_named_with_its_file(kind: str, whole, tmp_path) -> N
     change, words = BROKEN[kind]
     change(folder)
     with pytest.raises(EngineError) as raised:
-        models.load_tokenizer(str(folder))
-        models.context_of(str(folder))
-        models.load_model(str(folder), "float32")
+        load_tokenizer(str(folder))
+        context_of(str(folder))
+        load_model(str(folder), "float32")
     message = raised.value.message
     assert message.startswith(f"cannot load the model {folder}: ") and words in message and "\n" not in message
 

@@ -12,8 +12,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import tiny_models
-from srlm_cli import models
 from srlm_cli.errors import EngineError
+from srlm_cli.models.load import load_model, quiet_libraries
 from srlm_cli.models.weights import common_prefix, unwrapped
 
 FILE = "model.safetensors"
@@ -22,7 +22,7 @@ Tensors = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module", autouse=True)
 def quiet() -> None:
-    models.quiet_libraries()
+    quiet_libraries()
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def changed(model: Path, folder: Path, change: Callable[[Tensors], Tensors]) -> 
 
 
 def state(model: Path) -> Tensors:
-    return models.load_model(str(model), "float32").state_dict()
+    return load_model(str(model), "float32").state_dict()
 
 
 def equal(one: Tensors, other: Tensors) -> bool:
@@ -70,7 +70,7 @@ SAVERS = {
 def test_names_of_other_savers_are_read(kind: str, saver: str, request, tmp_path, capsys) -> None:
     model = request.getfixturevalue(kind)
     saved = changed(model, tmp_path / "m", lambda tensors: {SAVERS[saver](name): t for name, t in tensors.items()})
-    net = models.load_model(str(saved), "float32")
+    net = load_model(str(saved), "float32")
     assert equal(net.state_dict(), state(model))
     count = sum(SAVERS[saver](name) != name for name in net.state_dict())
     assert f"srlm: {saved}: removed the prefixes of another tool from {count} tensor names (" in capsys.readouterr().err
@@ -118,7 +118,7 @@ def test_a_model_that_is_not_whole_is_refused(fault: str, whole, tmp_path) -> No
     change, words = FAULTS[fault]
     saved = changed(whole, tmp_path / "m", change)
     with pytest.raises(EngineError) as raised:
-        models.load_model(str(saved), "float32")
+        load_model(str(saved), "float32")
     assert str(raised.value).startswith(f"cannot load the model {saved}: ") and words in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -129,7 +129,7 @@ def test_experts_that_are_not_there_are_refused(lost: str, mixture, tmp_path) ->
         mixture, tmp_path / "m", lambda tensors: {name: t for name, t in tensors.items() if lost not in name}
     )
     with pytest.raises(EngineError, match="cannot load the model .*/m: "):
-        models.load_model(str(saved), "float32")
+        load_model(str(saved), "float32")
 
 
 def test_what_a_model_makes_itself_may_lack_or_be_there(whole, tmp_path) -> None:

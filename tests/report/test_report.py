@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from helpers import Row, Srlm, write_rows
+from helpers import Record, Srlm, write_rows
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.report import page, plots, tables, words
 from srlm_cli.report.collect import Run, collect
@@ -26,20 +26,20 @@ VOID = {"meta", "img", "br", "hr", "input", "link"}
 # --- a run, written by hand ------------------------------------------------------------------
 
 
-def metric(task: str, name: str, value: float | None, low: float | None, high: float | None, **more) -> Row:
+def metric(task: str, name: str, value: float | None, low: float | None, high: float | None, **more) -> Record:
     return {"task": task, "metric": name, "value": value, "n": 40, "ci_low": low, "ci_high": high, **more}
 
 
-def counts(read: int, kept: int, dropped: dict | None = None, **more: int) -> Row:
+def counts(read: int, kept: int, dropped: dict | None = None, **more: int) -> Record:
     return {"read": read, "kept": kept, "dropped": dropped or {}, "counts": more, "tokens_out": 7, "seconds": 3.0}
 
 
-def write_meta(path: Path, command: str, made: Row) -> None:
+def write_meta(path: Path, command: str, made: Record) -> None:
     meta = {"command": command, "argv": [command, "--out", str(path.name)], "versions": {"srlm": "0.0"}, "counts": made}
     path.with_name(f"{path.name}.meta.json").write_text(json.dumps(meta))
 
 
-def write_model(folder: Path, command: str, source: str, steps: list[Row]) -> None:
+def write_model(folder: Path, command: str, source: str, steps: list[Record]) -> None:
     (folder / "model").mkdir(parents=True)
     made = {
         "command": command,
@@ -57,7 +57,7 @@ def write_model(folder: Path, command: str, source: str, steps: list[Row]) -> No
     (folder / "model" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
 
 
-def judged(prompt: str, k: int, text: str, scores: list[float | None]) -> Row:
+def judged(prompt: str, k: int, text: str, scores: list[float | None]) -> Record:
     known = [score for score in scores if score is not None]
     return {
         "id": f"{prompt}/{k}", "prompt_id": prompt, "prompt": f"What of {prompt}?", "response": text, "k": k,
@@ -132,7 +132,7 @@ def run_folder(tmp_path: Path) -> Path:
     return run
 
 
-def write_rows_in(path: Path, rows: list[Row]) -> Path:
+def write_rows_in(path: Path, rows: list[Record]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_rows(path, rows)
 
@@ -371,7 +371,7 @@ def test_the_terminal_is_not_moved_by_foreign_text(srlm: Srlm, run_folder: Path)
 # --- findings --------------------------------------------------------------------------------
 
 
-def found_in(run_folder: Path, reward: list[Row] = (), matches: list[Row] = ()) -> str:
+def found_in(run_folder: Path, reward: list[Record] = (), matches: list[Record] = ()) -> str:
     write_rows(run_folder / "M1" / "eval-reward.jsonl", reward)
     write_rows(run_folder / "M1" / "eval-head-to-head.jsonl", matches)
     return "\n".join(findings(collect(run_folder)))

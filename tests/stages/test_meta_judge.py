@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 
 from commands_table import META_JUDGED
-from helpers import ListEngine, Row, Srlm, as_lines, asked_text, read_json, read_rows, write_rows
+from helpers import ListEngine, Record, Srlm, as_lines, asked_text, read_json, read_rows, write_rows
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
 from srlm_cli.errors import BadRow
@@ -23,7 +23,7 @@ ADDITIVE = templates.load("additive", fields={"prompt", "response"})
 META = templates.load("meta", fields={"task", "first", "second"}, reads=True)
 
 
-def judged(*texts: str, prompt: str = "Why?", k: int = 0, **more) -> Row:
+def judged(*texts: str, prompt: str = "Why?", k: int = 0, **more) -> Record:
     """Return a judged response row with these judgements."""
     scores = [ADDITIVE.score(text) for text in texts]
     row = {
@@ -37,7 +37,7 @@ def judged(*texts: str, prompt: str = "Why?", k: int = 0, **more) -> Row:
     return meta_judgeable({**row, **more}, ADDITIVE)
 
 
-def compared(rows: list[Row], answers: list, **more) -> tuple[list, ListEngine]:
+def compared(rows: list[Record], answers: list, **more) -> tuple[list, ListEngine]:
     """Return the outcomes of a meta-judge with these answers, and the engine that was asked."""
     engine = ListEngine([answer if isinstance(answer, list) else [answer] for answer in answers])
     return list(meta_judge(rows, engine, MetaOptions(ADDITIVE, META, Sampling(), 0, **more))), engine
@@ -138,11 +138,11 @@ def test_a_score_that_was_asked_for_at_once_is_refused() -> None:
 # --- the ratings -----------------------------------------------------------------------------
 
 
-def battle(a: int, b: int, *verdicts: str | None) -> Row:
+def battle(a: int, b: int, *verdicts: str | None) -> Record:
     return {"a": a, "b": b, "verdicts": [*verdicts]}
 
 
-def meta_row(targets: list[str | None], *battles: Row, k: int = 0) -> Row:
+def meta_row(targets: list[str | None], *battles: Record, k: int = 0) -> Record:
     return {
         "id": f"p/{k}", "prompt_id": "p", "prompt": "Why?", "response": "Because.",
         "judge_prompt": [{"role": "user", "content": "Judge!"}], "targets": targets, "battles": [*battles],
@@ -215,7 +215,7 @@ def test_a_meta_judge_that_sees_positions_only_makes_no_pair(always: str) -> Non
 # --- the pairs -------------------------------------------------------------------------------
 
 
-def pairs_of(row: Row, ratings: list[float | None], **choice) -> tuple[list[Row], dict]:
+def pairs_of(row: Record, ratings: list[float | None], **choice) -> tuple[list[Record], dict]:
     [outcome] = judge_pairs([row], lambda _: ratings, Choice(**choice))
     return outcome.rows, outcome.dropped
 
@@ -264,7 +264,7 @@ def test_length_control_is_that_of_replies() -> None:
         {"judge_prompt": "Judge!"},
     ],
 )
-def test_a_row_that_no_meta_judge_wrote_is_bad(wrong: Row) -> None:
+def test_a_row_that_no_meta_judge_wrote_is_bad(wrong: Record) -> None:
     row = meta_row(["x", "y"], battle(0, 1, "A", "B"))
     assert meta_record(row)["targets"] == ["x", "y"]
     with pytest.raises(BadRow):

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from helpers import Row, Srlm, as_lines, read_json, write_rows
+from helpers import Record, Srlm, as_lines, read_json, write_rows
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import judged_record
 from srlm_cli.stages.agreement import agreement, mean_agreement
@@ -16,19 +16,19 @@ from srlm_cli.stages.pair_choice import Choice, choose, sampled
 from srlm_cli.streams.lookup import Lookup
 
 
-def replies(*scored: tuple[float | None, int], prompt: str = "Why?", **more) -> list[Row]:
+def replies(*scored: tuple[float | None, int], prompt: str = "Why?", **more) -> list[Record]:
     """Return judged responses to one prompt, of these scores and lengths."""
     rows = [{"prompt": prompt, "response": chr(97 + k) * n, "k": k, "score": s} for k, (s, n) in enumerate(scored)]
     return [judged_record({**row, **more}) for row in rows]
 
 
-def picked(rows: list[Row], others: list[Row] | None = None, **options) -> tuple[int, int] | str:
+def picked(rows: list[Record], others: list[Record] | None = None, **options) -> tuple[int, int] | str:
     """Return the places of chosen and rejected, or why there are none."""
     pair, reason = choose(rows, rows if others is None else others, Choice(**options))
     return (pair[0]["k"], pair[1]["k"]) if pair else reason
 
 
-def pairs_of(rows: list[Row], **options) -> list[Row]:
+def pairs_of(rows: list[Record], **options) -> list[Record]:
     return [row for outcome in make_pairs(rows, PairOptions(**options)) for row in outcome.rows]
 
 
@@ -115,7 +115,7 @@ def test_auto_makes_the_mean_gap_zero() -> None:
     assert lengths == [(50, 150), (210, 110)]
 
 
-def pair_lengths(pair: Row) -> tuple[int, int]:
+def pair_lengths(pair: Record) -> tuple[int, int]:
     return len(pair["chosen"][0]["content"]), len(pair["rejected"][0]["content"])
 
 
@@ -175,7 +175,7 @@ def test_the_draw_is_the_prompt_s_own() -> None:
 # --- replies of an earlier model -------------------------------------------------------------
 
 
-def finder(rows: list[Row]):
+def finder(rows: list[Record]):
     return lambda key: [row for row in rows if group_of(row) == key]
 
 
@@ -273,7 +273,7 @@ def test_the_variants_hold_for_ranked_rows() -> None:
 # --- a file beside the input -----------------------------------------------------------------
 
 
-def judged_rows(prompts: int, **more) -> list[Row]:
+def judged_rows(prompts: int, **more) -> list[Record]:
     return [
         {"prompt": f"Question {n}?", "response": f"{n}/{k}", "k": k, "score": float((n + k) % 4), **more}
         for n in range(prompts)

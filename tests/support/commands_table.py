@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from helpers import Row
+from helpers import Record
 
 QUESTIONS = [
     "Why is the sky blue at noon?",
@@ -45,7 +45,7 @@ class Command:
     """
 
     name: str
-    rows: list[Row] = field(repr=False)
+    rows: list[Record] = field(repr=False)
     options: tuple[str, ...] = ECHO
     field: str = "prompt"
     lazy: bool = True

@@ -17,7 +17,7 @@ from typing import Any
 from forked import File, Forked, server_for
 from srlm_cli.engines.base import Completion, Request
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -39,7 +39,7 @@ class Result:
     err: str
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Record]:
         """The rows on stdout; anything else there fails."""
         return [json.loads(line) for line in self.out.split("\n") if line]
 
@@ -55,19 +55,19 @@ def as_bytes(text: str | bytes) -> bytes:
     return text if isinstance(text, bytes) else text.encode()
 
 
-def as_lines(rows: Iterable[Row | str]) -> str:
+def as_lines(rows: Iterable[Record | str]) -> str:
     """Return rows as JSONL; a string stands for itself, as a (bad) line."""
     return "".join((row if isinstance(row, str) else json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
 
 
-def write_rows(path: Path, rows: Iterable[Row | str]) -> Path:
+def write_rows(path: Path, rows: Iterable[Record | str]) -> Path:
     """Write JSONL, gzipped where the name says so."""
     data = as_lines(rows).encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Record]:
     """Return the rows of a JSONL file, gzipped or not."""
     data = path.read_bytes()
     text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from helpers import Row
+from helpers import Record
 
 # One thread: models this small lose time with more, much of it where other tests run beside them.
 ALONE = {"OMP_NUM_THREADS": "1"}
@@ -57,7 +57,7 @@ def tiny_adapter(folder: Path, base: Path, seed: int = 1, rank: int = 2) -> Path
     return folder
 
 
-def pairs(count: int) -> list[Row]:
+def pairs(count: int) -> list[Record]:
     """Return pairs of unlike lengths."""
     return [
         {"prompt": f"Ask {n}?", "chosen": f"Good {n} " + "yes " * (n % 5), "rejected": f"Bad {n} " + "no " * (n % 3)}
@@ -65,7 +65,7 @@ def pairs(count: int) -> list[Row]:
     ]
 
 
-def completions(count: int) -> list[Row]:
+def completions(count: int) -> list[Record]:
     """Return IFT rows of unlike lengths."""
     return [{"prompt": f"Ask {n}?", "completion": f"Answer {n} " + "word " * (n % 7)} for n in range(count)]
 

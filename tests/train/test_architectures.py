@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_models
-from srlm_cli import models
 from srlm_cli.forward.packed import PackedModel
-from srlm_cli.records import Row
+from srlm_cli.models.load import load_model
+from srlm_cli.records import Record
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -45,7 +45,7 @@ def made(tmp_path_factory):
     return lambda kind: folder / kind if (folder / kind).exists() else tiny_models.save(folder / kind, kind)
 
 
-def train(method: str, model: Path, out: Path, **more) -> Row:
+def train(method: str, model: Path, out: Path, **more) -> Record:
     spec = TrainSpec(
         model=str(model), out=out, learning_rate=1e-2, final_learning_rate=1e-2, batch=2, max_length=96,
         device="cpu", dtype="float32", **more,
@@ -58,12 +58,12 @@ def train(method: str, model: Path, out: Path, **more) -> Row:
 @pytest.mark.parametrize(
     ("method", "more"), [("sft", {}), ("dpo", {}), ("dpo", {"lora_r": 2})], ids=["sft", "dpo", "dpo-adapter"]
 )
-def test_they_learn(kind: str, method: str, more: Row, made, tmp_path) -> None:
+def test_they_learn(kind: str, method: str, more: Record, made, tmp_path) -> None:
     result = train(method, made(kind), tmp_path / "m", **more)
     assert result["steps"] == 1 and result["first_loss"] > 0
     if method == "dpo":
         assert result["first_loss"] == pytest.approx(0.6931, abs=1e-4)  # without the loss of a router
-    before, after = (models.load_model(str(folder), "float32").state_dict() for folder in (made(kind), tmp_path / "m"))
+    before, after = (load_model(str(folder), "float32").state_dict() for folder in (made(kind), tmp_path / "m"))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys() and any("proj" in name for name in moved)
 
@@ -86,6 +86,6 @@ def test_an_adapter_leaves_alone_what_it_cannot_change(kind: str, left: str, mad
 def test_rows_are_not_packed_where_only_a_mask_knows_the_window(window: int | None, packed: bool, tmp_path) -> None:
     """A window shorter than the context, which PhiMoE gives to its mask and not to its layers."""
     tiny_models.KINDS["windowed"] = ("PhimoeConfig", {**SIZES, "sliding_window": window})
-    net = models.load_model(str(tiny_models.save(tmp_path / "m", "windowed")), "float32").eval()
+    net = load_model(str(tiny_models.save(tmp_path / "m", "windowed")), "float32").eval()
     with torch.inference_mode():
         assert PackedModel(net, "cpu").fits() == packed

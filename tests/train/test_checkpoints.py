@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny_models
-from srlm_cli import models
 from srlm_cli.errors import EngineError, SrlmError
-from srlm_cli.records import Row
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load import load_model, restore
+from srlm_cli.records import Record
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.session import check_complete
 from srlm_cli.train.sft import sft
@@ -41,7 +42,7 @@ def mixture(tmp_path_factory) -> Path:
     return tiny_models.save(tmp_path_factory.mktemp("mixture") / "m", "mixtral")
 
 
-def train(model: Path, out: Path, **more) -> Row:
+def train(model: Path, out: Path, **more) -> Record:
     settings = {"learning_rate": 1e-2, "final_learning_rate": 1e-2, "batch": 2, "dtype": "float32", "device": "cpu"}
     run = RunOptions(quiet=True, save_steps=1)
     return sft(completions(6), TrainSpec(model=str(model), out=out, **{**settings, **more}), run=run, provenance={})
@@ -95,7 +96,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(more, file, lost, base, tmp
 
 def test_a_checkpoint_with_a_broken_file_is_refused(base, tmp_path, monkeypatch) -> None:
     checkpoint = killed_after_a_step(monkeypatch, base, tmp_path / "m", lora_r=2)
-    net = models.load_model(str(checkpoint), "float32", merge=False)
+    net = load_model(str(checkpoint), "float32", merge=False)
     check_complete(checkpoint)
     for name in ("scheduler.pt", "rng_state.pth", "adapter_model.safetensors", "trainer_state.json", "optimizer.pt"):
         content = (checkpoint / name).read_bytes()
@@ -106,7 +107,7 @@ def test_a_checkpoint_with_a_broken_file_is_refused(base, tmp_path, monkeypatch)
             check_complete(checkpoint)
         (checkpoint / name).unlink()
         with pytest.raises(SrlmError, match=f"{name} is missing|no {name}"):
-            check_complete(checkpoint) if name != "adapter_model.safetensors" else models.restore(net, checkpoint)
+            check_complete(checkpoint) if name != "adapter_model.safetensors" else restore(net, checkpoint)
         (checkpoint / name).write_bytes(content)
     (checkpoint / "optimizer.pt").unlink()
     with pytest.raises(SrlmError, match="optimizer.pt is missing.*--restart"):
@@ -122,20 +123,20 @@ def test_equal_trainings_write_equal_files(base, tmp_path) -> None:
     assert files_of(tmp_path / "one") == files_of(tmp_path / "other")
     targets = json.loads((tmp_path / "one" / "adapter_config.json").read_text())["target_modules"]
     assert len(targets) > 6 and targets == sorted(targets)  # of a set, peft writes the order of hashes
-    assert models.fingerprint(str(tmp_path / "one")) == models.fingerprint(str(tmp_path / "other"))
+    assert fingerprint(str(tmp_path / "one")) == fingerprint(str(tmp_path / "other"))
 
 
 def test_a_fingerprint_is_of_the_model_alone(base, tmp_path) -> None:
     folder = tmp_path / "m"
     train(base, folder, lora_r=2, max_steps=1)
-    before = models.fingerprint(str(folder))
+    before = fingerprint(str(folder))
     file = folder / "adapter_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "target_modules": settings["target_modules"][::-1]}))
     (folder / "provenance.json").write_text("{}")
-    assert models.fingerprint(str(folder)) == before
+    assert fingerprint(str(folder)) == before
     file.write_text(json.dumps({**settings, "target_modules": settings["target_modules"][1:]}))
-    assert models.fingerprint(str(folder)) != before
+    assert fingerprint(str(folder)) != before
 
 
 def test_an_adapter_is_refused_on_a_base_that_has_changed(base, tmp_path) -> None:
@@ -143,12 +144,12 @@ def test_an_adapter_is_refused_on_a_base_that_has_changed(base, tmp_path) -> Non
     shutil.copytree(base, own)
     train(own, tmp_path / "a", lora_r=2, max_steps=1)
     (own / "generation_config.json").write_text('{"eos_token_id": 1}')
-    models.load_model(str(tmp_path / "a"), "float32")
+    load_model(str(tmp_path / "a"), "float32")
     tensors = load_file(own / "model.safetensors")
     tensors["model.norm.weight"] += 1
     save_file(tensors, own / "model.safetensors", {"format": "pt"})
     with pytest.raises(EngineError, match=f"the weights of its base {own} have changed since it was trained"):
-        models.load_model(str(tmp_path / "a"), "float32")
+        load_model(str(tmp_path / "a"), "float32")
 
 
 def test_tokens_that_an_adapter_brought_are_kept(base, tmp_path) -> None:
@@ -164,4 +165,4 @@ def test_tokens_that_an_adapter_brought_are_kept(base, tmp_path) -> None:
     table = "base_model.model.model.embed_tokens.weight"
     one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
     assert one.keys() == other.keys() and torch.equal(one[table], other[table])
-    assert len(models.load_model(str(tmp_path / "second"), "float32").get_input_embeddings().weight) == len(tokenizer)
+    assert len(load_model(str(tmp_path / "second"), "float32").get_input_embeddings().weight) == len(tokenizer)

@@ -162,7 +162,7 @@ def test_held_out_rows_that_cannot_be_used_are_told(srlm: Srlm, base: Path, held
 
 @pytest.mark.parametrize(("batch", "at_a_time"), [(16, 4), (6, 3), (5, 1), (10, 2), (2, 2), (1, 1)])
 def test_any_batch_can_be_trained_on_a_gpu_by_default(batch: int, at_a_time: int, monkeypatch) -> None:
-    monkeypatch.setattr("srlm_cli.models.pick_device", lambda device: "cuda")
+    monkeypatch.setattr("srlm_cli.train.setup.pick_device", lambda device: "cuda")
     assert device_batch_size(TrainSpec("m", Path("out"), 1e-3, 1e-4, batch=batch)) == at_a_time
 
 

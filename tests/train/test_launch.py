@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from alike import assert_same_weights, near
-from helpers import HERE, PROGRAM, Row, Srlm, read_json, read_rows, write_rows
+from helpers import HERE, PROGRAM, Record, Srlm, read_json, read_rows, write_rows
 from several_trainings import train
 from srlm_cli import distributed
 from srlm_cli.cli import run
@@ -104,10 +104,10 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def in_two(base: Path, tmp_path_factory) -> Callable[[str, list[Row]], Srlm]:
+def in_two(base: Path, tmp_path_factory) -> Callable[[str, list[Record]], Srlm]:
     """Return what runs jobs in two processes, started once for all of them, and gives the folder of the models."""
 
-    def run(launcher: list[str], jobs: list[Row]) -> Srlm:
+    def run(launcher: list[str], jobs: list[Record]) -> Srlm:
         srlm = Srlm(tmp_path_factory.mktemp("two"))
         (srlm.folder / "jobs.json").write_text(json.dumps(jobs))
         for name, text in (("two.yaml", TWO_CPUS), ("sharded.yaml", SHARDED)):
@@ -120,7 +120,7 @@ def in_two(base: Path, tmp_path_factory) -> Callable[[str, list[Row]], Srlm]:
     return run
 
 
-def job_of(name: str, model: Path, out: str | Path, **more: object) -> Row:
+def job_of(name: str, model: Path, out: str | Path, **more: object) -> Record:
     job = {**JOBS[name], **more}
     job.pop("adapter", None)
     return {**job, "spec": {**SETTINGS, "model": str(model), "out": str(out), **job.get("spec", {})}}

@@ -78,10 +78,10 @@ def other(tmp_path_factory) -> Path:
 
 def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[list[list[float]]]]:
     """Return token log-probabilities of chosen and rejected, from a model's plain logits."""
-    from srlm_cli import models
+    from srlm_cli.models.load import load_model, load_tokenizer
     from srlm_cli.train.data import dpo_rows
 
-    model, tokenizer = models.load_model(str(folder), "float32"), models.load_tokenizer(str(folder))
+    model, tokenizer = load_model(str(folder), "float32"), load_tokenizer(str(folder))
     found = []
     for row in dpo_rows(rows, tokenizer, 512)[0]:
         start, both = len(row["prompt_ids"]), []

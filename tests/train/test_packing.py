@@ -13,7 +13,7 @@ import transformers
 
 import tiny_models
 from alike import DTYPES, assert_same_weights, near
-from srlm_cli.models import load_model
+from srlm_cli.models.load import load_model
 from srlm_cli.train import packing
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig

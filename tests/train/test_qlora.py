@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import Srlm, read_json, read_rows, write_rows
-from srlm_cli import models
 from srlm_cli.errors import OptionError
+from srlm_cli.models import load
+from srlm_cli.models.load import load_model, load_tokenizer
+from srlm_cli.models.locate import is_adapter
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -32,21 +34,21 @@ def rounded(base: Path, tmp_path_factory) -> Path:
     """The base with the weights that 4 bits leave of it, by bitsandbytes' own functions, as a plain model."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    model = models.load_model(str(base), "float32")
+    model = load_model(str(base), "float32")
     for layer in model.model.layers.modules():
         if isinstance(layer, torch.nn.Linear):
             packed = quantize_4bit(layer.weight.data, quant_type="nf4", compress_statistics=True)
             layer.weight.data = dequantize_4bit(*packed)
     folder = tmp_path_factory.mktemp("rounded") / "m"
     model.save_pretrained(folder)
-    models.load_tokenizer(str(base)).save_pretrained(folder)
+    load_tokenizer(str(base)).save_pretrained(folder)
     return folder
 
 
 def train(kind: str, model: Path, out: Path, in_4bit: bool) -> Path:
     spec = TrainSpec(
         model=str(model), out=out, learning_rate=1e-2, final_learning_rate=1e-3, batch=4, epochs=2, device="cpu",
-        lora_r=0 if models.is_adapter(str(model)) else 2, load_in_4bit=in_4bit,
+        lora_r=0 if is_adapter(str(model)) else 2, load_in_4bit=in_4bit,
     )  # fmt: skip
     if kind == "sft":
         sft(completions(11), spec, run=RunOptions(quiet=True))
@@ -81,7 +83,7 @@ def test_an_adapter_goes_on_with_itself_as_the_reference(base: Path, tmp_path: P
     train("dpo", tmp_path / "first", tmp_path / "second", in_4bit=True)
     about = read_json(tmp_path / "second" / "provenance.json")
     assert about["start"]["loss"] == pytest.approx(0.693147, abs=1e-5) and about["margin"] > 0
-    assert models.is_adapter(str(tmp_path / "second"))
+    assert is_adapter(str(tmp_path / "second"))
 
 
 @pytest.mark.parametrize("more", [[], ["--lora-r", "2", "--merge"]])
@@ -93,6 +95,6 @@ def test_weights_of_4_bits_are_for_adapters(srlm: Srlm, base: Path, more: list[s
 
 
 def test_without_bitsandbytes_the_package_is_named(base: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    monkeypatch.setattr(load, "find_spec", lambda name: None)
     with pytest.raises(OptionError, match=r"needs bitsandbytes .*pip install bitsandbytes"):
         train("sft", base, tmp_path / "m", in_4bit=True)

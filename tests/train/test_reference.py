@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from helpers import Srlm
-from srlm_cli import models
 from srlm_cli.errors import OptionError, SrlmError
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load import load_model, load_tokenizer
 from srlm_cli.records import pair_record
 from srlm_cli.runner.training import provenance
 from srlm_cli.streams.reader import Reader
@@ -51,7 +52,7 @@ def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
 
 def sums(folder: Path) -> list[list[float]]:
     """Return summed log-probabilities of (chosen, rejected) by a model's own logits, merged if it is an adapter."""
-    model, tokenizer = models.load_model(str(folder), "float32"), models.load_tokenizer(str(folder))
+    model, tokenizer = load_model(str(folder), "float32"), load_tokenizer(str(folder))
     found = []
     for row in dpo_rows(ROWS, tokenizer, 512)[0]:
         found.append([])
@@ -116,14 +117,14 @@ def test_another_reference_has_its_own_log_probabilities(ref, base, adapter, tmp
     ratios = [ours[0] - theirs[0] for ours, theirs in zip(policy[:3], wanted[:3], strict=True)]
     assert result["start"]["log_ratio_chosen"] == pytest.approx(fmean(ratios), abs=1e-3)
     assert abs(result["start"]["log_ratio_chosen"]) > 0.1
-    assert result["reference"] == {"policy": name, "model": str(other), "fingerprint": models.fingerprint(str(other))}
+    assert result["reference"] == {"policy": name, "model": str(other), "fingerprint": fingerprint(str(other))}
 
 
 def test_base_is_where_the_chain_began(base: Path, tmp_path: Path) -> None:
     m1, m2 = tmp_path / "M1", tmp_path / "M2"
-    about = {"from": {"model": str(base), "fingerprint": models.fingerprint(str(base))}}
+    about = {"from": {"model": str(base), "fingerprint": fingerprint(str(base))}}
     sft(completions(6), spec_of(base, m1, lora_r=2), run=QUIET, provenance=about)
-    about = {"from": {"model": str(m1), "fingerprint": models.fingerprint(str(m1))}}
+    about = {"from": {"model": str(m1), "fingerprint": fingerprint(str(m1))}}
     dpo(ROWS, spec_of(m1, m2, merge=True), DPOLossConfig(), run=QUIET, provenance=about)
     assert reference.resolve("base", str(m2)) == str(base) == reference.resolve("base", str(m1))
     assert reference.resolve("previous", str(m2)) == str(m2)
@@ -194,7 +195,7 @@ def test_an_adapter_without_a_tokenizer_has_that_of_its_base(base: Path, tmp_pat
     for file in adapter.glob("tokenizer*"):
         file.unlink()
     (adapter / "chat_template.jinja").unlink(missing_ok=True)
-    assert models.load_tokenizer(str(adapter)).chat_template == models.load_tokenizer(str(base)).chat_template
+    assert load_tokenizer(str(adapter)).chat_template == load_tokenizer(str(base)).chat_template
 
 
 def test_a_reference_with_other_tokens_is_refused(base: Path, tmp_path: Path) -> None:
@@ -218,9 +219,9 @@ def test_merge_writes_the_adapter_into_the_weights(adapter: Path, tmp_path: Path
 
 def test_an_adapter_on_an_adapter_is_a_model(adapter: Path, tmp_path: Path) -> None:
     upper = tmp_path / "upper"
-    merged = models.load_model(str(adapter), "float32")
+    merged = load_model(str(adapter), "float32")
     merged.save_pretrained(tmp_path / "merged")
-    models.load_tokenizer(str(adapter)).save_pretrained(tmp_path / "merged")
+    load_tokenizer(str(adapter)).save_pretrained(tmp_path / "merged")
     tiny_adapter(upper, tmp_path / "merged", seed=4)
     wanted = sums(upper)
     config = json.loads((upper / "adapter_config.json").read_text())

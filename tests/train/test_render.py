@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.engines.chat_template import rendered, token_ids
 from srlm_cli.errors import BadRow, DataError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.train import session
 from srlm_cli.train.data import dpo_rows, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -51,7 +51,7 @@ def tokenizer(base: Path):
     return AutoTokenizer.from_pretrained(base)
 
 
-def shown(tokenizer, row: Row, field: str = "completion") -> tuple[str, str, tuple[str, ...]]:
+def shown(tokenizer, row: Record, field: str = "completion") -> tuple[str, str, tuple[str, ...]]:
     """Return the text before the target of a row, the target, and what is told of it."""
     sequence = render(tokenizer, row["prompt"], row[field])
     return (

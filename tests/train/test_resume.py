@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from helpers import HERE, Srlm, read_json, read_rows, write_rows
-from srlm_cli import models
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.records import Row
+from srlm_cli.models import hardware
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load import load_model, load_tokenizer
+from srlm_cli.records import Record
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -56,7 +58,7 @@ def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
     return TrainSpec(model=str(model), out=out, **{**common, **more})
 
 
-def train(kind: str, spec: TrainSpec, run: RunOptions = EVERY_2) -> Row:
+def train(kind: str, spec: TrainSpec, run: RunOptions = EVERY_2) -> Record:
     if kind == "sft":
         return sft(completions(18), spec, run=run)
     return dpo(pairs(18), spec, DPOLossConfig(), run=run)
@@ -93,7 +95,7 @@ def wholes(tmp_path_factory):
     """Return uninterrupted trainings, each made once: its folder and its results."""
     made = {}
 
-    def whole(kind: str, model: Path, more: Row) -> tuple[Path, Row]:
+    def whole(kind: str, model: Path, more: Record) -> tuple[Path, Record]:
         key = (kind, model.name, *more.items())
         if key not in made:
             out = tmp_path_factory.mktemp("whole") / "m"
@@ -144,7 +146,7 @@ def test_a_resumed_training_keeps_the_dtype_that_it_began_with(begun, here, base
     """`--dtype auto` on a processor of one kind, then on one of the other; another dtype by name is refused."""
 
     def on_a_processor_of(dtype: str) -> None:
-        monkeypatch.setattr(models, "has_bfloat16", lambda device: dtype == "bfloat16")
+        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: dtype == "bfloat16")
 
     spec = spec_of(base, tmp_path / "m", dtype="auto")
     on_a_processor_of(begun)
@@ -351,7 +353,7 @@ def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
     )
     spec = spec_of(base, tmp_path / "m", learning_rate=0.05, final_learning_rate=0.05, epochs=4, max_steps=17)
 
-    def run(out: str) -> Row:
+    def run(out: str) -> Record:
         if kind == "sft":
             return sft(rows, replace(spec, out=tmp_path / out), eval_rows=held, run=EVERY_2)
         return dpo(rows, replace(spec, out=tmp_path / out), DPOLossConfig(), eval_rows=held, run=EVERY_2)
@@ -404,8 +406,8 @@ def test_all_checkpoints_are_kept_as_models(kind: str, base: Path, adapter: Path
     assert train(kind, spec, run)["resumed_from"] == 4
     kept = sorted(spec.out.glob("checkpoints/*"), key=lambda folder: int(folder.name))
     assert [folder.name for folder in kept] == ["2", "4", "6", "8"]
-    assert not list(spec.out.glob("checkpoints/*/*.pt")) and models.fingerprint(str(kept[0]))
-    assert models.load_model(str(kept[0]), "float32") and models.load_tokenizer(str(kept[0])).chat_template
+    assert not list(spec.out.glob("checkpoints/*/*.pt")) and fingerprint(str(kept[0]))
+    assert load_model(str(kept[0]), "float32") and load_tokenizer(str(kept[0])).chat_template
     train(kind, replace(spec, out=tmp_path / "short", max_steps=4))
     assert_same(tmp_path / "short", kept[1])
     assert not (tmp_path / "m.part").exists()

@@ -81,7 +81,7 @@ def devices() -> list[str]:
         return ["device       unknown without torch"]
     import torch
 
-    from srlm_cli.models import pick_device, pick_dtype, pick_training_dtype
+    from srlm_cli.models.hardware import pick_device, pick_dtype, pick_training_dtype
 
     lines = []
     if torch.cuda.is_available():
@@ -99,7 +99,8 @@ def devices() -> list[str]:
 
 def embedded_model() -> str:
     """Return whether the embedded model is there, or how it will come."""
-    from srlm_cli.models import SMOLLM2, cache_dir
+    from srlm_cli.models.embedded import SMOLLM2
+    from srlm_cli.models.gguf import cache_dir
 
     folder = cache_dir() / "models" / f"{SMOLLM2.name}-{SMOLLM2.sha256[:12]}"
     if (folder / "config.json").exists():

@@ -123,6 +123,6 @@ def too_few(tally: Tally, count: int) -> LimitExceeded | None:
     )
 
 
-def hash_of_prompts(rows: list[records.Row]) -> str:
+def hash_of_prompts(rows: list[records.Record]) -> str:
     """Return a hash of which prompts these are."""
     return records.short_hash(dumps([[row["id"], row["prompt"]] for row in rows]))

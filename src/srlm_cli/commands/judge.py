@@ -11,7 +11,7 @@ from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import Resumed, StageRun
@@ -146,7 +146,7 @@ def judge(
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
     own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
 
-    def make(rows: Iterable[Row], _: Resumed) -> Iterator[Outcome]:
+    def make(rows: Iterable[Record], _: Resumed) -> Iterator[Outcome]:
         rows = of_one_writer(rows, spec.model) if self_judged else rows
         return stage_meta.meta_judge(rows, model, metas) if metas else stage.judge(rows, model, options)
 
@@ -182,7 +182,7 @@ def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> 
     return LimitExceeded(f"{rate:.1%} of the {asked} have no readable {what}, above --max-unparsed {limit}", hint)
 
 
-def judgeable(row: Row) -> Row | list[Row]:
+def judgeable(row: Record) -> Record | list[Record]:
     """Return a response row, or the responses of a ranked row."""
     if "responses" in row and "response" not in row:
         return records.responses_of(records.ranked_record(row))
@@ -195,7 +195,7 @@ def has_writer(rows: Reader) -> bool:
     return first is not None and named_in(first) is not None
 
 
-def named_in(row: Row) -> str | None:
+def named_in(row: Record) -> str | None:
     """Return the model that a row says wrote it."""
     model = row.get("model")
     return model if isinstance(model, str) and model else None
@@ -214,7 +214,7 @@ def writer_of(rows: Reader) -> str | None:
     return model
 
 
-def of_one_writer(rows: Iterable[Row], model: str | None) -> Iterator[Row]:
+def of_one_writer(rows: Iterable[Record], model: str | None) -> Iterator[Record]:
     """Pass rows on; a row of another model is a bad row, since nobody said who is to judge it."""
     for row in rows:
         if row.get("model") != model:

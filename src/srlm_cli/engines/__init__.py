@@ -8,7 +8,6 @@ from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 
-from srlm_cli import models
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import EngineError, OptionError
@@ -32,7 +31,9 @@ def open_engine(spec: EngineSpec) -> Engine:
         return OpenAIEngine(with_model(spec))
     if not spec.model:
         raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
-    models.locate(spec.model)  # a wrong path is told before torch is loaded
+    from srlm_cli.models.locate import locate
+
+    locate(spec.model)  # before torch is loaded: it reports a wrong path immediately
     if spec.engine == "hf":
         with without_collection():
             from srlm_cli.engines.hf.engine import HfEngine

@@ -9,7 +9,6 @@ from random import Random
 
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.errors import OptionError
-from srlm_cli.models import EMBEDDED
 from srlm_cli.seeds import derive
 
 WORDS = """amber anchor autumn basket beacon bottle breeze bridge candle canyon carpet castle cedar
@@ -90,6 +89,8 @@ def echo_name(model: str | None) -> str:
     A folder, a file, a hub id or the embedded model is passed over, so that a recipe runs with this
     engine as it stands. Another word raises OptionError.
     """
+    from srlm_cli.models.embedded import EMBEDDED  # late: most commands never ask
+
     kind, _, number = (model or "").partition(":")
     if model in JUDGES[:-1] or (kind == "constant" and _is_number(number)):
         return f"echo:{model}"

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import openai
 
-from srlm_cli import models
 from srlm_cli.engines import choice_probabilities
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, end_of, no_text
 from srlm_cli.engines.chat_template import rendered
@@ -28,6 +27,8 @@ from srlm_cli.engines.openai_draws import Draws
 from srlm_cli.engines.openai_refusals import names, refusal, words
 from srlm_cli.engines.openai_server import Server
 from srlm_cli.errors import BadRow, EngineError
+from srlm_cli.models.embedded import EMBEDDED
+from srlm_cli.models.load import load_tokenizer, quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -280,7 +281,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: str | None, model: str, today: str | None = None) -> None:
         self.model, self.today = tokenizer or model, today
-        self.at_hand = bool(tokenizer) or model in models.EMBEDDED or Path(model).is_dir()
+        self.at_hand = bool(tokenizer) or model in EMBEDDED or Path(model).is_dir()
         self.lock = Lock()
         self.tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -288,8 +289,8 @@ class ChatTemplate:
         """Return the tokenizer; raise EngineError when there is none of that name."""
         with self.lock:
             if self.tokenizer is None:
-                models.quiet_libraries()
-                self.tokenizer = models.load_tokenizer(self.model)
+                quiet_libraries()
+                self.tokenizer = load_tokenizer(self.model)
             return self.tokenizer
 
     def render(self, request: Request) -> str:

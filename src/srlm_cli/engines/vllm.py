@@ -34,11 +34,13 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
-from srlm_cli import models
 from srlm_cli.engines import choice_probabilities
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
 from srlm_cli.engines.chat_template import rendered, stop_ids, token_ids
 from srlm_cli.errors import BadRow, EngineError, OptionError
+from srlm_cli.models.hardware import pick_dtype
+from srlm_cli.models.load import load_tokenizer, quiet_libraries
+from srlm_cli.models.locate import is_adapter, locate
 
 BATCHES_AHEAD = 4
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -51,10 +53,10 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, spec: EngineSpec) -> None:
-        models.quiet_libraries()
+        quiet_libraries()
         self.model, self.today = spec.model, spec.today
         self.rows_ahead = spec.batch_size * BATCHES_AHEAD
-        self.tokenizer = models.load_tokenizer(spec.model)
+        self.tokenizer = load_tokenizer(spec.model)
         self.lora = _lora(spec.model)
         self.llm = _load(spec, self.lora)
         self.context = self.llm.model_config.max_model_len
@@ -238,12 +240,12 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
     options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora.lora_path)} if lora else {}
     if kind == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # else it takes nearly all of the memory
         options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
-    folder = models.locate(spec.model)
+    folder = locate(spec.model)
     try:
         asked = vllm.EngineArgs(
-            model=models.locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
+            model=locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
             tokenizer=folder,
-            dtype=models.pick_dtype(spec.dtype, kind),
+            dtype=pick_dtype(spec.dtype, kind),
             tensor_parallel_size=spec.tensor_parallel_size,
             max_model_len=-1,  # the model's own, or what the memory holds
             max_num_seqs=spec.batch_size,
@@ -277,8 +279,8 @@ def _hidden(module: str) -> Iterator[None]:
 
 def _lora(model: str) -> LoRARequest | None:
     """Return the request for an adapter folder, or None for a whole model."""
-    folder = models.locate(model)
-    return LoRARequest("adapter", 1, folder) if models.is_adapter(folder) else None
+    folder = locate(model)
+    return LoRARequest("adapter", 1, folder) if is_adapter(folder) else None
 
 
 def _adapter(folder: str) -> dict:

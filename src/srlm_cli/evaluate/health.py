@@ -14,7 +14,7 @@ from typing import Any
 
 from srlm_cli.errors import LimitExceeded
 from srlm_cli.evaluate.reward import judge_name, ranks
-from srlm_cli.records import Row, is_number
+from srlm_cli.records import Record, is_number
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, interval, means, measured, resampled_sums
 
@@ -40,7 +40,7 @@ class Numbers:
     cut_off: list[bool] = field(default_factory=list)
     singles: list[float] = field(default_factory=list)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Take in one judged row; fields that other tools leave out are not counted."""
         self.scores.append(row["score"])
         self.lengths.append(len(row["response"]))
@@ -106,7 +106,7 @@ class Limits:
     accuracy_drop: float = 0.1
 
 
-def numbers_of(judged: Iterable[Row], prompts: ByPrompt | None = None) -> Judged:
+def numbers_of(judged: Iterable[Record], prompts: ByPrompt | None = None) -> Judged:
     """Return the numbers of judged rows; the rows of a prompt need not stand together.
 
     `prompts` is where they are kept, in memory if none is given.
@@ -128,10 +128,10 @@ def numbers_of(judged: Iterable[Row], prompts: ByPrompt | None = None) -> Judged
 def health_metrics(
     judged: Judged,
     before: Judged | None = None,
-    accuracy: Row | None = None,
-    accuracy_before: Row | None = None,
+    accuracy: Record | None = None,
+    accuracy_before: Record | None = None,
     seed: int = 0,
-) -> list[Row]:
+) -> list[Record]:
     """Return the metric rows of a judged file; `docs/metrics.md` defines each.
 
     `before` is the judged file of the round before. The accuracies are the metric rows
@@ -147,7 +147,7 @@ def health_metrics(
 # --- the metrics -----------------------------------------------------------------------------
 
 
-def of_judgements(judged: Judged, seed: int) -> list[Row]:
+def of_judgements(judged: Judged, seed: int) -> list[Record]:
     """Return how the judgements were read, and the share of each score among the readable ones.
 
     `share_of_score` comes once for each whole score, halves rounded up. `top_score_share` is the
@@ -184,7 +184,7 @@ def whole(score: float) -> int:
     return floor(score + 0.5)
 
 
-def of_responses(judged: Judged, seed: int) -> list[Row]:
+def of_responses(judged: Judged, seed: int) -> list[Record]:
     """Return how far the judge tells the responses of a prompt apart, and what it makes of their length."""
     values = {
         "tie_rate": ties,
@@ -215,7 +215,7 @@ def overall(judged: Judged) -> list[float]:
     return [float(np.corrcoef(*ranked)[0, 1])]
 
 
-def against_before(judged: Judged, before: Judged, seed: int) -> list[Row]:
+def against_before(judged: Judged, before: Judged, seed: int) -> list[Record]:
     """Return how length and gap changed since the round before; the prompts of each are drawn on their own."""
     import numpy as np
 
@@ -234,7 +234,7 @@ def against_before(judged: Judged, before: Judged, seed: int) -> list[Row]:
     return [growth, change]
 
 
-def against_people(accuracy: Row, before: Row | None) -> list[Row]:
+def against_people(accuracy: Record, before: Record | None) -> list[Record]:
     """Return the judge's pairwise accuracy on ranked replies, and how it changed since the round before."""
     known = {key: accuracy.get(key) for key in ("value", "n", "ci_low", "ci_high")}
     rows = [plain("accuracy") | known]
@@ -244,7 +244,7 @@ def against_people(accuracy: Row, before: Row | None) -> list[Row]:
     return rows
 
 
-def plain(name: str, value: float | None = None, *, n: int = 0) -> Row:
+def plain(name: str, value: float | None = None, *, n: int = 0) -> Record:
     """Return a metric row without an interval; without a value it counts nothing."""
     return {"task": "health", "metric": name, "value": value, "n": n, "ci_low": None, "ci_high": None}
 
@@ -285,7 +285,7 @@ def spearman(pairs: list[tuple[float, int]]) -> list[float]:
     return [correlation(x, y)] if len(set(x)) > 1 and len(set(y)) > 1 else []
 
 
-def listed(row: Row, key: str) -> list[Any]:
+def listed(row: Record, key: str) -> list[Any]:
     """Return a list of a row, an empty one where another tool left it out."""
     return row[key] if isinstance(row.get(key), list) else []
 
@@ -293,7 +293,7 @@ def listed(row: Row, key: str) -> list[Any]:
 # --- the guards ------------------------------------------------------------------------------
 
 
-def over_limits(rows: list[Row], limits: Limits) -> LimitExceeded | None:
+def over_limits(rows: list[Record], limits: Limits) -> LimitExceeded | None:
     """Return the error that names every limit passed, with why it matters and how to go on; None if all is well.
 
     A guard whose metric is not among the rows, or null, is not checked.
@@ -312,7 +312,7 @@ def over_limits(rows: list[Row], limits: Limits) -> LimitExceeded | None:
 Fault = tuple[str, str, str]  # what is wrong, why it matters, the setting that overrules it
 
 
-def one_score(found: dict[str, Row], limits: Limits) -> Fault | None:
+def one_score(found: dict[str, Record], limits: Limits) -> Fault | None:
     """Return the fault of a judge that gives one score only."""
     top = found.get("top_score_share")
     if not top or top["value"] <= limits.one_score + SAME:
@@ -324,7 +324,7 @@ def one_score(found: dict[str, Row], limits: Limits) -> Fault | None:
     )
 
 
-def parse_rate(found: dict[str, Row], limits: Limits) -> Fault | None:
+def parse_rate(found: dict[str, Record], limits: Limits) -> Fault | None:
     """Return the fault of a judge that does not write scores."""
     rate = found.get("parse_rate")
     if not rate or rate["value"] >= limits.parse_rate - SAME:
@@ -336,7 +336,7 @@ def parse_rate(found: dict[str, Row], limits: Limits) -> Fault | None:
     )
 
 
-def length_growth(found: dict[str, Row], limits: Limits) -> Fault | None:
+def length_growth(found: dict[str, Record], limits: Limits) -> Fault | None:
     """Return the fault of responses that grew too long in one round."""
     growth = found.get("length_growth")
     if not growth or growth["value"] <= limits.length_growth + SAME:
@@ -349,7 +349,7 @@ def length_growth(found: dict[str, Row], limits: Limits) -> Fault | None:
     )
 
 
-def accuracy_drop(found: dict[str, Row], limits: Limits) -> Fault | None:
+def accuracy_drop(found: dict[str, Record], limits: Limits) -> Fault | None:
     """Return the fault of a judge that agrees with people less than the round before."""
     change = found.get("accuracy_change")
     if not change or -change["value"] <= limits.accuracy_drop + SAME:

@@ -12,7 +12,7 @@ from math import isnan, nan
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row, is_number
+from srlm_cli.records import Record, is_number
 from srlm_cli.stats import bootstrap
 from srlm_cli.stats.bootstrap import RESAMPLES, in_order
 from srlm_cli.stats.logistic import probability, solve
@@ -84,7 +84,7 @@ class Fit:
 # --- rows ------------------------------------------------------------------------------------
 
 
-def preference_record(row: Row) -> Row:
+def preference_record(row: Record) -> Record:
     """Return a comparison `{model, baseline, index, len_baseline, len_model, preference, difficulty}`.
 
     `preference` goes from 1, the baseline is better, to 2; 0 is read as 1.5. A match of `srlm eval
@@ -110,7 +110,7 @@ def preference_record(row: Row) -> Row:
     return {**{field: row.get(field) for field in FIELDS}, "preference": preference or 1.5}
 
 
-def _of_match(match: Row) -> Row:
+def _of_match(match: Record) -> Record:
     """Return a match as a comparison; it has its texts or, among matches just played, their lengths."""
     won = {"A": 2.0, "tie": 1.5, "B": 1.0}.get(str(match["winner"]))
     if won is None:
@@ -139,7 +139,7 @@ class Comparisons:
     none stands for itself.
     """
 
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
+    def __init__(self, rows: Iterable[Record] = ()) -> None:
         self.preference, self.len_model, self.len_baseline, self.difficulty = (array("d") for _ in range(4))
         self.prompts = array("q")
         for row in rows:
@@ -148,7 +148,7 @@ class Comparisons:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Append a comparison (see `preference_record`)."""
         self.preference.append(row["preference"])
         self.len_model.append(row["len_model"])
@@ -190,14 +190,14 @@ def as_key(index: Any) -> tuple[str, str]:
 
 def length_control(
     models: Variants, variants: Variants | None = None, c: float = C, seed: int = 0
-) -> tuple[list[Row], str]:
+) -> tuple[list[Record], str]:
     """Return the metric rows of comparisons, model by model, and in words what could not be fitted.
 
     Beside the plain `win_rate` and the mean lengths in characters stands `length_controlled_win_rate`, with
     the `terms` of the model that was fitted, their `coefficients` and `c`.
     """
     models = models or {(None, None): Comparisons()}
-    made: list[Row] = []
+    made: list[Record] = []
     notes: Counter[str] = Counter()
     for (model, baseline), group in models.items():
         names = {key: name for key, name in (("model", model), ("baseline", baseline)) if name is not None}
@@ -214,7 +214,7 @@ def column(at: int, rows: list[tuple[float, ...]]) -> list[float]:
     return [row[at] for row in rows]
 
 
-def of_matches(matches: Iterable[Row], seed: int = 0) -> Row | None:
+def of_matches(matches: Iterable[Record], seed: int = 0) -> Record | None:
     """Return the length-controlled win rate of the head-to-head matches of two models, seen from A, as a metric row.
 
     `win_rate` in it is the plain one of the same preferences: of the probabilities, where matches have them.
@@ -232,7 +232,7 @@ def of_matches(matches: Iterable[Row], seed: int = 0) -> Row | None:
     return {**row, "task": "head_to_head", "win_rate": plain, **names}
 
 
-def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C, seed: int = 0) -> Row:
+def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C, seed: int = 0) -> Record:
     """Return the metric row of the length-controlled win rate; `value` is null where nothing can be fitted."""
     row = {"task": TASK, "metric": "length_controlled_win_rate", "value": None, "n": len(rows)}
     if cannot_fit(rows):
@@ -247,7 +247,7 @@ def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C
     }
 
 
-def by_model(rows: Iterable[Row]) -> Variants:
+def by_model(rows: Iterable[Record]) -> Variants:
     """Return the comparisons of each (model, baseline), the first seen first."""
     models: Variants = {}
     for row in rows:

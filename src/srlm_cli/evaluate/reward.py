@@ -9,7 +9,7 @@ from itertools import combinations
 from math import sqrt
 from statistics import correlation
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import measured
 
@@ -33,8 +33,8 @@ class Replies:
 
 
 def judge_metrics(
-    prompts: Iterable[list[Row]], seed: int = 0, best: float = BEST, matched_length: float = MATCHED_LENGTH
-) -> list[Row]:
+    prompts: Iterable[list[Record]], seed: int = 0, best: float = BEST, matched_length: float = MATCHED_LENGTH
+) -> list[Record]:
     """Return the metric rows of judged rows that hold `human`, a list a prompt; `docs/metrics.md` defines each.
 
     Rows by the number of replies, which have a field `replies`, come first: a reader that keeps the
@@ -47,7 +47,7 @@ def judge_metrics(
 
 def metric_rows(
     prompts: Iterable[Replies], judges: set[str | None], seed: int = 0, matched_length: float = MATCHED_LENGTH
-) -> list[Row]:
+) -> list[Record]:
     """Return what `judge_metrics` returns, from the numbers alone; `prompts` are gone through several times."""
     several = Where(prompts, lambda one: len(one.human) > 1)
     name = {"model": next(iter(judges))} if len(judges) == 1 else {}
@@ -66,7 +66,7 @@ class Where:
         return filter(self.fits, self.prompts)
 
 
-def replies_of(group: list[Row], seed: int, best: float) -> Replies:
+def replies_of(group: list[Record], seed: int, best: float) -> Replies:
     """Return the judged rows of one prompt as numbers."""
     return Replies(
         human=[row["human"] for row in group],
@@ -77,7 +77,7 @@ def replies_of(group: list[Row], seed: int, best: float) -> Replies:
     )
 
 
-def is_perfect(row: Row, best: float) -> bool:
+def is_perfect(row: Record, best: float) -> bool:
     """Tell whether a judged row has the best score: all K judgements gave it.
 
     A score that is an expectation never quite reaches it, and counts from half a point below.
@@ -87,7 +87,7 @@ def is_perfect(row: Row, best: float) -> bool:
     return best - 0.5 <= row["score"] < best + 0.5 if is_expectation(row) else row["score"] == best
 
 
-def is_expectation(row: Row) -> bool:
+def is_expectation(row: Record) -> bool:
     """Tell whether scores of a judged row are expectations (`srlm judge --score expected`), not written numbers."""
     sources, scores = row.get("score_from"), row.get("scores")
     if not isinstance(sources, list) or not isinstance(scores, list):
@@ -98,7 +98,7 @@ def is_expectation(row: Row) -> bool:
     )
 
 
-def judge_name(row: Row) -> str | None:
+def judge_name(row: Record) -> str | None:
     """Return which model judged a row, or None where it does not say."""
     judge = row.get("judge")
     name = judge.get("model") if isinstance(judge, dict) else judge
@@ -108,7 +108,7 @@ def judge_name(row: Row) -> str | None:
 # --- the metrics -----------------------------------------------------------------------------
 
 
-def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
+def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
     """Return the paper's five metrics, the ways to count ties, and the share of replies with a score.
 
     A reply whose score is null agrees with nobody: its pairs count as misses and its prompt has no
@@ -129,7 +129,7 @@ def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
     return measured("reward", prompts, values, seed)
 
 
-def baselines(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
+def baselines(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
     """Return the pairwise accuracy of three judges that do not read: the longer, the shorter, any reply wins.
 
     Replies of equal length are a tie, that is a miss. `random` is one draw with the seed; its interval
@@ -143,7 +143,7 @@ def baselines(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
     return measured("reward", prompts, values, seed)
 
 
-def at_matched_length(prompts: Iterable[Replies], seed: int = 0, longer: float = MATCHED_LENGTH) -> list[Row]:
+def at_matched_length(prompts: Iterable[Replies], seed: int = 0, longer: float = MATCHED_LENGTH) -> list[Record]:
     """Return the accuracies on the pairs whose longer reply is at most a share `longer` longer than the other."""
     pairs = lambda one: [pair for pair in ordered_pairs(one.human) if near(one.lengths, pair, longer)]  # noqa: E731
     values = {
@@ -154,7 +154,7 @@ def at_matched_length(prompts: Iterable[Replies], seed: int = 0, longer: float =
     return [row | {"matched_length": longer} for row in measured("reward", prompts, values, seed)]
 
 
-def by_number_of_replies(prompts: Iterable[Replies], seed: int = 0) -> list[Row]:
+def by_number_of_replies(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
     """Return pairwise accuracy and exact match for the prompts with 2 replies, with 3, and so on, as `replies`."""
     rows = []
     values = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stats import bootstrap
 from srlm_cli.stats.bradley_terry import SHARE, ratings
 
@@ -17,14 +17,14 @@ TASK = "head_to_head"
 class Where:
     """The matches that fit, each time anew."""
 
-    matches: Iterable[Row]
-    fits: Callable[[Row], bool]
+    matches: Iterable[Record]
+    fits: Callable[[Record], bool]
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Record]:
         return filter(self.fits, self.matches)
 
 
-def metrics(matches: Iterable[Row], names: Sequence[str | None], seed: int = 0) -> list[Row]:
+def metrics(matches: Iterable[Record], names: Sequence[str | None], seed: int = 0) -> list[Record]:
     """Return the metric rows of judged matches: of every two of `names`, seen from the one that stands first.
 
     The matches are gone through several times; each has its texts, or their lengths as `length_a` and
@@ -40,7 +40,7 @@ def metrics(matches: Iterable[Row], names: Sequence[str | None], seed: int = 0) 
     return rows + (ratings(matches, names, seed) if len(names) > 2 else [])
 
 
-def by_category(matches: Iterable[Row], seed: int = 0) -> list[Row]:
+def by_category(matches: Iterable[Record], seed: int = 0) -> list[Record]:
     """Return the win, tie, loss and win rates of one pair's matches for each `category` that they carry."""
     categories = {match["category"] for match in matches if "category" in match}
     return [
@@ -50,7 +50,7 @@ def by_category(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     ]
 
 
-def win_rates(matches: Iterable[Row], seed: int = 0) -> list[Row]:
+def win_rates(matches: Iterable[Record], seed: int = 0) -> list[Record]:
     """Return metric rows of one pair's matches, seen from A: win, tie and loss rates, order bias, mean lengths.
 
     `preference_rate` is the share of matches whose `probability` that A is better, the mean over both orders and
@@ -67,7 +67,7 @@ def win_rates(matches: Iterable[Row], seed: int = 0) -> list[Row]:
 
 
 # How a match ended for A; a tie is half a win in `win_rate`.
-ENDS: dict[str, Callable[[Row], list[float]]] = {
+ENDS: dict[str, Callable[[Record], list[float]]] = {
     "win": lambda match: [match["winner"] == "A"],
     "tie": lambda match: [match["winner"] == "tie"],
     "loss": lambda match: [match["winner"] == "B"],
@@ -75,13 +75,13 @@ ENDS: dict[str, Callable[[Row], list[float]]] = {
 }
 
 
-def length(match: Row, side: str) -> int:
+def length(match: Record, side: str) -> int:
     """Return the length of a side's response in characters."""
     known = match.get(f"length_{side}")
     return len(match[f"response_{side}"]) if known is None else known
 
 
-def length_controlled(matches: Iterable[Row], seed: int = 0) -> list[Row]:
+def length_controlled(matches: Iterable[Record], seed: int = 0) -> list[Record]:
     """Return the metric row of the win rate at equal lengths, none where it cannot be told."""
     from srlm_cli.evaluate import length_control
 
@@ -89,7 +89,7 @@ def length_controlled(matches: Iterable[Row], seed: int = 0) -> list[Row]:
     return [row] if row else []
 
 
-def table(rows: list[Row], names: Sequence[str]) -> list[str]:
+def table(rows: list[Record], names: Sequence[str]) -> list[str]:
     """Return lines that show metric rows of several models: win rates of line against column, and the rating."""
     rates: dict[tuple[str, str], float] = {}
     for row in rows:
@@ -117,7 +117,7 @@ def _percent(rate: float | None) -> str:
     return "-" if rate is None else f"{100 * rate:.1f}%"
 
 
-def _rating(row: Row) -> str:
+def _rating(row: Record) -> str:
     if row["value"] is None:
         return "-"
     value, low, high = (f"{round(row[key]):+d}" for key in ("value", "ci_low", "ci_high"))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import EngineError
-from srlm_cli.models.files import broken_file, fault_of
 from srlm_cli.streams.console import say
 
 if TYPE_CHECKING:
@@ -104,35 +102,3 @@ def report_renamed(model: str, renamed: dict[str, str]) -> None:
     """Report the number of names that were changed, with an example."""
     old, new = min(renamed.items())
     say(f"srlm: {model}: removed the prefixes of another tool from {len(renamed)} tensor names ({old} -> {new})")
-
-
-# --- why loading failed ----------------------------------------------------------------------
-
-
-def cause_of(error: Exception, where: str) -> str:
-    """Return why loading from a folder, file or hub id failed: a broken file if there is one, otherwise the error."""
-    path = Path(where)
-    if fault := broken_file(path) if path.is_dir() else fault_of(path):
-        return fault
-    reason = first_lines(error)
-    return f"config.json: {reason}" if (path / "config.json").is_file() and not can_be_built(where) else reason
-
-
-def can_be_built(where: str) -> bool:
-    """Return whether a model can be built from its configuration, without weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where))
-    except Exception:  # noqa: BLE001 - a configuration can raise anything
-        return False
-    return True
-
-
-def first_lines(error: Exception) -> str:
-    """Return the first line of an error, with the next ones as long as a line ends in a colon; else its type."""
-    lines = [line.strip() for line in str(error).split("\n") if line.strip()]
-    last = next((at for at, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
-    return " ".join(lines[: last + 1]) or type(error).__name__

@@ -7,7 +7,7 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.reader import read_all
 
 HeldOut = Annotated[
@@ -19,8 +19,8 @@ HeldOut = Annotated[
 
 
 def refusing(
-    check: Callable[[Row], Row], files: list[str] | None, unless: Callable[[Row], bool] = lambda row: False
-) -> Callable[[Row], Row]:
+    check: Callable[[Record], Record], files: list[str] | None, unless: Callable[[Record], bool] = lambda row: False
+) -> Callable[[Record], Record]:
     """Return a check of rows that also refuses the prompts of some files; spaces and capitals do not count.
 
     A row that is not trained on (`unless`) may stand there. An EFT row names the prompt whose reply it
@@ -30,7 +30,7 @@ def refusing(
         records.prompt_key(row["prompt"]): path for path in files or [] for row in read_all(path, records.prompt_record)
     }
 
-    def checked(row: Row) -> Row:
+    def checked(row: Record) -> Record:
         record = check(row)
         for key in (records.prompt_key(record["prompt"]), record.get("prompt_key")):
             if key in keys and not unless(record):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
-from srlm_cli.records import PROVENANCE, Row, is_number
+from srlm_cli.records import PROVENANCE, Record, is_number
 from srlm_cli.streams.reader import Reader, read_all
 from srlm_cli.train.workdir import METRICS
 
@@ -28,15 +28,15 @@ RATING = "bradley_terry"
 class Metrics:
     """Metric rows: those over everything by name, and those over a part of it by the field that names the part."""
 
-    totals: dict[str, Row] = field(default_factory=dict)
-    parts: dict[str, list[Row]] = field(default_factory=dict)
+    totals: dict[str, Record] = field(default_factory=dict)
+    parts: dict[str, list[Record]] = field(default_factory=dict)
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> Record | None:
         """Return a metric that has a value, or None."""
         row = self.totals.get(name)
         return row if row and row.get("value") is not None else None
 
-    def decided(self, name: str) -> Row | None:
+    def decided(self, name: str) -> Record | None:
         """Return a metric that has a value and an interval, or None."""
         row = self.row(name)
         return row if row and row.get("ci_low") is not None else None
@@ -69,13 +69,13 @@ class Round:
     folder: Path
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    steps: list[Row] = field(default_factory=list)
+    steps: list[Record] = field(default_factory=list)
     pairs: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     health: Metrics = field(default_factory=Metrics)
     reward: Metrics = field(default_factory=Metrics)
     games: list[Game] = field(default_factory=list)
-    ratings: list[Row] = field(default_factory=list)
+    ratings: list[Record] = field(default_factory=list)
 
     @property
     def matches(self) -> Metrics:
@@ -101,7 +101,7 @@ class Run:
             return parts[-2]
         return Path(path).name
 
-    def reply_length(self, found: Round) -> Row | None:
+    def reply_length(self, found: Round) -> Record | None:
         """Return how long a model's replies to the held-out prompts are, from its own matches or those of another."""
         played = [game for one in [found, *self.rounds] for game in one.games]
         sides = [(game.model, "length", game) for game in played]
@@ -155,7 +155,7 @@ def round_of(folder: Path) -> Round:
     )
 
 
-def steps_of(path: Path) -> list[Row]:
+def steps_of(path: Path) -> list[Record]:
     """Return the logged steps of a training; unlike rows they may hold NaN, as a gradient norm can be."""
     if not path.exists():
         return []
@@ -167,7 +167,7 @@ def steps_of(path: Path) -> list[Row]:
     return [step for step in steps if isinstance(step, dict)]
 
 
-def metrics(rows: Iterable[Row]) -> Metrics:
+def metrics(rows: Iterable[Record]) -> Metrics:
     """Return metric rows in their places: a row over a part never stands for the whole."""
     made = Metrics()
     for row in rows:
@@ -180,9 +180,9 @@ def metrics(rows: Iterable[Row]) -> Metrics:
     return made
 
 
-def games(rows: Iterable[Row]) -> list[Game]:
+def games(rows: Iterable[Record]) -> list[Game]:
     """Return the metric rows of matches by who played, in the order of the file."""
-    played: dict[tuple[str | None, str | None], list[Row]] = {}
+    played: dict[tuple[str | None, str | None], list[Record]] = {}
     for row in rows:
         played.setdefault((row.get("model"), row.get("baseline")), []).append(row)
     return [Game(model, baseline, metrics(some)) for (model, baseline), some in played.items()]
@@ -260,12 +260,12 @@ def unfinished(run: Path, folders: list[Path]) -> list[str]:
     return lines
 
 
-def rows_of(path: Path, check: Callable[[Row], Row] = dict) -> list[Row]:
+def rows_of(path: Path, check: Callable[[Record], Record] = dict) -> list[Record]:
     """Return the rows of a file, none where it is not there yet."""
     return read_all(str(path), check) if path.exists() else []
 
 
-def picked_rows(path: Path, ids: set[str], check: Callable[[Row], Row]) -> dict[str, Row]:
+def picked_rows(path: Path, ids: set[str], check: Callable[[Record], Record]) -> dict[str, Record]:
     """Return the rows of a file with these ids, reading it line by line."""
     if not ids or not path.exists():
         return {}

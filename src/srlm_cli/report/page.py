@@ -10,7 +10,7 @@ from typing import Any
 
 from srlm_cli import __version__
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.report import plots, tables, words
 from srlm_cli.report.collect import Round, Run
 from srlm_cli.report.findings import findings
@@ -74,20 +74,20 @@ def made_model(found: Round) -> dict[str, Any]:
     return {"command": command_line(found.training), "fields": flat(rest)} if rest else {}
 
 
-def made_file(name: str, meta: Row) -> dict[str, Any]:
+def made_file(name: str, meta: Record) -> dict[str, Any]:
     """Return how a file was made, without its checkpoint, which says the same as its counts."""
     rest = {key: value for key, value in meta.items() if key not in ("argv", "command", "checkpoint")}
     return {"name": name, "command": command_line(meta), "fields": flat(rest)}
 
 
-def command_line(meta: Row) -> str:
+def command_line(meta: Record) -> str:
     """Return the command line of a file or a model as a shell takes it."""
     import shlex
 
     return shlex.join(["srlm", *map(str, meta.get("argv", [meta.get("command", "")]))])
 
 
-def flat(values: Row, before: str = "") -> list[tuple[str, str]]:
+def flat(values: Record, before: str = "") -> list[tuple[str, str]]:
     """Return an object as (name, text), the names of inner ones joined by points."""
     lines = []
     for key, value in values.items():

@@ -7,7 +7,7 @@ from math import isfinite, log
 from typing import TYPE_CHECKING
 
 from srlm_cli.evaluate.health import USUAL_SCORES
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.report.collect import Round, Run
 from srlm_cli.report.svg import SERIES, colour, draw, name_lines
 from srlm_cli.report.tables import played, score_shares
@@ -252,7 +252,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def dots(
-    axes: Axes, rows: Sequence[Row | None], hue: str, marker: str, shift: float = 0.0, scale: float = 1.0
+    axes: Axes, rows: Sequence[Record | None], hue: str, marker: str, shift: float = 0.0, scale: float = 1.0
 ) -> list[float]:
     """Draw a metric by round with its intervals; return the heights."""
     known = {at + shift: row for at, row in enumerate(rows) if row}
@@ -263,12 +263,12 @@ def dots(
     return heights
 
 
-def low_of(row: Row) -> float:
+def low_of(row: Record) -> float:
     """Return where a metric's interval begins, its value where it has none."""
     return row["value"] if row.get("ci_low") is None else row["ci_low"]
 
 
-def high_of(row: Row) -> float:
+def high_of(row: Record) -> float:
     """Return where a metric's interval ends."""
     return row["value"] if row.get("ci_high") is None else row["ci_high"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from srlm_cli import records
 from srlm_cli.evaluate.health import listed
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.report.collect import Round, Run, picked_rows, rows_of, text_of
 from srlm_cli.seeds import derive
 from srlm_cli.stages.make_pairs import PEOPLE
@@ -42,7 +42,7 @@ def sample_pairs(found: Round, count: int, seed: int) -> list[Sample]:
     return [pair_sample(pair, judged) for pair in pairs]
 
 
-def pair_sample(pair: Row, judged: dict[str, Row]) -> Sample:
+def pair_sample(pair: Record, judged: dict[str, Record]) -> Sample:
     """Return a preference pair as a sample."""
     sides = []
     for label in ("chosen", "rejected"):
@@ -62,7 +62,7 @@ def pair_sample(pair: Row, judged: dict[str, Row]) -> Sample:
     return Sample(pair["id"], records.as_text(pair["prompt"]), (sides[0], sides[1]), verdict)
 
 
-def judgements_of(row: Row) -> list[dict[str, Any]]:
+def judgements_of(row: Record) -> list[dict[str, Any]]:
     """Return the K judgements of a judged row, each with its `text`, `score`, `source` and `finish_reason`."""
     texts = listed(row, "judgements")
     fields = {"score": "scores", "source": "score_from", "finish_reason": "judgement_finish_reasons"}
@@ -76,7 +76,7 @@ def sample_matches(run: Run, found: Round, count: int, seed: int) -> list[Sample
     return [match_sample(run, row) for row in rows]
 
 
-def match_sample(run: Run, match: Row) -> Sample:
+def match_sample(run: Run, match: Record) -> Sample:
     """Return a match as a sample."""
     names = [run.model(match.get(f"model_{side}")) for side in ("a", "b")]
     sides = [Side(name, match[f"response_{side}"]) for name, side in zip(names, ("a", "b"), strict=True)]
@@ -94,7 +94,7 @@ def chosen_of(verdict: str | None, order: list[str]) -> str:
     return {"A": f"{order[0]} better", "B": f"{order[1]} better", "tie": "tie"}.get(verdict or "", "unreadable")
 
 
-def drawn(rows: list[Row], count: int, seed: int, kind: str) -> list[Row]:
+def drawn(rows: list[Record], count: int, seed: int, kind: str) -> list[Record]:
     """Return `count` rows drawn by their ids, in file order, whatever stands beside them."""
     chosen = sorted(range(len(rows)), key=lambda at: derive(seed, "report", kind, rows[at]["id"]))[:count]
     return [rows[at] for at in sorted(chosen)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.report.collect import Game, Metrics, Round, Run
 from srlm_cli.report.words import (
     HEALTH,
@@ -197,7 +197,7 @@ def part_table(title: str, note: str, names: dict[str, Known], part: str, column
     """Return metrics over parts of the rows: a line a part and metric, a column for each set of metrics."""
     columns = [(name, metrics) for name, metrics in columns if metrics.parts.get(part)]
     table = Table(title, note, ["", *(name for name, _ in columns)])
-    found: dict[tuple[str, str], dict[str, Row]] = {}
+    found: dict[tuple[str, str], dict[str, Record]] = {}
     for column, metrics in columns:
         for row in metrics.parts[part]:
             if row["metric"] in names:
@@ -288,7 +288,7 @@ def figure(metrics: Metrics, name: str, kind: str) -> Cell:
     return cell(metrics.row(name), kind)
 
 
-def cell(row: Row | None, kind: str) -> Cell:
+def cell(row: Record | None, kind: str) -> Cell:
     """Return a metric row as a cell; one that is of a score tells which."""
     text = value(row, kind)
     if row and row.get("score") is not None:

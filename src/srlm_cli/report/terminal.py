@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from srlm_cli.evaluate.health import USUAL_SCORES
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.report import tables
 from srlm_cli.report.collect import Run
 from srlm_cli.report.findings import findings
@@ -87,7 +87,7 @@ def in_short(sample: Sample) -> list[str]:
     return lines
 
 
-def setting_line(name: str, values: Row) -> str:
+def setting_line(name: str, values: Record) -> str:
     """Return the settings of a command as one line, those that are not set left out."""
     return f"{name}: " + ", ".join(f"{key} {plain(value)}" for key, value in values.items() if value is not None)
 

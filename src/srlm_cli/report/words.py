@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 SHARE, NUMBER, LENGTH, SIGNED, RATIO, RATING = "share", "number", "length", "signed", "ratio", "rating"
 NONE = "–"
@@ -91,12 +91,12 @@ def known(names: dict[str, Known], metric: str) -> Known:
     return names.get(metric) or Known(metric.replace("_", " "), NUMBER)
 
 
-def value(row: Row | None, kind: str) -> str:
+def value(row: Record | None, kind: str) -> str:
     """Return a metric's value as text, a dash where there is none."""
     return NONE if not row or row.get("value") is None else _written(row["value"], kind, _fine(row))
 
 
-def interval(row: Row | None, kind: str) -> str:
+def interval(row: Record | None, kind: str) -> str:
     """Return a metric's 95% interval as `31–53`, nothing where there is none."""
     if not row or row.get("ci_low") is None or row.get("value") is None:
         return ""
@@ -104,7 +104,7 @@ def interval(row: Row | None, kind: str) -> str:
     return f"{low} to {high}" if low[0] in "−+" else f"{low}–{high}"
 
 
-def with_interval(row: Row | None, kind: str) -> str:
+def with_interval(row: Record | None, kind: str) -> str:
     """Return `42% [31–53]`."""
     bounds = interval(row, kind)
     return f"{value(row, kind)} [{bounds}]" if bounds else value(row, kind)
@@ -145,7 +145,7 @@ def plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _fine(row: Row) -> bool:
+def _fine(row: Record) -> bool:
     """Tell whether an interval is so narrow that a digit more says something."""
     return row.get("ci_low") is not None and 0 < row["ci_high"] - row["ci_low"] < 0.04
 

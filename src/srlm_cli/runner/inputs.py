@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.options.common import ReadOptions
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.outputs import same_file
 from srlm_cli.runner.tally import Tally
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, Shard, count_lines
 from srlm_cli.streams.writer import Rejects
 
-Check = Callable[[Row], Row | list[Row]]
+Check = Callable[[Record], Record | list[Record]]
 
 
 def open_reader(
@@ -82,14 +82,14 @@ def check_whole(rows: Reader | None) -> None:
         raise SrlmError(left or "not all rows were read", "this is a bug in srlm, please report it")
 
 
-def finished(rows: Reader) -> Iterator[Row]:
+def finished(rows: Reader) -> Iterator[Record]:
     """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
     for row in rows:
         rows.finish(1)
         yield row
 
 
-def all_rows(rows: Reader, *, origins: bool = False) -> list[Row]:
+def all_rows(rows: Reader, *, origins: bool = False) -> list[Record]:
     """Return all rows of an input that is read before anything is made of it; a bad row raises DataError.
 
     With `origins` each has one, for `Reader.refuse_row`: what is made of it may show that it is bad.

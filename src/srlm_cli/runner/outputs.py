@@ -10,7 +10,7 @@ from typing import Any
 
 from srlm_cli import distributed
 from srlm_cli.errors import LimitExceeded, OptionError, SrlmError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.writer import FileWriter, StreamWriter
 
 STDOUT = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
@@ -78,7 +78,7 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
             raise OptionError(f"--out {out} is the input", "use another output file")
 
 
-def print_result(row: Row) -> None:
+def print_result(row: Record) -> None:
     """Print the one JSON line of results of a command that makes a folder."""
     if not distributed.is_main():
         return

@@ -71,7 +71,7 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
             "tokenizer": spec.tokenizer,
             "today": spec.today,
         }
-    from srlm_cli.models import fingerprint
+    from srlm_cli.models.fingerprint import fingerprint
 
     if not spec.model:
         raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or smollm2-135m-instruct")

@@ -12,7 +12,7 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import StreamOptions
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, count_skipped, expected, warn
 from srlm_cli.runner.outputs import close_quietly, commit, how_to_go_on, open_writer, refuse_own_input, write_error
 from srlm_cli.runner.provenance import meta
@@ -35,7 +35,7 @@ class Resumed:
     """Where an unfinished run stopped: how many inputs are done, and the rows that it wrote."""
 
     read: int = 0
-    rows: Callable[[], Iterator[Row]] = lambda: iter(())
+    rows: Callable[[], Iterator[Record]] = lambda: iter(())
 
 
 class StageRun:
@@ -185,7 +185,7 @@ class StageRun:
 def write_metrics(
     name: str,
     out: str,
-    made: list[Row],
+    made: list[Record],
     reader: Reader,
     read: int,
     *,

@@ -40,7 +40,7 @@ def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) 
 
 def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     """Return what is known of a training before it starts."""
-    from srlm_cli.models import fingerprint
+    from srlm_cli.models.fingerprint import fingerprint
     from srlm_cli.streams.reader import file_hash
 
     return {

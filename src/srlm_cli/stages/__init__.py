@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Outcome:
     says that it is final only because the input has ended: it does not count when the input was cut short by a bad row.
     """
 
-    rows: list[Row | bytes] = field(default_factory=list)
+    rows: list[Record | bytes] = field(default_factory=list)
     read: int = 1
     dropped: dict[str, int] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)

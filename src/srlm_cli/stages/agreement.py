@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 
-def agreement(responses: Iterable[Row], before: Iterable[Row]) -> float | None:
+def agreement(responses: Iterable[Record], before: Iterable[Record]) -> float | None:
     """Return the consistency C = (tau + 1) / 2 in [0, 1] of the two rankings of a prompt's replies.
 
     tau is Kendall's: of all pairs of replies the share that both judges order alike minus the share
@@ -41,7 +41,7 @@ def sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
-def mean_agreement(rankings: Iterable[tuple[list[Row], list[Row]]]) -> float | None:
+def mean_agreement(rankings: Iterable[tuple[list[Record], list[Record]]]) -> float | None:
     """Return the mean of `agreement` over the prompts where it is known; None where it is known of none."""
     total, count = 0.0, 0
     for responses, before in rankings:

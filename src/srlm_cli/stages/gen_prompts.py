@@ -16,7 +16,7 @@ from rapidfuzz.distance import Indel
 
 from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import Row, as_messages, as_text, prompt_id
+from srlm_cli.records import Record, as_messages, as_text, prompt_id
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.words import length, words_of
@@ -51,12 +51,12 @@ class GenPromptsOptions:
 
 
 def gen_prompts(
-    seeds: list[Row],
+    seeds: list[Record],
     engine: Engine,
     options: GenPromptsOptions,
     *,
-    avoid: Iterable[Row] = (),
-    kept: Iterable[Row] = (),
+    avoid: Iterable[Record] = (),
+    kept: Iterable[Record] = (),
     tried: int = 0,
 ) -> Iterator[Outcome]:
     """Yield an outcome a try: a prompt row, or the reason why it was dropped.
@@ -95,7 +95,7 @@ def gen_prompts(
                 return
 
 
-def few_shot(seeds: list[Row], generated: list[Row], number: int, options: GenPromptsOptions) -> Request:
+def few_shot(seeds: list[Record], generated: list[Record], number: int, options: GenPromptsOptions) -> Request:
     """Return the request of one try: demonstrations from both pools, shuffled, and the start of the next task."""
     draw = Random(derive(options.seed, "demonstrations", options.iteration, number))
     own = draw.sample(generated, min(options.from_generated, len(generated)))
@@ -111,7 +111,7 @@ def few_shot(seeds: list[Row], generated: list[Row], number: int, options: GenPr
     )
 
 
-def prompt_row(text: str, number: int, request: Request, model: str) -> Row:
+def prompt_row(text: str, number: int, request: Request, model: str) -> Record:
     """Return the row of a new prompt: which try made it, and which model."""
     return {"id": prompt_id(text), "prompt": text, "source": "generated", "model": model, "try": number}
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import DataError
-from srlm_cli.records import Row, as_messages, as_text, has_ended, refuse_two_prompts
+from srlm_cli.records import Record, as_messages, as_text, has_ended, refuse_two_prompts
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
@@ -44,14 +44,14 @@ class Entry:
 
     name: str | None
     file: str
-    rows: Iterable[Row] | Mapping[str, Row]
+    rows: Iterable[Record] | Mapping[str, Record]
 
 
 @dataclass(frozen=True)
 class Round:
     """One prompt: its response by each entry that has one, and the rows passed over since the round before."""
 
-    responses: dict[int, Row]
+    responses: dict[int, Record]
     passed: dict[str, int]
 
     @property
@@ -87,7 +87,7 @@ def head_to_head(
     engine: Engine,
     options: HeadToHeadOptions,
     *,
-    kept: Iterable[Row] = (),
+    kept: Iterable[Record] = (),
     is_new: Callable[[int], bool] | None = None,
 ) -> Iterator[Outcome]:
     """Yield, for each prompt of the first entry, a match row with its `winner` for every two entries that answered it.
@@ -151,7 +151,9 @@ def head_to_head(
         yield Outcome(read=passed.total(), dropped=dict(passed))
 
 
-def first_responses(rows: Iterable[Row], first: MutableMapping[str, Row] | None = None) -> MutableMapping[str, Row]:
+def first_responses(
+    rows: Iterable[Record], first: MutableMapping[str, Record] | None = None
+) -> MutableMapping[str, Record]:
     """Return the first response to each prompt, by its id; they are kept in `first`, a dict unless it is given."""
     first = {} if first is None else first
     for row in filter(has_ended, rows):
@@ -177,14 +179,14 @@ def check_common(prompts: Iterable[str], others: Sequence[Container[str]], files
     common.check()
 
 
-def numbers_of(match: Row) -> Row:
+def numbers_of(match: Record) -> Record:
     """Return what the figures need of a match: the lengths of its texts instead of these."""
     known = ("prompt_id", "category", "winner", "verdicts", "probability", "model_a", "model_b")
     lengths = {"length_a": len(match["response_a"]), "length_b": len(match["response_b"])}
     return {key: match[key] for key in known if key in match} | lengths
 
 
-def request(a: Row, b: Row, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:
+def request(a: Record, b: Record, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:
     """Return the question to the judge about two responses to one prompt, in one order."""
     first, second = (b, a) if swapped else (a, b)
     text = options.template.render(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
@@ -231,12 +233,12 @@ def _outcome(
     )
 
 
-def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOptions) -> Row:
+def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOptions) -> Record:
     """Return what the judge said of A and B in one order, then in the other."""
     verdicts = [verdict_of(said, options.template, options.direct) for said in (straight, swapped)]
     winners = [verdicts[0], {"A": "B", "B": "A"}.get(verdicts[1] or "", verdicts[1])]
     agreed = winners[0] == winners[1] and winners[0] in ("A", "B")
-    judged: Row = {"winner": winners[0] if agreed else "tie", "verdicts": verdicts}
+    judged: Record = {"winner": winners[0] if agreed else "tie", "verdicts": verdicts}
     if straight.probabilities and swapped.probabilities:
         sides = (("A", straight), ("B", swapped))
         judged["probability"] = sum(probability_of(side, said, options.template) for side, said in sides) / 2

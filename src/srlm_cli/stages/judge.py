@@ -10,7 +10,7 @@ from statistics import fmean
 from srlm_cli import thoughts
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import ENDS, Row, as_messages, as_text, is_reply
+from srlm_cli.records import ENDS, Record, as_messages, as_text, is_reply
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
@@ -66,7 +66,7 @@ class Judgement:
 class Judged:
     """A response with its K judgements, and the tokens that they took; or the chat template's `refusal` to ask."""
 
-    response: Row
+    response: Record
     judgements: list[Judgement]
     tokens_in: int
     tokens_out: int
@@ -74,7 +74,7 @@ class Judged:
     refusal: str = ""
 
 
-def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
+def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
     """Yield each response row with `score`, the mean of the `scores` that its `judgements` hold.
 
     A judgement without a readable score has null in `scores`, and a response without any has a
@@ -93,7 +93,7 @@ def judge(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> It
         )
 
 
-def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
+def judgements_of(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
     """Yield each response with its K judgements, their scores read as the options say.
 
     A template that asks for the score at once leaves nothing to draw before it: its expectation is
@@ -118,7 +118,7 @@ def judgements_of(responses: Iterable[Row], engine: Engine, options: JudgeOption
         yield from judged
 
 
-def judged_by(completion: Completion, row: Row, options: JudgeOptions) -> Judged:
+def judged_by(completion: Completion, row: Record, options: JudgeOptions) -> Judged:
     """Return a response with the judgements of a completion."""
     read = read_judgements(completion, options.template)
     tokens = completion.tokens_in, completion.tokens_out
@@ -126,13 +126,13 @@ def judged_by(completion: Completion, row: Row, options: JudgeOptions) -> Judged
 
 
 def about_replies(
-    ask: Callable[[Row, JudgeOptions], Request], options: JudgeOptions
-) -> Callable[[Row], Request | None]:
+    ask: Callable[[Record, JudgeOptions], Request], options: JudgeOptions
+) -> Callable[[Record], Request | None]:
     """Return the question about a response, None about one that no model wrote."""
     return lambda row: ask(row, options) if is_reply(row) else None
 
 
-def judge_request(row: Row, options: JudgeOptions) -> Request:
+def judge_request(row: Record, options: JudgeOptions) -> Request:
     """Return the question to the judge about one response, with K seeds of its own."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
     sampling = replace(options.sampling, last_line=options.template.last_line)
@@ -148,7 +148,7 @@ class AskAgain:
     `force_score` says so. It is the `follow_up` of a request: a class, so that pickle takes it.
     """
 
-    row: Row
+    row: Record
     options: JudgeOptions
 
     def __call__(self, k: int, text: str) -> Request | None:
@@ -171,7 +171,7 @@ class AskAgain:
         )
 
 
-def direct_request(row: Row, options: JudgeOptions) -> Request:
+def direct_request(row: Record, options: JudgeOptions) -> Request:
     """Return the question for a score at once, behind `finish`."""
     return Request(
         judge_prompt(row["prompt"], row["response"], options.template),
@@ -252,7 +252,9 @@ def expectation(completion: Completion, options: JudgeOptions) -> float | None:
     return sum(p * float(choice) for p, choice in zip(completion.probabilities, choices, strict=True))
 
 
-def judged_row(row: Row, judgements: list[Judgement], model: str, template: Template, with_mass: bool = False) -> Row:
+def judged_row(
+    row: Record, judgements: list[Judgement], model: str, template: Template, with_mass: bool = False
+) -> Record:
     """Return a response row with what the judge said of it, and the mass of the scores where that was asked for."""
     scores = [judgement.score for judgement in judgements]
     readable = [score for score in scores if score is not None]

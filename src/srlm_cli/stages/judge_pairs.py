@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.pair_choice import Choice, choose, sampled
 
-Rate = Callable[[Row], list[float | None]]
+Rate = Callable[[Record], list[float | None]]
 
 
-def judge_pairs(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[Outcome]:
+def judge_pairs(rows: Iterable[Record], rate: Rate, choice: Choice) -> Iterator[Outcome]:
     """Yield, for each reply, the pair of its judgements or the reason why there is none: replies = pairs + drops.
 
     `rate` gives each judgement its rating, None where it has none; they are picked by their ratings as
@@ -22,7 +22,7 @@ def judge_pairs(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[Out
         yield Outcome(rows=[pair] if pair else [], dropped={reason: 1} if reason else {}, counts={"replies": 1})
 
 
-def judge_pair(row: Row, rate: Rate, choice: Choice) -> tuple[Row | None, str]:
+def judge_pair(row: Record, rate: Rate, choice: Choice) -> tuple[Record | None, str]:
     """Return the pair of one reply's judgements, or None and the reason."""
     rated = rated_judgements(row, rate)
     if len(rated) < 2:
@@ -31,7 +31,7 @@ def judge_pair(row: Row, rate: Rate, choice: Choice) -> tuple[Row | None, str]:
     return (judge_pair_row(row, *picked, choice), "") if picked else (None, reason)
 
 
-def rated_judgements(row: Row, rate: Rate) -> list[Row]:
+def rated_judgements(row: Record, rate: Rate) -> list[Record]:
     """Return the judgements of a reply as what `choose` takes: `score` is the rating, `response` the text."""
     return [
         {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target}
@@ -40,19 +40,19 @@ def rated_judgements(row: Row, rate: Rate) -> list[Row]:
     ]
 
 
-def candidates(rated: list[Row], choice: Choice) -> tuple[list[Row], list[Row]]:
+def candidates(rated: list[Record], choice: Choice) -> tuple[list[Record], list[Record]]:
     """Return the judgements that chosen is picked from, and those that rejected is picked from."""
     return rated, sampled(rated, choice.rejected_of, choice.seed) if choice.rejected_of else rated
 
 
-def all_candidates(rows: Iterable[Row], rate: Rate, choice: Choice) -> Iterator[tuple[list[Row], list[Row]]]:
+def all_candidates(rows: Iterable[Record], rate: Rate, choice: Choice) -> Iterator[tuple[list[Record], list[Record]]]:
     """Yield the `candidates` of each reply that has two judgements to pair."""
     for row in rows:
         if len(rated := rated_judgements(row, rate)) > 1:
             yield candidates(rated, choice)
 
 
-def judge_pair_row(row: Row, chosen: Row, rejected: Row, choice: Choice) -> Row:
+def judge_pair_row(row: Record, chosen: Record, rejected: Record, choice: Choice) -> Record:
     """Return a pair row as `make_pairs` writes it, of two judgements."""
     about = {key: row[key] for key in ("prompt_key", "judge", "meta_judge") if key in row}
     return {

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 PRECISION = 1e-9  # of alpha; a reply of a million characters moves by a thousandth of a point
 
@@ -25,7 +25,7 @@ class Side:
     def __init__(self) -> None:
         self.scores, self.lengths, self.starts = array("d"), array("q"), array("q")
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[Record]) -> None:
         """Take the replies to one more prompt."""
         self.starts.append(len(self.scores))
         self.scores.extend(row["score"] for row in rows)
@@ -42,7 +42,7 @@ class Side:
         return np.add.reduceat(at_best * lengths, starts) / np.add.reduceat(at_best, starts)
 
 
-def balanced_alpha(prompts: Iterable[tuple[Sequence[Row], Sequence[Row]]]) -> Balance:
+def balanced_alpha(prompts: Iterable[tuple[Sequence[Record], Sequence[Record]]]) -> Balance:
     """Return the alpha >= 0 at which the mean gap in length is nearest zero (arXiv 2406.09760).
 
     `prompts` are (replies to choose from, replies to reject from), all scored. The pair of a prompt is

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
-from srlm_cli.records import Row, as_messages, as_text, prompt_key, responses_of
+from srlm_cli.records import Record, as_messages, as_text, prompt_key, responses_of
 from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
@@ -48,11 +48,11 @@ class EftOptions:
 class Thinning:
     """Drop rows of a score that has more than its share already (the paper thins out the score 4)."""
 
-    def __init__(self, max_share: float, kept: Iterable[Row] = ()) -> None:
+    def __init__(self, max_share: float, kept: Iterable[Record] = ()) -> None:
         self.max_share = max_share
         self.kept = Counter(row["score"] for row in kept)
 
-    def split(self, rows: list[Row]) -> tuple[list[Row], int]:
+    def split(self, rows: list[Record]) -> tuple[list[Record], int]:
         """Return the rows to keep and how many are dropped."""
         keep = []
         for row in rows:
@@ -63,7 +63,7 @@ class Thinning:
         return keep, len(rows) - len(keep)
 
 
-def thinned(rows: Iterable[Row], max_share: float, *, kept: Iterable[Row] = ()) -> Iterator[Outcome]:
+def thinned(rows: Iterable[Record], max_share: float, *, kept: Iterable[Record] = ()) -> Iterator[Outcome]:
     """Yield EFT rows as they are, but those of a score that has more than its share already.
 
     What was made with a `max_share` of 1, in parts too, becomes what one run with this one makes.
@@ -75,7 +75,7 @@ def thinned(rows: Iterable[Row], max_share: float, *, kept: Iterable[Row] = ()) 
 
 
 def accept(
-    ranked: Iterable[Row], engine: Engine, options: EftOptions, *, kept: Iterable[Row] = ()
+    ranked: Iterable[Record], engine: Engine, options: EftOptions, *, kept: Iterable[Record] = ()
 ) -> Iterator[Outcome]:
     """Yield, for each ranked prompt, the EFT rows of the judgements that agree with people.
 
@@ -86,9 +86,9 @@ def accept(
     judging = JudgeOptions(
         options.template, options.num_judgements, options.sampling, options.seed, force_score=options.force_score
     )
-    waiting: list[Row] = []
+    waiting: list[Record] = []
 
-    def replies() -> Iterator[Row]:
+    def replies() -> Iterator[Record]:
         for row in ranked:
             waiting.append(row)
             yield from responses_of(row)
@@ -159,7 +159,7 @@ def with_score(reason: str, score: str, template: Template) -> str:
 
 
 def hindsight(
-    ranked: Iterable[Row], engine: Engine | None, options: EftOptions, *, kept: Iterable[Row] = ()
+    ranked: Iterable[Record], engine: Engine | None, options: EftOptions, *, kept: Iterable[Record] = ()
 ) -> Iterator[Outcome]:
     """Yield, for each ranked prompt, `rows_per_reply` EFT rows per reply, their scores taken from people's ranking.
 
@@ -189,7 +189,7 @@ def hindsight(
         )
 
 
-def scores_of(row: Row, options: EftOptions) -> list[int | None]:
+def scores_of(row: Record, options: EftOptions) -> list[int | None]:
     """Return `rows_per_reply` scores for each reply, reply by reply; their uniforms are spread evenly over [0, 1)."""
     first = share(options.seed, "mark", row["id"])
     uniforms = [(first + j / options.rows_per_reply) % 1.0 for j in range(options.rows_per_reply)]
@@ -197,7 +197,7 @@ def scores_of(row: Row, options: EftOptions) -> list[int | None]:
     return [scores[at] for at in range(len(row["responses"])) for scores in drawn]
 
 
-def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptions) -> Iterator[tuple]:
+def with_reasons(ranked: Iterable[Record], engine: Engine | None, options: EftOptions) -> Iterator[tuple]:
     """Yield (ranked row, the scores of its targets, a reason for each, tokens in and out, the template's refusal)."""
     if not options.reason_template:
         for row in ranked:
@@ -205,7 +205,7 @@ def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptio
             yield row, scores, [""] * len(scores), (0, 0), ""
         return
 
-    def ask(place: tuple[Row, list[int | None], int]) -> Request:
+    def ask(place: tuple[Record, list[int | None], int]) -> Request:
         row, scores, at = place
         response = row["responses"][at // options.rows_per_reply]["text"]
         text = options.reason_template.render(
@@ -213,7 +213,7 @@ def with_reasons(ranked: Iterable[Row], engine: Engine | None, options: EftOptio
         )
         return Request(as_messages(text.strip()), options.sampling, (derive(options.seed, "reason", row["id"], at),))
 
-    def places() -> Iterator[tuple[Row, list[int | None], int]]:
+    def places() -> Iterator[tuple[Record, list[int | None], int]]:
         for row in ranked:
             scores = scores_of(row, options)
             yield from ((row, scores, at) for at in range(len(scores)))
@@ -263,7 +263,7 @@ def shared_words(text: str, other: str) -> bool:
     return bool(runs[0] & runs[1])
 
 
-def eft_row(response: Row, target: str, score: float, template: Template, sample: str = "") -> Row:
+def eft_row(response: Record, target: str, score: float, template: Template, sample: str = "") -> Record:
     """Return an EFT row: the judge's prompt, the judgement to learn, and where it comes from."""
     return {
         **{key: value for key, value in response.items() if key not in ("response", "k", "human")},

@@ -8,7 +8,7 @@ from itertools import groupby
 
 from srlm_cli.errors import BadRow
 from srlm_cli.records import (
-    Row,
+    Record,
     as_messages,
     is_judged_reply,
     is_reply,
@@ -25,10 +25,10 @@ from srlm_cli.stages.seen import never_seen
 
 PEOPLE = "human"
 Group = tuple[str, bool]  # a prompt's id, and whether people scored it
-Find = Callable[[Group], list[Row]]
-Parts = Iterable[tuple[Hashable, Iterable[Row]]]
+Find = Callable[[Group], list[Record]]
+Parts = Iterable[tuple[Hashable, Iterable[Record]]]
 IsNew = Callable[[int], bool]
-GroupByKey = Callable[[Parts], Iterable[list[Row]]]
+GroupByKey = Callable[[Parts], Iterable[list[Record]]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PairOptions(Choice):
     mean_agreement: float | None = None
 
 
-def scored_record(row: Row) -> Row | list[Row]:
+def scored_record(row: Record) -> Record | list[Record]:
     """Return a judged row, or the responses of a ranked row, scored by what people thought of them.
 
     Their `score` is the human score, or minus the rank, and `score_from` is `human`. A row of `srlm judge`
@@ -64,7 +64,7 @@ def scored_record(row: Row) -> Row | list[Row]:
 
 
 def make_pairs(
-    judged: Iterable[Row],
+    judged: Iterable[Record],
     options: PairOptions,
     *,
     is_new: IsNew | None = None,
@@ -90,7 +90,7 @@ def make_pairs(
         )
 
 
-def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str]:
+def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | None, str]:
     """Return the pair of one prompt, or None and the reason.
 
     A response whose score is null (the judge could not be read) is never ranked.
@@ -111,7 +111,7 @@ def pair_of(responses: list[Row], options: PairOptions) -> tuple[Row | None, str
     return pair, ""
 
 
-def candidates(responses: list[Row], options: PairOptions) -> tuple[list[Row], list[Row]]:
+def candidates(responses: list[Record], options: PairOptions) -> tuple[list[Record], list[Record]]:
     """Return the scored replies that chosen is picked from, and those that rejected is picked from."""
     chosen_from = scored(responses)
     rejected_from = chosen_from
@@ -124,12 +124,12 @@ def candidates(responses: list[Row], options: PairOptions) -> tuple[list[Row], l
     return chosen_from, rejected_from
 
 
-def scored(responses: list[Row]) -> list[Row]:
+def scored(responses: list[Record]) -> list[Record]:
     """Return the responses that have a score."""
     return [row for row in responses if row["score"] is not None]
 
 
-def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
+def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
     """Return `agreement` and `label_smoothing` of a pair, nothing where none is asked for, None where unknown."""
     if not options.before:
         return {}
@@ -139,7 +139,7 @@ def weight_of(responses: list[Row], options: PairOptions) -> Row | None:
     return None if found is None else {"agreement": found, "label_smoothing": 1 - found}
 
 
-def of_choice(chosen: Row, rejected: Row, options: PairOptions) -> Row:
+def of_choice(chosen: Record, rejected: Record, options: PairOptions) -> Record:
     """Return what a pair owes to a variant: the price of a character, the two models."""
     found = {"length_alpha": options.alpha} if options.alpha else {}
     if options.earlier:
@@ -147,7 +147,7 @@ def of_choice(chosen: Row, rejected: Row, options: PairOptions) -> Row:
     return found
 
 
-def pair_row(chosen: Row, rejected: Row) -> Row:
+def pair_row(chosen: Record, rejected: Record) -> Record:
     """Return a row that TRL's DPOTrainer takes as it is, with where it came from beside it."""
     shared = {key: value for key, value in chosen.items() if key not in NOT_SHARED and rejected.get(key) == value}
     return {
@@ -174,19 +174,19 @@ NOT_OF_A_PAIR = {
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
 
 
-def by_people(row: Row) -> bool:
+def by_people(row: Record) -> bool:
     """Tell whether a response's score is what people thought of it."""
     return row.get("score_from") == PEOPLE
 
 
-def group_of(row: Row) -> Group:
+def group_of(row: Record) -> Group:
     """Return what responses have in common that can be compared: their prompt and who scored them."""
     return row["prompt_id"], row.get("score_from") == PEOPLE
 
 
 def groups(
-    judged: Iterable[Row], unsorted: bool, is_new: IsNew | None = None, group_by_key: GroupByKey | None = None
-) -> Iterator[tuple[list[Row], bool]]:
+    judged: Iterable[Record], unsorted: bool, is_new: IsNew | None = None, group_by_key: GroupByKey | None = None
+) -> Iterator[tuple[list[Record], bool]]:
     """Yield (the responses of a prompt, is it final only at the end of the input)."""
     if not unsorted:
         return consecutive(judged, is_new or never_seen())
@@ -194,9 +194,9 @@ def groups(
     return ((responses, True) for responses in (group_by_key or in_memory)(parts))
 
 
-def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row], bool]]:
+def consecutive(judged: Iterable[Record], is_new: IsNew) -> Iterator[tuple[list[Record], bool]]:
     """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
-    group: list[Row] = []
+    group: list[Record] = []
     for key, responses in groupby(judged, key=group_of):
         if group:
             yield group, False
@@ -210,14 +210,14 @@ def consecutive(judged: Iterable[Row], is_new: IsNew) -> Iterator[tuple[list[Row
         yield group, True
 
 
-def without_judgements(row: Row) -> Row:
+def without_judgements(row: Record) -> Record:
     """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
     return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
 
 
-def in_memory(parts: Parts) -> Iterator[list[Row]]:
+def in_memory(parts: Parts) -> Iterator[list[Record]]:
     """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
-    groups: dict[Hashable, list[Row]] = {}
+    groups: dict[Hashable, list[Record]] = {}
     for key, rows in parts:
         groups.setdefault(key, []).extend(rows)
     yield from groups.values()

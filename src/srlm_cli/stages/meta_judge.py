@@ -10,7 +10,7 @@ from statistics import pvariance
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row, as_messages, as_text, is_number, judged_record, prompt_key
+from srlm_cli.records import Record, as_messages, as_text, is_number, judged_record, prompt_key
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import judge_prompt
@@ -40,7 +40,7 @@ class MetaOptions:
 class Contest:
     """A reply with the K texts that its judgements can teach, None where there is no score to read."""
 
-    row: Row
+    row: Record
     targets: list[str | None]
     task: list[dict[str, str]]
 
@@ -66,7 +66,7 @@ class Session:
         return 2 * sum(len(contest.pairs) for contest in self.contests)
 
 
-def meta_judge(rows: Iterable[Row], engine: Engine, options: MetaOptions) -> Iterator[Outcome]:
+def meta_judge(rows: Iterable[Record], engine: Engine, options: MetaOptions) -> Iterator[Outcome]:
     """Yield, for each prompt, its replies whose judgements were compared, with the `battles` between these.
 
     The meta-judge sees each pair of judgements in both orders. A battle holds the places `a` and `b`
@@ -105,9 +105,9 @@ def outcomes(session: Session, model: str, options: MetaOptions) -> Iterator[Out
         yield outcome(session, model, options)
 
 
-def sessions_of(rows: Iterable[Row], options: MetaOptions) -> Iterator[Session]:
+def sessions_of(rows: Iterable[Record], options: MetaOptions) -> Iterator[Session]:
     """Yield each prompt whose replies stand together, in order; the last one is final only at the end of the input."""
-    waiting: list[Row] = []
+    waiting: list[Record] = []
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         if waiting:
             yield session_of(waiting, False, options)
@@ -116,7 +116,7 @@ def sessions_of(rows: Iterable[Row], options: MetaOptions) -> Iterator[Session]:
         yield session_of(waiting, True, options)
 
 
-def session_of(rows: list[Row], at_end: bool, options: MetaOptions) -> Session:
+def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Session:
     """Return the contests of a prompt: its replies that the judge was least sure of."""
     dropped: Counter[str] = Counter()
     found = []
@@ -132,12 +132,12 @@ def session_of(rows: list[Row], at_end: bool, options: MetaOptions) -> Session:
     return Session(len(rows), at_end, [one for one in found if one.row["id"] in ids], dict(+dropped))
 
 
-def task_of(row: Row, template: Template) -> list[dict[str, str]]:
+def task_of(row: Record, template: Template) -> list[dict[str, str]]:
     """Return the prompt that the judgements of a row answer."""
     return judge_prompt(row["prompt"], row["response"], template)
 
 
-def targets_of(row: Row, template: Template) -> list[str | None]:
+def targets_of(row: Record, template: Template) -> list[str | None]:
     """Return each judgement up to its score, as it is compared and learned; None without one, or said before."""
     targets: list[str | None] = []
     for text in row["judgements"]:
@@ -147,7 +147,7 @@ def targets_of(row: Row, template: Template) -> list[str | None]:
     return targets
 
 
-def variance(row: Row) -> float:
+def variance(row: Record) -> float:
     """Return the variance of the readable scores of a reply."""
     return pvariance([score for score in row["scores"] if score is not None] or [0.0])
 
@@ -191,7 +191,7 @@ def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:
     )
 
 
-def meta_judgeable(row: Row, template: Template) -> Row:
+def meta_judgeable(row: Record, template: Template) -> Record:
     """Return a judged row that holds its judgements and a score, or null, for each; raise BadRow for another.
 
     A row that names another template of its judge is refused: its judgements answer another prompt. So is one whose

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stats.bradley_terry import ELO, PRIOR, strengths
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class PositionWeights:
     second: float = 0.5
 
 
-def position_weights(rows: Iterable[Row]) -> PositionWeights:
+def position_weights(rows: Iterable[Record]) -> PositionWeights:
     """Return the weights over all battles: a win in a position counts by the share of wins in the other one.
 
     first = wins of the second / all wins, second = wins of the first / all wins. So a meta-judge that
@@ -36,7 +36,7 @@ def position_weights(rows: Iterable[Row]) -> PositionWeights:
     return PositionWeights(second / total, first / total) if total else PositionWeights()
 
 
-def battle_matrix(row: Row, weights: PositionWeights) -> ndarray:
+def battle_matrix(row: Record, weights: PositionWeights) -> ndarray:
     """Return (K, K): the weighted wins of the line's judgement over the column's; ties count nothing."""
     import numpy as np
 
@@ -51,7 +51,7 @@ def battle_matrix(row: Row, weights: PositionWeights) -> ndarray:
     return wins
 
 
-def meta_scores(row: Row, weights: PositionWeights) -> list[float | None]:
+def meta_scores(row: Record, weights: PositionWeights) -> list[float | None]:
     """Return the rating of each judgement of a row, None for those that took no part.
 
     It maximises sum of B[m, n] log(1 / (1 + exp(e_n - e_m))) with B the battle matrix, and with `PRIOR`

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 
 ROUNDING = 1e-9  # scores are means of K: a third of five has to be within a tier that ends there
@@ -33,18 +33,18 @@ class Choice:
     max_chosen_length: int | None = None
     seed: int = 0
 
-    def value(self, row: Row) -> float:
+    def value(self, row: Record) -> float:
         """Return the score that decides."""
         return row["score"] - self.alpha * len(row["response"]) if self.alpha else row["score"]
 
-    def values(self, rows: Sequence[Row]) -> list[float]:
+    def values(self, rows: Sequence[Record]) -> list[float]:
         """Return the score that decides, of each row."""
         return [self.value(row) for row in rows] if self.alpha else [row["score"] for row in rows]
 
 
 def choose(
-    chosen_from: Sequence[Row], rejected_from: Sequence[Row], choice: Choice
-) -> tuple[tuple[Row, Row] | None, str]:
+    chosen_from: Sequence[Record], rejected_from: Sequence[Record], choice: Choice
+) -> tuple[tuple[Record, Record] | None, str]:
     """Return (chosen, rejected), or None and the reason why there is no pair.
 
     Both are scored replies to one prompt, at least one each: the same ones, or the rejected ones are
@@ -73,22 +73,22 @@ def choose(
     return (chosen, rejected), ""
 
 
-def shortest(tier: list[Row], choice: Choice) -> Row:
+def shortest(tier: list[Record], choice: Choice) -> Record:
     """Return the reply to choose from the upper tier: the shortest, of these the best, of these by the seed."""
     return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice))
 
 
-def longest(tier: list[Row], choice: Choice) -> Row:
+def longest(tier: list[Record], choice: Choice) -> Record:
     """Return the reply to reject from the lower tier: the longest, of these the worst, of these by the seed."""
     return tier[0] if len(tier) == 1 else max(tier, key=lambda row: _order(row, choice))
 
 
-def _order(row: Row, choice: Choice) -> tuple[int, float, int]:
+def _order(row: Record, choice: Choice) -> tuple[int, float, int]:
     """Return what sorts a tier; without `rho` all in it have one value, and the seed alone decides."""
     length = len(row["response"]) if choice.rho else 0
     return length, -choice.value(row), -derive(choice.seed, "pair", row["id"])
 
 
-def sampled(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+def sampled(rows: Sequence[Record], count: int, seed: int) -> list[Record]:
     """Return `count` of the replies to a prompt, drawn by seed, prompt and reply; all where there are no more."""
     return sorted(rows, key=lambda row: derive(seed, "rejected-of", row["prompt_id"], row["id"]))[:count]

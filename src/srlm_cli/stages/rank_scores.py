@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import floor
 
 from srlm_cli.errors import BadRow, OptionError
-from srlm_cli.records import Row, human_values, is_number
+from srlm_cli.records import Record, human_values, is_number
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RankScores:
     all_scores: Sequence[float] | None = None
     linear: tuple[float, float] | None = None
 
-    def of(self, ranked: Row, uniform: float) -> list[int | None]:
+    def of(self, ranked: Record, uniform: float) -> list[int | None]:
         """Return a score for each reply of a ranked row; `uniform` in [0, 1) decides between neighbours.
 
         Where people ranked all replies alike the ranks tell nothing, and each score is None.

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from srlm_cli import records
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
 from srlm_cli.templates import Template
 
 
-def rescore(rows: Iterable[Row], template: Template) -> Iterator[Outcome]:
+def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
     """Yield each row that `srlm judge` wrote with `score` and `scores` as the template reads its `judgements`.
 
     The texts, who judged and all other fields stay. A score that did not come from the text (it was
@@ -33,7 +33,7 @@ def rescore(rows: Iterable[Row], template: Template) -> Iterator[Outcome]:
         yield Outcome(rows=[{**again, "judge": {**judge, **again["judge"]}}], counts=count_judgements(judgements))
 
 
-def stored_record(row: Row) -> Row:
+def stored_record(row: Record) -> Record:
     """Return a response row that holds the texts of its judge; raise BadRow for another."""
     row = records.response_record(row)
     texts = row.get("judgements")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
-from srlm_cli.records import ENDS, Row, as_messages
+from srlm_cli.records import ENDS, Record, as_messages
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
@@ -21,14 +21,14 @@ class SampleOptions:
     seed: int
 
 
-def sample(prompts: Iterable[Row], engine: Engine, options: SampleOptions) -> Iterator[Outcome]:
+def sample(prompts: Iterable[Record], engine: Engine, options: SampleOptions) -> Iterator[Outcome]:
     """Yield, for each prompt row, its N response rows `<prompt_id>/<k>`.
 
     A completion that was not written (see `Completion`) is no response: it is counted and has no row. A prompt
     without any response is a bad row.
     """
 
-    def ask(row: Row) -> Request:
+    def ask(row: Record) -> Request:
         seeds = tuple(derive(options.seed, "sample", row["id"], k) for k in range(options.n))
         return Request(as_messages(row["prompt"]), options.sampling, seeds)
 
@@ -43,7 +43,7 @@ def sample(prompts: Iterable[Row], engine: Engine, options: SampleOptions) -> It
         )
 
 
-def _responses(row: Row, completion: Completion, model: str) -> list[Row]:
+def _responses(row: Record, completion: Completion, model: str) -> list[Record]:
     return [
         {
             **row,

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from srlm_cli.records import Row, prompt_key
+from srlm_cli.records import Record, prompt_key
 from srlm_cli.seeds import share
 from srlm_cli.stages import Outcome
 
 
-def held_out(row: Row, eval_share: float, seed: int) -> bool:
+def held_out(row: Record, eval_share: float, seed: int) -> bool:
     """Tell whether a prompt is held out for measuring the judge: by its text and the seed alone.
 
     So it is in the same part in every file, and in every order of its rows.
@@ -19,7 +19,7 @@ def held_out(row: Row, eval_share: float, seed: int) -> bool:
     return share(seed, "split", prompt_key(row["prompt"])) < eval_share
 
 
-def eval_part(ranked: Iterable[Row], eval_share: float, seed: int) -> Iterator[Outcome]:
+def eval_part(ranked: Iterable[Record], eval_share: float, seed: int) -> Iterator[Outcome]:
     """Yield the ranked rows that are held out, as they are."""
     for row in ranked:
         out = held_out(row, eval_share, seed)
@@ -27,13 +27,13 @@ def eval_part(ranked: Iterable[Row], eval_share: float, seed: int) -> Iterator[O
 
 
 def train_part(
-    ranked: Iterable[Row], make: Callable[[Iterable[Row]], Iterator[Outcome]], eval_share: float, seed: int
+    ranked: Iterable[Record], make: Callable[[Iterable[Record]], Iterator[Outcome]], eval_share: float, seed: int
 ) -> Iterator[Outcome]:
     """Yield what `make` yields for the ranked rows that are not held out; those that are count as dropped."""
     before: deque[int] = deque()
     passed = 0
 
-    def ours() -> Iterator[Row]:
+    def ours() -> Iterator[Record]:
         nonlocal passed
         for row in ranked:
             if held_out(row, eval_share, seed):

@@ -8,7 +8,7 @@ from math import fsum
 from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ RESAMPLES = 2000
 COUNTS_AT_ONCE = 1 << 22  # 32 MB of float64
 
 
-def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Row]:
+def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Record]:
     """Return for each name a row `{task, metric, value, n, ci_low, ci_high}`: the mean of all its values.
 
     The values of a name are grouped by prompt, and all names have the same prompts in the same order.
@@ -30,7 +30,7 @@ def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Row]
     return measured(task, zip(*values.values(), strict=True), parts_of(values), seed)
 
 
-def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], seed: int = 0) -> list[Row]:
+def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], seed: int = 0) -> list[Record]:
     """Return the rows that `metrics` returns, each name's values being a function of a prompt.
 
     Of each prompt a sum and a count are kept for each name, 16 bytes, and not the values.
@@ -80,7 +80,7 @@ def parts_of(names: Iterable[str]) -> dict[str, Values]:
     return {name: itemgetter(at) for at, name in enumerate(names)}
 
 
-def interval(drawn: np.ndarray) -> Row:
+def interval(drawn: np.ndarray) -> Record:
     """Return the 95% interval of resampled values as `{ci_low, ci_high}`; those that are not finite do not count."""
     import numpy as np
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from math import log
 from typing import TYPE_CHECKING
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stats.bootstrap import in_order, interval, resampled_sums
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ PRECISION = 1e-8
 NOTHING = {"value": None, "n": 0, "ci_low": None, "ci_high": None}
 
 
-def ratings(matches: Iterable[Row], names: Sequence[str], seed: int = 0) -> list[Row]:
+def ratings(matches: Iterable[Record], names: Sequence[str], seed: int = 0) -> list[Record]:
     """Return a metric row `bradley_terry` for each of `names`, from match rows between any of them.
 
     The rating is by maximum likelihood, a tie half a win each way and `PRIOR` added; 400 points are
@@ -46,7 +46,7 @@ def ratings(matches: Iterable[Row], names: Sequence[str], seed: int = 0) -> list
     return rows
 
 
-def wins_by_prompt(matches: Iterable[Row], names: Sequence[str]) -> ndarray:
+def wins_by_prompt(matches: Iterable[Record], names: Sequence[str]) -> ndarray:
     """Return (prompts, models, models): how often the row's model beat the column's, a tie half a win each way."""
     import numpy as np
 

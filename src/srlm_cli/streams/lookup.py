@@ -9,10 +9,10 @@ from itertools import takewhile
 from typing import IO
 
 from srlm_cli.errors import BadRow, DataError, OptionError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.reader import BLANK, checked_record, numbered, open_lines, parsed_row, shown
 
-Check = Callable[[Row], Row | list[Row]]
+Check = Callable[[Record], Record | list[Record]]
 
 
 class Lookup:
@@ -23,7 +23,7 @@ class Lookup:
     or a key that comes back, raises DataError with file:line; stdin, OptionError.
     """
 
-    def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable]) -> None:
+    def __init__(self, path: str, check: Check, key: Callable[[Record], Hashable]) -> None:
         if path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
             raise OptionError(f"{shown(path)} cannot be read twice", "name a file")
         self.path, self.check, self.key = path, check, key
@@ -40,7 +40,7 @@ class Lookup:
                 self.starts[found], self.numbers[found] = start, number
             last = found
 
-    def __call__(self, wanted: Hashable) -> list[Row]:
+    def __call__(self, wanted: Hashable) -> list[Record]:
         """Return the records of a key, none where the file has none."""
         start = self.starts.get(hash(wanted))
         if start is None:
@@ -50,7 +50,7 @@ class Lookup:
         same = takewhile(lambda line: self.key(line[2][0]) == wanted, lines)
         return [row for _, _, rows in same for row in rows]
 
-    def _rows(self, start: int, number: int) -> Iterator[tuple[int, int, list[Row]]]:
+    def _rows(self, start: int, number: int) -> Iterator[tuple[int, int, list[Record]]]:
         """Yield (line number, where the line begins, its records) from a place in the file on."""
         for at, line in numbered(self.path, self.file, number):
             here, start = start, start + len(line)

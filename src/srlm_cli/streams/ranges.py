@@ -20,11 +20,11 @@ from itertools import chain, pairwise
 from typing import IO, Generic, NoReturn, TypeVar
 
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.reader import BLANK, begins_array, checked_record, parsed_row
 
 T = TypeVar("T")
-Check = Callable[[Row], Row | list[Row]]
+Check = Callable[[Record], Record | list[Record]]
 SIZE = 4 << 20
 PIECE = 64 << 10
 WORTHWHILE = 32 << 20  # a smaller file takes about a second
@@ -62,7 +62,9 @@ class Ranges(Generic[T]):
     `work` makes something of the records of a range; what it or `check` raises ends the parts before this range.
     """
 
-    def __init__(self, path: str, check: Check, key: Callable[[Row], Hashable], work: Callable[[Iterable[Row]], T]):
+    def __init__(
+        self, path: str, check: Check, key: Callable[[Record], Hashable], work: Callable[[Iterable[Record]], T]
+    ):
         self.path, self.check, self.key, self.work = path, check, key, work
         self.ranges = list(pairwise(self._cuts()))
         self.workers: list[tuple[int, IO[bytes]]] = []
@@ -116,7 +118,7 @@ class Ranges(Generic[T]):
         except BadRow:
             return None
 
-    def _records(self, lines: Iterable[bytes]) -> Iterator[Row]:
+    def _records(self, lines: Iterable[bytes]) -> Iterator[Record]:
         """Yield the records of lines; a row that a warning counts is left to the caller, which counts all of them."""
         noted: Counter[str] = Counter()
         for line in lines:

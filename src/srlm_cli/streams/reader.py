@@ -23,7 +23,7 @@ import msgspec
 
 from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow, DataError, OptionError
-from srlm_cli.records import Row, encodable_value
+from srlm_cli.records import Record, encodable_value
 from srlm_cli.streams.writer import Rejects
 
 FIX = "fix the row, or use --on-error skip to continue without it"
@@ -62,7 +62,7 @@ class Reader:
     def __init__(
         self,
         paths: list[str],
-        check: Callable[[Row], Row | list[Row]],
+        check: Callable[[Record], Record | list[Record]],
         *,
         on_error: str = "stop",
         limit: int | None = None,
@@ -97,7 +97,7 @@ class Reader:
         if self.rejects:
             self.rejects.clear()
         self._records = self._read()
-        self._first: list[Row] = []
+        self._first: list[Record] = []
 
     @property
     def part(self) -> str | None:
@@ -112,15 +112,15 @@ class Reader:
         """Where the last row was read: file:line."""
         return named(self._place)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Record]:
         while (row := self.take()) is not None:
             yield row
 
-    def take(self) -> Row | None:
+    def take(self) -> Record | None:
         """Return the next record, or None at the end."""
         return self._first.pop() if self._first else next(self._records, None)
 
-    def peek(self) -> Row | None:
+    def peek(self) -> Record | None:
         """Return the next record and leave it to be read."""
         if not self._first and (row := next(self._records, None)) is not None:
             self._first.append(row)
@@ -171,7 +171,7 @@ class Reader:
         self._passed = self._passed[0] + size, self._passed[1] + lines
         self.unfinished += records
 
-    def _read(self) -> Iterator[Row]:
+    def _read(self) -> Iterator[Record]:
         running = blake2b(digest_size=16)
         lines_left = None if self.shard else self.limit
         for path in self.paths:
@@ -236,7 +236,7 @@ class Reader:
             self.error = DataError(f"{at}: {reason}", FIX)
 
 
-def checked_record(row: Any, check: Callable[[Row], Row | list[Row]]) -> Row | list[Row]:
+def checked_record(row: Any, check: Callable[[Record], Record | list[Record]]) -> Record | list[Record]:
     """Return what `check` makes of what `parsed` has found in a line; raise BadRow where it is no good row."""
     if type(row) is dict:
         return check(row)
@@ -336,7 +336,7 @@ def count_lines(paths: list[str]) -> int | None:
     return total
 
 
-def read_all(path: str, check: Callable[[Row], Row]) -> list[Row]:
+def read_all(path: str, check: Callable[[Record], Record]) -> list[Record]:
     """Return all rows of one input; the first bad row raises `DataError`."""
     reader = Reader([path], check)
     rows = list(reader)

@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, Generic, TypeVar
 
 from srlm_cli.errors import SrlmError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.reader import parsed
 from srlm_cli.streams.writer import encode
 
@@ -131,17 +131,17 @@ class Rows(Spill):
         super().__init__()
         self.database.execute("CREATE TABLE row (at INTEGER PRIMARY KEY, line BLOB)")
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Append a row."""
         with full_disk():
             self.database.execute("INSERT INTO row (line) VALUES (?)", (encode([row]),))
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Record]:
         for (line,) in self.database.execute("SELECT line FROM row ORDER BY at"):
             yield parsed(line)
 
 
-def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Row]]]) -> Iterator[list[Row]]:
+def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Record]]]) -> Iterator[list[Record]]:
     """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
     database = Spill().database
     database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key TEXT, lines BLOB)")

@@ -18,7 +18,7 @@ from typing import IO, Any
 import msgspec
 
 from srlm_cli.errors import ClosedPipe, OptionError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 
 SECONDS_BETWEEN_CHECKPOINTS = 0.5
 
@@ -34,7 +34,7 @@ class StreamWriter:
     def __init__(self, fd: int) -> None:
         self.file = os.fdopen(fd, "wb")
 
-    def write(self, rows: list[Row]) -> None:
+    def write(self, rows: list[Record]) -> None:
         """Write and flush; raise ClosedPipe when the other end has gone."""
         try:
             self.file.write(encode(rows))
@@ -108,7 +108,7 @@ class FileWriter:
         self._save()
         Thread(target=self._save_now_and_then, daemon=True).start()
 
-    def previous(self) -> Iterator[Row]:
+    def previous(self) -> Iterator[Record]:
         """Iterate over the rows that FILE.part held when it was opened."""
         left = self.bytes
         with open(self.part, "rb") as file:
@@ -119,7 +119,7 @@ class FileWriter:
                     return
                 yield json.loads(line)
 
-    def write(self, rows: list[Row]) -> None:
+    def write(self, rows: list[Record]) -> None:
         """Append rows; a plain file is flushed at the next mark or save, a `.gz` when its mark is saved."""
         data = encode(rows)
         with self.lock:
@@ -196,7 +196,7 @@ class Rejects:
         self.path = path
         self.file: IO[bytes] | None = None
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Record) -> None:
         """Keep one row."""
         self.open()
         line = encode([row])
@@ -224,12 +224,12 @@ def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
         raise OptionError(f"{part} is from a run with other settings: {changes}", "--restart deletes it")
 
 
-def encode(rows: Iterable[Row | bytes]) -> bytes:
+def encode(rows: Iterable[Record | bytes]) -> bytes:
     """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
     return b"".join(map(encode_row, rows))
 
 
-def encode_row(row: Row | bytes) -> bytes:
+def encode_row(row: Record | bytes) -> bytes:
     """Return one row as a line: what `dumps` writes, by msgspec where both are sure to write the same.
 
     A row that another process has made a line of stays as it is.

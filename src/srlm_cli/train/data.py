@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow, DataError
-from srlm_cli.records import Row, short_hash
+from srlm_cli.records import Record, short_hash
 from srlm_cli.seeds import share
 from srlm_cli.streams.reader import FIX, named
 from srlm_cli.streams.writer import dumps
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IGNORED = -100
 SIDES = ("chosen", "rejected")
 
-Refuse = Callable[[Row, str], None]  # what is done with a row that cannot be trained on, and why it cannot
+Refuse = Callable[[Record, str], None]  # what is done with a row that cannot be trained on, and why it cannot
 
 
 @dataclass
@@ -67,13 +67,13 @@ class DataReport:
         return [f"{count} {reason}" for reason, count in counts.items() if count]
 
 
-def stop(row: Row, reason: str) -> None:
+def stop(row: Record, reason: str) -> None:
     """Raise the DataError of a row that cannot be trained on."""
     at = named(row["origin"][0]) if "origin" in row else f"row {row.get('id', '')}"
     raise DataError(f"{at}: {reason}", FIX)
 
 
-def distinct(rows: Iterable[Row], fields: tuple[str, ...], report: DataReport, keep: bool) -> Iterator[Row]:
+def distinct(rows: Iterable[Record], fields: tuple[str, ...], report: DataReport, keep: bool) -> Iterator[Record]:
     """Yield the rows without those whose `fields` are those of an earlier one; they are counted."""
     seen = set()
     for row in rows:
@@ -86,7 +86,7 @@ def distinct(rows: Iterable[Row], fields: tuple[str, ...], report: DataReport, k
 
 
 def sft_rows(
-    rows: Iterable[Row],
+    rows: Iterable[Record],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
@@ -95,7 +95,7 @@ def sft_rows(
     seed: int = 0,
     today: str = "",
     refuse: Refuse = stop,
-) -> tuple[list[Row], DataReport]:
+) -> tuple[list[Record], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
 
     A row with prompt and completion of an earlier one is dropped, unless `keep_duplicates`. A row
@@ -132,7 +132,7 @@ def sft_rows(
 
 
 def dpo_rows(
-    rows: Iterable[Row],
+    rows: Iterable[Record],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     *,
@@ -140,7 +140,7 @@ def dpo_rows(
     keep_duplicates: bool = False,
     today: str = "",
     refuse: Refuse = stop,
-) -> tuple[list[Row], DataReport]:
+) -> tuple[list[Record], DataReport]:
     """Return `{prompt_ids, chosen_ids, rejected_ids}` of pairs, as TRL's DPOTrainer collates them.
 
     A pair that stood before is dropped, unless `keep_duplicates`; so is one whose sides are the same
@@ -171,7 +171,7 @@ def dpo_rows(
 
 
 def _rendered(
-    row: Row,
+    row: Record,
     replies: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     today: str,
@@ -189,7 +189,7 @@ def _rendered(
     return sequences
 
 
-def as_dataset(rows: list[Row]) -> Any:
+def as_dataset(rows: list[Record]) -> Any:
     """Return rows as a `datasets.Dataset`."""
     from datasets import Dataset
 

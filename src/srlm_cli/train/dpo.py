@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from srlm_cli import distributed, models
+from srlm_cli import distributed
 from srlm_cli.errors import DataError, OptionError
-from srlm_cli.records import Row
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load import load_model
+from srlm_cli.records import Record
 from srlm_cli.train import dry_run, reference, session, setup
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import DataReport, Refuse, dpo_rows, stop
@@ -17,12 +19,12 @@ from srlm_cli.train.workdir import Workdir
 
 
 def dpo(
-    rows: list[Row],
+    rows: list[Record],
     spec: TrainSpec,
     loss_config: DPOLossConfig,
     *,
     ref: str = reference.PREVIOUS,
-    eval_rows: list[Row] | None = None,
+    eval_rows: list[Record] | None = None,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
     refuse: Refuse = stop,
@@ -52,7 +54,9 @@ class Dpo(session.Method):
     fields = "`prompt`, `chosen` and `rejected`"
     padding_side = "right"
 
-    def render(self, rows: list[Row], tokenizer: Any, spec: TrainSpec, run: RunOptions) -> tuple[list[Row], DataReport]:
+    def render(
+        self, rows: list[Record], tokenizer: Any, spec: TrainSpec, run: RunOptions
+    ) -> tuple[list[Record], DataReport]:
         unsmoothed = self.loss_config.loss not in SMOOTHED or self.loss_config.ld_alpha is not None
         if unsmoothed and any("label_smoothing" in row for row in rows):
             raise DataError(
@@ -68,7 +72,7 @@ class Dpo(session.Method):
             refuse=self.refuse,
         )
 
-    def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
+    def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
         smoothing = self.loss_config.label_smoothing
         return dpo_rows(rows, tokenizer, spec.max_length, smoothing=smoothing, today=spec.today)[0]
 
@@ -76,20 +80,19 @@ class Dpo(session.Method):
         reference_model = reference.resolve(self.ref, spec.model)
         if reference_model != spec.model:
             reference.check_tokens(reference_model, tokenizer)
-        fingerprint = models.fingerprint(reference_model)
-        self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint}
+        self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint(reference_model)}
         return {"reference": self.reference, "loss": asdict(self.loss_config)}
 
-    def length(self, row: Row) -> int:
+    def length(self, row: Record) -> int:
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    def examples(self, row: Row) -> dict[str, tuple[list[int], int]]:
+    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
         return dry_run.of_pair(row)
 
     def make_trainer(
         self,
-        dataset: list[Row],
-        eval_dataset: list[Row],
+        dataset: list[Record],
+        eval_dataset: list[Record],
         spec: TrainSpec,
         run: RunOptions,
         tokenizer: Any,
@@ -107,7 +110,7 @@ class Dpo(session.Method):
                 "--ref: sharded weights are their own reference only", "--ref previous, or another profile"
             )
         if reference_model != spec.model and self.loss_config.has_reference:
-            other = models.load_model(reference_model, "float32", setup.loading_device(spec))
+            other = load_model(reference_model, "float32", setup.loading_device(spec))
         config = DPOConfig(
             **setup.trainer_settings(spec, run, workdir.folder),
             **self.loss_config.trl(),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.console import clock, say
 from srlm_cli.train.data import IGNORED, DataReport
 from srlm_cli.train.options import TrainSpec
@@ -21,7 +21,7 @@ MOMENTS = 8  # bytes AdamW keeps of each trained weight: two float32 moments
 FORWARD = 1 / 3  # of the time of a step; the backward pass takes two
 
 
-def sample(rows: list[Row], length: Callable[[Row], int], count: int) -> list[Row]:
+def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> list[Record]:
     """Return the longest rows, which decide the memory, and behind them as many of middle length."""
     ordered = sorted(rows, key=length, reverse=True)
     middle = max(0, len(ordered) // 2 - count // 2)
@@ -74,7 +74,7 @@ def show(
     }
 
 
-def timed(trainer: Trainer, rows: list[Row]) -> tuple[float, int]:
+def timed(trainer: Trainer, rows: list[Record]) -> tuple[float, int]:
     """Return the seconds of one forward and backward pass of rows, and their tokens."""
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer.data_collator(rows)
@@ -103,13 +103,13 @@ def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int) -> st
     return "\n".join(f"{mark} {line}" for mark, text in parts for line in text.removesuffix("\n").split("\n"))
 
 
-def of_sft(row: Row) -> dict[str, tuple[list[int], int]]:
+def of_sft(row: Record) -> dict[str, tuple[list[int], int]]:
     """Return the one sequence of an SFT row."""
     start = sum(label == IGNORED for label in row["labels"])
     return {"prompt and completion": (row["input_ids"], start)}
 
 
-def of_pair(row: Row) -> dict[str, tuple[list[int], int]]:
+def of_pair(row: Record) -> dict[str, tuple[list[int], int]]:
     """Return both sequences of a pair."""
     prompt = row["prompt_ids"]
     return {side: (prompt + row[f"{side}_ids"], len(prompt)) for side in ("chosen", "rejected")}

@@ -19,7 +19,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train.callback import LOGGED
@@ -95,33 +95,33 @@ class PairTrainer(StepTrainer, DPOTrainer):
         super()._run_epoch(*args, model=model, **more)
 
     @staticmethod
-    def filler(row: Row) -> Row:
+    def filler(row: Record) -> Record:
         """Return a pair that does not count."""
         short = {name: row[name][:1] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
         return {**short, "label_smoothing": 0.0, "real": 0.0, "at": FILLER}
 
     @staticmethod
-    def row_items(row: Row) -> int:
+    def row_items(row: Record) -> int:
         """Return 1: a pair."""
         return 1
 
     @staticmethod
-    def batch_rows(batch: Row) -> int:
+    def batch_rows(batch: Record) -> int:
         """Return the pairs of a batch, fillers too."""
         return len(batch["real"])
 
     @staticmethod
-    def lengths(batch: Row) -> list[int]:
+    def lengths(batch: Record) -> list[int]:
         """Return the tokens of both rows of each pair of a batch."""
         return batch["attention_mask"].sum(1).view(2, -1).sum(0).tolist()
 
     @staticmethod
-    def rows_of(batch: Row, some: slice) -> Row:
+    def rows_of(batch: Record, some: slice) -> Record:
         """Return some pairs of a batch, as a batch."""
         return some_pairs(batch, some, len(batch["real"]))
 
     @staticmethod
-    def items(batch: Row) -> Any:
+    def items(batch: Record) -> Any:
         """Return the pairs of a batch that count."""
         return batch["real"].sum()
 

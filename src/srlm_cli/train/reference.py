@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srlm_cli import models
 from srlm_cli.errors import OptionError
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load import load_tokenizer
+from srlm_cli.models.locate import adapter_base, is_adapter, locate
 from srlm_cli.records import PROVENANCE
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def resolve(ref: str, model: str) -> str:
     if ref == PREVIOUS:
         return model
     if ref != BASE:
-        models.locate(ref)
+        locate(ref)
         return ref
     while (before := parent(model)) is not None:
         model = before
@@ -38,16 +40,16 @@ def parent(model: str) -> str | None:
     if about.is_file():
         origin = json.loads(about.read_text(encoding="utf-8"))["from"]
         try:
-            models.locate(origin["model"])
+            locate(origin["model"])
         except OptionError as error:
             raise OptionError(f"--ref base: {model} was trained from {error.message}", "--ref PATH names it") from None
-        if models.fingerprint(origin["model"]) != origin["fingerprint"]:
+        if fingerprint(origin["model"]) != origin["fingerprint"]:
             raise OptionError(f"--ref base: {origin['model']} is not what {model} was trained from", "--ref PATH")
         return origin["model"]
-    return models.adapter_base(model) if models.is_adapter(model) else None
+    return adapter_base(model) if is_adapter(model) else None
 
 
 def check_tokens(ref: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise OptionError unless a reference has the tokens of the policy."""
-    if models.load_tokenizer(ref).get_vocab() != tokenizer.get_vocab():
+    if load_tokenizer(ref).get_vocab() != tokenizer.get_vocab():
         raise OptionError(f"the reference {ref} has a different vocabulary from the model to train", "--ref previous")

@@ -12,19 +12,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from srlm_cli import distributed, models
+from srlm_cli import distributed
 from srlm_cli.engines.chat_template import now, writes_date
 from srlm_cli.errors import DataError, SrlmError
 from srlm_cli.models.collection import without_collection
 from srlm_cli.models.files import broken_file
-from srlm_cli.records import PROVENANCE, Row
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.hardware import pick_device
+from srlm_cli.records import PROVENANCE, Record
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
 from srlm_cli.train import dry_run, router
 from srlm_cli.train.callback import follower
 from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
-from srlm_cli.train.setup import device_batch_size, load_tokenizer, training_dtype, usable, within_context
+from srlm_cli.train.setup import device_batch_size, open_tokenizer, training_dtype, usable, within_context
 from srlm_cli.train.workdir import METRICS, Workdir, place
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ class Method(Protocol):
     padding_side: str  # of the trainer's batches
 
     def render(
-        self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, run: RunOptions
-    ) -> tuple[list[Row], DataReport]:
+        self, rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, run: RunOptions
+    ) -> tuple[list[Record], DataReport]:
         """Return the rows as the trainer takes them, and what was cut or left out."""
         ...
 
-    def render_eval(self, rows: Iterable[Row], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Row]:
+    def render_eval(self, rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Record]:
         """Return held-out rows as the trainer takes them."""
         ...
 
@@ -53,18 +55,18 @@ class Method(Protocol):
         """Check what there is beside the rows; return what of it decides the model, by name."""
         ...
 
-    def length(self, row: Row) -> int:
+    def length(self, row: Record) -> int:
         """Return the tokens of a rendered row."""
         ...
 
-    def examples(self, row: Row) -> dict[str, tuple[list[int], int]]:
+    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
         """Return the sequences of a rendered row by name: token ids, and where the trained ones begin."""
         ...
 
     def make_trainer(
         self,
-        dataset: list[Row],
-        eval_dataset: list[Row],
+        dataset: list[Record],
+        eval_dataset: list[Record],
         spec: TrainSpec,
         run: RunOptions,
         tokenizer: Any,
@@ -84,10 +86,10 @@ class Method(Protocol):
 
 def train(
     method: Method,
-    rows: list[Row],
+    rows: list[Record],
     spec: TrainSpec,
     *,
-    eval_rows: list[Row] | None,
+    eval_rows: list[Record] | None,
     run: RunOptions,
     provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def train(
     """
     if not rows:
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
-    tokenizer = load_tokenizer(spec)
+    tokenizer = open_tokenizer(spec)
     spec = dated(method.name, within_context(spec, method.name, run.quiet), tokenizer, run)
     dataset, report = method.render(rows, tokenizer, spec, run)
     if not dataset:
@@ -108,9 +110,9 @@ def train(
     eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)
     more = method.prepare(spec, tokenizer)
     tokenizer.padding_side = method.padding_side
-    distributed.init(models.pick_device(spec.device))
+    distributed.init(pick_device(spec.device))
     with place(spec.out, run.dry_run) as workdir:
-        identity = fingerprint(method.name, spec, dataset + eval_dataset, held_out=len(eval_dataset), **more)
+        identity = run_identity(method.name, spec, dataset + eval_dataset, held_out=len(eval_dataset), **more)
         spec = take(workdir, method.name, identity, spec, run)
         if run.dry_run:
             few = dry_run.sample(dataset, method.length, device_batch_size(spec))
@@ -135,7 +137,7 @@ def dated(name: str, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, run: R
     if not writes_date(tokenizer):
         return replace(spec, today="")
     begun = "" if run.restart or run.dry_run else Workdir(spec.out).begun_with(settings_of(name, spec)).get("today")
-    distributed.init(models.pick_device(spec.device))  # each process has its own time
+    distributed.init(pick_device(spec.device))  # each process has its own time
     return replace(spec, today=distributed.broadcast(spec.today or begun or now()))
 
 
@@ -144,11 +146,11 @@ def settings_of(command: str, spec: TrainSpec) -> dict[str, Any]:
     from srlm_cli import __version__
 
     settings = {key: value for key, value in asdict(spec).items() if key not in {*OPERATIONAL, "dtype", "today"}}
-    about = {"command": command, "srlm": __version__, "model_fingerprint": models.fingerprint(spec.model)}
+    about = {"command": command, "srlm": __version__, "model_fingerprint": fingerprint(spec.model)}
     return {**about, **settings}
 
 
-def fingerprint(command: str, spec: TrainSpec, rows: list[Row], **more: Any) -> dict[str, Any]:
+def run_identity(command: str, spec: TrainSpec, rows: list[Record], **more: Any) -> dict[str, Any]:
     """Return all but the dtype that decides what a training makes: an unfinished one continues only under the same."""
     digest = blake2b(digest_size=16)
     for row in rows:
@@ -281,7 +283,7 @@ def save(
                 state_dict=whole,
             )
             base = model.peft_config["default"].base_model_name_or_path
-            provenance["base"] = {"model": base, "fingerprint": models.fingerprint(base, weights_only=True)}
+            provenance["base"] = {"model": base, "fingerprint": fingerprint(base, weights_only=True)}
         tokenizer.save_pretrained(workdir.model)
         shutil.copyfile(workdir.metrics, workdir.model / METRICS)
         settings = {**asdict(spec), "out": str(spec.out)}

@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srlm_cli import distributed, models, threads
+from srlm_cli import distributed, threads
 from srlm_cli.errors import DataError, EngineError, OptionError
+from srlm_cli.models import adapters
 from srlm_cli.models.collection import without_collection
-from srlm_cli.records import Row
+from srlm_cli.models.hardware import pick_device, pick_training_dtype
+from srlm_cli.models.load import context_of, load_model, load_tokenizer, quiet_libraries
+from srlm_cli.models.locate import is_adapter, locate
+from srlm_cli.records import Record
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, router
 from srlm_cli.train.lora import add_adapter
@@ -20,14 +24,14 @@ if TYPE_CHECKING:
 
 
 @without_collection()
-def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
+def open_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model to train."""
-    models.locate(spec.model)  # a wrong path is told before anything is loaded
+    locate(spec.model)  # a wrong path is told before anything is loaded
     from datasets import disable_progress_bars
 
-    models.quiet_libraries()
+    quiet_libraries()
     disable_progress_bars()
-    tokenizer = models.load_tokenizer(spec.model)
+    tokenizer = load_tokenizer(spec.model)
     if tokenizer.eos_token is None:
         raise EngineError(
             f"{spec.model} has no end-of-turn token",
@@ -39,7 +43,7 @@ def load_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
 
 def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
     """Return a spec whose rows are no longer than the model can read."""
-    context = models.context_of(spec.model)
+    context = context_of(spec.model)
     if context is None or spec.max_length <= context:
         return spec
     if not quiet:
@@ -47,7 +51,7 @@ def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:
     return replace(spec, max_length=context)
 
 
-def usable(rendered: list[Row], given: list[Row] | None, spec: TrainSpec) -> list[Row]:
+def usable(rendered: list[Record], given: list[Record] | None, spec: TrainSpec) -> list[Record]:
     """Return the rendered held-out rows; raise DataError where rows were given and none is left."""
     if given is not None and not rendered:
         raise DataError(f"--eval-file has no row within --max-length {spec.max_length}, of {len(given)}")
@@ -64,12 +68,12 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
 
     keep_freed_memory()
     set_seed(spec.seed)  # a new adapter begins with random numbers
-    if spec.load_in_4bit and (spec.merge or not (spec.lora_r or models.is_adapter(models.locate(spec.model)))):
+    if spec.load_in_4bit and (spec.merge or not (spec.lora_r or is_adapter(locate(spec.model)))):
         raise OptionError(
             "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
         )
     in_4bit = training_dtype(spec) if spec.load_in_4bit else None
-    model = models.load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
+    model = load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
     if spec.lora_r and not hasattr(model, "peft_config"):
         model = add_adapter(model, spec)
     elif spec.lora_r and model.peft_config["default"].r != spec.lora_r:
@@ -78,7 +82,7 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             "omit --lora-r: the adapter itself is trained further",
         )
     if hasattr(model, "peft_config"):
-        models.adapters.sort_settings(model)
+        adapters.sort_settings(model)
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
         model.get_base_model().is_loaded_in_4bit = False
     dropout.set_share(model, spec.dropout)
@@ -102,12 +106,12 @@ def own_weights(model: PreTrainedModel) -> None:
 
 def training_dtype(spec: TrainSpec) -> str:
     """Return the dtype of a step's products, that of the device for `auto`."""
-    return models.pick_training_dtype(spec.dtype, models.pick_device(spec.device))
+    return pick_training_dtype(spec.dtype, pick_device(spec.device))
 
 
 def loading_device(spec: TrainSpec) -> str:
     """Return where a model is loaded; of several processes each has a device of its own, which the trainer knows."""
-    device = models.pick_device(spec.device)
+    device = pick_device(spec.device)
     if spec.load_in_4bit and distributed.started():  # weights in 4 bits stay where they are made
         return distributed.own_device(device)
     return "cpu" if distributed.started() else device
@@ -129,7 +133,7 @@ def keep_freed_memory() -> None:
 def device_batch_size(spec: TrainSpec) -> int:
     """Return how many sequences (or pairs) are on a device at a time."""
     share = max(1, spec.batch // distributed.count())
-    if spec.device_batch_size or models.pick_device(spec.device) != "cpu":
+    if spec.device_batch_size or pick_device(spec.device) != "cpu":
         return spec.device_batch_size or max(count for count in range(1, min(4, share) + 1) if share % count == 0)
     if distributed.count() > 1:
         return 1
@@ -145,7 +149,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")
     if spec.load_in_4bit and distributed.sharded():
         raise OptionError("--load-in-4bit keeps all weights in each process", "a profile without FSDP and ZeRO 3")
-    device, at_a_time, count = models.pick_device(spec.device), device_batch_size(spec), distributed.count()
+    device, at_a_time, count = pick_device(spec.device), device_batch_size(spec), distributed.count()
     if spec.batch % (at_a_time * count):
         shared = f" x {count} processes" if count > 1 else ""
         raise OptionError(

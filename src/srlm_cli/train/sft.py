@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.train import dry_run, session, setup
 from srlm_cli.train.data import DataReport, Refuse, sft_rows, stop
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -13,10 +13,10 @@ from srlm_cli.train.workdir import Workdir
 
 
 def sft(
-    rows: list[Row],
+    rows: list[Record],
     spec: TrainSpec,
     *,
-    eval_rows: list[Row] | None = None,
+    eval_rows: list[Record] | None = None,
     drop_long: bool = False,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
@@ -42,7 +42,9 @@ class Sft(session.Method):
     fields = "`prompt` and `completion`"
     padding_side = "left"  # so that targets, which end their rows, stand at the same positions
 
-    def render(self, rows: list[Row], tokenizer: Any, spec: TrainSpec, run: RunOptions) -> tuple[list[Row], DataReport]:
+    def render(
+        self, rows: list[Record], tokenizer: Any, spec: TrainSpec, run: RunOptions
+    ) -> tuple[list[Record], DataReport]:
         return sft_rows(
             rows,
             tokenizer,
@@ -54,22 +56,22 @@ class Sft(session.Method):
             refuse=self.refuse,
         )
 
-    def render_eval(self, rows: list[Row], tokenizer: Any, spec: TrainSpec) -> list[Row]:
+    def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
         return sft_rows(rows, tokenizer, spec.max_length, drop_long=True, today=spec.today)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         return {}
 
-    def length(self, row: Row) -> int:
+    def length(self, row: Record) -> int:
         return len(row["input_ids"])
 
-    def examples(self, row: Row) -> dict[str, tuple[list[int], int]]:
+    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
         return dry_run.of_sft(row)
 
     def make_trainer(
         self,
-        dataset: list[Row],
-        eval_dataset: list[Row],
+        dataset: list[Record],
+        eval_dataset: list[Record],
         spec: TrainSpec,
         run: RunOptions,
         tokenizer: Any,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.train.data import IGNORED
 from srlm_cli.train.step_trainer import StepTrainer
 
@@ -23,32 +23,32 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
     """
 
     @staticmethod
-    def filler(row: Row) -> Row:
+    def filler(row: Record) -> Record:
         """Return a row without a target."""
         return {"input_ids": row["input_ids"][:2], "labels": [IGNORED] * len(row["input_ids"][:2])}
 
     @staticmethod
-    def row_items(row: Row) -> int:
+    def row_items(row: Record) -> int:
         """Return the target tokens of a row."""
         return sum(label != IGNORED for label in row["labels"][1:])
 
     @staticmethod
-    def batch_rows(batch: Row) -> int:
+    def batch_rows(batch: Record) -> int:
         """Return the rows of a batch."""
         return len(batch["labels"])
 
     @staticmethod
-    def lengths(batch: Row) -> list[int]:
+    def lengths(batch: Record) -> list[int]:
         """Return the tokens of each row of a batch."""
         return batch["attention_mask"].sum(1).tolist()
 
     @staticmethod
-    def rows_of(batch: Row, some: slice) -> Row:
+    def rows_of(batch: Record, some: slice) -> Record:
         """Return some rows of a batch, as a batch."""
         return {name: values[some] for name, values in batch.items()}
 
     @staticmethod
-    def items(batch: Row) -> Any:
+    def items(batch: Record) -> Any:
         """Return the target tokens of a batch."""
         return (batch["labels"][:, 1:] != IGNORED).sum()
 
@@ -74,7 +74,7 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         return sum(summed_loss(*one) for one in zip(logits, targets, strict=True))
 
 
-def padded_loss(model: Any, inputs: Row, takes_positions: bool) -> Any:
+def padded_loss(model: Any, inputs: Record, takes_positions: bool) -> Any:
     """Return the summed loss of the target tokens of a batch with padding on the left.
 
     A model counts positions from the first column, unless it is told or (`takes_positions` False) sees to it itself.

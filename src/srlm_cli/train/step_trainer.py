@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from srlm_cli import distributed, models
-from srlm_cli.records import Row
+from srlm_cli import distributed
+from srlm_cli.models.load import restore
+from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 from srlm_cli.train import router
 from srlm_cli.train.data import as_dataset
@@ -66,9 +67,9 @@ class StepTrainer:
     def __init__(
         self,
         *args: Any,
-        rows: list[Row],
-        eval_rows: list[Row],
-        length: Callable[[Row], int],
+        rows: list[Record],
+        eval_rows: list[Record],
+        length: Callable[[Record], int],
         spec: Any,
         workdir: Workdir,
         **more: Any,
@@ -113,12 +114,12 @@ class StepTrainer:
         self.sampler.set_epoch(epoch)  # accelerate does not reach it in several processes when batches are skipped
         super()._run_epoch(*args, epoch=epoch, **more)
 
-    def _get_num_items_in_batch(self, batch_samples: list[Row], device: Any) -> Any:
+    def _get_num_items_in_batch(self, batch_samples: list[Record], device: Any) -> Any:
         """Return how many items the loss of these batches is a mean over, in all processes."""
         items = torch.tensor(sum(float(self.items(batch)) for batch in batch_samples), device=device)
         return self.accelerator.gather(items).sum()
 
-    def training_step(self, model: Any, inputs: Row, num_items_in_batch: Any = None) -> Any:
+    def training_step(self, model: Any, inputs: Record, num_items_in_batch: Any = None) -> Any:
         """Make the gradient of a batch, on a CPU of as many rows at a time as a pass is quickest with."""
         if not self.splits:
             return super().training_step(model, inputs, num_items_in_batch)
@@ -128,7 +129,7 @@ class StepTrainer:
             total = total + super().training_step(model, self.rows_of(inputs, some), num_items_in_batch)
         return total
 
-    def as_mean(self, total: Any, batch: Row, items: Any) -> Any:
+    def as_mean(self, total: Any, batch: Record, items: Any) -> Any:
         """Return a sum over the items of a batch as its part of the mean over `items`, those of a step.
 
         The parts of several processes are averaged, so each is that much larger. Without `items` it is,
@@ -154,4 +155,4 @@ class StepTrainer:
         if distributed.sharded():
             super()._load_from_checkpoint(folder, model)
         else:
-            models.restore(self.model, Path(folder))
+            restore(self.model, Path(folder))

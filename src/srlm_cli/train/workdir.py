@@ -25,7 +25,7 @@ from typing import Any
 
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.streams.writer import refuse_other, replace_text
 
 METRICS = "metrics.jsonl"
@@ -116,7 +116,7 @@ class Workdir:
         """Note that the model after a step is the best so far by its figure on held-out rows, once it is kept."""
         self.candidate = (step, value)
 
-    def logged(self) -> list[Row]:
+    def logged(self) -> list[Record]:
         """Return the steps of metrics.jsonl up to the last checkpoint; later ones are cut off, to be made again."""
         lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
         rows = [json.loads(line) for line in lines[:-1]]  # what stands behind the last line feed is torn

@@ -80,7 +80,7 @@ def test_greedy_is_generate_with_an_adapter(engine, prompts, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    from srlm_cli.models import locate
+    from srlm_cli.models.locate import locate
 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(locate(MODEL), dtype=torch.float32)

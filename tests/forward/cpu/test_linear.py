@@ -10,13 +10,14 @@ import pytest
 import torch
 
 import tiny_models
-from srlm_cli import models
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.forward.cpu import gemm, jit, linear, llvm
 from srlm_cli.forward.cpu.linear import HalfLinear
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import CachedPrefix
+from srlm_cli.models import hardware
+from srlm_cli.models.hardware import has_bfloat16, has_float16, pick_dtype
 
 HALVES = [torch.float16, torch.bfloat16]
 SHAPES = [(16, 64), (64, 128), (100, 70), (576, 192), (576, 577), (1536, 576)]
@@ -135,9 +136,9 @@ def test_several_threads_give_the_same(monkeypatch, half, parts):
 
 def on_such_a_cpu(patch: pytest.MonkeyPatch, half: torch.dtype) -> None:
     """Let the CPU be one that is fast in a type of 16 bits, and has no AMX."""
-    patch.setattr(models, "has_bfloat16", lambda device: False)
-    patch.setattr(models, "has_float16", lambda device: device == "cpu" and half == torch.float16)
-    patch.setattr(models, "has_fast_pairs", lambda device: device == "cpu" and half == torch.bfloat16)
+    patch.setattr(hardware, "has_bfloat16", lambda device: False)
+    patch.setattr(hardware, "has_float16", lambda device: device == "cpu" and half == torch.float16)
+    patch.setattr(hardware, "has_fast_pairs", lambda device: device == "cpu" and half == torch.bfloat16)
 
 
 @pytest.fixture(scope="module", params=HALVES, ids=str)
@@ -190,8 +191,8 @@ def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
 
 
 def test_with_amx_torch_multiplies_and_compiled_code_attends(monkeypatch, tmp_path):
-    monkeypatch.setattr(models, "has_bfloat16", lambda device: device == "cpu")
-    monkeypatch.setattr(models, "has_fast_pairs", lambda device: False)
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: device == "cpu")
+    monkeypatch.setattr(hardware, "has_fast_pairs", lambda device: False)
     folder = str(tiny_models.save(tmp_path))
     exact, amx = (open_engine(EngineSpec("hf", folder, dtype=dtype, batch_size=6)) for dtype in ("float32", "auto"))
     assert amx.net.dtype == amx.reader.stored == torch.bfloat16 and linear.type_of(amx.net) is None
@@ -221,18 +222,18 @@ def test_a_token_takes_half_the_memory(engines):
     ],
 )
 def test_auto_takes_what_the_processor_is_fast_in(monkeypatch, bfloat16, pairs, half, asked, hf, others):
-    monkeypatch.setattr(models, "has_bfloat16", lambda device: bfloat16)
-    monkeypatch.setattr(models, "has_fast_pairs", lambda device: pairs)
-    monkeypatch.setattr(models, "has_float16", lambda device: half)
-    assert models.pick_dtype(asked, "cpu", float16=True) == hf
-    assert models.pick_dtype(asked, "cpu") == others
+    monkeypatch.setattr(hardware, "has_bfloat16", lambda device: bfloat16)
+    monkeypatch.setattr(hardware, "has_fast_pairs", lambda device: pairs)
+    monkeypatch.setattr(hardware, "has_float16", lambda device: half)
+    assert pick_dtype(asked, "cpu", float16=True) == hf
+    assert pick_dtype(asked, "cpu") == others
 
 
 def test_a_cpu_that_cannot_multiply_in_float16_leaves_it_to_torch(monkeypatch):
     monkeypatch.setenv("SRLM_CPU", "avx512_bf16")
-    assert not models.has_float16("cpu")
+    assert not has_float16("cpu")
     monkeypatch.setenv("SRLM_CPU", "avx512_fp16")
-    assert models.has_float16("cpu") and not models.has_float16("cuda")
+    assert has_float16("cpu") and not has_float16("cuda")
 
 
 XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
@@ -252,7 +253,7 @@ XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
 def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
     monkeypatch.delenv("SRLM_CPU", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    assert models.has_bfloat16("cpu") == trained
-    assert models.pick_dtype("auto", "cpu", float16=True) == auto and linear.type_for(auto, "cpu") == half
+    assert has_bfloat16("cpu") == trained
+    assert pick_dtype("auto", "cpu", float16=True) == auto and linear.type_for(auto, "cpu") == half
     assert linear.type_for("float16", "cpu") == (torch.float16 if can.get("avx512_fp16") else None)
     assert linear.type_for("float32", "cpu") is None and linear.type_for("bfloat16", "cuda") is None

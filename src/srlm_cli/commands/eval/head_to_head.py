@@ -12,7 +12,7 @@ from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity
 from srlm_cli.options.groups import Defaults, grouped
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input, same_file
 from srlm_cli.runner.provenance import model_identity
@@ -113,7 +113,7 @@ def head_to_head(
 class Other:
     """The first response of a file to each prompt, by its id, and a hash of the file's rows."""
 
-    responses: Mapping[str, Row]
+    responses: Mapping[str, Record]
     digest: str
 
 

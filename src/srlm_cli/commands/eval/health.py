@@ -8,7 +8,7 @@ from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.options.common import In, OnLimit, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
@@ -116,7 +116,7 @@ def numbers_of_file(path: str):
     return numbers
 
 
-def accuracy_in(path: str) -> Row:
+def accuracy_in(path: str) -> Record:
     """Return the pairwise accuracy over all prompts from the rows of `srlm eval reward`."""
     rows = [
         row

@@ -11,7 +11,7 @@ from srlm_cli import records
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.options.common import In, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
@@ -84,12 +84,12 @@ def human_values(path: str) -> Mapping[str, float] | None:
     return values if len(values) else None
 
 
-def reply_key(row: Row) -> str:
+def reply_key(row: Record) -> str:
     """Return what tells that two rows are of one reply: hashes of its prompt and its text."""
     return f"{records.prompt_id(row['prompt'])}/{records.text_hash(row['response'].strip())}"
 
 
-def with_human(row: Row, people: Mapping[str, float] | None) -> Row:
+def with_human(row: Record, people: Mapping[str, float] | None) -> Record:
     """Return a judged row with `human`, its own or that of the ranked rows; raise BadRow where there is none."""
     if people is None and "human" in row:
         if not records.is_number(row["human"]):

@@ -10,7 +10,7 @@ from functools import partial
 from srlm_cli.dataset_formats import unused_columns
 from srlm_cli.errors import BadRow
 from srlm_cli.options.common import StreamOptions
-from srlm_cli.records import Row, is_judged_reply
+from srlm_cli.records import Record, is_judged_reply
 from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import make_pairs as stage
@@ -27,7 +27,7 @@ class Pairs:
     prompts: list[int]
 
 
-def pairs_of(rows: Iterable[Row], options: stage.PairOptions) -> Pairs:
+def pairs_of(rows: Iterable[Record], options: stage.PairOptions) -> Pairs:
     """Return the pairs of a range as lines; whether its prompts are new is left open."""
     lines: list[bytes] = []
     prompts: list[int] = []
@@ -39,7 +39,7 @@ def pairs_of(rows: Iterable[Row], options: stage.PairOptions) -> Pairs:
     return Pairs(counted, prompts)
 
 
-def unwarned_record(row: Row) -> Row | list[Row]:
+def unwarned_record(row: Record) -> Record | list[Record]:
     """Return what `scored_record` does; refuse a row with columns that a warning counts."""
     if is_judged_reply(row):  # which has none: there are many
         return row

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.options.common import StreamOptions
-from srlm_cli.records import Row
+from srlm_cli.records import Record
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.stages.agreement import mean_agreement
 from srlm_cli.streams.console import say
@@ -17,11 +17,11 @@ from srlm_cli.streams.reader import Reader, shown
 
 AUTO = "auto"
 T = TypeVar("T")
-Check = Callable[[Row], Row | list[Row]]
-Candidates = Iterator[tuple[Sequence[Row], Sequence[Row]]]
+Check = Callable[[Record], Record | list[Record]]
+Candidates = Iterator[tuple[Sequence[Record], Sequence[Record]]]
 
 
-def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[Row]], T], option: str) -> T:
+def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[Record]], T], option: str) -> T:
     """Return what all good rows of the input tell together; raise OptionError where it can be read but once.
 
     Bad rows are passed over: the second reading stops at them, or counts them.
@@ -48,7 +48,7 @@ def given_alpha(text: str, rho: float) -> float:
     return alpha
 
 
-def balanced(stream: StreamOptions, check: Check, candidates: Callable[[Iterable[Row]], Candidates]) -> float:
+def balanced(stream: StreamOptions, check: Check, candidates: Callable[[Iterable[Record]], Candidates]) -> float:
     """Return the alpha at which chosen and rejected are of one length on average, and say so."""
     from srlm_cli.stages.length_penalty import balanced_alpha
 
@@ -58,17 +58,17 @@ def balanced(stream: StreamOptions, check: Check, candidates: Callable[[Iterable
     return found.alpha
 
 
-def groups(rows: Iterable[Row], options: stage.PairOptions) -> Iterator[tuple[list[Row], bool]]:
+def groups(rows: Iterable[Record], options: stage.PairOptions) -> Iterator[tuple[list[Record], bool]]:
     """Return the groups of a first reading, gathered as in the second one."""
     from srlm_cli.streams import spill
 
     return stage.groups(rows, options.unsorted, spill.Seen().add, spill.group_by_key)
 
 
-def reply_candidates(options: stage.PairOptions) -> Callable[[Iterable[Row]], Candidates]:
+def reply_candidates(options: stage.PairOptions) -> Callable[[Iterable[Record]], Candidates]:
     """Return what gives the replies that each pair of judged rows is picked from."""
 
-    def candidates(rows: Iterable[Row]) -> Candidates:
+    def candidates(rows: Iterable[Record]) -> Candidates:
         for group, _ in groups(rows, options):
             chosen_from, rejected_from = stage.candidates(group, options)
             if chosen_from and rejected_from:
@@ -80,7 +80,7 @@ def reply_candidates(options: stage.PairOptions) -> Callable[[Iterable[Row]], Ca
 def agreed(stream: StreamOptions, options: stage.PairOptions) -> float:
     """Return the mean agreement of two judges over all prompts; raise DataError where they share none."""
 
-    def look(rows: Iterable[Row]) -> float | None:
+    def look(rows: Iterable[Record]) -> float | None:
         found = groups(rows, options)
         return mean_agreement((group, options.before(stage.group_of(group[0]))) for group, _ in found)
 

@@ -14,7 +14,6 @@ from contextlib import closing
 
 import torch
 
-from srlm_cli import models
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request
 from srlm_cli.engines.chat_template import rendered, token_ids
 from srlm_cli.engines.hf import workers
@@ -27,6 +26,8 @@ from srlm_cli.engines.hf.workers import WorkerPool
 from srlm_cli.errors import BadRow
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.packed import PackedModel, lay_by_input
+from srlm_cli.models.hardware import pick_device, pick_dtype
+from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
 
 BATCHES_A_WINDOW = 4
 
@@ -40,11 +41,11 @@ class HfEngine:
     name = "hf"
 
     def __init__(self, spec: EngineSpec) -> None:
-        models.quiet_libraries()
+        quiet_libraries()
         self.model, self.today = spec.model, spec.today
         self.batch_size = spec.batch_size
-        self.device = models.pick_device(spec.device)
-        self.tokenizer = models.load_tokenizer(spec.model)
+        self.device = pick_device(spec.device)
+        self.tokenizer = load_tokenizer(spec.model)
         self.reader = _reader(spec, self.device)
         self.net = self.reader.net
         self.stops = Stops(self.net, self.tokenizer)
@@ -152,13 +153,13 @@ class HfEngine:
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
     """Load a model; on a CPU that has a type of 16 bits for it with our products, else in the dtype of PyTorch."""
-    if half := linear.type_for(models.pick_dtype(spec.dtype, device, float16=True), device):
-        net = models.load_model(spec.model, "float32", device).eval()
+    if half := linear.type_for(pick_dtype(spec.dtype, device, float16=True), device):
+        net = load_model(spec.model, "float32", device).eval()
         linear.use_in(net, half)
         if packed := _packed(net, device):
             return packed
         del net
-    net = models.load_model(spec.model, models.pick_dtype(spec.dtype, device), device).eval()
+    net = load_model(spec.model, pick_dtype(spec.dtype, device), device).eval()
     if device == "cpu":
         lay_by_input(net)
     return _packed(net, device) or FallbackModel(net, device)

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from srlm_cli import models, threads
+from srlm_cli import threads
 from srlm_cli.forward import memory
 from srlm_cli.forward.cpu.gemm import LANE, Kind, compiled
+from srlm_cli.models import hardware
 
 GRAIN = 1 << 24  # products that are worth a thread
 FEW = 16  # rows, for which reading the weights takes longer than the products
@@ -27,7 +28,7 @@ FEW = 16  # rows, for which reading the weights takes longer than the products
 
 def type_for(dtype: str, device: str) -> torch.dtype | None:
     """Return the type of 16 bits that layers on this device multiply in themselves when `dtype` is asked for."""
-    fast = {"float16": models.has_float16, "bfloat16": models.has_fast_pairs}.get(dtype)
+    fast = {"float16": hardware.has_float16, "bfloat16": hardware.has_fast_pairs}.get(dtype)
     return getattr(torch, dtype) if fast and fast(device) else None
 
 

@@ -1,0 +1,186 @@
+"""Load a model or its tokenizer, in the dtype and on the device that was asked for."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srlm_cli import threads
+from srlm_cli.errors import EngineError, OptionError
+from srlm_cli.models import adapters, files, weights
+from srlm_cli.models.fingerprint import fingerprint
+from srlm_cli.models.load_errors import in_one_line
+from srlm_cli.models.locate import adapter_base, is_adapter, locate, lowest_base
+from srlm_cli.records import PROVENANCE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to our own progress: no load bars, no advice, no warnings for the makers of libraries.
+
+    Nor does a library report home: TRL would send a line on each trainer that is made.
+    """
+    import logging as plain_logging
+    import warnings
+
+    from huggingface_hub import constants
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    hub_logging.set_verbosity_error()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # TRL's bar over the reference model asks only for this
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    plain_logging.getLogger("bitsandbytes").setLevel(plain_logging.ERROR)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, with a pad token; refuse one without a chat template."""
+    from transformers import AutoTokenizer
+
+    folder = locate(model)
+    if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
+    _check_settings(model, folder)
+    tokenizer = in_one_line(model, folder, lambda: AutoTokenizer.from_pretrained(folder))
+    if not tokenizer.chat_template:
+        raise EngineError(
+            f"{model} has no chat template", "use an instruct model, or put chat_template.jinja beside it"
+        )
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = _configured_end(model, tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the end-of-turn token from the settings of a model; if there are several, the one in its chat template."""
+    from transformers import AutoConfig, GenerationConfig
+
+    where = lowest_base(model)
+    ids = None
+    try:
+        ids = GenerationConfig.from_pretrained(where).eos_token_id
+    except OSError:  # no such file
+        pass
+    if ids is None:
+        ids = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where).get_text_config().eos_token_id)
+    ends = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids] if ids is not None else [])
+    ends = [end for end in ends if end is not None]
+    return next((end for end in ends if end in tokenizer.chat_template), ends[0] if ends else None)
+
+
+def context_of(model: str) -> int | None:
+    """Return how many tokens a model reads at most, None where its configuration does not say."""
+    from transformers import AutoConfig
+
+    where = lowest_base(model)
+    config = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where))
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def load_model(
+    model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: str | None = None
+) -> PreTrainedModel:
+    """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False.
+
+    `in_4bit` names the dtype in which the weights below an adapter multiply; they are then kept in 4 bits
+    each (NF4, arXiv 2305.14314).
+    """
+    import torch
+
+    from srlm_cli.models.meta_device import NoArithmetic
+
+    folder = locate(model)
+    adapter = is_adapter(folder)
+    source = adapter_base(folder) if adapter else folder
+    where = locate(source) if adapter else folder
+    if adapter:
+        in_one_line(model, folder, lambda: adapters.config_of(folder))  # before the base is loaded
+        _check_base(folder, source)
+    if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
+        if in_4bit:
+            raise OptionError(
+                f"{source} is an adapter itself, which --load-in-4bit cannot be below", "--merge it before"
+            )
+        loaded = load_model(source, dtype, device)
+    else:
+        packed = four_bits(in_4bit, device) if in_4bit else {}
+        whole = f"{source} (the base of {model})" if adapter else source
+        _check_settings(whole, where)
+        with NoArithmetic(), threads.few(0):  # transformers loads several weights at a time, each in its own thread
+            loaded = in_one_line(
+                whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed)
+            )
+    if adapter:
+        loaded = in_one_line(model, folder, lambda: adapters.load_adapter(loaded, folder, where, trainable=not merge))
+        if merge:
+            loaded = in_one_line(model, folder, loaded.merge_and_unload)
+    if device == "cpu":
+        threads.share_cores(loaded)
+    if not in_4bit:
+        return loaded.to(device)
+    for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+    return loaded
+
+
+def _check_settings(model: str, where: str) -> None:
+    """Raise EngineError if a settings file in a model folder is broken."""
+    if Path(where).is_dir() and (fault := files.broken_file(Path(where), files.SETTINGS)):
+        raise EngineError(f"cannot load the model {model}: {fault}")
+
+
+def _check_base(folder: str, base: str) -> None:
+    """Raise EngineError if the base weights have changed since `srlm` trained an adapter on them."""
+    about = Path(folder) / PROVENANCE
+    trained = files.read_settings(about).get("base") if about.is_file() else None
+    if trained and trained["fingerprint"] != fingerprint(base, weights_only=True):
+        raise EngineError(
+            f"cannot load the model {folder}: the weights of its base {base} have changed since it was trained",
+            "restore the base, or train the adapter again",
+        )
+
+
+def restore(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights of a checkpoint into a model; raise EngineError if a tensor is missing or does not fit.
+
+    transformers' Trainer skips tensors whose names differ between file and memory, such as experts
+    (findings/trainer-resumes-a-mixture-without-its-experts.sh).
+    """
+    name = str(folder)
+    if hasattr(model, "peft_config"):
+        in_one_line(name, name, lambda: adapters.load_tensors(model, name, adapters.read_tensors(name)))
+    else:
+        saved = in_one_line(name, name, lambda: weights.load_whole(name, name, dtype=model.dtype))
+        model.load_state_dict(saved.state_dict())
+
+
+def four_bits(dtype: str, device: str) -> dict[str, Any]:
+    """Return what `from_pretrained` takes to load weights in 4 bits that multiply in `dtype`.
+
+    Raises OptionError where bitsandbytes or the device has none.
+    """
+    if not find_spec("bitsandbytes"):
+        raise OptionError("--load-in-4bit needs bitsandbytes", "pip install bitsandbytes")
+    import bitsandbytes
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if device.split(":")[0] not in bitsandbytes.supported_torch_devices:
+        raise OptionError(f"bitsandbytes {bitsandbytes.__version__} has no 4-bit weights on {device}", "--device")
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
