@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from srlm_cli import __version__, distributed
 from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
+from srlm_cli.options import numbers
 from srlm_cli.redact import redacted
 
 # One line a command; its module is read only when the command runs, so that --help is quick.
@@ -68,6 +69,7 @@ def command(name: str) -> Any:
     for one in getattr(made, "commands", {"": made}).values():
         for option in one.params:  # the automatic SRLM_<COMMAND>_<OPTION> names would drown the help
             option.show_envvar = bool(getattr(option, "envvar", None))
+        numbers.bound(one.params)
     return made
 
 

@@ -220,6 +220,12 @@ def test_an_input_has_a_weight(srlm: Srlm, base: Path) -> None:
     assert wrong.code == 2 and "1 --mix-weight for 2 --in" in wrong.err
 
 
+def test_an_input_of_weight_0_is_counted(srlm: Srlm, base: Path) -> None:
+    argv = ["sft", "--model", str(base), "--out", "m", "--mix-weight", "0"]
+    result = srlm(*argv, stdin=as_lines(completions(4)), env=ALONE)
+    assert result.code == 3 and "none of 4 rows can be trained on: 4 left out by --mix-weight" in result.err
+
+
 def test_positive_only_trains_on_full_scores(srlm: Srlm, base: Path) -> None:
     rows = [
         {"prompt": f"Ask {n}", "response": f"Reply {n}", "score": score} for n, score in enumerate([5, 4.67, None, 5.0])

@@ -9,6 +9,7 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.engines import LOCAL, LazyEngine
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
+from srlm_cli.options import numbers
 from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Record
@@ -35,7 +36,10 @@ def judge(
     engine: EngineOptions,
     sampling: SamplingOptions,
     num_judgements: Annotated[
-        int, Option("--num-judgements", "-k", min=1, help="Judgements per response, averaged (the paper: 3).")
+        int,
+        Option(
+            "--num-judgements", "-k", min=1, max=numbers.DRAWS, help="Judgements per response, averaged (the paper: 3)."
+        ),
     ] = 3,
     template: Annotated[
         str, Option("--template", help="Judge prompt: built-in template name or .toml file.")

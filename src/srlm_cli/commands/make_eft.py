@@ -8,6 +8,7 @@ from typer import Option
 from srlm_cli import records, templates
 from srlm_cli.engines import LazyEngine
 from srlm_cli.errors import OptionError
+from srlm_cli.options import numbers
 from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
@@ -41,9 +42,11 @@ def make_eft(
         ),
     ] = "accept",
     num_judgements: Annotated[
-        int, Option("--num-judgements", min=1, help="accept: judgements drawn for each reply.")
+        int, Option("--num-judgements", min=1, max=numbers.DRAWS, help="accept: judgements drawn for each reply.")
     ] = 4,
-    rows_per_reply: Annotated[int, Option("--rows-per-reply", min=1, help="hindsight: rows made from each reply.")] = 1,
+    rows_per_reply: Annotated[
+        int, Option("--rows-per-reply", min=1, max=numbers.DRAWS, help="hindsight: rows made from each reply.")
+    ] = 1,
     ties: Annotated[bool, Option("--ties/--no-ties", help="accept: count a tie of the model as agreement.")] = False,
     force_score: Annotated[
         bool,

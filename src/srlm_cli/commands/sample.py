@@ -6,6 +6,7 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.engines import LazyEngine
+from srlm_cli.options import numbers
 from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.runner.inputs import open_reader
@@ -23,7 +24,7 @@ def sample(
     engine: EngineOptions,
     sampling: SamplingOptions,
     num_responses: Annotated[
-        int, Option("--num-responses", "-n", min=1, help="Responses per prompt (the paper: 4).")
+        int, Option("--num-responses", "-n", min=1, max=numbers.DRAWS, help="Responses per prompt (the paper: 4).")
     ] = 4,
     shard: ShardOption = None,
 ) -> None:

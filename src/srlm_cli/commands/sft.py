@@ -32,6 +32,7 @@ def sft(
         Option(
             "--mix-weight",
             min=0.0,
+            max=1000.0,
             help="How often the rows of each --in are used per epoch; one value per --in, in order.",
         ),
     ] = None,

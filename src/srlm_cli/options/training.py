@@ -45,7 +45,7 @@ class TrainOptions(ReadOptions):
         float, Option("--final-learning-rate", min=0.0, help="Final learning rate; cosine decay from --learning-rate.")
     ] = 1.1e-6
     train_batch_size: Annotated[
-        int, Option("--train-batch-size", min=1, help="Rows per optimizer step (the paper: 16).")
+        int, Option("--train-batch-size", min=1, max=2**16, help="Rows per optimizer step (the paper: 16).")
     ] = 16
     device_batch_size: Annotated[
         int | None,
@@ -56,8 +56,8 @@ class TrainOptions(ReadOptions):
             help="Rows per forward/backward pass on each device.",
         ),
     ] = None
-    epochs: Annotated[float, Option("--epochs", min=0.0, help="Number of passes over the rows.")] = 1.0
-    max_steps: Annotated[int, Option("--max-steps", help="Stop after N steps; -1 is no limit.")] = -1
+    epochs: Annotated[float, Option("--epochs", min=0.0, max=1e6, help="Number of passes over the rows.")] = 1.0
+    max_steps: Annotated[int, Option("--max-steps", min=-1, help="Stop after N steps; 0 or -1 is no limit.")] = -1
     warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Warm-up steps of the learning rate.")] = 0
     weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
     dropout: Annotated[

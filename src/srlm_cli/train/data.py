@@ -35,6 +35,7 @@ class DataReport:
     duplicates: int = 0
     identical: int = 0
     refused: int = 0
+    not_drawn: int = 0
     longest: int = 0
     notes: Counter[str] = field(default_factory=Counter)
 
@@ -63,6 +64,7 @@ class DataReport:
             "dropped: chosen and rejected are the same tokens": self.identical,
             "left out, longer than --max-length": self.left_out,
             "bad rows": self.refused,
+            "left out by --mix-weight": self.not_drawn,
         }
         return [f"{count} {reason}" for reason, count in counts.items() if count]
 
@@ -124,7 +126,9 @@ def sft_rows(
             continue
         ids = ids[:max_length]
         weight = row.get("mix_weight", 1.0)
-        for _ in range(int(weight + share(seed, "in-weight", row.get("id"), short_hash(dumps(row["completion"]))))):
+        copies = int(weight + share(seed, "in-weight", row.get("id"), short_hash(dumps(row["completion"]))))
+        report.not_drawn += copies == 0
+        for _ in range(copies):
             made.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
             report.add(len(ids), len(ids) - start)
     report.rows = len(made)

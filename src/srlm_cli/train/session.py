@@ -254,6 +254,13 @@ def evals(history: list[dict[str, float]]) -> list[dict[str, float]]:
 # --- the folder ------------------------------------------------------------------------------
 
 
+def check_finite(weights: dict[str, Any], workdir: Workdir) -> None:
+    """Raise SrlmError if a weight is NaN or infinite, as after a last step that was too large."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise SrlmError(f"{name} has a number that is not finite", f"lower --learning-rate; {workdir.way_on()}")
+
+
 def save(
     trainer: Trainer,
     tokenizer: PreTrainedTokenizerBase,
@@ -266,6 +273,7 @@ def save(
     if not distributed.is_main():
         return
     model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite(whole or dict(model.named_parameters()), workdir)
     model.config.use_cache = True
     router.set_router_settings(model, trainer.router_settings)
     tokenizer.padding_side = "left"

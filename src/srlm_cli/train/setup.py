@@ -159,7 +159,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "output_dir": str(folder),
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr": spec.final_learning_rate},
+        "lr_scheduler_kwargs": {"min_lr_rate": spec.final_learning_rate / (spec.learning_rate or 1.0)},
         "per_device_train_batch_size": at_a_time,
         "per_device_eval_batch_size": at_a_time,
         "gradient_accumulation_steps": spec.batch // (at_a_time * count),

@@ -31,8 +31,8 @@ class StepSampler:
     The order is a function of seed and epoch alone, so a training that goes on meets the rows that
     an uninterrupted one would, and several processes those that one would: each in its turn takes the
     next rows of a step. Sorting within a step spares padding and leaves each step its rows. The last step
-    of an epoch is filled up to a multiple of `whole`, so that all have as much to do, with the number
-    behind the last row: a row without a target.
+    of an epoch is filled up to a multiple of `whole`, so that all processes have as much to do, with the
+    number behind the last row: a row without a target.
     """
 
     def __init__(self, lengths: list[int], batch: int, seed: int, whole: int = 1) -> None:
@@ -78,7 +78,8 @@ class StepTrainer:
         self.router_settings = router.disable_balancing_loss(more["model"])
         if more.get("ref_model") is not None:
             router.disable_balancing_loss(more["ref_model"])
-        whole = more["args"].per_device_train_batch_size * distributed.count()
+        count = distributed.count()
+        whole = more["args"].per_device_train_batch_size * count if count > 1 else 1
         self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
         self.eval_items = sum(map(self.row_items, eval_rows))
         filler = self.filler(rows[0])
