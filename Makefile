@@ -82,7 +82,7 @@ clean: ## remove .venv, runs and build leftovers
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "srlm needs Python 3.11 or newer: make PYTHON=python3.11" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,dev]'
 	@touch $@
 
 $(VENV)/.docs-ready: $(READY)

@@ -213,6 +213,11 @@ def test_heavy_libraries_are_imported_late(path: Path) -> None:
     assert not heavy or name_of(path) in late or late_folders
 
 
+@pytest.mark.parametrize("path", [p for p in ALL if "cpu" not in p.parts], ids=name_of)
+def test_compiled_code_is_imported_late_since_numba_is_optional(path: Path) -> None:
+    assert not [name for name in imports_of(path, top_only=True) if name.startswith("srlm_cli.forward.cpu.")]
+
+
 def test_stages_touch_no_files_no_clock_and_no_environment() -> None:
     worldly = {"os", "sys", "time", "pathlib", "io", "subprocess", "argparse", "datetime", "secrets", "uuid"}
     for path in files("stages", "evaluate"):

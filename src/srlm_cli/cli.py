@@ -139,8 +139,18 @@ def run(args: list[str]) -> int:
             return usage(error, name, code)
         if os.environ.get("SRLM_DEBUG"):
             raise
-        complain(name, f"{type(error).__name__}: {error}".strip() + " (SRLM_DEBUG=1 shows where)")
+        complain(
+            name, missing_package(error) or f"{type(error).__name__}: {error}".strip() + " (SRLM_DEBUG=1 shows where)"
+        )
         return ExitCode.FAILURE
+
+
+def missing_package(error: Exception) -> str:
+    """Return what to install where an import failed for lack of a package, "" for any other error."""
+    package = (getattr(error, "name", None) or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if not package or package == "srlm_cli":
+        return ""
+    return f"this command needs {package}, which is not installed (pip install srlm-cli, without --no-deps)"
 
 
 def usage(error: Any, name: str, code: int) -> int:

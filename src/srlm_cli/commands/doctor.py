@@ -26,6 +26,7 @@ LIBRARIES = (
     "matplotlib",
     "openai",
 )
+OPTIONAL = {"numba": "missing, and optional: pip install 'srlm-cli[cpu]' makes a CPU faster"}
 
 
 @app.command()
@@ -43,6 +44,8 @@ def doctor() -> None:
     print(f"python       {sys.version.split()[0]} in {sys.prefix}")
     for name in LIBRARIES:
         print(f"{name:<12} {library(name)}")
+    for name, missing in OPTIONAL.items():
+        print(f"{name:<12} {library(name, missing)}")
     for line in devices():
         print(line)
     libraries = find_spec("torch") and find_spec("transformers")
@@ -57,12 +60,12 @@ def doctor() -> None:
     print(f"disk         {free / 1e9:.0f} GB free here")
 
 
-def library(name: str) -> str:
+def library(name: str, missing: str = "") -> str:
     """Return a library's version, or the line that installs it."""
     try:
         return version(name)
     except PackageNotFoundError:
-        return f"missing: pip install {name}"
+        return missing or f"missing: pip install {name}"
 
 
 def openai_server() -> str:
@@ -92,7 +95,10 @@ def devices() -> list[str]:
         lines.append("device       mps")
     lines.append(f"device       cpu, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
     device = pick_device("auto")
-    sampling, training = pick_dtype("auto", device, float16=True), pick_training_dtype("auto", device)
+    sampling, training = (
+        pick_dtype("auto", device, float16=bool(find_spec("numba"))),
+        pick_training_dtype("auto", device),
+    )
     lines.append(f"auto         device {device}, dtype {sampling} for sampling and judging, {training} for training")
     return lines
 

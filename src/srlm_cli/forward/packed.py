@@ -7,6 +7,7 @@ from types import ModuleType
 import torch
 
 from srlm_cli import threads
+from srlm_cli.forward import cpu
 from srlm_cli.forward.attention import Pass, Prefill, Unsupported, attention_context
 from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.paged_attention import Decode
@@ -79,8 +80,8 @@ class PackedModel:
 
     @property
     def compiled(self) -> bool:
-        """Tell whether keys and values in blocks are read by compiled code, the common text's, too."""
-        return _compiled().fits(self.layers, self.stored, self.device)
+        """Whether compiled code reads the keys and values in blocks, also those of the common text."""
+        return cpu.available() and _compiled().fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
         """Return how many bytes the keys and values of one token take."""
@@ -121,13 +122,13 @@ class PackedModel:
             return False
         if not paged:
             return _alike(packed, wanted, self.stored)
-        from srlm_cli.forward.cpu import linear, llama_layer
-
-        half = linear.type_of(self.net)
+        half = _type_of(self.net)
         if half and _compiled().fits(self.layers, half, self.device):
             self.stored = half
         alike = _alike(torch.cat([packed, self._in_blocks(ids)]), wanted, self.stored)
         if alike and half and self.compiled:
+            from srlm_cli.forward.cpu import llama_layer
+
             llama_layer.use_in(self.net, lambda: self._in_blocks(ids))
         return alike
 
@@ -141,10 +142,19 @@ class PackedModel:
 
 
 def _compiled() -> ModuleType:
-    """Return the passes by compiled code; they are imported late, with numba, which a training does without."""
+    """Return the passes by compiled code; imported late, with numba, which a training does not need."""
     from srlm_cli.forward.cpu import paged_attention
 
     return paged_attention
+
+
+def _type_of(net) -> torch.dtype | None:
+    """Return the 16-bit type in which compiled code multiplies in a model, None if PyTorch multiplies."""
+    if not cpu.available():
+        return None
+    from srlm_cli.forward.cpu import linear
+
+    return linear.type_of(net)
 
 
 def lay_by_input(net) -> None:

@@ -24,7 +24,7 @@ from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.engines.hf.workers import WorkerPool
 from srlm_cli.errors import BadRow
-from srlm_cli.forward.cpu import linear
+from srlm_cli.forward import cpu
 from srlm_cli.forward.packed import PackedModel, lay_by_input
 from srlm_cli.models.hardware import pick_device, pick_dtype
 from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
@@ -152,13 +152,16 @@ class HfEngine:
 
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
-    """Load a model; on a CPU that has a type of 16 bits for it with our products, else in the dtype of PyTorch."""
-    if half := linear.type_for(pick_dtype(spec.dtype, device, float16=True), device):
-        net = load_model(spec.model, "float32", device).eval()
-        linear.use_in(net, half)
-        if packed := _packed(net, device):
-            return packed
-        del net
+    """Load a model, with compiled products in 16 bits if the CPU is faster in them and the model can be packed."""
+    if cpu.available():
+        from srlm_cli.forward.cpu import linear
+
+        if half := linear.type_for(pick_dtype(spec.dtype, device, float16=True), device):
+            net = load_model(spec.model, "float32", device).eval()
+            linear.use_in(net, half)
+            if packed := _packed(net, device):
+                return packed
+            del net
     net = load_model(spec.model, pick_dtype(spec.dtype, device), device).eval()
     if device == "cpu":
         lay_by_input(net)

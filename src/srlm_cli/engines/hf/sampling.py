@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from srlm_cli.forward.cpu import sampling as compiled
+from srlm_cli.forward import cpu
 
 BLOCK = 16
 BEST_BLOCKS = 128
@@ -29,7 +29,9 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
     if bool(greedy.all()):
         return logits.argmax(-1)
     temperature = torch.where(greedy, 1.0, temperature)
-    if logits.device.type == "cpu":
+    if logits.device.type == "cpu" and cpu.available():
+        from srlm_cli.forward.cpu import sampling as compiled
+
         drawn = compiled.draw(logits, temperature, top_p, uniform)
     else:
         drawn = draw_nucleus(logits / temperature[:, None], top_p, uniform)
