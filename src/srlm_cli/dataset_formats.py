@@ -176,7 +176,7 @@ def _shared(dialogues: list[list[Message]]) -> list[Message]:
 
 
 def _spoken(turns: list[Message]) -> bool:
-    """Tell whether turns are the assistant's."""
+    """Return whether turns are the assistant's."""
     return all(turn["role"] == "assistant" for turn in turns)
 
 
@@ -273,10 +273,10 @@ def kind(value: Any) -> str:
 
 
 def _is_reply(value: Any) -> bool:
-    """Tell whether a value has the form of a reply; another list stays as it is."""
+    """Return whether a value has the form of a reply; another list stays as it is."""
     return isinstance(value, str | dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _empty(value: Any) -> bool:
-    """Tell whether a column says nothing; tools may be a list that was written as a text."""
+    """Return whether a column says nothing; tools may be a list that was written as a text."""
     return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}"))

@@ -17,7 +17,7 @@ LAUNCHED = "SRLM_LAUNCHED"  # set for the processes of `--accelerate-config`, al
 
 
 def started() -> bool:
-    """Tell whether this process was started as one of a training's."""
+    """Return whether this process was started as one of a training's."""
     return "LOCAL_RANK" in os.environ or LAUNCHED in os.environ
 
 
@@ -32,12 +32,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Tell whether this is the process that speaks and writes."""
+    """Return whether this is the process that speaks and writes."""
     return rank() == 0
 
 
 def sharded() -> bool:
-    """Tell whether weights or optimizer are spread over the processes while they train: by FSDP, or by DeepSpeed."""
+    """Return whether weights or optimizer are spread over the processes while they train: by FSDP, or by DeepSpeed."""
     return "true" in (os.environ.get("ACCELERATE_USE_FSDP"), os.environ.get("ACCELERATE_USE_DEEPSPEED"))
 
 

@@ -1,8 +1,8 @@
-"""Every record that passes between the stages: its fields, its ids, its validation.
+"""The record types of the stages: fields, ids and validation.
 
-A record is a JSON object. A function of this module takes one as read and returns it in the
-project's own form (`prompt`, `completion`, `responses`, ids filled in); fields it does not know
-pass through. What cannot be understood raises `BadRow` with what was expected.
+A record is a JSON object. Each function takes a record as it was read and returns it in the form that srlm uses
+(`prompt`, `completion`, `responses`, ids filled in). Unknown fields are passed through unchanged. An invalid record
+raises `BadRow`, which says what was expected.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from srlm_cli.dataset_formats import FOREIGN, Message, Prompt, Record, messages, own_form, text
 from srlm_cli.errors import BadRow
 
-PROVENANCE = "provenance.json"  # beside a model: how it was trained, from what
+PROVENANCE = "provenance.json"  # in a model folder: how it was trained, and from which data
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 FULL_SCORE = 5  # of the additive judge prompt
 
-# How a text that a model wrote ends, as servers and other tools call it: it ended, or was cut at its limit.
+# Finish reasons of servers and other tools for a text that is complete (stop) or cut at its limit (length).
 ENDS = dict.fromkeys(("stop", "eos", "eos_token", "stop_sequence", "end_turn"), "stop")
 ENDS |= dict.fromkeys(("length", "max_tokens", "model_length", "model_context_window_exceeded"), "length")
 
@@ -37,12 +37,12 @@ def text_hash(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text with U+FFFD for each lone surrogate (half a character), which UTF-8 has no bytes for."""
+    """Return a text with U+FFFD for each lone surrogate (half a character), which UTF-8 cannot encode."""
     return SURROGATE.sub("\ufffd", text)
 
 
 def encodable_value(value: Any, noted: Counter[str] | None = None, what: str = "rows") -> Any:
-    """Return a JSON value with all its texts `encodable`; one that this changes is counted in `noted`."""
+    """Return a JSON value with all its texts `encodable`; if this changes it, it is counted in `noted`."""
     text = json.dumps(value, ensure_ascii=False)
     if not SURROGATE.search(text):
         return value
@@ -59,7 +59,7 @@ def prompt_id(prompt: Prompt) -> str:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """Return a hash of a prompt's words, the same whatever its spaces and capitals: to tell that two are one."""
+    """Return a hash of a prompt's words, independent of spaces and capitals, to find duplicates."""
     return short_hash(" ".join(as_text(prompt).casefold().split()))
 
 
@@ -69,7 +69,7 @@ def as_messages(prompt: Prompt) -> list[Message]:
 
 
 def as_text(prompt: Prompt) -> str:
-    """Return a prompt as one text, turns labelled by their speaker, for templates and reports."""
+    """Return a prompt as one string, each turn labelled with its role, for templates and reports."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -81,9 +81,9 @@ def as_text(prompt: Prompt) -> str:
 
 
 def prompt_record(row: Record) -> Record:
-    """Return a prompt row `{id, prompt}`; rows of other tools are read too (see `dataset_formats`).
+    """Return a prompt record `{id, prompt}`; formats of other tools are accepted (see `dataset_formats`).
 
-    The `responses` of a ranked row, an answer to the prompt and no part of it, are left out.
+    The `responses` of a ranked record are left out.
     """
     own = own_form(row)
     prompt = _prompt(own, row)
@@ -92,7 +92,7 @@ def prompt_record(row: Record) -> Record:
 
 
 def completion_record(row: Record) -> Record:
-    """Return an IFT or EFT row `{id, prompt, completion}`; rows of other tools are read too."""
+    """Return an IFT or EFT record `{id, prompt, completion}`; formats of other tools are accepted."""
     own = own_form(row, completed=True)
     if "completion" not in own:
         raise BadRow(f"expected `completion` beside `prompt`, got {_keys(row)}")
@@ -101,7 +101,7 @@ def completion_record(row: Record) -> Record:
 
 
 def eft_record(row: Record) -> Record:
-    """Return a row of `srlm make-eft` as it is; it has a `score` beside its prompt and completion."""
+    """Return a record of `srlm make-eft` unchanged, after a check of its prompt, completion and `score`."""
     completion_record(row)
     if not is_number(row.get("score")):
         raise BadRow(f"expected `score`, a number, got {row.get('score', 'none')!r}")
@@ -109,9 +109,9 @@ def eft_record(row: Record) -> Record:
 
 
 def ranked_record(row: Record) -> Record:
-    """Return a ranked row `{id, prompt, responses: [{text, rank | score}]}`.
+    """Return a ranked record `{id, prompt, responses: [{text, rank | score}]}`.
 
-    `rank` counts from 0 or 1, the smaller the better; `score` is any number, the larger the better.
+    `rank` starts at 0 or 1, and a smaller rank is better; `score` is any number, and a larger score is better.
     """
     own = own_form(row)
     prompt, responses = _prompt(own, row), row.get("responses")
@@ -130,9 +130,9 @@ def ranked_record(row: Record) -> Record:
 
 
 def response_record(row: Record) -> Record:
-    """Return a response row `{id, prompt_id, prompt, response}`, from `srlm sample` or any tool.
+    """Return a response record `{id, prompt_id, prompt, response}`, from `srlm sample` or another tool.
 
-    The id is `<prompt_id>/<k>`, or, in a row that has no `k`, ends with a hash of the response.
+    The id is `<prompt_id>/<k>`, or ends with a hash of the response if the record has no `k`.
     """
     own = own_form(row)
     prompt, response = _prompt(own, row), text(row.get("response"), "response")
@@ -142,23 +142,23 @@ def response_record(row: Record) -> Record:
 
 
 def has_ended(row: Record) -> bool:
-    """Tell whether the response of a row was ended or cut, as far as it tells.
+    """Return whether the response of a record is complete or cut at its limit; True without a `finish_reason`.
 
-    A `finish_reason` that is no end (`content_filter`, `prompt-too-long`, `error`) says that none came, whatever the
-    text.
+    With any other `finish_reason` (`content_filter`, `prompt-too-long`, `error`) the model wrote no response, whatever
+    the text is.
     """
     reason = row.get("finish_reason")
     return reason is None or reason == "stop" or str(reason).lower() in ENDS  # most are: there are many rows
 
 
 def is_reply(row: Record) -> bool:
-    """Tell whether a response can be scored and trained on: it has ended, and there is a text."""
+    """Return whether a response can be scored and used for training: it has a text, and `has_ended`."""
     text = row["response"]
     return bool(text) and not text.isspace() and has_ended(row)
 
 
 def judged_record(row: Record) -> Record:
-    """Return a judged row: a response row with `score`, a number or null (not readable)."""
+    """Return a judged record: a response record with `score`, a number or null (unreadable)."""
     row = response_record(row)
     if "score" not in row or not (row["score"] is None or is_number(row["score"])):
         raise BadRow(f"expected `score`, a number or null, got {row.get('score', 'none')!r}")
@@ -166,9 +166,10 @@ def judged_record(row: Record) -> Record:
 
 
 def is_judged_reply(row: Record) -> bool:
-    """Tell at once of most judged replies that `judged_record` changes nothing but the order of their fields.
+    """Return True only if `judged_record` would change nothing except the order of the fields; a fast check.
 
-    False says nothing. A prompt that begins with a space may be empty, or in the form of HH.
+    False means that the record needs the full check. A prompt that starts with a space can be empty, or in the format
+    of HH.
     """
     try:
         own, group, prompt, response = row["id"], row["prompt_id"], row["prompt"], row["response"]
@@ -183,7 +184,7 @@ def is_judged_reply(row: Record) -> bool:
 
 
 def meta_record(row: Record) -> Record:
-    """Return a row of `srlm judge --meta`: a response row with `judge_prompt`, `targets` and `battles`."""
+    """Return a record of `srlm judge --meta`: a response record with `judge_prompt`, `targets` and `battles`."""
     row = response_record(row)
     targets, battles = row.get("targets"), row.get("battles")
     if not isinstance(battles, list):
@@ -200,9 +201,9 @@ def meta_record(row: Record) -> Record:
 
 
 def pair_record(row: Record) -> Record:
-    """Return a preference row `{id, prompt, chosen, rejected}`, strings or message lists.
+    """Return a preference record `{id, prompt, chosen, rejected}`, strings or message lists.
 
-    A row may have a `label_smoothing`: the probability, 0 to 1, that its sides are the wrong way round.
+    A record can have `label_smoothing`: the probability, 0 to 1, that chosen and rejected are swapped.
     """
     own = own_form(row)
     prompt, chosen, rejected = _prompt(own, row), _reply(own, "chosen"), _reply(own, "rejected")
@@ -213,7 +214,7 @@ def pair_record(row: Record) -> Record:
 
 
 def judged_completion_record(row: Record) -> Record:
-    """Return a judged row as an IFT row of prompt and response; its score stands in `full_score`, true or false."""
+    """Return a judged record as an IFT record; `full_score` is whether it has the highest score."""
     judged = judged_record(row)
     kept = {key: value for key, value in judged.items() if key not in ("response", "score")}
     return _with(kept, completion=judged["response"], full_score=judged["score"] == FULL_SCORE)
@@ -228,9 +229,9 @@ RENAMED_METRICS = {
 
 
 def metric_record(row: Record) -> Record:
-    """Return a metric row `{task, metric, value, n, ci_low, ci_high}`; a value that could not be had is null.
+    """Return a metric record `{task, metric, value, n, ci_low, ci_high}`; a value that is not defined is null.
 
-    A metric by the name that it had in a file of an earlier version gets its name of today.
+    Metric names of earlier versions are replaced by the current ones.
     """
     numbers = [row.get(name) for name in ("value", "ci_low", "ci_high")]
     if not isinstance(row.get("metric"), str) or not all(n is None or is_number(n) for n in numbers):
@@ -239,7 +240,7 @@ def metric_record(row: Record) -> Record:
 
 
 def responses_of(ranked: Record) -> list[Record]:
-    """Return a ranked row as response rows, in their order, with `k` and the human `rank` or `score`."""
+    """Return a ranked record as response records, in order, with `k` and the human value as `human`."""
     rest = {key: value for key, value in ranked.items() if key not in ("id", "responses")}
     return [
         {
@@ -255,7 +256,7 @@ def responses_of(ranked: Record) -> list[Record]:
 
 
 def human_values(ranked: Record) -> list[float]:
-    """Return how much people liked each response, larger is better: the scores if all have one, or minus the ranks."""
+    """Return the human value of each response, larger is better: the scores if all have one, else the negated ranks."""
     responses = ranked["responses"]
     if all(is_number(response.get("score")) for response in responses):
         return [float(response["score"]) for response in responses]
@@ -266,7 +267,7 @@ def human_values(ranked: Record) -> list[float]:
 
 
 def refuse_two_prompts(responses: list[Record]) -> None:
-    """Raise BadRow for responses of one `prompt_id` to different prompts, as files that each count from 1 have them."""
+    """Raise BadRow for responses with the same `prompt_id` and different prompts, as after `cat` of several files."""
     first = responses[0]["prompt"]
     for row in responses:
         if row["prompt"] != first and as_messages(row["prompt"]) != as_messages(first):
@@ -274,7 +275,7 @@ def refuse_two_prompts(responses: list[Record]) -> None:
 
 
 def refuse_two_replies(responses: list[Record]) -> None:
-    """Raise BadRow for two replies of one id, as two rankings of one prompt have them that carry no id."""
+    """Raise BadRow for different replies with the same id, as in two rankings of one prompt without ids."""
     if len({row["id"] for row in responses}) == len(responses):
         return
     texts: dict[str, str] = {}
@@ -287,7 +288,7 @@ def refuse_two_replies(responses: list[Record]) -> None:
 
 
 def _with(row: Record, **fields: Any) -> Record:
-    """Return the row with these fields first and the rest of it behind them, as it was."""
+    """Return the record with these fields first, followed by its other fields."""
     return {**fields, **row, **fields}
 
 
@@ -296,7 +297,7 @@ def _id(row: Record) -> str | None:
 
 
 def _prompt(own: Record, row: Record) -> Prompt:
-    """Return the prompt of a row that `own_form` has read; `row` is as it stood in its file."""
+    """Return the prompt of a record in `own_form`; `row` is the record as it was in the file."""
     if own.get("prompt") is None and row.get("prompt", own) is own:
         raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
     prompt = own.get("prompt")
@@ -308,7 +309,7 @@ def _prompt(own: Record, row: Record) -> Prompt:
 
 
 def _reply(own: Record, name: str) -> Prompt:
-    """Return a reply of a row that `own_form` has read, a text or messages; it has to hold text."""
+    """Return a reply of a record in `own_form`, a string or messages; raise BadRow if it is empty."""
     reply = own.get(name)
     reply = messages(reply, name) if isinstance(reply, list) else text(reply, name)
     if not (reply if isinstance(reply, str) else any(turn["content"] for turn in reply)):
@@ -317,7 +318,7 @@ def _reply(own: Record, name: str) -> Prompt:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a JSON value is a number; true and false are none."""
+    """Return whether a JSON value is a number; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -39,7 +39,7 @@ def spans(text: str) -> list[tuple[int, int]]:
 
 
 def alone(text: str, mark: re.Match[str]) -> bool:
-    """Tell whether a mark is all of its line."""
+    """Return whether a mark is all of its line."""
     before, after = text[: mark.start()].rpartition("\n")[2], text[mark.end() :].partition("\n")[0]
     return not before.strip() and not after.strip()
 

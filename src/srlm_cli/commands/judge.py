@@ -194,7 +194,7 @@ def judgeable(row: Record) -> Record | list[Record]:
 
 
 def has_writer(rows: Reader) -> bool:
-    """Tell whether the first row names the model that wrote it; if none does, a server's only model may judge."""
+    """Return whether the first row names the model that wrote it; if none does, a server's only model may judge."""
     first = rows.peek()
     return first is not None and named_in(first) is not None
 

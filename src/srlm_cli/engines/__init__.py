@@ -1,4 +1,4 @@
-"""Ways to run a model, all behind the protocol of `base`; `open_engine` picks one."""
+"""Engines run a model, and all follow the protocol in `base`; `open_engine` returns one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
 
 
 def open_engine(spec: EngineSpec) -> Engine:
-    """Return an engine, its model loaded; raise EngineError where it cannot be."""
+    """Return an engine with its model loaded; raise EngineError if this is not possible."""
     if spec.engine not in NAMES:
         raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
     if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
@@ -52,7 +52,7 @@ def open_engine(spec: EngineSpec) -> Engine:
 
 @cache
 def with_model(spec: EngineSpec) -> EngineSpec:
-    """Return a spec that names its model: a server's only one where none is given; the server is asked once."""
+    """Return a spec with a model: if none is given, the only model of the server, which is asked once."""
     if spec.model or spec.engine != "openai":
         return spec
     from srlm_cli.engines.openai_server import only_model
@@ -61,9 +61,9 @@ def with_model(spec: EngineSpec) -> EngineSpec:
 
 
 class LazyEngine:
-    """An engine that is opened by its first request, once: without rows no model is loaded.
+    """An engine that is opened by its first request: without rows no model is loaded.
 
-    `today` is the date of a run where its spec has none.
+    `today` is the date of the run if the spec has none.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -76,11 +76,11 @@ class LazyEngine:
 
     @property
     def noted(self) -> Mapping[str, int]:
-        """How many answers of a server were not taken as they are, by what is different."""
+        """The number of server responses that were changed, by the kind of change."""
         return getattr(self._engine, "noted", {})
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield completions in order; open the engine when there is something to ask."""
+        """Yield completions in order; open the engine at the first request."""
         pending = iter(requests)
         for first in pending:
             if self._engine is None:

@@ -1,4 +1,4 @@
-"""What an engine is: requests in, completions out, in order, its model loaded once; and how one is asked for."""
+"""The engine protocol: an engine takes requests and yields completions, in order."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TEMPLATE_REFUSED = "template-refused"
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """Which engine to open, with which model and on what; the fields from `base_url` on are for a server.
+    """Which engine to open, with which model, and how; the fields from `base_url` on are for a server.
 
-    `today` is the moment that a chat template writes which asks for the date; None is now.
+    `today` is the date for chat templates that write it; None is the current date.
     """
 
     engine: str = "hf"
@@ -39,9 +39,9 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `stop` texts end a completion and are cut off.
+    """Sampling parameters. `temperature` 0 is greedy; a `stop` text ends a completion and is removed.
 
-    A line that the pattern `last_line` matches whole ends a completion, too, and is its last one.
+    A line that fully matches the pattern `last_line` also ends a completion, and is kept.
     """
 
     temperature: float = 0.7
@@ -52,9 +52,9 @@ class Sampling:
 
 
 def end_of(text: str, sampling: Sampling) -> int | None:
-    """Return where a completion is cut off: before its first stop text or behind its last line; None where nowhere.
+    """Return where a completion ends: before its first stop text or after its last line; None if neither occurs.
 
-    A line counts once it is complete, that is when the next one begins, and where it is outside of a thought.
+    A line counts when it is complete, that is when the next line starts, and only outside of a thought.
     """
     ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
     if sampling.last_line:
@@ -70,14 +70,13 @@ def end_of(text: str, sampling: Sampling) -> int | None:
 
 @dataclass(frozen=True)
 class Request:
-    """Ask for one completion a seed of a chat.
+    """A request for one completion per seed of a chat.
 
-    `prefix` begins the assistant's turn and is not part of the completion. With `choices` the
-    completion is one of these texts, drawn by their probability behind the prefix (the most
-    probable one at temperature 0).
+    `prefix` is the start of the assistant's turn and is not part of the completion. With `choices` the completion is
+    one of these texts, drawn by its probability after the prefix (the most probable one at temperature 0).
 
-    `follow_up` says what to ask about each text once it is written. An engine that still has the text in its
-    cache may answer it immediately, with the completion.
+    `follow_up` returns a second request about each text. An engine that still has the text in its cache can answer it
+    together with the completion.
     """
 
     messages: list[Message]
@@ -89,25 +88,24 @@ class Request:
 
 
 class FollowUp(Protocol):
-    """A question about a text that a request produced. Some engines send it to other processes: pickle must take it."""
+    """A second request about a completion. It must be picklable, because some engines send it to other processes."""
 
     def __call__(self, place: int, text: str) -> Request | None:
-        """Return a request with `choices` that continues `text`, of the seed at `place`, or None for no question."""
+        """Return a request with `choices` that continues `text`, the completion of seed number `place`, or None."""
         ...
 
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to one request: a text and a finish reason for each of its seeds.
+    """The result of one request: a text and a finish reason per seed.
 
-    `finish_reasons` are `stop` (the model ended, or a stop text came), `length` (cut at
-    `max_new_tokens`), `no-choice` (none of the choices can be told), or a reason why no text came, which is then
-    empty: `prompt-too-long`, `content_filter`, `refused` (by a server), `template-refused` (by the chat template),
-    `empty`, or what a server calls it. `why` has the words of what refused the request. `probabilities` has one number
-    a choice, summing to 1, where choices were asked for and the engine can tell. `mass` is the probability that any of
-    the choices comes next, 0 to 1, before it was shared among them. Token counts are of the prompt (once)
-    and of all texts. `follow_ups` has one entry per seed where the engine answered the request's `follow_up`,
-    None where it did not; it is empty from an engine that leaves all of them to the caller.
+    Finish reasons: `stop` (end of text, or a stop text), `length` (cut at `max_new_tokens`), `no-choice` (no choice has
+    any probability), or the reason why there is no text: `prompt-too-long`, `content_filter`, `refused` (by a server),
+    `template-refused` (by the chat template), `empty`, or the reason that a server gives. `why` is the error message of
+    a refusal. `probabilities` has one number per choice, with a sum of 1, if choices were requested and the engine
+    knows them. `mass` is the total probability of all choices before this normalization, 0 to 1. `tokens_in` counts the
+    prompt once, `tokens_out` all texts. `follow_ups` has one entry per seed, None for those that the engine did not
+    answer; it is empty if the engine answers none.
     """
 
     texts: list[str]
@@ -121,22 +119,22 @@ class Completion:
 
 
 def no_text(request: Request, reason: str, tokens_in: int = 0, why: str = "") -> Completion:
-    """Return the answer to a request that has no text, for this reason."""
+    """Return a completion with empty texts and this finish reason."""
     size = len(request.seeds)
     return Completion([""] * size, [reason] * size, tokens_in, 0, why=why)
 
 
 def template_refusal(completion: Completion) -> str:
-    """Return why the chat template refused the messages of a request, an empty string where it did not."""
+    """Return why the chat template refused the messages of a request, or ""."""
     return completion.why if completion.finish_reasons[0] == TEMPLATE_REFUSED else ""
 
 
 class Engine(Protocol):
-    """The one protocol that every way of running a model follows."""
+    """The protocol of all engines."""
 
     name: str
     model: str
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield the completion of each request, lazily and in input order; raise EngineError when it cannot."""
+        """Yield one completion per request, lazily and in input order; raise EngineError on failure."""
         ...

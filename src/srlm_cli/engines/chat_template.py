@@ -56,7 +56,7 @@ def now() -> str:
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Tell whether a chat template asks for the date, as those of Llama 3.1 and Granite 3 do."""
+    """Return whether a chat template asks for the date, as those of Llama 3.1 and Granite 3 do."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 

@@ -1,4 +1,4 @@
-"""One of several texts by its probability, drawn alike in every engine; read from a server's most probable tokens."""
+"""Choose one of several texts by probability, in the same way in all engines; also from a server's top tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SPACES = str.maketrans("Ġ▁", "  ")  # how byte-level and SentencePiece vocabu
 
 @dataclass(frozen=True)
 class Step:
-    """One written token, its probability, and those of the most probable tokens at its place."""
+    """One token of a completion, its probability, and those of the most probable tokens at its position."""
 
     token: str
     probability: float
@@ -24,9 +24,9 @@ class Step:
 def masses(steps: Sequence[Step], choices: Sequence[str], gap: str = "") -> dict[str, float]:
     """Return the probability of each choice as the next word, 0 for one that is not among the top tokens.
 
-    `gap` are the spaces that stand before a choice. A tokenizer may write them as part of it (" A")
-    or as a token of their own (" ", "4"): behind a token of nothing but spaces the next step counts
-    too. Some servers leave the space of a token out: spaces count only where they tell anything.
+    `gap` is the white space before a choice. A tokenizer can write it as part of the choice (" A") or as a token of
+    its own (" ", "4"), so after a token of white space the next step counts too. Some servers remove the space of a
+    token, so white space counts only if it makes a difference.
     """
     exact = _masses(steps, choices, {gap + choice: choice for choice in choices}, str)
     return (
@@ -37,7 +37,7 @@ def masses(steps: Sequence[Step], choices: Sequence[str], gap: str = "") -> dict
 def _masses(
     steps: Sequence[Step], choices: Sequence[str], texts: dict[str, str], read: Callable[[str], str]
 ) -> dict[str, float]:
-    """Add up the probabilities of what reads as one of the texts, by the choice that each stands for."""
+    """Add up the probabilities of the tokens that start one of the texts, by choice."""
     found = dict.fromkeys(choices, 0.0)
     written, before = "", 1.0
     for step in steps:
@@ -52,10 +52,10 @@ def _masses(
 
 
 def of_texts(logs: Sequence[float], ends: Sequence[Sequence[int]]) -> list[float]:
-    """Return the probability of each choice from the log-probabilities of its whole text, given its tokens.
+    """Return the probability of each choice from the log-probabilities of the tokens of its whole text.
 
-    A choice that goes on to another one ("1" and "10") has only what the longer one leaves of it. Nearest
-    extensions only: "100" is taken from "10", and "10" from "1".
+    If a choice is the start of another one ("1" and "10"), the probability of the longer one is subtracted from it.
+    Only the nearest extension counts: "100" is subtracted from "10", and "10" from "1".
     """
     whole = [exp(log_ - max(logs)) for log_ in logs]
     left = list(whole)
@@ -73,13 +73,13 @@ def mass_of(logs: Sequence[float], ends: Sequence[Sequence[int]]) -> float:
 
 
 def shared(parts: Sequence[float]) -> list[float] | None:
-    """Return masses as probabilities that sum to 1, or None where there is no mass to share."""
+    """Return masses normalized to a sum of 1, or None if their sum is zero."""
     total = sum(parts)
     return [part / total for part in parts] if total > 0 else None
 
 
 def completion(request: Request, probabilities: list[float], mass: float, tokens_in: int) -> Completion:
-    """Return the completion of a request whose choices share `mass` by these probabilities: one drawn for each seed."""
+    """Return the completion of a request with `choices` of these probabilities: one choice is drawn per seed."""
     temperature = request.sampling.temperature
     texts = [pick(request.choices, probabilities, temperature, seed) for seed in request.seeds]
     mass = min(mass, 1.0) if isfinite(mass) else 0.0
@@ -96,12 +96,12 @@ def pick(choices: Sequence[str], probabilities: Sequence[float], temperature: fl
 
 
 def longer(choice: str, choices: Sequence[str]) -> list[str]:
-    """Return the choices that go on where another one ends: "10" for "1"."""
+    """Return the choices that extend another one: "10" for "1"."""
     return [other for other in choices if other != choice and other.startswith(choice)]
 
 
 def named_in(text: str, choices: Sequence[str]) -> str:
-    """Return the choice that a text begins with, or an empty string; the longest one, as a word of its own."""
+    """Return the longest choice that a text starts with as a whole word, or ""."""
     text = text.lstrip(" \n*_`\"'([")
     for choice in sorted(choices, key=len, reverse=True):
         if text.startswith(choice) and not text[len(choice) : len(choice) + 1].isalnum():

@@ -79,7 +79,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Tell whether a host is the machine itself, whatever its name may be elsewhere."""
+    """Return whether a host is the machine itself, whatever its name may be elsewhere."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -87,7 +87,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def in_networks(host: str, no_proxy: str) -> bool:
-    """Tell whether a host is an address in one of the networks that NO_PROXY names, such as 10.0.0.0/8 or ::1."""
+    """Return whether a host is an address in one of the networks that NO_PROXY names, such as 10.0.0.0/8 or ::1."""
     try:
         address = ip_address(host)
     except ValueError:

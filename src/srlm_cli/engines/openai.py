@@ -108,7 +108,7 @@ class OpenAIEngine:
             raise await self.server.explained(error) from error
 
     async def _takes_others(self, request: Request) -> bool:
-        """Tell whether the server takes such a request about something else: then this one's messages are at fault."""
+        """Return whether the server accepts such a request with other messages: then these messages are at fault."""
         async with self.trying:
             if self.takes_others is None:
                 try:
@@ -234,7 +234,7 @@ class OpenAIEngine:
         return replace(choice_probabilities.completion(request, probabilities, mass, tokens_in), tokens_out=tokens_out)
 
     def _continued(self, request: Request, mass: float) -> bool:
-        """Tell whether a server has continued the beginning of a turn, by the probability of the choices there.
+        """Return whether a server has continued the beginning of a turn, by the probability of the choices there.
 
         Raise EngineError where it has not continued most of the first ones.
         """
@@ -317,7 +317,7 @@ def chat_of(request: Request, way: str) -> Json:
 
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:
-    """Tell whether an error says that the server cannot go on with a turn in this way."""
+    """Return whether an error says that the server cannot go on with a turn in this way."""
     if refusal(error):
         return False
     if way == "template":

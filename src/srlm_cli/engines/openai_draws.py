@@ -42,7 +42,7 @@ class Draws:
         self.lock = asyncio.Lock()
 
     async def shared(self, equal: int) -> bool:
-        """Tell whether the choices of a request share one draw, after `equal` texts that should have been drawn apart.
+        """Return whether the choices of a request share one draw, after `equal` texts that should differ.
 
         Raise EngineError where the server does not draw at all: whatever seed and temperature say.
         """
@@ -80,5 +80,5 @@ class Draws:
 
 
 def differ(texts: list[str]) -> bool:
-    """Tell whether texts differ, or may: those that are equal and short prove nothing."""
+    """Return whether texts differ, or may: those that are equal and short prove nothing."""
     return len(set(texts)) > 1 or len(texts[0].strip()) < LONG

@@ -56,7 +56,7 @@ def refusal(error: openai.APIStatusError) -> str:
 
 
 def names(error: openai.APIStatusError, field: str) -> bool:
-    """Tell whether an error is about a field of the request."""
+    """Return whether an error is about a field of the request."""
     said = words(error)
     if field == "n" and ONE_CHOICE.search(said):
         return True

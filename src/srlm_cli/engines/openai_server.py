@@ -178,7 +178,7 @@ class Server:
         )
 
     def _tried_again(self, error: openai.APIStatusError) -> bool:
-        """Tell whether the library tried again: not where a server asks to wait for longer than it will."""
+        """Return whether the library tried again: not where a server asks to wait for longer than it will."""
         wait = error.response.headers.get("retry-after", "")
         return not (wait.isdecimal() and int(wait) > SECONDS_TO_WAIT)
 
@@ -218,7 +218,7 @@ def only_model(spec: EngineSpec) -> str:
 
 
 def spare(field: str, value: Any) -> bool:
-    """Tell whether a request means the same without a field of this value, once the rest is done here."""
+    """Return whether a request means the same without a field of this value, once the rest is done here."""
     return field in OPTIONAL or (field in DEFAULTS and value == DEFAULTS[field])
 
 

@@ -1,4 +1,4 @@
-"""Judge health: what the scores of any judged file tell of its judge, and the guards that stop a collapsing loop."""
+"""Judge health: metrics of a judge from the scores in a judged file, and limits that stop a collapsing loop."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ SAME = 1e-9
 
 @dataclass(slots=True)
 class Numbers:
-    """What is kept of the judged responses of one prompt, and no text: one value a response, or a judgement.
+    """The numbers of the judged responses of one prompt, without texts.
 
-    Of a response: `scores` (null: unreadable), `lengths` in characters, `spreads`, the standard
-    deviation of its readable K scores (where there are two). Of a judgement: `read`, `forced` and
-    `cut_off`, where the rows tell, and `singles`, its score, where there is one.
+    Per response: `scores` (null: unreadable), `lengths` in characters, `spreads`, the standard deviation of its
+    readable K scores (if there are two). Per judgement: `read`, `forced` and `cut_off`, if the records have them, and
+    `singles`, the readable scores.
     """
 
     scores: list[float | None] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Numbers:
     singles: list[float] = field(default_factory=list)
 
     def add(self, row: Record) -> None:
-        """Take in one judged row; fields that other tools leave out are not counted."""
+        """Add one judged record; missing fields are not counted."""
         self.scores.append(row["score"])
         self.lengths.append(len(row["response"]))
         sources = listed(row, "score_from")
@@ -55,7 +55,7 @@ class Numbers:
             self.spreads.append(spread(single))
 
     def join(self, other: Numbers) -> None:
-        """Take in the numbers of further responses."""
+        """Add the numbers of more responses."""
         for name in self.__slots__:
             getattr(self, name).extend(getattr(other, name))
 
@@ -72,13 +72,13 @@ def spread(values: Sequence[float]) -> float:
 
 
 class ByPrompt:
-    """Numbers of prompts, in memory, in the order of the prompts' ids; they can be read again and again."""
+    """Numbers by prompt, in memory, in the order of the prompt ids."""
 
     def __init__(self) -> None:
         self.prompts: dict[str, Numbers] = {}
 
     def add(self, prompt: str, numbers: Numbers) -> None:
-        """Take in numbers of a prompt, some of which may be there already."""
+        """Add the numbers of a prompt to those that are already there."""
         self.prompts.setdefault(prompt, Numbers()).join(numbers)
 
     def __iter__(self) -> Iterator[Numbers]:
@@ -98,7 +98,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Limits:
-    """When a judge counts as ill; each is a share but `length_growth`, a ratio."""
+    """The limits of a healthy judge; all are shares, except `length_growth`, a ratio."""
 
     one_score: float = 0.95
     parse_rate: float = 0.5
@@ -107,9 +107,9 @@ class Limits:
 
 
 def numbers_of(judged: Iterable[Record], prompts: ByPrompt | None = None) -> Judged:
-    """Return the numbers of judged rows; the rows of a prompt need not stand together.
+    """Return the numbers of judged records; the records of a prompt need not be consecutive.
 
-    `prompts` is where they are kept, in memory if none is given.
+    They are stored in `prompts`, by default in memory.
     """
     found = Judged(ByPrompt() if prompts is None else prompts)
     for prompt, rows in groupby(judged, key=itemgetter("prompt_id")):
@@ -134,8 +134,8 @@ def health_metrics(
 ) -> list[Record]:
     """Return the metric rows of a judged file; `docs/metrics.md` defines each.
 
-    `before` is the judged file of the round before. The accuracies are the metric rows
-    `pairwise_accuracy` of the two rounds' judges on the same ranked replies.
+    `before` is the judged file of the previous round. The accuracies are the `pairwise_accuracy` metrics of the judges
+    of both rounds on the same ranked replies.
     """
     rows = [*of_judgements(judged, seed), *of_responses(judged, seed)]
     rows += against_before(judged, before, seed) if before else []
@@ -150,9 +150,9 @@ def health_metrics(
 def of_judgements(judged: Judged, seed: int) -> list[Record]:
     """Return how the judgements were read, and the share of each score among the readable ones.
 
-    `share_of_score` comes once for each whole score, halves rounded up. `top_score_share` is the
-    largest share of one score, to a tenth: of whole scores the largest of the others, while the
-    expectations of a judge who still tells responses apart are not all one.
+    There is one `share_of_score` per integer score, halves rounded up. `top_score_share` is the largest share of one
+    score with one decimal. So for integer scores it equals the largest `share_of_score`, and the expectations of a
+    judge that still distinguishes responses do not count as equal.
     """
     read = {
         "parse_rate": attrgetter("read"),
@@ -185,7 +185,7 @@ def whole(score: float) -> int:
 
 
 def of_responses(judged: Judged, seed: int) -> list[Record]:
-    """Return how far the judge tells the responses of a prompt apart, and what it makes of their length."""
+    """Return how well the judge distinguishes the responses of a prompt, and how scores depend on length."""
     values = {
         "tie_rate": ties,
         "tied_prompts": all_tied,
@@ -202,7 +202,7 @@ def of_responses(judged: Judged, seed: int) -> list[Record]:
 
 
 def overall(judged: Judged) -> list[float]:
-    """Return Spearman's rho of score and length over all scored responses, or none where one does not vary."""
+    """Return Spearman's rho of score and length over all scored responses, or nothing if one of them is constant."""
     import numpy as np
 
     ranked = []
@@ -216,7 +216,7 @@ def overall(judged: Judged) -> list[float]:
 
 
 def against_before(judged: Judged, before: Judged, seed: int) -> list[Record]:
-    """Return how length and gap changed since the round before; the prompts of each are drawn on their own."""
+    """Return the changes of length and gap since the previous round; both rounds are resampled independently."""
     import numpy as np
 
     compared = {"length": attrgetter("lengths"), "gap": gap}
@@ -235,7 +235,7 @@ def against_before(judged: Judged, before: Judged, seed: int) -> list[Record]:
 
 
 def against_people(accuracy: Record, before: Record | None) -> list[Record]:
-    """Return the judge's pairwise accuracy on ranked replies, and how it changed since the round before."""
+    """Return the judge's pairwise accuracy on ranked replies, and its change since the previous round."""
     known = {key: accuracy.get(key) for key in ("value", "n", "ci_low", "ci_high")}
     rows = [plain("accuracy") | known]
     if before:
@@ -245,7 +245,7 @@ def against_people(accuracy: Record, before: Record | None) -> list[Record]:
 
 
 def plain(name: str, value: float | None = None, *, n: int = 0) -> Record:
-    """Return a metric row without an interval; without a value it counts nothing."""
+    """Return a metric record without an interval; `n` is 0 without a value."""
     return {"task": "health", "metric": name, "value": value, "n": n, "ci_low": None, "ci_high": None}
 
 
@@ -258,13 +258,13 @@ def ties(one: Numbers) -> list[bool]:
 
 
 def all_tied(one: Numbers) -> list[bool]:
-    """Return whether all scores are equal, where there are at least two: no pair can be made of them."""
+    """Return whether all scores are equal, if there are at least two; then there is no pair."""
     scores = [score for score, _ in one.scored()]
     return [len(set(scores)) == 1] if len(scores) > 1 else []
 
 
 def gap(one: Numbers) -> list[float]:
-    """Return the best score minus the worst, where there are at least two."""
+    """Return the best score minus the worst, if there are at least two."""
     scores = [score for score, _ in one.scored()]
     return [max(scores) - min(scores)] if len(scores) > 1 else []
 
@@ -280,13 +280,13 @@ def longer_scores_higher(one: Numbers) -> list[bool]:
 
 
 def spearman(pairs: list[tuple[float, int]]) -> list[float]:
-    """Return Spearman's rho of (x, y) pairs as a list of one value, or none where x or y does not vary."""
+    """Return Spearman's rho of (x, y) pairs as a list of one value; the list is empty if x or y is constant."""
     x, y = (ranks(values) for values in zip(*pairs, strict=True)) if pairs else ([], [])
     return [correlation(x, y)] if len(set(x)) > 1 and len(set(y)) > 1 else []
 
 
 def listed(row: Record, key: str) -> list[Any]:
-    """Return a list of a row, an empty one where another tool left it out."""
+    """Return a list field of a record, or [] if it is missing."""
     return row[key] if isinstance(row.get(key), list) else []
 
 
@@ -294,9 +294,9 @@ def listed(row: Record, key: str) -> list[Any]:
 
 
 def over_limits(rows: list[Record], limits: Limits) -> LimitExceeded | None:
-    """Return the error that names every limit passed, with why it matters and how to go on; None if all is well.
+    """Return an error that names each exceeded limit, why it matters and how to continue; None if there is none.
 
-    A guard whose metric is not among the rows, or null, is not checked.
+    A limit whose metric is missing or null is not checked.
     """
     found = {row["metric"]: row for row in rows if row["value"] is not None}
     faults = [
@@ -313,7 +313,7 @@ Fault = tuple[str, str, str]  # what is wrong, why it matters, the setting that 
 
 
 def one_score(found: dict[str, Record], limits: Limits) -> Fault | None:
-    """Return the fault of a judge that gives one score only."""
+    """Return the fault of a judge that gives nearly always the same score."""
     top = found.get("top_score_share")
     if not top or top["value"] <= limits.one_score + SAME:
         return None
@@ -337,7 +337,7 @@ def parse_rate(found: dict[str, Record], limits: Limits) -> Fault | None:
 
 
 def length_growth(found: dict[str, Record], limits: Limits) -> Fault | None:
-    """Return the fault of responses that grew too long in one round."""
+    """Return the fault of responses whose length grew too much in one round."""
     growth = found.get("length_growth")
     if not growth or growth["value"] <= limits.length_growth + SAME:
         return None
@@ -350,7 +350,7 @@ def length_growth(found: dict[str, Record], limits: Limits) -> Fault | None:
 
 
 def accuracy_drop(found: dict[str, Record], limits: Limits) -> Fault | None:
-    """Return the fault of a judge that agrees with people less than the round before."""
+    """Return the fault of a judge that agrees less with people than in the previous round."""
     change = found.get("accuracy_change")
     if not change or -change["value"] <= limits.accuracy_drop + SAME:
         return None

@@ -1,4 +1,4 @@
-"""What a win rate would be at equal lengths: the length-controlled model of AlpacaEval 2 (arXiv 2404.04475)."""
+"""Estimate the win rate at equal lengths with the length-controlled model of AlpacaEval 2 (arXiv 2404.04475)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from srlm_cli.stats.logistic import probability, solve
 if TYPE_CHECKING:
     from numpy import ndarray
 
-# AlpacaEval chooses C for each model by cross-validation, nearly always 2.8 or 21.5 of its grid. The held-out losses
-# of all C from 2.8 on differ by millionths, so how rows are dealt to folds decides, and a choice of our own misses the
-# published figures by up to 0.14 points. This one C for all, set by these figures, misses none by more than 0.085
-# (benchmarks/length_control.py).
+# AlpacaEval chooses C for each model by cross-validation, nearly always 2.8 or 21.5. The held-out losses of all C
+# from 2.8 on differ by millionths, so the random folds decide, and a new cross-validation misses the published figures
+# by up to 0.14 points. This single C misses none of them by more than 0.085 (benchmarks/length_control.py).
 C = 25.0
 TASK = "length_control"
 FEWEST_ROWS = 10
@@ -34,9 +33,9 @@ WEIGHTS_AT_ONCE = 1 << 20  # 8 MB of float64, several times over
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted model: the rows (n, k), those of the reference behind the model's own, and the coefficients (1, k).
+    """A fitted model: the features (n, k) of its rows, then those of the reference, and the coefficients (1, k).
 
-    `prompts` numbers the prompt of each of the model's own rows; `terms` are those that were fitted.
+    `prompts` has the prompt number of each of the model's own rows; `terms` are the names of the fitted terms.
     """
 
     features: ndarray
@@ -59,7 +58,7 @@ class Fit:
         return float(self.at_equal_length(self.best).mean())
 
     def at_equal_length(self, coefficients: ndarray) -> ndarray:
-        """Return P(model wins), (R, rows), had both replies to each prompt the same length."""
+        """Return P(model wins) for replies of equal length, (R, rows)."""
         own = self.features[: len(self.prompts)].copy()
         own[:, 0] = 0
         return probability(coefficients, own)
@@ -87,9 +86,9 @@ class Fit:
 def preference_record(row: Record) -> Record:
     """Return a comparison `{model, baseline, index, len_baseline, len_model, preference, difficulty}`.
 
-    `preference` goes from 1, the baseline is better, to 2; 0 is read as 1.5. A match of `srlm eval
-    head-to-head` is one too: of A against B, lengths in characters (those of its texts, or `length_a` and
-    `length_b`), a tie as 1.5, and its `probability`, where it has one, before its `winner`.
+    `preference` is from 1 (the baseline is better) to 2; 0 is read as 1.5. A match of `srlm eval head-to-head` is
+    accepted too: A against B, lengths in characters (of its texts, or `length_a` and `length_b`), a tie as 1.5. Its
+    `probability` is used if it has one, else its `winner`.
     """
     if "preference" not in row and "winner" in row:
         row = _of_match(row)
@@ -133,10 +132,9 @@ def _of_match(match: Record) -> Record:
 
 
 class Comparisons:
-    """The comparisons of one model with a baseline, as columns: 40 bytes a row, no texts.
+    """The comparisons of one model with a baseline, as columns: 40 bytes per row, no texts.
 
-    A `difficulty` that a row does not have is NaN; `prompts` are hashes of its `index`, and a row that names
-    none stands for itself.
+    A missing `difficulty` is NaN. `prompts` are hashes of `index`; a row without one is a prompt of its own.
     """
 
     def __init__(self, rows: Iterable[Record] = ()) -> None:
@@ -169,7 +167,7 @@ class Comparisons:
         return np.array(self.len_baseline) - np.array(self.len_model)
 
     def by_prompt(self) -> Iterator[list[tuple[float, float, float]]]:
-        """Yield (win, length, length of the baseline) of each row, a list a prompt, in the order of the prompts."""
+        """Yield (win, length, length of the baseline) of each row, one list per prompt, in the order of the prompts."""
         import numpy as np
 
         numbers = in_order(self.prompts)
@@ -179,7 +177,7 @@ class Comparisons:
 
 
 def as_key(index: Any) -> tuple[str, str]:
-    """Return the name or number of a prompt so that equal ones, 1 and 1.0, have one hash and others have not."""
+    """Return the name or number of a prompt so that equal ones, such as 1 and 1.0, have the same hash."""
     if isinstance(index, float) and index.is_integer():
         index = int(index)
     return ("name", index) if isinstance(index, str) else ("number", repr(index))
@@ -191,10 +189,10 @@ def as_key(index: Any) -> tuple[str, str]:
 def length_control(
     models: Variants, variants: Variants | None = None, c: float = C, seed: int = 0
 ) -> tuple[list[Record], str]:
-    """Return the metric rows of comparisons, model by model, and in words what could not be fitted.
+    """Return the metrics of comparisons, model by model, and a message for each model that could not be fitted.
 
-    Beside the plain `win_rate` and the mean lengths in characters stands `length_controlled_win_rate`, with
-    the `terms` of the model that was fitted, their `coefficients` and `c`.
+    The metrics are `win_rate`, the mean lengths in characters, and `length_controlled_win_rate`, with the fitted
+    `terms`, their `coefficients` and `c`.
     """
     models = models or {(None, None): Comparisons()}
     made: list[Record] = []
@@ -215,10 +213,10 @@ def column(at: int, rows: list[tuple[float, ...]]) -> list[float]:
 
 
 def of_matches(matches: Iterable[Record], seed: int = 0) -> Record | None:
-    """Return the length-controlled win rate of the head-to-head matches of two models, seen from A, as a metric row.
+    """Return the length-controlled win rate of A from the head-to-head matches of two models, as a metric.
 
-    `win_rate` in it is the plain one of the same preferences: of the probabilities, where matches have them.
-    None where no length effect can be told: too few matches, or all lengths differ by as much.
+    Its `win_rate` is the plain one of the same preferences, from the probabilities if matches have them. Returns None
+    if the length effect cannot be estimated: too few matches, or all length differences are equal.
     """
     rows, names = Comparisons(), {}
     for match in matches:
@@ -233,7 +231,7 @@ def of_matches(matches: Iterable[Record], seed: int = 0) -> Record | None:
 
 
 def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C, seed: int = 0) -> Record:
-    """Return the metric row of the length-controlled win rate; `value` is null where nothing can be fitted."""
+    """Return the metric of the length-controlled win rate; `value` is null if the model cannot be fitted."""
     row = {"task": TASK, "metric": "length_controlled_win_rate", "value": None, "n": len(rows)}
     if cannot_fit(rows):
         return row | {"ci_low": None, "ci_high": None, "terms": []}
@@ -248,7 +246,7 @@ def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C
 
 
 def by_model(rows: Iterable[Record]) -> Variants:
-    """Return the comparisons of each (model, baseline), the first seen first."""
+    """Return the comparisons of each (model, baseline), in the order in which they first appear."""
     models: Variants = {}
     for row in rows:
         models.setdefault((row["model"], row["baseline"]), Comparisons()).add(row)
@@ -259,7 +257,7 @@ def by_model(rows: Iterable[Record]) -> Variants:
 
 
 def cannot_fit(rows: Comparisons) -> str:
-    """Return why the effect of length cannot be told from these rows; an empty string if it can."""
+    """Return why the effect of length cannot be estimated from these rows, or ""."""
     if len(rows) < FEWEST_ROWS:
         return f"fewer than {FEWEST_ROWS} rows"
     differences = rows.differences
@@ -269,14 +267,14 @@ def cannot_fit(rows: Comparisons) -> str:
 
 
 def uses_reference(rows: Comparisons, variants: Variants | None) -> bool:
-    """Tell whether the reference fits the rows: where these have a difficulty, it needs one too."""
+    """Return whether the reference can be used: if the rows have a difficulty, it needs one too."""
     if not variants:
         return False
     return all(variant.has_difficulty for variant in variants.values()) or not rows.has_difficulty
 
 
 def left_out(rows: Comparisons, variants: Variants | None) -> list[str]:
-    """Return in words what could not be fitted of one model."""
+    """Return a message that says what could not be fitted for one model."""
     if why := cannot_fit(rows):
         return [f"no length-controlled win rate ({why})"]
     notes = [] if rows.has_difficulty else ["no difficulty term (not every row has a `difficulty`)"]
@@ -292,9 +290,9 @@ def left_out(rows: Comparisons, variants: Variants | None) -> list[str]:
 def fit(rows: Comparisons, variants: Variants | None = None, c: float = C) -> Fit:
     """Fit logit P(model wins) = a tanh(d / std d) + b difficulty + intercept to one model's comparisons.
 
-    d is len_baseline - len_model. The loss is that of logistic regression with soft labels, plus the absolute
-    sizes of all coefficients over `c`. `variants` are comparisons of the baseline with variants of itself,
-    wordier and terser ones: they share a and b, have no intercept, and weigh little.
+    d is len_baseline - len_model. The loss is logistic regression with soft labels, plus the sum of the absolute
+    coefficients over `c`. `variants` are comparisons of the baseline with a verbose and a concise variant of itself:
+    they share a and b, have no intercept, and have little weight.
     """
     import numpy as np
 
@@ -310,7 +308,7 @@ def fit(rows: Comparisons, variants: Variants | None = None, c: float = C) -> Fi
 
 
 def features_of(rows: Comparisons, difficulty: bool, intercept: float) -> ndarray:
-    """Return tanh(d / std d), the difficulty where it is a term, and the intercept: (n, 2 or 3)."""
+    """Return tanh(d / std d), the difficulty if it is a term, and the intercept: (n, 2 or 3)."""
     import numpy as np
 
     d = rows.differences

@@ -19,10 +19,10 @@ MATCHED_LENGTH = 0.25
 
 @dataclass(frozen=True)
 class Replies:
-    """The replies to one prompt, one value each: of `human` and of `scores` (null: unreadable) the larger is better.
+    """The replies to one prompt, one value per reply; a larger `human` or `scores` value is better.
 
-    `perfect` tells which replies the judge gave the best score; `lengths` are in characters; `draws`
-    are the scores of a judge that draws at random.
+    A score is null if it is unreadable. `perfect` is whether the judge gave the best score; `lengths` are in
+    characters; `draws` are the scores of a random judge.
     """
 
     human: list[float]
@@ -35,10 +35,10 @@ class Replies:
 def judge_metrics(
     prompts: Iterable[list[Record]], seed: int = 0, best: float = BEST, matched_length: float = MATCHED_LENGTH
 ) -> list[Record]:
-    """Return the metric rows of judged rows that hold `human`, a list a prompt; `docs/metrics.md` defines each.
+    """Return the metrics of judged records with `human`, one list per prompt; `docs/metrics.md` defines each.
 
-    Rows by the number of replies, which have a field `replies`, come first: a reader that keeps the
-    last row of a name has the one over all prompts. A prompt with one reply has nothing to order.
+    Metrics by number of replies, which have the field `replies`, come first, so the last one of a name is the metric
+    over all prompts. Prompts with one reply have no order.
     """
     prompts = list(prompts)
     judges = {judge_name(row) for group in prompts for row in group}
@@ -48,7 +48,7 @@ def judge_metrics(
 def metric_rows(
     prompts: Iterable[Replies], judges: set[str | None], seed: int = 0, matched_length: float = MATCHED_LENGTH
 ) -> list[Record]:
-    """Return what `judge_metrics` returns, from the numbers alone; `prompts` are gone through several times."""
+    """Return the metrics of `judge_metrics` from the numbers alone; iterates over `prompts` several times."""
     several = Where(prompts, lambda one: len(one.human) > 1)
     name = {"model": next(iter(judges))} if len(judges) == 1 else {}
     rows = [*by_number_of_replies(several, seed), *reward_metrics(several, seed), *baselines(several, seed)]
@@ -57,7 +57,7 @@ def metric_rows(
 
 @dataclass(frozen=True)
 class Where:
-    """The prompts that fit, each time anew."""
+    """The prompts that match; can be iterated over several times."""
 
     prompts: Iterable[Replies]
     fits: Callable[[Replies], bool]
@@ -78,9 +78,9 @@ def replies_of(group: list[Record], seed: int, best: float) -> Replies:
 
 
 def is_perfect(row: Record, best: float) -> bool:
-    """Tell whether a judged row has the best score: all K judgements gave it.
+    """Return whether a judged record has the best score, given by all K judgements.
 
-    A score that is an expectation never quite reaches it, and counts from half a point below.
+    An expectation never fully reaches the best score, so it counts from half a point below.
     """
     if row["score"] is None:
         return False
@@ -88,7 +88,7 @@ def is_perfect(row: Record, best: float) -> bool:
 
 
 def is_expectation(row: Record) -> bool:
-    """Tell whether scores of a judged row are expectations (`srlm judge --score expected`), not written numbers."""
+    """Return whether the scores of a judged record are expectations (`srlm judge --score expected`)."""
     sources, scores = row.get("score_from"), row.get("scores")
     if not isinstance(sources, list) or not isinstance(scores, list):
         return False
@@ -99,7 +99,7 @@ def is_expectation(row: Record) -> bool:
 
 
 def judge_name(row: Record) -> str | None:
-    """Return which model judged a row, or None where it does not say."""
+    """Return the name of the model that judged a record, or None if the record has none."""
     judge = row.get("judge")
     name = judge.get("model") if isinstance(judge, dict) else judge
     return name if isinstance(name, str) else None
@@ -111,8 +111,8 @@ def judge_name(row: Record) -> str | None:
 def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
     """Return the paper's five metrics, the ways to count ties, and the share of replies with a score.
 
-    A reply whose score is null agrees with nobody: its pairs count as misses and its prompt has no
-    exact match; it has no part in the correlations.
+    A reply with a null score counts as a disagreement: its pairs are misses and its prompt is not an exact match. It is
+    left out of the correlations.
     """
     ends = lambda one: outcomes(ordered_pairs(one.human), one.scores)  # noqa: E731
     values = {
@@ -130,10 +130,10 @@ def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
 
 
 def baselines(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
-    """Return the pairwise accuracy of three judges that do not read: the longer, the shorter, any reply wins.
+    """Return the pairwise accuracy of three baselines: the longer, the shorter or a random reply wins.
 
-    Replies of equal length are a tie, that is a miss. `random` is one draw with the seed; its interval
-    shows how far from one half chance goes on these pairs.
+    Replies of equal length are a tie, that is a miss. `random` is one draw with the seed; its interval shows the
+    deviation from one half by chance on these pairs.
     """
     values = {
         "longest_wins": lambda one: agreement(one.human, one.lengths),
@@ -171,13 +171,13 @@ def by_number_of_replies(prompts: Iterable[Replies], seed: int = 0) -> list[Reco
 
 
 def ordered_pairs(human: list[float]) -> list[tuple[int, int]]:
-    """Return the pairs of replies that people ordered, the better one first; their ties are none."""
+    """Return the pairs of replies that people ordered, the better one first, without human ties."""
     pairs = combinations(range(len(human)), 2)
     return [(a, b) if human[a] > human[b] else (b, a) for a, b in pairs if human[a] != human[b]]
 
 
 def outcomes(pairs: list[tuple[int, int]], scores: list[float | None] | list[int]) -> list[bool | None]:
-    """Return for each pair (better, worse): True as people did, False the other way or unscored, None a tie."""
+    """Return per pair (better, worse): True if the scores agree, False if they disagree or are null, None for a tie."""
     found: list[bool | None] = []
     for better, worse in pairs:
         if scores[better] is None or scores[worse] is None:
@@ -188,12 +188,12 @@ def outcomes(pairs: list[tuple[int, int]], scores: list[float | None] | list[int
 
 
 def agreement(human: list[float], scores: list[float | None] | list[int]) -> list[bool]:
-    """Return for each pair that people ordered whether the scores order it as they did; a tie does not."""
+    """Return for each pair that people ordered whether the scores agree; a tie does not."""
     return ties_as_misses(outcomes(ordered_pairs(human), scores))
 
 
 def ties_as_misses(pairs: list[bool | None]) -> list[bool]:
-    """Return whether each pair is right; a tie is not, as the 26.6% of the paper's saturated judge imply."""
+    """Return whether each pair is right; a tie is a miss, as the 26.6% of the paper's saturated judge imply."""
     return [outcome is True for outcome in pairs]
 
 
@@ -203,7 +203,7 @@ def ties_left_out(pairs: list[bool | None]) -> list[bool]:
 
 
 def near(lengths: list[int], pair: tuple[int, int], longer: float) -> bool:
-    """Tell whether the longer reply of a pair is at most a share `longer` longer than the shorter one."""
+    """Return whether the longer reply of a pair is at most a share `longer` longer than the shorter one."""
     short, long = sorted(lengths[at] for at in pair)
     return long - short <= longer * short + 1e-9  # 29 is not over 0.29 * 100
 
@@ -214,7 +214,7 @@ def tops_among_perfect(human: list[float], perfect: list[bool]) -> list[bool]:
 
 
 def exact_match(human: list[float], scores: list[float | None]) -> bool:
-    """Tell whether the whole ranking is that of people: every pair in their order, their ties ties."""
+    """Return whether the whole ranking equals the human one: each pair in the same order, ties included."""
     if any(score is None for score in scores):
         return False
     return all(sign(human[a] - human[b]) == sign(scores[a] - scores[b]) for a, b in combinations(range(len(human)), 2))
@@ -241,10 +241,10 @@ def kendall_tau(human: list[float], scores: list[float | None]) -> list[float]:
 
 
 def can_correlate(human: list[float], scores: list[float | None]) -> tuple[list[list[float]], bool]:
-    """Return (the human values and the scores of the replies that have one, do the scores vary).
+    """Return (human values and scores of the replies with a score, whether the scores vary).
 
-    Scores that are all one tie count as a correlation of 0. A prompt whose human ranking is all one
-    tie, or with fewer than two scores, has none, and the first list is empty.
+    If all scores are equal, the correlation is 0. A prompt with an all-equal human ranking, or with fewer than two
+    scores, has no correlation; then the first list is empty.
     """
     known = [(h, s) for h, s in zip(human, scores, strict=True) if s is not None]
     if len({h for h, _ in known}) < 2:

@@ -1,4 +1,4 @@
-"""How several models stand after their matches: rates of every two, by category too, and a rating of each."""
+"""Results of matches between models: win rates of each pair, also by category, and a rating per model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASK = "head_to_head"
 
 @dataclass(frozen=True)
 class Where:
-    """The matches that fit, each time anew."""
+    """The matches that fit; can be iterated over several times."""
 
     matches: Iterable[Record]
     fits: Callable[[Record], bool]
@@ -25,12 +25,12 @@ class Where:
 
 
 def metrics(matches: Iterable[Record], names: Sequence[str | None], seed: int = 0) -> list[Record]:
-    """Return the metric rows of judged matches: of every two of `names`, seen from the one that stands first.
+    """Return the metrics of judged matches for each pair of `names`, from the view of the first one.
 
-    The matches are gone through several times; each has its texts, or their lengths as `length_a` and
-    `length_b`. Each row has the pair as `model` and `baseline`. With three or more names there is one
-    row more for each: its `bradley_terry` rating. Rows of one category, which have a field `category`,
-    come first: a reader that keeps the last row of a name has the one over all prompts.
+    This iterates over the matches several times; each has its texts, or their lengths as `length_a` and `length_b`.
+    Each metric has the pair as `model` and `baseline`. With three or more names, each also has a `bradley_terry`
+    rating. Metrics of one category, which have the field `category`, come first, so the last one of a name is the
+    metric over all prompts.
     """
     rows = []
     for a, b in combinations(names, 2):
@@ -41,7 +41,7 @@ def metrics(matches: Iterable[Record], names: Sequence[str | None], seed: int = 
 
 
 def by_category(matches: Iterable[Record], seed: int = 0) -> list[Record]:
-    """Return the win, tie, loss and win rates of one pair's matches for each `category` that they carry."""
+    """Return the win, tie, loss and win rates of one pair's matches for each `category`."""
     categories = {match["category"] for match in matches if "category" in match}
     return [
         {**row, "category": category}
@@ -51,11 +51,11 @@ def by_category(matches: Iterable[Record], seed: int = 0) -> list[Record]:
 
 
 def win_rates(matches: Iterable[Record], seed: int = 0) -> list[Record]:
-    """Return metric rows of one pair's matches, seen from A: win, tie and loss rates, order bias, mean lengths.
+    """Return metrics of one pair's matches from the view of A: win, tie and loss rates, order bias, mean lengths.
 
-    `preference_rate` is the share of matches whose `probability` that A is better, the mean over both orders and
-    so free of position bias, is above one half. `first_position` is the share of readable verdicts
-    for the reply that stood first: 0.5 is a judge without position bias. Lengths are in characters.
+    `preference_rate` is the share of matches with a `probability` that A is better above one half; this is the mean
+    over both orders, so it has no position bias. `first_position` is the share of readable verdicts for the reply that
+    was shown first: 0.5 means no position bias. Lengths are in characters.
     """
     values = dict(ENDS)
     if any("probability" in match for match in matches):
@@ -82,7 +82,7 @@ def length(match: Record, side: str) -> int:
 
 
 def length_controlled(matches: Iterable[Record], seed: int = 0) -> list[Record]:
-    """Return the metric row of the win rate at equal lengths, none where it cannot be told."""
+    """Return the metric of the win rate at equal lengths, nothing if it cannot be estimated."""
     from srlm_cli.evaluate import length_control
 
     row = length_control.of_matches(matches, seed)
@@ -90,7 +90,7 @@ def length_controlled(matches: Iterable[Record], seed: int = 0) -> list[Record]:
 
 
 def table(rows: list[Record], names: Sequence[str]) -> list[str]:
-    """Return lines that show metric rows of several models: win rates of line against column, and the rating."""
+    """Return a table of several models as lines: the win rates of the row against the column, and the rating."""
     rates: dict[tuple[str, str], float] = {}
     for row in rows:
         if row["metric"] == "win_rate" and "category" not in row and row["value"] is not None:
@@ -109,7 +109,7 @@ def table(rows: list[Record], names: Sequence[str]) -> list[str]:
 
 
 def _printable(text: str) -> str:
-    """Return a foreign text without what could move the cursor of a terminal."""
+    """Return a text without control characters, which could move the cursor of a terminal."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -91,7 +91,7 @@ class PackedModel:
     # --- does it fit? ------------------------------------------------------------------------
 
     def fits(self, *, paged: bool = True) -> bool:
-        """Tell whether packed passes give what the model itself gives; it is tried out on a few tokens.
+        """Return whether packed passes give what the model itself gives; it is tried out on a few tokens.
 
         `paged` also tries keys and values in pages out, which decoding has.
         """
@@ -181,6 +181,6 @@ def _ropes(config) -> set[str]:
 
 
 def _alike(ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Tell whether logits differ by rounding only."""
+    """Return whether logits differ by rounding only."""
     away = (ours - theirs).norm(dim=-1) / (theirs - theirs.mean(-1, keepdim=True)).norm(dim=-1)
     return bool((away < (1e-3 if dtype in (torch.float32, torch.float64) else 0.1)).all())

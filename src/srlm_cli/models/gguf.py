@@ -41,7 +41,7 @@ def gguf_file(model: str) -> Path | None:
 
 
 def is_gguf(path: Path) -> bool:
-    """Tell whether a file is a GGUF by its name."""
+    """Return whether a file is a GGUF by its name."""
     return path.suffix.lower() == ".gguf"
 
 

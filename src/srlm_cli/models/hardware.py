@@ -61,7 +61,7 @@ def cpu_capabilities() -> dict[str, Any]:
 
 
 def has_bfloat16(device: str) -> bool:
-    """Tell whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU."""
+    """Return whether a device multiplies bfloat16 matrices by units made for that: a GPU's, or AMX in a CPU."""
     if device.startswith("cuda"):
         import torch
 
@@ -70,7 +70,7 @@ def has_bfloat16(device: str) -> bool:
 
 
 def has_fast_pairs(device: str) -> bool:
-    """Tell whether a device is a CPU that is faster in bfloat16 by products of pairs (AVX512-BF16).
+    """Return whether a device is a CPU that is faster in bfloat16 by products of pairs (AVX512-BF16).
 
     AMD's are, four times on Zen 5; with Intel's most products take longer, as benchmarks/dtypes.py shows.
     """
@@ -79,7 +79,7 @@ def has_fast_pairs(device: str) -> bool:
 
 
 def has_float16(device: str) -> bool:
-    """Tell whether a device is a CPU that multiplies in float16 itself, as AVX512-FP16 does: twice as fast.
+    """Return whether a device is a CPU that multiplies in float16 itself, as AVX512-FP16 does: twice as fast.
 
     `forward.cpu.gemm` uses it.
     """

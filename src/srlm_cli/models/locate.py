@@ -27,7 +27,7 @@ def locate(model: str) -> str:
 
 
 def is_adapter(folder: str) -> bool:
-    """Tell whether a located model is an adapter folder of peft."""
+    """Return whether a located model is an adapter folder of peft."""
     return (Path(folder) / "adapter_config.json").is_file()
 
 

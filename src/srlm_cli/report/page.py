@@ -117,7 +117,7 @@ def write(html: str, path: str) -> None:
 
 
 def is_page(path: Path) -> bool:
-    """Tell whether a file is empty or an HTML page."""
+    """Return whether a file is empty or an HTML page."""
     with open(path, "rb") as file:
         begin = file.read(len(BEGIN))
     return not begin or begin.lower() == BEGIN.encode()

@@ -146,7 +146,7 @@ def plain(value: Any) -> str:
 
 
 def _fine(row: Record) -> bool:
-    """Tell whether an interval is so narrow that a digit more says something."""
+    """Return whether an interval is so narrow that a digit more says something."""
     return row.get("ci_low") is not None and 0 < row["ci_high"] - row["ci_low"] < 0.04
 
 

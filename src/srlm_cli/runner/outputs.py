@@ -63,7 +63,7 @@ def commit(
 
 
 def same_file(one: str, other: str) -> bool:
-    """Tell whether two paths name one file, there or not yet; devices such as /dev/null are for all."""
+    """Return whether two paths name one file, there or not yet; devices such as /dev/null are for all."""
     if os.path.exists(one) and os.path.exists(other):
         return os.path.isfile(one) and os.path.samefile(one, other)
     return os.path.realpath(one) == os.path.realpath(other)

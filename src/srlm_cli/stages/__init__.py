@@ -1,7 +1,7 @@
 """The stages of the loop: pure functions over an iterator, without files, argv or a clock.
 
-A stage yields one `Outcome` for each input it is done with, in input order, so whoever runs it can
-count (rows in = rows out + drops) and can stop and go on at any outcome.
+A stage yields one `Outcome` for each finished input, in input order. So the caller can count
+(rows in = rows out + drops), and can stop and resume after any outcome.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from srlm_cli.records import Record
 
 @dataclass
 class Outcome:
-    """What became of the next `read` input rows: the rows they made, and how many were dropped and why.
+    """The result of the next `read` input rows: output rows, and the number of dropped rows by reason.
 
-    The rows may be lines already, where another process has made them.
-    `counts` are further figures for the summary (`unparsed`, `judgements`); tokens are those that
-    an engine read and wrote for it. `bad` says why the input, one row, turned out to be a bad row. `at_end`
-    says that it is final only because the input has ended: it does not count when the input was cut short by a bad row.
+    Rows that another process made are lines (bytes). `counts` has more figures for the summary (`unparsed`,
+    `judgements`). `tokens_in` and `tokens_out` are the tokens that the engine read and wrote. `bad` is the reason why
+    the one input row is a bad row. `at_end` marks a result that is final only because the input has ended; it does not
+    count if a bad row ended the input.
     """
 
     rows: list[Record | bytes] = field(default_factory=list)
@@ -34,6 +34,6 @@ class Outcome:
 
 
 def counts_of_ends(finish_reasons: Iterable[str]) -> dict[str, int]:
-    """Return how many texts were cut off, and how many never came, by the reason."""
+    """Return the number of texts that were cut off, and of those that the engine did not write, by reason."""
     named = (reason.replace("-", " ").replace("_", " ") for reason in finish_reasons if reason != "stop")
     return Counter("cut off" if name == "length" else name for name in named)

@@ -14,7 +14,7 @@ def agreement(responses: Iterable[Record], before: Iterable[Record]) -> float | 
 
     tau is Kendall's: of all pairs of replies the share that both judges order alike minus the share
     that they order the other way. A pair that both tie is ordered alike, one that only one of them ties
-    counts as neither (ours: the paper's rewards have no ties), so a judge agrees with itself by 1.
+    counts as neither (not in the paper, whose rewards are never equal), so the agreement of a judge with itself is 1.
     `before` are the same replies as the other judge scored them, found by their ids; one of another text
     raises BadRow. None where fewer than two replies are scored by both.
     """

@@ -32,10 +32,10 @@ UNSEEN = re.compile(rf"\b(?:{'|'.join(KEYWORDS + PHRASES)})\b", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class GenPromptsOptions:
-    """Go on until `count` prompts are kept or `max_tries` are spent, `prompt_batch_size` tries at a time.
+    """Stop when `count` prompts are kept or after `max_tries` tries; `prompt_batch_size` tries run in parallel.
 
-    Each try shows `from_seeds` seed prompts and `from_generated` kept ones (more seeds while there
-    are too few of these). Each `iteration` draws differently.
+    Each try shows `from_seeds` seed prompts and `from_generated` kept prompts, with more seeds while there are too few
+    kept prompts. Each `iteration` draws other examples.
     """
 
     count: int
@@ -59,12 +59,11 @@ def gen_prompts(
     kept: Iterable[Record] = (),
     tried: int = 0,
 ) -> Iterator[Outcome]:
-    """Yield an outcome a try: a prompt row, or the reason why it was dropped.
+    """Yield one outcome per try: a new prompt, or the reason why it was dropped.
 
-    A prompt too like one of `seeds`, of `avoid` (prompts of earlier iterations) or of those made so
-    far is dropped.
-    `kept` and `tried` continue an earlier run, with the rows it would have gone on to make: tries
-    come in windows of `prompt_batch_size`, and a window sees the prompts kept in the windows before it.
+    A prompt is dropped if it is a near duplicate of one of `seeds`, of `avoid` (prompts of earlier iterations), or of
+    a prompt that was kept before. `kept` and `tried` resume an earlier run with the same results: tries come in windows
+    of `prompt_batch_size`, and each window sees the prompts that were kept in earlier windows.
     """
     made = list(kept)
     known = NearDuplicates([as_text(row["prompt"]) for row in [*seeds, *avoid, *made]], options.max_rouge_l)
@@ -112,7 +111,7 @@ def few_shot(seeds: list[Record], generated: list[Record], number: int, options:
 
 
 def prompt_row(text: str, number: int, request: Request, model: str) -> Record:
-    """Return the row of a new prompt: which try made it, and which model."""
+    """Return the record of a new prompt, with its try and its model."""
     return {"id": prompt_id(text), "prompt": text, "source": "generated", "model": model, "try": number}
 
 
@@ -125,9 +124,9 @@ def clean(text: str) -> str:
 
 
 def fault(text: str, finish_reason: str = "stop") -> str:
-    """Return why a generated prompt is dropped by Self-Instruct's filters and what they saw, or an empty string.
+    """Return why Self-Instruct's filters drop a generated prompt, or "".
 
-    Their lists of words are English. A script without spaces is measured by its letters (see `words.length`).
+    Their word lists are English. A script without spaces is measured by its letters (see `words.length`).
     """
     if finish_reason != "stop":
         return next(iter(counts_of_ends([finish_reason])))
@@ -149,9 +148,9 @@ def counted(number: int, what: str) -> str:
 
 
 def start_fault(text: str) -> str:
-    """Return what is wrong with the first visible character of a text, or an empty string.
+    """Return why the first visible character of a text is not accepted, or "".
 
-    A letter or a number of any script is right, and so is an opening mark outside of ASCII right before one, as in
+    A letter or a number of any script is accepted, and an opening mark outside of ASCII directly before one, as in
     Spanish questions and Chinese titles.
     """
     kinds = [(sign, unicodedata.category(sign)) for sign in text[:8]]

@@ -1,4 +1,4 @@
-"""Which of several models answers better: a judge sees two replies in both orders (arXiv 2401.10020, section 3.2)."""
+"""Compare models: a judge sees two replies in both orders and picks one (arXiv 2401.10020, section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from srlm_cli.templates import Template
 class HeadToHeadOptions:
     """A pairwise template and how the judge is sampled.
 
-    `direct` asks for the verdict at once, without reasons: the more probable of the template's choices.
-    `by` is the field of the response rows that holds a prompt's category.
+    `direct` requests the verdict without reasons: the more probable of the template's choices. `by` is the field of
+    the responses with the category of the prompt.
     """
 
     template: Template
@@ -37,9 +37,9 @@ class HeadToHeadOptions:
 
 @dataclass(frozen=True)
 class Entry:
-    """The responses of one model: what it goes by (see `names_of`), the file they come from, and the rows.
+    """The responses of one model: its name (see `names_of`), the file, and the rows.
 
-    Of all entries but the first, the rows may be given as the first response to each prompt, by its id.
+    For all entries except the first, the rows can be a mapping from prompt id to the first response.
     """
 
     name: str | None
@@ -49,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Round:
-    """One prompt: its response by each entry that has one, and the rows passed over since the round before."""
+    """One prompt: its response from each entry that has one, and the rows skipped since the previous round."""
 
     responses: dict[int, Record]
     passed: dict[str, int]
@@ -61,7 +61,7 @@ class Round:
 
 
 class Common:
-    """Which two of several files have answered a prompt together."""
+    """Which pairs of files have a prompt in common."""
 
     def __init__(self, files: Sequence[str]) -> None:
         self.files = files
@@ -69,13 +69,13 @@ class Common:
         self.prompts = 0
 
     def add(self, answered: Iterable[int]) -> None:
-        """Take note of a prompt of the first file, and of the places of the files that answered it."""
+        """Record a prompt of the first file, and the indices of the files that answered it."""
         self.prompts += 1
         for pair in combinations(answered, 2) if self.missing else ():
             self.missing.pop(pair, None)
 
     def check(self) -> None:
-        """Raise DataError for two files that have none; no prompts are no error."""
+        """Raise DataError for two files without a common prompt; files without prompts are not an error."""
         for a, b in self.missing if self.prompts else ():
             where = self.files[b] if a == 0 else f"both {self.files[a]} and {self.files[b]}"
             hint = "two rows are of one prompt when their `prompt_id` or, without one, their prompt text is the same"
@@ -92,13 +92,12 @@ def head_to_head(
 ) -> Iterator[Outcome]:
     """Yield, for each prompt of the first entry, a match row with its `winner` for every two entries that answered it.
 
-    The judge sees A first, then B first; a verdict counts only if both orders agree, everything
-    else, a tie or an unreadable verdict too, is a tie. Of several responses to a prompt the first
-    counts, an empty one too, but one that never came (see `records.has_ended`) is none; responses of the first entry
-    that are none or that no other one answered are dropped and counted. The first
-    entry's rows are read as they come, the others' beforehand. `kept` are matches of an earlier run;
-    `is_new` remembers the prompts that have been played, in memory unless it is given.
-    Two entries that answered no prompt together raise DataError at the end (see `Common`).
+    The judge sees A first, then B first. A side wins only if both orders agree; anything else, also an unreadable
+    verdict, is a tie. If a prompt has several responses, the first one counts, also if it is empty, but not one that
+    the engine did not write (see `records.has_ended`). Responses of the first entry without an opponent are dropped
+    and counted. The rows of the first entry are read as a stream, those of the others first. `kept` are matches of an
+    earlier run. `is_new` remembers the prompts, in memory by default. Two entries without a common prompt raise
+    DataError at the end (see `Common`).
     """
     others = [entry.rows if isinstance(entry.rows, Mapping) else first_responses(entry.rows) for entry in entries[1:]]
     is_new = is_new or never_seen()
@@ -145,7 +144,7 @@ def head_to_head(
             yield Outcome(bad=refusal)
             continue
         yield _outcome(one, completions, entries, options)
-    yield Outcome(read=0, at_end=True)  # what comes now counts only if the input was whole
+    yield Outcome(read=0, at_end=True)  # the next outcomes count only if the input was complete
     common.check()
     if passed:
         yield Outcome(read=passed.total(), dropped=dict(passed))
@@ -154,7 +153,7 @@ def head_to_head(
 def first_responses(
     rows: Iterable[Record], first: MutableMapping[str, Record] | None = None
 ) -> MutableMapping[str, Record]:
-    """Return the first response to each prompt, by its id; they are kept in `first`, a dict unless it is given."""
+    """Return the first response to each prompt by prompt id, stored in `first` (by default a dict)."""
     first = {} if first is None else first
     for row in filter(has_ended, rows):
         first.setdefault(row["prompt_id"], row)
@@ -162,14 +161,14 @@ def first_responses(
 
 
 def answered_by(prompt: str, others: Sequence[Container[str]]) -> list[int]:
-    """Return the places of the entries that answered a prompt of the first one."""
+    """Return the indices of the entries that answered a prompt of the first one."""
     return [0, *(at for at, of in enumerate(others, 1) if prompt in of)]
 
 
 def check_common(prompts: Iterable[str], others: Sequence[Container[str]], files: Sequence[str]) -> None:
-    """Raise DataError for two files that answered none of the prompts together; read no further than it takes.
+    """Raise DataError for two files without a common prompt; read only as far as necessary.
 
-    `prompts` are the ids of those in the first file, `others` of those in each other file.
+    `prompts` are the prompt ids of the first file, `others` those of each other file.
     """
     common = Common(files)
     for prompt in prompts:
@@ -180,14 +179,14 @@ def check_common(prompts: Iterable[str], others: Sequence[Container[str]], files
 
 
 def numbers_of(match: Record) -> Record:
-    """Return what the figures need of a match: the lengths of its texts instead of these."""
+    """Return a match with the lengths of its texts instead of the texts."""
     known = ("prompt_id", "category", "winner", "verdicts", "probability", "model_a", "model_b")
     lengths = {"length_a": len(match["response_a"]), "length_b": len(match["response_b"])}
     return {key: match[key] for key in known if key in match} | lengths
 
 
 def request(a: Record, b: Record, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:
-    """Return the question to the judge about two responses to one prompt, in one order."""
+    """Return the request to compare two responses to one prompt, in one order."""
     first, second = (b, a) if swapped else (a, b)
     text = options.template.render(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
     seeds = (derive(options.seed, "head-to-head", a["id"], b["id"], swapped, *place),)
@@ -196,7 +195,7 @@ def request(a: Record, b: Record, swapped: bool, place: list[str], options: Head
 
 
 def _place(a: int, b: int, entries: Sequence[Entry]) -> list[str]:
-    """Return what tells a pair of entries from the others, such as 0-2; nothing where it is the only one."""
+    """Return a suffix for the ids of a pair of entries, such as 0-2; "" if it is the only pair."""
     return [f"{a}-{b}"] if len(entries) > 2 else []
 
 
@@ -234,7 +233,7 @@ def _outcome(
 
 
 def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOptions) -> Record:
-    """Return what the judge said of A and B in one order, then in the other."""
+    """Return the verdicts of the judge on A and B in both orders."""
     verdicts = [verdict_of(said, options.template, options.direct) for said in (straight, swapped)]
     winners = [verdicts[0], {"A": "B", "B": "A"}.get(verdicts[1] or "", verdicts[1])]
     agreed = winners[0] == winners[1] and winners[0] in ("A", "B")
@@ -246,18 +245,18 @@ def _judged(straight: Completion, swapped: Completion, options: HeadToHeadOption
 
 
 def _category(one: Round, by: str) -> str | None:
-    """Return the category of a prompt as a text: that of the first of its responses that has one."""
+    """Return the category of a prompt as a string, from the first of its responses that has one."""
     values = (row[by] for row in one.responses.values() if row.get(by) not in (None, ""))
     value = next(values, None)
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def names_of(models: Sequence[Any], files: Sequence[str]) -> list[str | None]:
-    """Return what each file goes by: the `model` of its rows, or else its file name.
+    """Return the name of each file: the `model` of its rows, or the file name.
 
-    Files whose rows name the same model, and among three or more those whose rows name none, go by
-    their file names without endings, with as many folders before them as tell them apart; the same
-    file twice gets a number. So no two names are the same; of two files without a model both are None.
+    Files with the same model, and without a model if there are three or more files, are named by their file names
+    without extensions, with enough parent folders to make them unique. The same file twice gets a number. So all names
+    differ, except that two files without a model are both None.
     """
     known = [model if isinstance(model, str) and model else None for model in models]
     by_file = [len(files) > 2 if model is None else known.count(model) > 1 for model in known]

@@ -24,12 +24,12 @@ MIN_SCORE_MASS = 0.2
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """`num_judgements` judgements a response (the paper's K) by a template, and how their scores are read.
+    """`num_judgements` judgements per response (the paper's K) with a template, and how their scores are read.
 
-    `score` is `text`, the number that the judgement ends with (the paper), or `expected`, the
-    expectation of the template's choices at the place of that number: sum of p(k) k. With
-    `force_score` a judgement without a score gets one behind the template's `finish`. An expectation is null where
-    the choices have less than `min_score_mass` of the probability: the judge was about to write something else.
+    `score` is `text`, the number at the end of the judgement (the paper), or `expected`, the expectation over the
+    template's choices at the position of that number: sum of p(k) k. With `force_score` a judgement without a score
+    gets one: the template's `finish` is appended and the score is requested. An expectation is null if the choices
+    have less than `min_score_mass` of the probability, because the judge would have written something else.
     """
 
     template: Template
@@ -48,11 +48,11 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One text of the judge, its score if it can be read, and where the score came from.
+    """One text of the judge, with its score, or None if it cannot be read.
 
-    `score_from` is `text` or `expected` where the judge wrote a score, `finish` where it was asked
-    for a missing one, `direct` where it was asked for nothing else, None where there is none. `mass` is the
-    probability of the scores together at their place, None where it was not asked for.
+    `score_from` is `text` or `expected` if the judge wrote a score, `finish` if a missing score was requested,
+    `direct` if only the score was requested, None without a score. `mass` is the total probability of all scores at
+    that position, None if it was not requested.
     """
 
     text: str
@@ -64,7 +64,7 @@ class Judgement:
 
 @dataclass
 class Judged:
-    """A response with its K judgements, and the tokens that they took; or the chat template's `refusal` to ask."""
+    """A response with its K judgements and their token counts; or the `refusal` of the chat template."""
 
     response: Record
     judgements: list[Judgement]
@@ -75,11 +75,11 @@ class Judged:
 
 
 def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Outcome]:
-    """Yield each response row with `score`, the mean of the `scores` that its `judgements` hold.
+    """Yield each response with `score`, the mean of `scores`, one per judgement in `judgements`.
 
-    A judgement without a readable score has null in `scores`, and a response without any has a
-    `score` of null. So has a response that no model wrote (see `records.is_reply`), which is not judged. The prompt
-    of the judge is never searched for a score, only what it wrote.
+    A judgement without a readable score has null in `scores`; a response without any has `score: null`. A response
+    that no model wrote (see `records.is_reply`) is not judged and has `score: null`. Scores are read only in the
+    judge's own text, never in its prompt.
     """
     for judged in judgements_of(responses, engine, options):
         if judged.refusal:
@@ -94,10 +94,9 @@ def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) ->
 
 
 def judgements_of(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
-    """Yield each response with its K judgements, their scores read as the options say.
+    """Yield each response with its K judgements, with scores as the options say.
 
-    A template that asks for the score at once leaves nothing to draw before it: its expectation is
-    one judgement, whatever K is.
+    A `direct` template with `expected` gives one judgement for any K, because nothing is drawn at random.
     """
     if options.score == "expected" and options.template.direct:
         for row, completion in generate_for(responses, about_replies(direct_request, options), engine):
@@ -128,12 +127,12 @@ def judged_by(completion: Completion, row: Record, options: JudgeOptions) -> Jud
 def about_replies(
     ask: Callable[[Record, JudgeOptions], Request], options: JudgeOptions
 ) -> Callable[[Record], Request | None]:
-    """Return the question about a response, None about one that no model wrote."""
+    """Return the request to judge a response, None for a response that no model wrote."""
     return lambda row: ask(row, options) if is_reply(row) else None
 
 
 def judge_request(row: Record, options: JudgeOptions) -> Request:
-    """Return the question to the judge about one response, with K seeds of its own."""
+    """Return the request to judge one response, with K seeds."""
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
     sampling = replace(options.sampling, last_line=options.template.last_line)
     follow_up = AskAgain(row, options) if options.asks_again else None
@@ -142,10 +141,10 @@ def judge_request(row: Record, options: JudgeOptions) -> Request:
 
 @dataclass(frozen=True)
 class AskAgain:
-    """What is asked about a judgement once it is written: how probable each score is, where one stands or should.
+    """The `follow_up` of a judgement: the probability of each score at the position of the score.
 
-    By `expected`, a written score is asked for at its place. A missing one is asked for behind `finish`, if
-    `force_score` says so. It is the `follow_up` of a request: a class, so that pickle takes it.
+    With `expected`, this is the position of the written score. With `force_score`, a missing score is requested after
+    `finish`. It is a class, so that it can be pickled.
     """
 
     row: Record
@@ -172,7 +171,7 @@ class AskAgain:
 
 
 def direct_request(row: Record, options: JudgeOptions) -> Request:
-    """Return the question for a score at once, behind `finish`."""
+    """Return the request for a score without reasons, after `finish`."""
     return Request(
         judge_prompt(row["prompt"], row["response"], options.template),
         replace(options.sampling, temperature=0.0),
@@ -202,10 +201,10 @@ def read_judgement(text: str, finish_reason: str, template: Template) -> Judgeme
 
 
 def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
-    """Read scores by their probability, as `AskAgain` asks for them; judgements are replaced in place.
+    """Replace judgements in place by those with scores from probabilities, as `AskAgain` requests them.
 
-    A written score becomes the expectation at its place, a missing one is drawn from the choices, or their
-    expectation. The engine is asked for what it did not answer at once.
+    A written score becomes the expectation at its position; a missing score is drawn from the choices, or is their
+    expectation. What the engine did not answer together with the completion is requested now.
     """
     asked = [
         (one, k, request, one.follow_ups[k] if one.follow_ups else None)
@@ -225,9 +224,9 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
-    """Return what the judge wrote up to its score, or all of it and `finish` where there is none.
+    """Return the text of the judge before its score, or all of it and `finish` if it has no score.
 
-    A thought that was cut off is closed before: a score within it would be a part of the thought.
+    An open thought is closed first, because a score inside it would be part of the thought.
     """
     if judgement.score is not None:
         return judgement.text[: template.last_match(judgement.text).start]
@@ -236,9 +235,9 @@ def before_score(judgement: Judgement, template: Template) -> str:
 
 
 def expectation(completion: Completion, options: JudgeOptions) -> float | None:
-    """Return the mean of the template's choices by their probability, or None where they have too little of it.
+    """Return the mean of the template's choices weighted by probability, or None if their total is too small.
 
-    An engine that chose and knows no probabilities raises EngineError: nothing can be expected of it.
+    Raises EngineError if the engine cannot return probabilities.
     """
     if not completion.probabilities:
         if completion.finish_reasons[0] in ("stop", "length"):
@@ -255,7 +254,7 @@ def expectation(completion: Completion, options: JudgeOptions) -> float | None:
 def judged_row(
     row: Record, judgements: list[Judgement], model: str, template: Template, with_mass: bool = False
 ) -> Record:
-    """Return a response row with what the judge said of it, and the mass of the scores where that was asked for."""
+    """Return a response record with its judgements and scores, and with the mass of the scores if requested."""
     scores = [judgement.score for judgement in judgements]
     readable = [score for score in scores if score is not None]
     return {
@@ -271,7 +270,7 @@ def judged_row(
 
 
 def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
-    """Count judgements: all, unparsed, of a forced score, of too low a mass, cut off, and those that never came."""
+    """Count judgements: all, unparsed, with a forced score, with too low a mass, cut off, and not written."""
     return {
         "judgements": len(judgements),
         "unparsed": sum(judgement.score is None for judgement in judgements),

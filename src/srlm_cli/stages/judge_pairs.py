@@ -14,8 +14,8 @@ Rate = Callable[[Record], list[float | None]]
 def judge_pairs(rows: Iterable[Record], rate: Rate, choice: Choice) -> Iterator[Outcome]:
     """Yield, for each reply, the pair of its judgements or the reason why there is none: replies = pairs + drops.
 
-    `rate` gives each judgement its rating, None where it has none; they are picked by their ratings as
-    replies are by their scores. The prompt of a pair is the judge's, as in EFT rows.
+    `rate` returns a rating for each judgement, or None. Judgements are picked by rating as replies are by score. The
+    prompt of a pair is the judge's prompt, as in EFT records.
     """
     for row in rows:
         pair, reason = judge_pair(row, rate, choice)
@@ -32,7 +32,7 @@ def judge_pair(row: Record, rate: Rate, choice: Choice) -> tuple[Record | None, 
 
 
 def rated_judgements(row: Record, rate: Rate) -> list[Record]:
-    """Return the judgements of a reply as what `choose` takes: `score` is the rating, `response` the text."""
+    """Return the judgements of a reply as candidates for `choose`: `score` is the rating, `response` the text."""
     return [
         {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target}
         for k, (rating, target) in enumerate(zip(rate(row), row["targets"], strict=True))
@@ -41,7 +41,7 @@ def rated_judgements(row: Record, rate: Rate) -> list[Record]:
 
 
 def candidates(rated: list[Record], choice: Choice) -> tuple[list[Record], list[Record]]:
-    """Return the judgements that chosen is picked from, and those that rejected is picked from."""
+    """Return the candidates for chosen and those for rejected."""
     return rated, sampled(rated, choice.rejected_of, choice.seed) if choice.rejected_of else rated
 
 

@@ -1,4 +1,4 @@
-"""What a character has to cost so that chosen replies are no longer than rejected ones, on average."""
+"""Find the penalty per character at which chosen replies are as long as rejected ones, on average."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PRECISION = 1e-9  # of alpha; a reply of a million characters moves by a thousan
 
 @dataclass(frozen=True)
 class Balance:
-    """A price of a character, and the mean of length(chosen) - length(rejected) at it, None without a pair."""
+    """A penalty per character, and the mean of length(chosen) - length(rejected) with it, None without a pair."""
 
     alpha: float
     gap: float | None
 
 
 class Side:
-    """Scores and lengths of the replies that one side of a pair is picked from: 16 bytes a reply."""
+    """Scores and lengths of the candidates for one side of a pair: 16 bytes per reply."""
 
     def __init__(self) -> None:
         self.scores, self.lengths, self.starts = array("d"), array("q"), array("q")

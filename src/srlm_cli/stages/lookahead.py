@@ -1,4 +1,4 @@
-"""Pair what goes into an engine with what comes out of it, lazily."""
+"""Pair the inputs of an engine with its outputs, lazily."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """EFT rows: the judge's own task as fine-tuning data, from replies that people ranked.
 
-`accept` is the paper's way (arXiv 2401.10020, section 3.1.1): the model judges, and the judgements
-are kept whose scores order the replies as people did. `hindsight` is for a model that cannot judge
-yet: the human rank gives the score, and the model writes the reasons for it, or none are given.
+`accept` is the method of the paper (arXiv 2401.10020, section 3.1.1): the model judges, and judgements are kept if
+their scores order the replies as people did. `hindsight` is for a model that cannot judge yet: the human rank gives
+the score, and the model writes reasons for it, or the score has no reasons.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ THIN_FROM = 20
 
 @dataclass(frozen=True)
 class EftOptions:
-    """The judge's template, how it is sampled, and which share of the rows one score may have.
+    """The judge's template, how it is sampled, and the maximum share of the rows with the same score.
 
     `num_judgements` are drawn for each reply (`accept`), `rows_per_reply` are made from it (`hindsight`).
     `ties` lets equal scores of the model agree with any order of people's.
@@ -64,9 +64,9 @@ class Thinning:
 
 
 def thinned(rows: Iterable[Record], max_share: float, *, kept: Iterable[Record] = ()) -> Iterator[Outcome]:
-    """Yield EFT rows as they are, but those of a score that has more than its share already.
+    """Yield EFT records unchanged, without those whose score already has more than its share.
 
-    What was made with a `max_share` of 1, in parts too, becomes what one run with this one makes.
+    Records that were made with a `max_share` of 1, also in several parts, become those of one run with this share.
     """
     thinning = Thinning(max_share, kept)
     for row in rows:
@@ -105,7 +105,7 @@ def accept(
 def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Outcome:
     """Return the outcome of one prompt: `group` holds each of its responses with its judgements.
 
-    A response that is no reply was not judged; the others are compared without it.
+    A response that no model wrote was not judged; the others are compared without it.
     """
     if refusal := next((one.refusal for one in group if one.refusal), ""):
         return Outcome(bad=refusal)
@@ -137,7 +137,7 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
 
 
 def agrees(human: list[float], scores: list[float], ties: bool) -> bool:
-    """Tell whether scores order every pair of replies as people did; pairs that people tied do not count."""
+    """Return whether scores order every pair of replies as people did; pairs that people tied do not count."""
     for a, b in combinations(range(len(human)), 2):
         wanted, given = human[a] - human[b], scores[a] - scores[b]
         if wanted and (wanted * given < 0 or (given == 0 and not ties)):
@@ -146,7 +146,7 @@ def agrees(human: list[float], scores: list[float], ties: bool) -> bool:
 
 
 def ending_in_score(judgement: Judgement, template: Template) -> str:
-    """Return a judgement as a target: cut behind its last score, or with the score that was asked for."""
+    """Return a judgement as a training target: cut after its last score, or with the score that was requested."""
     if judgement.score_from == "finish":
         return with_score(judgement.text, f"{judgement.score:g}", template)
     last = template.last_match(judgement.text)
@@ -154,7 +154,7 @@ def ending_in_score(judgement: Judgement, template: Template) -> str:
 
 
 def with_score(reason: str, score: str, template: Template) -> str:
-    """Return reasons and, behind them, the line with the score."""
+    """Return reasons followed by the line with the score."""
     return (reason + "\n" if reason else "") + template.finish + score
 
 
@@ -255,7 +255,7 @@ def _number(text: str) -> float:
 
 
 def shared_words(text: str, other: str) -> bool:
-    """Tell whether two texts have `LEAKED_WORDS` words in a row in common."""
+    """Return whether two texts share `LEAKED_WORDS` consecutive words."""
     runs = [
         {tuple(words[at : at + LEAKED_WORDS]) for at in range(len(words) - LEAKED_WORDS + 1)}
         for words in (re.findall(r"\w+", part.lower()) for part in (text, other))

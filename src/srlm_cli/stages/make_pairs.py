@@ -33,12 +33,12 @@ GroupByKey = Callable[[Parts], Iterable[list[Record]]]
 
 @dataclass(frozen=True)
 class PairOptions(Choice):
-    """How a pair is picked (see `Choice`), and what stands beside the rows.
+    """How a pair is picked (see `Choice`), and other files that it depends on.
 
-    `unsorted` gathers the responses of a prompt. `earlier` finds a prompt's replies by an earlier
-    model, which the rejected one is picked from (arXiv 2508.06026). `before` finds the same responses as
-    another judge scored them; the row then has their `agreement`, that of the prompt, or
-    `mean_agreement` where it is given, and `label_smoothing`, 1 minus it (arXiv 2410.12735).
+    `unsorted` groups the responses by prompt first. `earlier` finds the replies of an earlier model, from which the
+    rejected one is picked (arXiv 2508.06026). `before` finds the same responses with the scores of another judge; the
+    pair then has `agreement`, of the prompt or `mean_agreement`, and `label_smoothing`, 1 minus the agreement
+    (arXiv 2410.12735).
     """
 
     unsorted: bool = False
@@ -48,11 +48,10 @@ class PairOptions(Choice):
 
 
 def scored_record(row: Record) -> Record | list[Record]:
-    """Return a judged row, or the responses of a ranked row, scored by what people thought of them.
+    """Return a judged record, or the responses of a ranked record with the scores of people.
 
-    Their `score` is the human score, or minus the rank, and `score_from` is `human`. A row of `srlm judge`
-    is returned as it stands: there are many. A response that no model wrote (see `records.is_reply`) has no score,
-    whoever gave it one.
+    Such a `score` is the human score or the negated rank, with `score_from: human`. A record of `srlm judge` is
+    returned unchanged, which is fast. The score of a response that no model wrote (see `records.is_reply`) is null.
     """
     if is_judged_reply(row):
         return row
@@ -70,12 +69,11 @@ def make_pairs(
     is_new: IsNew | None = None,
     group_by_key: GroupByKey | None = None,
 ) -> Iterator[Outcome]:
-    """Yield, for each prompt, its pair row or the reason why there is none: prompts = pairs + drops.
+    """Yield one outcome per prompt: its pair, or the reason why there is none (prompts = pairs + drops).
 
-    The responses of a prompt have to stand together, in any order of the prompts; `is_new` remembers the
-    prompts before. With `unsorted` they may stand anywhere: `group_by_key` brings the parts of each prompt
-    together. Both keep to memory unless they are given. Scores of people and of a judge are on scales of
-    their own, so each have a pair of theirs.
+    The responses of a prompt must be consecutive; `is_new` remembers earlier prompts. With `unsorted` they can be
+    anywhere; `group_by_key` groups them. The default of both works in memory. People and a judge use different
+    scales, so a prompt that both scored has one pair from each.
     """
     for responses, at_end in groups(judged, options.unsorted, is_new, group_by_key):
         refuse_two_prompts(responses)
@@ -112,7 +110,7 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
 
 
 def candidates(responses: list[Record], options: PairOptions) -> tuple[list[Record], list[Record]]:
-    """Return the scored replies that chosen is picked from, and those that rejected is picked from."""
+    """Return the candidates for chosen and those for rejected: replies with a score."""
     chosen_from = scored(responses)
     rejected_from = chosen_from
     if options.earlier:
@@ -130,7 +128,7 @@ def scored(responses: list[Record]) -> list[Record]:
 
 
 def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
-    """Return `agreement` and `label_smoothing` of a pair, nothing where none is asked for, None where unknown."""
+    """Return `agreement` and `label_smoothing` of a pair: {} if not requested, None if unknown."""
     if not options.before:
         return {}
     found = options.mean_agreement
@@ -140,7 +138,7 @@ def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
 
 
 def of_choice(chosen: Record, rejected: Record, options: PairOptions) -> Record:
-    """Return what a pair owes to a variant: the price of a character, the two models."""
+    """Return the fields of a pair that depend on the options: `length_alpha`, the two models."""
     found = {"length_alpha": options.alpha} if options.alpha else {}
     if options.earlier:
         found |= {"model_chosen": chosen.get("model"), "model_rejected": rejected.get("model")}
@@ -148,7 +146,7 @@ def of_choice(chosen: Record, rejected: Record, options: PairOptions) -> Record:
 
 
 def pair_row(chosen: Record, rejected: Record) -> Record:
-    """Return a row that TRL's DPOTrainer takes as it is, with where it came from beside it."""
+    """Return a record that TRL's DPOTrainer can read, with the ids, scores and shared fields of its two responses."""
     shared = {key: value for key, value in chosen.items() if key not in NOT_SHARED and rejected.get(key) == value}
     return {
         "prompt_id": chosen["prompt_id"],
@@ -165,7 +163,7 @@ def pair_row(chosen: Record, rejected: Record) -> Record:
     }
 
 
-# What a response or its judgements are made of; anything else that both responses share belongs to the prompt.
+# Fields of a response or of its judgements; any other field with the same value in both responses is copied.
 NOT_OF_A_PAIR = {
     "k", "response", "finish_reason", "human",
     "score", "scores", "score_from", "judgements", "judgement_finish_reasons",
@@ -175,19 +173,19 @@ NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
 
 
 def by_people(row: Record) -> bool:
-    """Tell whether a response's score is what people thought of it."""
+    """Return whether the score of a response is from people."""
     return row.get("score_from") == PEOPLE
 
 
 def group_of(row: Record) -> Group:
-    """Return what responses have in common that can be compared: their prompt and who scored them."""
+    """Return the group of a response: its prompt, and whether people scored it."""
     return row["prompt_id"], row.get("score_from") == PEOPLE
 
 
 def groups(
     judged: Iterable[Record], unsorted: bool, is_new: IsNew | None = None, group_by_key: GroupByKey | None = None
 ) -> Iterator[tuple[list[Record], bool]]:
-    """Yield (the responses of a prompt, is it final only at the end of the input)."""
+    """Yield (responses of a prompt, whether this is final only at the end of the input)."""
     if not unsorted:
         return consecutive(judged, is_new or never_seen())
     parts = ((key, map(without_judgements, rows)) for key, rows in groupby(judged, key=group_of))
@@ -195,7 +193,7 @@ def groups(
 
 
 def consecutive(judged: Iterable[Record], is_new: IsNew) -> Iterator[tuple[list[Record], bool]]:
-    """Yield (responses of a prompt that stand together, is it the last); a prompt that comes back is a bad row."""
+    """Yield (consecutive responses of a prompt, whether it is the last); a prompt that comes back is a bad row."""
     group: list[Record] = []
     for key, responses in groupby(judged, key=group_of):
         if group:
@@ -211,12 +209,12 @@ def consecutive(judged: Iterable[Record], is_new: IsNew) -> Iterator[tuple[list[
 
 
 def without_judgements(row: Record) -> Record:
-    """Return a judged row with no more than its pair can need, to be kept until all rows are read."""
+    """Return a judged record without the fields that no pair needs, to save space until all are read."""
     return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
 
 
 def in_memory(parts: Parts) -> Iterator[list[Record]]:
-    """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
+    """Yield the rows of each key, in the order in which the keys first appeared."""
     groups: dict[Hashable, list[Record]] = {}
     for key, rows in parts:
         groups.setdefault(key, []).extend(rows)

@@ -22,10 +22,11 @@ from srlm_cli.templates import Template
 
 @dataclass(frozen=True)
 class MetaOptions:
-    """The template of the judgements, that of the meta-judge, how it is sampled, and of how many replies.
+    """The templates of the judge and the meta-judge, how it is sampled, and the number of replies per prompt.
 
-    Of each prompt the `replies` are taken whose K scores vary most (the paper: one), where the judge
-    is least sure. `direct` asks for the verdict at once, by the probability of the template's choices.
+    The meta-judge compares the judgements of the `replies` per prompt whose K scores vary most (the paper: one),
+    because there the judge is least certain. `direct` requests the verdict without reasons, by the probability of the
+    template's choices.
     """
 
     template: Template
@@ -38,7 +39,7 @@ class MetaOptions:
 
 @dataclass
 class Contest:
-    """A reply with the K texts that its judgements can teach, None where there is no score to read."""
+    """A reply with its K judgements as training targets, None for those without a readable score."""
 
     row: Record
     targets: list[str | None]
@@ -52,7 +53,7 @@ class Contest:
 
 @dataclass
 class Session:
-    """One prompt: the contests over its replies, how many rows it has and what of them was left out."""
+    """One prompt: the contests of its replies, the number of its rows, and the rows that were dropped."""
 
     read: int
     at_end: bool
@@ -67,12 +68,12 @@ class Session:
 
 
 def meta_judge(rows: Iterable[Record], engine: Engine, options: MetaOptions) -> Iterator[Outcome]:
-    """Yield, for each prompt, its replies whose judgements were compared, with the `battles` between these.
+    """Yield, for each prompt, the replies whose judgements were compared, with their `battles`.
 
-    The meta-judge sees each pair of judgements in both orders. A battle holds the places `a` and `b`
-    and two `verdicts`, with a shown first and with b shown first: A is the one shown first. `targets`
-    are the texts compared, `judge_prompt` is what they answer. Judgements without a readable score, and
-    repetitions of another one, take no part (null). The other replies are dropped and counted.
+    The meta-judge sees each pair of judgements in both orders. A battle has the indices `a` and `b`, and two
+    `verdicts`: with a shown first, and with b shown first (A is the one shown first). `targets` are the compared
+    texts, `judge_prompt` is their prompt. A judgement without a readable score, or equal to another one, is null. All
+    other replies are dropped and counted.
     """
     sessions: deque[Session] = deque()
 
@@ -98,7 +99,7 @@ def meta_judge(rows: Iterable[Record], engine: Engine, options: MetaOptions) -> 
 
 
 def outcomes(session: Session, model: str, options: MetaOptions) -> Iterator[Outcome]:
-    """Yield the outcome of a prompt; where the chat template refuses what was asked, all its rows are bad."""
+    """Yield the outcome of a prompt; if the chat template refuses a request, all its rows are bad."""
     if refusal := next(filter(None, map(template_refusal, session.completions)), ""):
         yield from (Outcome(bad=refusal, at_end=session.at_end) for _ in range(session.read))
     else:
@@ -106,7 +107,7 @@ def outcomes(session: Session, model: str, options: MetaOptions) -> Iterator[Out
 
 
 def sessions_of(rows: Iterable[Record], options: MetaOptions) -> Iterator[Session]:
-    """Yield each prompt whose replies stand together, in order; the last one is final only at the end of the input."""
+    """Yield each prompt with its consecutive replies; the last one is final only at the end of the input."""
     waiting: list[Record] = []
     for _, group in groupby(rows, key=lambda row: row["prompt_id"]):
         if waiting:
@@ -117,7 +118,7 @@ def sessions_of(rows: Iterable[Record], options: MetaOptions) -> Iterator[Sessio
 
 
 def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Session:
-    """Return the contests of a prompt: its replies that the judge was least sure of."""
+    """Return the contests of a prompt: the replies on which the judge was least certain."""
     dropped: Counter[str] = Counter()
     found = []
     for row in rows:
@@ -133,12 +134,12 @@ def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Sessio
 
 
 def task_of(row: Record, template: Template) -> list[dict[str, str]]:
-    """Return the prompt that the judgements of a row answer."""
+    """Return the judge's prompt for a row."""
     return judge_prompt(row["prompt"], row["response"], template)
 
 
 def targets_of(row: Record, template: Template) -> list[str | None]:
-    """Return each judgement up to its score, as it is compared and learned; None without one, or said before."""
+    """Return each judgement up to its score; None for a judgement without a score or equal to an earlier one."""
     targets: list[str | None] = []
     for text in row["judgements"]:
         readable = template.score(text) is not None
@@ -148,12 +149,12 @@ def targets_of(row: Record, template: Template) -> list[str | None]:
 
 
 def variance(row: Record) -> float:
-    """Return the variance of the readable scores of a reply."""
+    """Return the variance of the scores of a reply that are not null."""
     return pvariance([score for score in row["scores"] if score is not None] or [0.0])
 
 
 def request(contest: Contest, a: int, b: int, swapped: bool, options: MetaOptions) -> Request:
-    """Return the question to the meta-judge about two judgements, in one order."""
+    """Return the request to compare two judgements, in one order."""
     first, second = (b, a) if swapped else (a, b)
     template = options.meta_template
     text = template.render(
@@ -165,7 +166,7 @@ def request(contest: Contest, a: int, b: int, swapped: bool, options: MetaOption
 
 
 def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:
-    """Return the rows of a prompt, their battles decided by the answers in the order in which they were asked."""
+    """Return the rows of a prompt, with battles decided by the answers, in the order of the requests."""
     verdicts = [verdict_of(answer, options.meta_template, options.direct) for answer in session.completions]
     said = iter(verdicts)
     template = options.meta_template
@@ -192,10 +193,10 @@ def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:
 
 
 def meta_judgeable(row: Record, template: Template) -> Record:
-    """Return a judged row that holds its judgements and a score, or null, for each; raise BadRow for another.
+    """Return a judged record that has its judgements, each with a score or null; raise BadRow for any other.
 
-    A row that names another template of its judge is refused: its judgements answer another prompt. So is one whose
-    judge was asked for the score at once: it wrote nothing that could be compared.
+    A record of another judge template is a bad row, because its judgements answer another prompt. So is a record with
+    scores only, because there is no text to compare.
     """
     row = stored_record(judged_record(row))
     scores = row.get("scores")

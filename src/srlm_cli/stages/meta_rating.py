@@ -1,4 +1,4 @@
-"""Elo ratings of the judgements of one reply, position bias weighed out (arXiv 2407.19594, section 2.2)."""
+"""Elo ratings of the judgements of one reply, corrected for position bias (arXiv 2407.19594, section 2.2)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PositionWeights:
-    """What a win counts for the judgement shown `first` and for the one shown `second`; together 1."""
+    """The weight of a win for the judgement shown `first` and for the one shown `second`; their sum is 1."""
 
     first: float = 0.5
     second: float = 0.5
 
 
 def position_weights(rows: Iterable[Record]) -> PositionWeights:
-    """Return the weights over all battles: a win in a position counts by the share of wins in the other one.
+    """Return the weights from all battles: a win in one position has the share of wins in the other as its weight.
 
-    first = wins of the second / all wins, second = wins of the first / all wins. So a meta-judge that
-    always takes the first one says nothing. Without a win they are equal.
+    first = wins of the second / all wins, second = wins of the first / all wins. So the wins of a meta-judge that
+    always picks the first one have no weight. Without a win both weights are equal.
     """
     first = second = 0
     for row in rows:
@@ -37,7 +37,7 @@ def position_weights(rows: Iterable[Record]) -> PositionWeights:
 
 
 def battle_matrix(row: Record, weights: PositionWeights) -> ndarray:
-    """Return (K, K): the weighted wins of the line's judgement over the column's; ties count nothing."""
+    """Return (K, K): the weighted wins of the row's judgement over the column's; ties are not counted."""
     import numpy as np
 
     wins = np.zeros((len(row["targets"]), len(row["targets"])))
@@ -52,11 +52,11 @@ def battle_matrix(row: Record, weights: PositionWeights) -> ndarray:
 
 
 def meta_scores(row: Record, weights: PositionWeights) -> list[float | None]:
-    """Return the rating of each judgement of a row, None for those that took no part.
+    """Return the rating of each judgement of a row, None for those that were not compared.
 
-    It maximises sum of B[m, n] log(1 / (1 + exp(e_n - e_m))) with B the battle matrix, and with `PRIOR`
-    wins added each way between every two, as in `bradley_terry`, so that one that won everything is
-    rated too. 400 points are odds of 10:1, the mean is 0.
+    The ratings e maximise the sum of B[m, n] log(1 / (1 + exp(e_n - e_m))), where B is the battle matrix. `PRIOR` wins
+    are added in both directions between every two, as in `bradley_terry`, so that a judgement that won everything has
+    a finite rating. 400 points are odds of 10:1; the mean is 0.
     """
     import numpy as np
 
@@ -65,5 +65,5 @@ def meta_scores(row: Record, weights: PositionWeights) -> list[float | None]:
     rated = ELO * strengths(wins + PRIOR * (1 - np.eye(len(playing)))) if len(playing) > 1 else [0.0] * len(playing)
     found: list[float | None] = [None] * len(row["targets"])
     for k, rating in zip(playing, rated, strict=True):
-        found[k] = round(float(rating), 3) + 0.0  # equal ratings are a tie, whatever their last bits are
+        found[k] = round(float(rating), 3) + 0.0  # ratings that differ only in the last bits are equal
     return found

@@ -1,6 +1,6 @@
-"""Which two replies to a prompt become a pair: the paper's best and worst, and the variants of docs/pairs.md.
+"""Pick two replies to a prompt as a pair: best and worst as in the paper, and the variants of docs/pairs.md.
 
-Everywhere `value` is the score that decides: the judge's, or that minus `alpha` times the length.
+`value` is the score that decides: the judge's score minus `alpha` times the length.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ ROUNDING = 1e-9  # scores are means of K: a third of five has to be within a tie
 
 @dataclass(frozen=True)
 class Choice:
-    """How chosen and rejected are picked; as it stands, the highest against the lowest score.
+    """How chosen and rejected are picked; the default is the highest against the lowest score.
 
-    `min_gap` is the least difference of their values; equal scores never make a pair. `rho` widens best
-    and worst to tiers (arXiv 2407.19594, section 2.1): chosen is the shortest of the upper tier, rejected
-    the longest of the lower one. `alpha` is what a character costs (arXiv 2406.09760). `rejected_of` is
-    how many replies, drawn by `seed`, the rejected one is the worst of (arXiv 2502.16825). A pair whose
-    chosen reply has more than `max_chosen_length` characters is left out. `seed` decides among replies
-    that are equal by all this, where the papers name no rule: by their place would favour the first.
+    `min_gap` is the smallest difference of their values; equal scores never make a pair. `rho` widens best and worst
+    to tiers (arXiv 2407.19594, section 2.1): chosen is the shortest reply of the upper tier, rejected the longest of
+    the lower tier. `alpha` is the penalty per character (arXiv 2406.09760). Rejected is the worst of `rejected_of`
+    replies that are drawn at random (arXiv 2502.16825). A pair whose chosen reply has more than `max_chosen_length`
+    characters is dropped. `seed` decides between equal replies: the papers give no rule, and the order in the file
+    would favour the first reply.
     """
 
     min_gap: float = 0.0
@@ -38,17 +38,17 @@ class Choice:
         return row["score"] - self.alpha * len(row["response"]) if self.alpha else row["score"]
 
     def values(self, rows: Sequence[Record]) -> list[float]:
-        """Return the score that decides, of each row."""
+        """Return the score that decides, for each row."""
         return [self.value(row) for row in rows] if self.alpha else [row["score"] for row in rows]
 
 
 def choose(
     chosen_from: Sequence[Record], rejected_from: Sequence[Record], choice: Choice
 ) -> tuple[tuple[Record, Record] | None, str]:
-    """Return (chosen, rejected), or None and the reason why there is no pair.
+    """Return ((chosen, rejected), ""), or (None, the reason why there is no pair).
 
-    Both are scored replies to one prompt, at least one each: the same ones, or the rejected ones are
-    others. Where all scores are equal there is no preference, whatever the lengths are.
+    The candidates are replies with scores to one prompt, at least one for each side; both sides can have the same
+    ones. If all scores are equal there is no pair, whatever the lengths are.
     """
     upper = choice.values(chosen_from)
     lower = upper if rejected_from is chosen_from else choice.values(rejected_from)
@@ -74,21 +74,21 @@ def choose(
 
 
 def shortest(tier: list[Record], choice: Choice) -> Record:
-    """Return the reply to choose from the upper tier: the shortest, of these the best, of these by the seed."""
+    """Return the shortest reply of the upper tier; ties are broken by score, then by the seed."""
     return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice))
 
 
 def longest(tier: list[Record], choice: Choice) -> Record:
-    """Return the reply to reject from the lower tier: the longest, of these the worst, of these by the seed."""
+    """Return the longest reply of the lower tier; ties are broken by score, then by the seed."""
     return tier[0] if len(tier) == 1 else max(tier, key=lambda row: _order(row, choice))
 
 
 def _order(row: Record, choice: Choice) -> tuple[int, float, int]:
-    """Return what sorts a tier; without `rho` all in it have one value, and the seed alone decides."""
+    """Return the sort key of a reply in its tier; without `rho` all values are equal and the seed decides."""
     length = len(row["response"]) if choice.rho else 0
     return length, -choice.value(row), -derive(choice.seed, "pair", row["id"])
 
 
 def sampled(rows: Sequence[Record], count: int, seed: int) -> list[Record]:
-    """Return `count` of the replies to a prompt, drawn by seed, prompt and reply; all where there are no more."""
+    """Return `count` replies to a prompt at random, or all of them if there are fewer."""
     return sorted(rows, key=lambda row: derive(seed, "rejected-of", row["prompt_id"], row["id"]))[:count]

@@ -1,8 +1,8 @@
-"""Whole scores for what people thought of a reply: the targets of hindsight EFT rows.
+"""Integer scores from the ranks or scores of people: the targets of hindsight EFT records.
 
-A judge learns whole scores, and people leave ranks, or scores on a scale of their own. Where that
-says "between 3 and 4", a random number decides in proportion, so that the mean of many rows is right. It
-is one for a whole prompt, so it can make replies equal, and never turns their order around.
+A judge learns integer scores; people give ranks, or scores on another scale. A value between 3 and 4 is rounded up or
+down at random, in proportion, so that the mean over many records is right. One random number is used for a whole
+prompt, so replies can become equal, but their order is never reversed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from srlm_cli.records import Record, human_values, is_number
 
 @dataclass(frozen=True)
 class RankScores:
-    """The whole scores `low` to `high` of a judge's template, and how people's opinions become one.
+    """The integer scores `low` to `high` of a judge's template, and how ranks or human scores are mapped to them.
 
-    Ranks are `balanced` by their place in the prompt: the best of two replies gets one of the upper
-    half of the scores, so that each score is as frequent as any other, over all rows. Human scores are
-    balanced by their place in `all_scores` (sorted), those of the whole data. With `linear`, a pair
-    of human scores, they are mapped in proportion: the first becomes `low`, the second `high`.
+    Ranks are `balanced` by their position in the prompt: the better of two replies gets a score in the upper half.
+    So all scores are equally frequent over all records. Human scores are balanced by their position in `all_scores`
+    (sorted, of the whole data). With `linear`, a pair of human scores, the mapping is linear: the first becomes
+    `low`, the second `high`.
     """
 
     low: int
@@ -34,7 +34,7 @@ class RankScores:
     def of(self, ranked: Record, uniform: float) -> list[int | None]:
         """Return a score for each reply of a ranked row; `uniform` in [0, 1) decides between neighbours.
 
-        Where people ranked all replies alike the ranks tell nothing, and each score is None.
+        If people ranked all replies equally, each score is None.
         """
         replies = ranked["responses"]
         if not all(is_number(reply.get("score")) for reply in replies):
@@ -51,7 +51,7 @@ class RankScores:
         return [self._by_place(reply["score"], self.all_scores, uniform) for reply in replies]
 
     def _by_place(self, value: float, sorted_values: Sequence[float], uniform: float) -> int:
-        """Return the score at a value's share of the values; equal values have a stretch of it in common."""
+        """Return the score at the quantile of a value among the values; equal values share an interval of it."""
         before, upto = bisect_left(sorted_values, value), bisect_right(sorted_values, value)
         share = (before + uniform * (upto - before)) / len(sorted_values)
         return min(self.high, self.low + floor(share * (self.high - self.low + 1)))

@@ -13,10 +13,10 @@ from srlm_cli.templates import Template
 
 
 def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
-    """Yield each row that `srlm judge` wrote with `score` and `scores` as the template reads its `judgements`.
+    """Yield each record of `srlm judge` with `score` and `scores` as the template reads its `judgements`.
 
-    The texts, who judged and all other fields stay. A score that did not come from the text (it was
-    asked for, or an expectation) is lost with it: `score_from` is `text` or null.
+    All other fields are unchanged. A score that was not read from the text (a forced score or an expectation) is
+    lost: `score_from` is `text` or null.
     """
     for row in rows:
         row = stored_record(row)
@@ -34,7 +34,7 @@ def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
 
 
 def stored_record(row: Record) -> Record:
-    """Return a response row that holds the texts of its judge; raise BadRow for another."""
+    """Return a response record that has its `judgements`; raise BadRow for any other."""
     row = records.response_record(row)
     texts = row.get("judgements")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

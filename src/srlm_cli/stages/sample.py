@@ -14,7 +14,7 @@ from srlm_cli.stages.lookahead import generate_for
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """`n` responses a prompt, drawn at `sampling` with seeds derived from `seed`."""
+    """`n` responses per prompt, drawn with `sampling`; the seed of each is derived from `seed`."""
 
     n: int
     sampling: Sampling
@@ -24,8 +24,8 @@ class SampleOptions:
 def sample(prompts: Iterable[Record], engine: Engine, options: SampleOptions) -> Iterator[Outcome]:
     """Yield, for each prompt row, its N response rows `<prompt_id>/<k>`.
 
-    A completion that was not written (see `Completion`) is no response: it is counted and has no row. A prompt
-    without any response is a bad row.
+    A completion that the engine did not write (see `Completion`) is counted and has no row. A prompt without any
+    response is a bad row.
     """
 
     def ask(row: Record) -> Request:
@@ -65,7 +65,7 @@ def _finish_counts(completion: Completion, responses: int) -> dict[str, int]:
 
 
 def _why_none(completion: Completion) -> str:
-    """Return in words why a prompt has no response."""
+    """Return a message that says why a prompt got no response."""
     if refusal := template_refusal(completion):
         return refusal
     reason = completion.finish_reasons[0]

@@ -1,4 +1,4 @@
-"""What a stage has met before, by a hash; in memory, where no other store is given."""
+"""Keys that were seen before, by hash, in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from collections.abc import Callable
 
 
 def never_seen() -> Callable[[int], bool]:
-    """Return a function that tells whether it is called with a number for the first time."""
+    """Return a function that returns True the first time it is called with a number."""
     seen: set[int] = set()
     return lambda key: len(seen) < (seen.add(key) or len(seen))

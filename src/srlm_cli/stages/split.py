@@ -12,7 +12,7 @@ from srlm_cli.stages import Outcome
 
 
 def held_out(row: Record, eval_share: float, seed: int) -> bool:
-    """Tell whether a prompt is held out for measuring the judge: by its text and the seed alone.
+    """Return whether a prompt is held out to measure the judge; depends only on its text and the seed.
 
     So it is in the same part in every file, and in every order of its rows.
     """

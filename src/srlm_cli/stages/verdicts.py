@@ -1,4 +1,4 @@
-"""What a judge said of two texts: A, the one shown first, B, a tie, or nothing that can be read."""
+"""The verdict of a judge on two texts: A (shown first), B, tie, or unreadable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = {"a": "A", "b": "B", "1": "A", "2": "B", "first": "A", "second": "B"}
 
 
 def named(verdict: str) -> str:
-    """Return what a verdict means: `A`, `B`, or else `tie`; of "A>B" and "B>>A" the better one."""
+    """Return the meaning of a verdict: `A`, `B` or `tie`; of "A>B" and "B>>A" the better one."""
     if compared := COMPARED.fullmatch(verdict):
         first, sign, second = compared.groups()
         verdict = "tie" if first.lower() == second.lower() else first if sign[0] == ">" else second
@@ -28,7 +28,7 @@ def named(verdict: str) -> str:
 
 
 def probability_of(side: str, completion: Completion, template: Template) -> float:
-    """Return how probable it is that one side wins, `A` or `B`, half of a tie included, by those of the choices."""
+    """Return the probability that a side, `A` or `B`, wins, plus half of the probability of a tie."""
     shares = {"A": 0.0, "B": 0.0, "tie": 0.0}
     for choice, share in zip(template.choices, completion.probabilities, strict=True):
         shares[named(choice)] += share

@@ -33,7 +33,7 @@ def words_of(text: str) -> list[str]:
 def length(text: str) -> tuple[float, int]:
     """Return the length of a text in words, and how many of its letters are of scripts without spaces.
 
-    Words are what stands between spaces. Where that has letters of such a script, each counts as its part of a word.
+    Words are separated by spaces. In scripts without spaces, each letter counts as a part of a word.
     """
     found: Counter[str] = Counter()
     for part in text.split():

@@ -169,7 +169,7 @@ def processes() -> int:
 
 
 def worthwhile(path: str) -> bool:
-    """Tell whether a path is a plain file of lines that several processes are quicker with."""
+    """Return whether a path is a plain file of lines that several processes are quicker with."""
     plain = path != "-" and not path.endswith(".gz") and os.path.isfile(path)
     if not plain or processes() == 1 or os.path.getsize(path) < WORTHWHILE:
         return False

@@ -266,7 +266,7 @@ def open_lines(path: str) -> Iterator[IO[bytes]]:
 
 
 def begins_array(head: bytes) -> bool:
-    """Tell whether a file begins as a JSON array does, which no row does."""
+    """Return whether a file begins as a JSON array does, which no row does."""
     return head.removeprefix(BOM_UTF8).lstrip().startswith(b"[")
 
 

@@ -252,7 +252,7 @@ PLAIN = {str, int, bool, type(None)}
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether msgspec and json write a value alike.
+    """Return whether msgspec and json write a value alike.
 
     They do but for floats that json writes with an exponent, and NaN and Infinity, which msgspec makes null.
     """

@@ -63,7 +63,7 @@ def found(match: re.Match[str], offset: int = 0) -> Found:
 
 
 def took_part(match: re.Match[str], group: str) -> bool:
-    """Tell whether a group of this name, if there is one, is part of a match."""
+    """Return whether a group of this name, if there is one, is part of a match."""
     return group in match.re.groupindex and match[group] is not None
 
 
@@ -123,7 +123,7 @@ def closing_values(own: str, finish: str) -> Iterator[tuple[str, int]]:
 
 
 def is_told(line: re.Match[str], whole: str) -> bool:
-    """Tell whether a line that holds one value means it: a bare number may be a part of a list that was cut off."""
+    """Return whether a line that holds one value means it: a bare number may be a part of a list that was cut off."""
     bare = line["value"][0].isdigit() and "/" not in line["value"]
     return bool(not bare or line["marks"] or line["lead"] or NUMBER.fullmatch(whole))
 

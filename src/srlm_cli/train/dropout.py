@@ -13,7 +13,7 @@ def set_share(model: Any, share: float) -> None:
 
 
 def drops_out(model: Any) -> bool:
-    """Tell whether a model in training sets anything to zero at random."""
+    """Return whether a model in training sets anything to zero at random."""
     return any(getattr(holder, name) > 0 for holder, name in places(model))
 
 

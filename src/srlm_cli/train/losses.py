@@ -68,7 +68,7 @@ class DPOLossConfig:
         }
 
     def is_own(self, smoothing: Tensor) -> bool:
-        """Tell whether TRL lacks the loss, for a batch with these smoothings."""
+        """Return whether TRL lacks the loss, for a batch with these smoothings."""
         return self.loss not in TRL_NAMES or (self.loss in SMOOTHED and bool(smoothing.any()))
 
 

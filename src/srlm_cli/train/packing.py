@@ -37,7 +37,7 @@ class Packing:
         self.bare.train(training)
 
     def now(self) -> bool:
-        """Tell whether the model, as it is now, gives packed what it gives row by row."""
+        """Return whether the model, as it is now, gives packed what it gives row by row."""
         layers = list(self.bare.modules())
         if not self.fits or any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
             return False

@@ -141,5 +141,5 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
 
 
 def same(one: str, other: str) -> bool:
-    """Tell whether two names are of the same file, or both of stdout."""
+    """Return whether two names are of the same file, or both of stdout."""
     return one == other or ("-" not in (one, other) and same_file(one, other))

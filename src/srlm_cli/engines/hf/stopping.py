@@ -11,7 +11,7 @@ UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character
 
 
 class Stops:
-    """Tell whether tokens end a completion, and turn them into its text."""
+    """Return whether tokens end a completion, and turn them into its text."""
 
     def __init__(self, net, tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -20,7 +20,7 @@ class Stops:
         self._piece = lru_cache(maxsize=None)(self._spelled)
 
     def ended(self, tokens: list[int], sampling: Sampling) -> bool:
-        """Tell whether the last of these tokens ends the completion before its full length.
+        """Return whether the last of these tokens ends the completion before its full length.
 
         The text is looked at only when the last token holds the last sign of a stop text, or ends a line.
         """

@@ -100,7 +100,7 @@ class WorkerPool(BaseScheduler):
         return tasks
 
     def _goes_on(self, task: Task) -> bool:
-        """Tell whether the next task begins like the one before it, by more than all do."""
+        """Return whether the next task begins like the one before it, by more than all do."""
         return common_prefix_len(task.prompt, self.waiting[0].prompt) > self.least_common
 
 

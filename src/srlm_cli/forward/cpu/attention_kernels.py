@@ -53,7 +53,7 @@ VECTORS = BLOCK_SIZE // WIDTH  # of scores
 
 
 def fits(size: int) -> bool:
-    """Tell whether heads of a size can be computed here."""
+    """Return whether heads of a size can be computed here."""
     return size % WIDTH == 0
 
 

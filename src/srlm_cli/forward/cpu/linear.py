@@ -75,7 +75,7 @@ class HalfLinear(torch.nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Tell whether inputs and outputs fill what is computed together."""
+        """Return whether inputs and outputs fill what is computed together."""
         return (self.depth, self.width) == (self.in_features, self.out_features)
 
     def begun(self, rows: int) -> np.ndarray:

@@ -110,7 +110,7 @@ class LlamaLayer:
 
     @classmethod
     def fits(cls, layer: torch.nn.Module) -> bool:
-        """Tell whether a layer is made of such parts, and of nothing else."""
+        """Return whether a layer is made of such parts, and of nothing else."""
         if {name for name, _ in layer.named_children()} != LAYER:
             return False
         norms = (layer.input_layernorm, layer.post_attention_layernorm)

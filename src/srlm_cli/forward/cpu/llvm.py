@@ -37,7 +37,7 @@ def cpu_features() -> list[str]:
 
 
 def has_halves() -> bool:
-    """Tell whether the processor multiplies in float16 itself (AVX512-FP16)."""
+    """Return whether the processor multiplies in float16 itself (AVX512-FP16)."""
     return "+avx512fp16" in cpu_features()
 
 
@@ -51,7 +51,7 @@ def add_halves(builder, sums, one, other):
 
 
 def has_pairs() -> bool:
-    """Tell whether the processor sums products of pairs of bfloat16 numbers by one instruction (AVX512-BF16)."""
+    """Return whether the processor sums products of pairs of bfloat16 numbers by one instruction (AVX512-BF16)."""
     return "+avx512bf16" in cpu_features()
 
 

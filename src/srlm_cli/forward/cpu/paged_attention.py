@@ -154,6 +154,6 @@ _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float
 
 
 def fits(layers: dict[int, tuple[torch.Size, torch.Size]], dtype: torch.dtype, device: str) -> bool:
-    """Tell whether keys and values of these shapes, (heads, size) by layer, can be read by compiled code."""
+    """Return whether keys and values of these shapes, (heads, size) by layer, can be read by compiled code."""
     alike = all(key == value and attention_kernels.fits(key[1]) for key, value in layers.values())
     return device == "cpu" and dtype in _BITS and bool(layers) and alike
