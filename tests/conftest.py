@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -14,7 +15,13 @@ from helpers import Srlm
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make a folder for all workers, and undo an inherited "ignore Ctrl-C", which every child would inherit."""
+    """Make a folder for all workers, and undo an inherited "ignore Ctrl-C", which every child would inherit.
+
+    Workers side by side compute with one thread each, and so do their commands: more threads than cores wait for
+    each other.
+    """
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not hasattr(config, "workerinput"):
         folder = make_session()
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))

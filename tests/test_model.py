@@ -20,6 +20,7 @@ from srlm_cli.stages.judge import JudgeOptions, judge_request
 pytestmark = pytest.mark.model
 
 MODEL = "smollm2-135m-instruct"
+SIDES = ("chosen", "rejected")
 QUICKSTART = ROOT / "examples" / "quickstart"
 CHATS = [
     "Why is the sky blue?",
@@ -51,6 +52,10 @@ def head(source: str, count: int, path: Path) -> Path:
     return path
 
 
+def short(text: str, words: int = 12) -> str:
+    return " ".join(text.split()[:words])
+
+
 @pytest.fixture(scope="module")
 def engine():
     return open_engine(EngineSpec(model=MODEL, dtype="float32", batch_size=8))
@@ -58,9 +63,13 @@ def engine():
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory) -> Path:
+    """The beginnings of two pairs that people ranked."""
     made = [
-        {"prompt": row["prompt"], "chosen": row["responses"][0]["text"], "rejected": row["responses"][1]["text"]}
-        for row in rows(QUICKSTART / "ranked.jsonl")[:4]
+        {
+            "prompt": short(row["prompt"]),
+            **{side: short(one["text"]) for side, one in zip(SIDES, row["responses"], strict=False)},
+        }
+        for row in rows(QUICKSTART / "ranked.jsonl")[:2]
     ]
     return write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", made)
 
@@ -68,7 +77,10 @@ def pairs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sft")
-    ift = head("ift.jsonl", 4, folder / "ift.jsonl")
+    ift = write(
+        folder / "ift.jsonl",
+        [{key: short(row[key]) for key in ("prompt", "completion")} for row in rows(QUICKSTART / "ift.jsonl")[:4]],
+    )
     done = srlm(
         "sft", "--in", ift, "--model", MODEL, "--lora-r", 4, "--learning-rate", "2e-2",
         "--train-batch-size", 2, "--device-batch-size", 2, "--out", folder / "adapter",
@@ -98,6 +110,7 @@ def test_greedy_equals_transformers(engine):
         assert completion.texts == [engine.tokenizer.decode(whole, skip_special_tokens=True)]
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_rows_beside_it(engine):
     sampling = Sampling(max_new_tokens=8)
     together = list(engine.generate(ask(chat, sampling, (5, 6)) for chat in CHATS))
@@ -163,7 +176,7 @@ def test_a_choice_that_another_one_begins_with_has_what_is_left(engine):
 
 
 def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
-    ranked = head("ranked_eval.jsonl", 2, tmp_path / "ranked.jsonl")
+    ranked = head("ranked_eval.jsonl", 1, tmp_path / "ranked.jsonl")
     argv = ["judge", "--in", ranked, "--model", MODEL, "--max-new-tokens", 30, "-k", 2]
     srlm(*argv, "--score", "expected", "--force-score", "--out", tmp_path / "e.jsonl")
     srlm("judge", "--in", tmp_path / "e.jsonl", "--rescore", "--out", tmp_path / "t.jsonl")
@@ -175,13 +188,14 @@ def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
         assert [s is None for s in b["scores"]] == [source == "finish" for source in a["score_from"]]
 
 
+@pytest.mark.slow
 def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engine):
     """One judgement ends with a score, the others are cut off."""
     template = templates.load("additive", fields={"prompt", "response"}, reads=True)
     asked = [
         judge_request(
             {"id": "a", "prompt": prompt, "response": "The Rhine."},
-            JudgeOptions(template, 3, Sampling(max_new_tokens=24), 0, force_score=True, score="expected"),
+            JudgeOptions(template, 2, Sampling(max_new_tokens=24), 0, force_score=True, score="expected"),
         )
         for prompt in ("Name a river.", "Say only this, and nothing else: Score: 4")
     ]
@@ -196,7 +210,7 @@ def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engi
                 assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
                 assert (answer.tokens_in, answer.finish_reasons) == (expected.tokens_in, expected.finish_reasons)
                 answered += 1
-    assert answered >= 5
+    assert answered >= 3
 
 
 def test_a_prompt_that_does_not_fit_is_named_so(engine):
@@ -233,11 +247,11 @@ def test_pipe_of_sample_judge_and_pairs(tmp_path):
 
 def test_judge_without_finishing_leaves_null(tmp_path):
     """The untrained model hardly ever writes a score: null, counted, and --max-unparsed says so."""
-    write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "I do not know.", "model": MODEL} for chat in CHATS])
+    write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "I do not know.", "model": MODEL} for chat in CHATS[:2]])
     done = srlm("judge", "--in", tmp_path / "r.jsonl", "--max-new-tokens", 4, "--max-unparsed", 0.5, check=False)
     judged = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 4 and "no readable score" in done.err
-    assert [row["score"] for row in judged] == [None] * 4 and judged[0]["scores"] == [None] * 3
+    assert [row["score"] for row in judged] == [None] * 2 and judged[0]["scores"] == [None] * 3
 
 
 def test_gen_prompts_keeps_what_it_promises(tmp_path):
@@ -247,12 +261,12 @@ def test_gen_prompts_keeps_what_it_promises(tmp_path):
 
     out = tmp_path / "prompts.jsonl"
     srlm(
-        "gen-prompts", "--in", QUICKSTART / "ift.jsonl", "--model", MODEL, "--count", 4, "--prompt-batch-size", 8,
+        "gen-prompts", "--in", QUICKSTART / "ift.jsonl", "--model", MODEL, "--count", 2, "--prompt-batch-size", 4,
         "--max-new-tokens", 40, "--out", out,
     )  # fmt: skip
     made, seeds = rows(out), [row["prompt"] for row in rows(QUICKSTART / "ift.jsonl")]
     counts = json.loads((tmp_path / "prompts.jsonl.meta.json").read_text())["counts"]
-    assert len(made) == 4 == counts["kept"]
+    assert len(made) == 2 == counts["kept"]
     assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
     known = [words_of(text) for text in seeds]
     for row in made:
@@ -284,7 +298,7 @@ def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
 
 def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     done = srlm(
-        "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 4,
+        "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 2,
         "--epochs", 2, "--dtype", "float32", "--out", tmp_path / "m2",
     )  # fmt: skip
     result = json.loads(done.out)
@@ -294,11 +308,11 @@ def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     assert json.loads(reply.out)["response"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_dpo_on_an_adapter_has_that_adapter_as_reference(dtype, pairs, adapter, tmp_path):
     """A chained adapter: with the bare base as the reference the first loss would not be ln 2."""
     done = srlm(
-        "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 4,
+        "dpo", "--in", pairs, "--model", adapter, "--learning-rate", "1e-3", "--train-batch-size", 2,
         "--epochs", 2, "--dtype", dtype, "--out", tmp_path / "m2",
     )  # fmt: skip
     result = json.loads(done.out)

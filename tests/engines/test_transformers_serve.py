@@ -1,4 +1,4 @@
-"""The openai engine against `transformers serve`, with the embedded model behind it."""
+"""The openai engine against `transformers serve`, with a tiny model; the slow arm has the embedded model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_models
 from helpers import Srlm, as_lines, read_json
 from serving import server
 from srlm_cli.engines import open_engine
@@ -23,9 +24,11 @@ CHATS = ["Why is the sky blue?", "Name three rivers in Europe.", "Write a haiku 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=16)
 
 
-@pytest.fixture(scope="module")
-def folder() -> str:
-    return locate(SMOLLM2.name)
+@pytest.fixture(scope="module", params=["llama", pytest.param(SMOLLM2.name, marks=pytest.mark.slow)])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    if request.param == SMOLLM2.name:
+        return locate(request.param)
+    return str(tiny_models.save(tmp_path_factory.mktemp("model"), request.param))
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def url(folder: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def in_process():
-    return open_engine(EngineSpec(model=SMOLLM2.name, dtype="float32"))
+def in_process(folder: str):
+    return open_engine(EngineSpec(model=folder, dtype="float32"))
 
 
 def requests(**more) -> list[Request]:
@@ -75,6 +78,8 @@ def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) 
     assert expected.code == 1 and "no log-probabilities" in expected.err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", [SMOLLM2.name], indirect=True)
 def test_a_server_that_ignores_the_temperature_is_found_out(url: str, folder: str) -> None:
     """The embedded model's generation_config.json has no `do_sample`, without which the server is greedy."""
     engine = open_engine(EngineSpec("openai", folder, base_url=url))

@@ -1,6 +1,6 @@
 """`make iterate` as a Make user expects it, in a folder that `srlm init` made.
 
-Training runs the real model; what it then writes comes from the echo engine, to keep this quick. The
+Training runs a tiny model; what it then writes comes from the echo engine, to keep this quick. The
 whole loop on the real model is `make demo`, which CI runs too.
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from helpers import FORKED, clean_env
+from tiny import tiny_model
 
 pytestmark = pytest.mark.model
 SRLM = " ".join(FORKED)
@@ -32,7 +33,6 @@ limit = 3
 lora-r = 2
 max-steps = 1
 train-batch-size = 2
-max-length = 384
 [gen-prompts]
 count = 6
 [dpo]
@@ -43,8 +43,16 @@ limit = 40
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def m0(tmp_path_factory):
+    """A tiny M0, which the Makefile takes from the environment."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("M0", str(tiny_model(tmp_path_factory.mktemp("m0") / "tiny")))
+        yield
+
+
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
+def run_folder(m0, tmp_path_factory) -> Path:
     """A run that has been brought to M2."""
     folder = tmp_path_factory.mktemp("run") / "mine"
     subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)

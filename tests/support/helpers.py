@@ -14,6 +14,8 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import Any
 
+import pytest
+
 from forked import File, Forked, server_for
 from srlm_cli.engines.base import Completion, Request
 
@@ -28,6 +30,11 @@ MORTAL = [sys.executable, str(HERE / "mortal_srlm.py")]
 READ_EARLY = ("PYTHON", "NUMBA_", "TORCH_")  # variables that are read at the start of Python or at imports
 LOUD = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "COLUMNS", "TTY_COMPATIBLE")
 KEPT = ("SRLM_HOME", "SRLM_CPU")
+
+
+def slow(*values: Any) -> Any:
+    """Return parameters that only `make test-slow` tries."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_models
+from helpers import slow
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.models.load import load_model
 from srlm_cli.records import Record
@@ -56,7 +57,9 @@ def train(method: str, model: Path, out: Path, **more) -> Record:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("method", "more"), [("sft", {}), ("dpo", {}), ("dpo", {"lora_r": 2})], ids=["sft", "dpo", "dpo-adapter"]
+    ("method", "more"),
+    [slow("sft", {}), slow("dpo", {}), ("dpo", {"lora_r": 2})],
+    ids=["sft", "dpo", "dpo-adapter"],
 )
 def test_they_learn(kind: str, method: str, more: Record, made, tmp_path) -> None:
     result = train(method, made(kind), tmp_path / "m", **more)

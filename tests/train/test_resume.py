@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from helpers import HERE, Srlm, read_json, read_rows, write_rows
+from helpers import HERE, Srlm, read_json, read_rows, slow, write_rows
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.models import hardware
 from srlm_cli.models.fingerprint import fingerprint
@@ -106,16 +106,18 @@ def wholes(tmp_path_factory):
 
 
 # 18 rows in steps of 4: an epoch has 5 steps (18 micro-batches, the last step of 2), two have 10.
-@pytest.mark.parametrize("at", [11, 27], ids=["in-epoch-1", "in-epoch-2"])
 @pytest.mark.parametrize(
-    ("kind", "model", "more"),
+    ("kind", "model", "more", "at"),
     [
-        ("dpo", "base", {}),
-        ("dpo", "base", {"lora_r": 2, "dropout": 0.1}),
-        ("dpo", "adapter", {"device_batch_size": 2}),
-        ("sft", "base", {"dropout": 0.1}),
+        ("dpo", "base", {}, 11),
+        ("dpo", "base", {}, 27),
+        ("dpo", "base", {"lora_r": 2, "dropout": 0.1}, 27),
+        ("dpo", "adapter", {"device_batch_size": 2}, 11),
+        ("sft", "base", {"dropout": 0.1}, 27),
+        slow("dpo", "base", {"lora_r": 2, "dropout": 0.1}, 11),
+        slow("dpo", "adapter", {"device_batch_size": 2}, 27),
+        slow("sft", "base", {"dropout": 0.1}, 11),
     ],
-    ids=["dpo", "dpo-new-adapter-dropout", "dpo-adapter", "sft-dropout"],
 )
 def test_a_killed_training_goes_on_to_the_same_weights(kind, model, more, at, wholes, request, tmp_path, monkeypatch):
     model = request.getfixturevalue(model)
@@ -181,15 +183,22 @@ def test_kill_9_and_the_same_command_again(srlm: Srlm, base: Path) -> None:
     assert not (srlm.folder / "killed.part").exists()
 
 
-@pytest.fixture
-def unfinished(base: Path, tmp_path: Path, monkeypatch) -> TrainSpec:
-    """A training that was killed behind the checkpoint of step 4."""
-    spec = spec_of(base, tmp_path / "m")
-    with monkeypatch.context() as patched:
+@pytest.fixture(scope="module")
+def killed_at_step_5(base: Path, tmp_path_factory) -> Path:
+    """The unfinished folder of a training that was killed after the checkpoint of step 4."""
+    spec = spec_of(base, tmp_path_factory.mktemp("killed") / "m")
+    with pytest.MonkeyPatch.context() as patched:
         die_in_micro_batch(patched, 20)
         with pytest.raises(Killed):
             train("dpo", spec)
-    return spec
+    return spec.out.with_name("m.part")
+
+
+@pytest.fixture
+def unfinished(base: Path, killed_at_step_5: Path, tmp_path: Path) -> TrainSpec:
+    """A copy of that training."""
+    shutil.copytree(killed_at_step_5, tmp_path / "m.part")
+    return spec_of(base, tmp_path / "m")
 
 
 def test_the_reference_is_not_scored_again(unfinished: TrainSpec, monkeypatch) -> None:
@@ -342,7 +351,7 @@ def test_an_older_model_is_replaced_when_the_new_one_is_whole(base: Path, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m"]
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", [slow("sft"), "dpo"])
 def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
     kind, base: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -394,7 +403,7 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(tmp_path: P
         assert (part.checkpoint, part.best, part.best_value) == (4, 2, 1.0)
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("kind", [slow("sft"), "dpo"])
 def test_all_checkpoints_are_kept_as_models(kind: str, base: Path, adapter: Path, tmp_path: Path, monkeypatch) -> None:
     """Also those before a kill; each is the model of a training that ends at its step, but for the learning rate."""
     run = replace(EVERY_2, keep_checkpoints=True)

@@ -450,7 +450,7 @@ def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch
     assert len(set(greedy.texts)) == 1 and set(rows) == {1}
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3"])
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind):
     engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Scheduler._keep
     monkeypatch.setattr(
@@ -593,8 +593,8 @@ def behind(text: str, prompt: str) -> Request:
     ("kind", "few_blocks"),
     [
         *((kind, False) for kind in ("llama", "mistral", "gpt2", "gemma3")),
-        *(("llama", True), ("gemma3", True)),
-        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("mistral", "gpt2")),
+        ("llama", True),
+        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("mistral", "gpt2", "gemma3")),
     ],
 )
 def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, few_blocks, monkeypatch):
@@ -677,6 +677,7 @@ for tensor in kept:
 
 
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here")
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [{}, {"THP_MEM_ALLOC_ENABLE": "0"}], ids=["by default", "against"])
 def test_large_tensors_are_given_huge_pages(monkeypatch, asked):
     """Of torch's own making and of ours, in a process of their own: torch reads the variable when it starts."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numba.core.caching import FunctionCache
 
+from helpers import slow
 from srlm_cli.forward.attention import Prefill
 from srlm_cli.forward.cpu import attention_kernels, jit, llvm, paged_attention
 from srlm_cli.forward.cpu.paged_attention import CompiledDecode, CompiledPrefill, _Paged
@@ -86,16 +87,18 @@ def both(
     return given[0], given[1].float()
 
 
-@pytest.mark.parametrize("size", [16, 64, 80])
 @pytest.mark.parametrize("members", [[], [0, 1, 2], [0, 1], [2]], ids=str)
 @pytest.mark.parametrize("window", [None, 3, 33, 100])
 @pytest.mark.parametrize(
-    ("dtype", "given_in"),
+    ("size", "dtype", "given_in"),
     [
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-        (torch.float16, torch.float32),
+        (16, torch.float32, torch.float32),
+        (64, torch.bfloat16, torch.float32),
+        (64, torch.bfloat16, torch.bfloat16),
+        (80, torch.float16, torch.float32),
+        *(slow(size, torch.float32, torch.float32) for size in (64, 80)),
+        *(slow(size, torch.bfloat16, given) for size in (16, 80) for given in (torch.float32, torch.bfloat16)),
+        *(slow(size, torch.float16, torch.float32) for size in (16, 64)),
     ],
     ids=str,
 )
@@ -104,9 +107,19 @@ def test_rows_get_what_the_step_of_torch_gives_them(size, members, window, dtype
     torch.testing.assert_close(given, expected, **CLOSE.get(dtype, {}))
 
 
-@pytest.mark.parametrize("size", [16, 64])
 @pytest.mark.parametrize("window", [None, 3, 33, 100])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (16, torch.float32),
+        (64, torch.bfloat16),
+        (16, torch.float16),
+        slow(64, torch.float32),
+        slow(16, torch.bfloat16),
+        slow(64, torch.float16),
+    ],
+    ids=str,
+)
 def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
     """Behind a common text: one alone, and others that go on from it, in its pass or a later one, and from these."""
     draw = torch.Generator().manual_seed(0)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny_models
+from helpers import slow
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.forward.cpu import gemm, jit, linear, llvm
@@ -171,8 +172,15 @@ def test_each_token_written_in_16_bits_is_among_the_most_probable_in_float32(eng
         assert (behind < (0.02 if half == torch.float16 else 0.1) * logits.std(-1)).all()
 
 
-@pytest.mark.parametrize("half", HALVES, ids=str)
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "half"),
+    [
+        *((kind, torch.bfloat16) for kind in tiny_models.KINDS),
+        *((kind, torch.float16) for kind in ("llama", "mamba")),
+        *(slow(kind, torch.float16) for kind in tiny_models.KINDS if kind not in ("llama", "mamba")),
+    ],
+    ids=str,
+)
 def test_auto_serves_every_kind_of_model(monkeypatch, tmp_path, kind, half):
     on_such_a_cpu(monkeypatch, half)
     folder = str(tiny_models.save(tmp_path, kind))
