@@ -174,7 +174,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
     common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
     packed = TrainSpec(str(model), tmp_path / "packed", **common, dtype=dtype)
     alone = replace(packed, out=tmp_path / "alone", device_batch_size=1)
-    monkeypatch.setattr(packing, "TOKENS", 90)  # two or three rows
+    monkeypatch.setattr(packing, "TOKENS", 140)  # two to four rows
     passes = []
     together = Packing._together
     monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))
