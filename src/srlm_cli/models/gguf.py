@@ -21,9 +21,9 @@ def cache_dir() -> Path:
 
 
 def gguf_file(model: str) -> Path | None:
-    """Return the GGUF file that a model is: a file by its ending, or the only one in a folder that holds nothing else.
+    """Return the GGUF file of a model: the file itself, or the only one in a folder without a configuration.
 
-    None is a folder with a configuration, or a hub id; what is no model raises OptionError.
+    Returns None for a folder with a configuration or a hub id. Raises OptionError for a folder that is not a model.
     """
     path = Path(model)
     if not path.is_dir():

@@ -22,9 +22,9 @@ def pick_device(device: str) -> str:
 
 
 def pick_dtype(dtype: str, device: str, *, float16: bool = False) -> str:
-    """Return the dtype for `auto`: one of 16 bits where the processor is faster in it, else float32.
+    """Return the dtype for `auto`: a 16-bit type if the processor is faster in it, else float32.
 
-    `float16` tells that the engine uses a CPU's products in float16, which PyTorch does not.
+    `float16` allows float16 on a CPU, for an engine with compiled float16 products; PyTorch has none.
     """
     if dtype != "auto":
         return dtype
@@ -49,9 +49,9 @@ def pick_training_dtype(dtype: str, device: str) -> str:
 
 
 def cpu_capabilities() -> dict[str, Any]:
-    """Return what the processor can, by the names of `torch.cpu.get_capabilities`.
+    """Return the capabilities of the CPU, with the names of `torch.cpu.get_capabilities`.
 
-    The variable SRLM_CPU names it instead, such as `AMD avx512_bf16`: decisions are then those on such a processor.
+    The environment variable SRLM_CPU, such as `AMD avx512_bf16`, replaces them, to test the decisions for that CPU.
     """
     if (named := os.environ.get("SRLM_CPU")) is not None:
         return {"cpu_name": named, **dict.fromkeys(named.split(), True)}

@@ -89,10 +89,9 @@ def context_of(model: str) -> int | None:
 def load_model(
     model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: str | None = None
 ) -> PreTrainedModel:
-    """Return a causal LM on a device, its adapter merged into the weights unless `merge` is False.
+    """Return a causal LM on a device, with its adapter merged into the weights unless `merge` is False.
 
-    `in_4bit` names the dtype in which the weights below an adapter multiply; they are then kept in 4 bits
-    each (NF4, arXiv 2305.14314).
+    `in_4bit` is the compute dtype of base weights that are stored in 4 bits (NF4, arXiv 2305.14314).
     """
     import torch
 
@@ -127,7 +126,9 @@ def load_model(
         threads.share_cores(loaded)
     if not in_4bit:
         return loaded.to(device)
-    for layer in loaded.modules():  # what it packs in evaluation for such CPUs has no gradient in training afterwards
+    for (
+        layer
+    ) in loaded.modules():  # weights that it packs in evaluation on such CPUs have no gradient in training afterwards
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return loaded

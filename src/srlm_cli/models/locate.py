@@ -12,7 +12,7 @@ from srlm_cli.models.gguf import cache_dir, gguf_file, trainable_folder
 
 
 def locate(model: str) -> str:
-    """Return the folder or hub id to load for what the user calls a model; the embedded one is prepared once."""
+    """Return the folder or hub id of a model as the user names it; the embedded model is prepared once."""
     if model in EMBEDDED:
         return str(prepare(EMBEDDED[model]))
     if gguf := gguf_file(model):
@@ -21,7 +21,7 @@ def locate(model: str) -> str:
         return model
     if model.count("/") > 1 or model.startswith((".", "/", "~")) or Path(model).exists():
         unfinished = Path(model + ".part").exists()
-        hint = f"{model}.part stands there: its training has not finished" if unfinished else "a folder, a .gguf file"
+        hint = f"{model}.part exists: its training has not finished" if unfinished else "a folder, a .gguf file"
         raise OptionError(f"no such model: {model}", f"{hint}, a hub id or {SMOLLM2.name}")
     return model
 
@@ -47,6 +47,6 @@ def adapter_base(folder: str) -> str:
 
 
 def lowest_base(model: str) -> str:
-    """Return where the whole model lies that a chain of adapters stands on; the model's own place if it is none."""
+    """Return the folder or hub id of the full model below a chain of adapters, or of the model itself."""
     folder = locate(model)
     return lowest_base(adapter_base(folder)) if is_adapter(folder) else folder

@@ -73,7 +73,7 @@ def use_settings(ctx: Context, path: str | None) -> str:
 
 
 def settings_for(ctx: Context, path: str, command: str) -> dict[str, Any]:
-    """Return what a settings file says of one command, by parameter name; one text is a list where one is wanted."""
+    """Return the settings of one command by parameter name; a string becomes a list if the parameter is a list."""
     lists = {p.name for p in ctx.command.params if getattr(p, "multiple", False)}
     names = {opt.lstrip("-"): p.name for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
     names = {option: name for option, name in names.items() if name not in ("config", "help")}
@@ -214,7 +214,7 @@ class SamplingOptions:
 
 
 def option_names(*groups: type) -> set[str]:
-    """Return the names of a group's options as they stand in srlm.toml."""
+    """Return the names of a group's options as they are in srlm.toml."""
     return {field.name.strip("_").replace("_", "-") for group in groups for field in fields(group)}
 
 

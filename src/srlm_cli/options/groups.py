@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from functools import wraps
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-# Help shows what a command reads and writes first, and the plumbing behind its own options.
+# Help shows input and output first, and run control after the command's own options.
 FIRST = ("in_", "out")
 LAST = (
     "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype", "today",
@@ -54,7 +54,7 @@ def grouped(command: Callable) -> Callable:
 
 
 def _place(option: inspect.Parameter) -> int:
-    """Return where an option stands in the help; those of equal place keep their order."""
+    """Return the sort key of an option in the help; options with equal keys keep their order."""
     if option.name in FIRST:
         return FIRST.index(option.name) - len(FIRST)
     return LAST.index(option.name) + 1 if option.name in LAST else 0

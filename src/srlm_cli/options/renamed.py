@@ -40,7 +40,7 @@ class Command(TyperCommand):
 
     def make_parser(self, ctx: Context) -> Any:
         parser = super().make_parser(ctx)
-        known = parser._long_opt  # there is no public way to add a name that the help does not show
+        known = parser._long_opt  # no public way to add a name that the help does not show
         for old, new in RENAMED.get(section(ctx), {}).items():
             for negated in ("", "no-"):
                 options = [known[f"--{negated}{name}"] for name in new if f"--{negated}{name}" in known]

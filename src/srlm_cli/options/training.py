@@ -27,7 +27,7 @@ EvalFile = Annotated[
 
 @dataclass(frozen=True)
 class TrainOptions(ReadOptions):
-    """What is trained, and how."""
+    """The training data and hyperparameters."""
 
     out: Annotated[
         str | None,
@@ -126,7 +126,7 @@ class TrainOptions(ReadOptions):
     seed: Seed = 0
 
     def run(self) -> RunOptions:
-        """Return how the training is run, which does not change what it makes."""
+        """Return the run options, which do not change the trained model."""
         return RunOptions(
             quiet=self.quiet,
             restart=self.restart,

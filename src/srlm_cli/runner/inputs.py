@@ -29,7 +29,7 @@ def open_reader(
 ) -> Reader:
     """Return the reader of a command's input; it writes the `--rejects` file, which is none of those `beside`.
 
-    A command that is never resumed in the middle of its input does without the trace of what it read.
+    `traced` is False for commands that are never resumed in the middle of their input.
     """
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects needs --on-error skip", "add --on-error skip")
@@ -44,7 +44,7 @@ def open_reader(
 
 
 def expected(rows: Reader, limit: int | None) -> int | None:
-    """Return how many records the input holds, where that can be told from its lines."""
+    """Return the number of records in the input, if the number of lines gives it; else None."""
     if rows.expands:
         return None
     if rows.shard:
@@ -54,7 +54,7 @@ def expected(rows: Reader, limit: int | None) -> int | None:
 
 
 def count_skipped(name: str, tally: Tally, rows: Reader | None) -> None:
-    """Count the bad rows that were skipped, which the stage never read, and warn of rows not read as they are."""
+    """Count the bad rows that were skipped before the stage, and warn of rows that were changed or read in part."""
     if rows is None:
         return
     if rows.skipped:
@@ -83,16 +83,16 @@ def check_whole(rows: Reader | None) -> None:
 
 
 def finished(rows: Reader) -> Iterator[Record]:
-    """Pass rows on; each counts as finished at once, so that nothing of it is kept."""
+    """Yield the rows and mark each as finished immediately, so that nothing of it is stored."""
     for row in rows:
         rows.finish(1)
         yield row
 
 
 def all_rows(rows: Reader, *, origins: bool = False) -> list[Record]:
-    """Return all rows of an input that is read before anything is made of it; a bad row raises DataError.
+    """Return all rows of an input; a bad row raises DataError.
 
-    With `origins` each has one, for `Reader.refuse_row`: what is made of it may show that it is bad.
+    With `origins` each row has its `origin`, for `Reader.refuse_row`, because it can be refused later.
     """
     found = [{**row, "origin": rows.origin} for row in rows] if origins else list(rows)
     rows.finish(len(found))

@@ -39,7 +39,7 @@ def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | St
         raise OptionError(f"{out} is a folder", "--out takes a file")
     if os.path.exists(out) and not os.path.isfile(out):  # a device or a named pipe
         return StreamWriter(os.open(out, os.O_WRONLY))
-    return FileWriter(Path(os.path.realpath(out)), fingerprint)  # what a link points to, not the link
+    return FileWriter(Path(os.path.realpath(out)), fingerprint)  # the target of a link, not the link
 
 
 def commit(
@@ -70,7 +70,7 @@ def same_file(one: str, other: str) -> bool:
 
 
 def refuse_own_input(out: str | None, inputs: list[str]) -> None:
-    """Raise OptionError when a command would write over what it reads."""
+    """Raise OptionError if a command would overwrite its input."""
     if out in (None, "-") or not Path(out).is_file():
         return
     for path in inputs:
@@ -88,14 +88,14 @@ def print_result(row: Record) -> None:
 
 
 def how_to_go_on(writer: FileWriter | StreamWriter) -> str:
-    """Return what becomes of the rows so far."""
+    """Return a hint that says where the rows so far are."""
     if isinstance(writer, StreamWriter):
         return "the rows so far are written; with --out FILE a run can be resumed"
     return f"finished rows are in {writer.part}; run the same command again to resume"
 
 
 def write_error(error: OSError, writer: FileWriter | StreamWriter) -> SrlmError:
-    """Return a failed write as one line; a full disk says how to go on."""
+    """Return a failed write as an error; for a full disk its hint says how to resume."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     where = error.filename or (writer.part if isinstance(writer, FileWriter) else "stdout")
     return SrlmError(f"{where}: {error.strerror or error}", how_to_go_on(writer) if full else "")

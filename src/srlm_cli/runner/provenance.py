@@ -15,7 +15,7 @@ from srlm_cli.streams.reader import Reader
 
 
 def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None) -> dict[str, Any]:
-    """Return what FILE.meta.json tells: command line, versions, inputs and counts."""
+    """Return the content of FILE.meta.json: command line, versions, inputs and counts."""
     warnings = {**(rows.noted if rows else {}), **(engine.noted if engine else {})}
     with_server = engine and engine.name == "openai"
     return {
@@ -46,7 +46,7 @@ def versions(*elsewhere: str) -> dict[str, str]:
 
 
 def version_of(library: str) -> str:
-    """Return the version of an installed library, `unknown` where no distribution of it tells."""
+    """Return the version of an installed library, or `unknown`."""
     from importlib.metadata import PackageNotFoundError, version  # late: it takes a command 9 ms
 
     for distribution in LIBRARIES[library]:

@@ -24,7 +24,7 @@ from srlm_cli.streams.writer import FileWriter, StreamWriter
 
 
 class Interrupted(SrlmError):
-    """Ctrl-C: what was finished is kept."""
+    """Ctrl-C: finished rows are kept."""
 
     code = ExitCode.INTERRUPTED
     shared = True
@@ -41,9 +41,9 @@ class Resumed:
 class StageRun:
     """One run of a stage by a command: it owns the reader, the writer and the tally.
 
-    `identity` is all that decides the rows: a FILE.part of another identity is not continued. A stage without
-    input (`reader` None) counts its own tries, up to `total`; `source` is what it has read beforehand. A stage
-    that is quick but knows more than its last rows tell runs `from_the_start` each time.
+    `identity` has everything that decides the rows: a FILE.part of another identity is not resumed. A stage without
+    input (`reader` None) counts its own tries, up to `total`; `source` is the reader of its seed data. A fast stage
+    whose state is not in its last rows always runs `from_the_start`.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class StageRun:
         make: Callable[[Reader, Resumed], Iterable[Outcome]],
         limit: Callable[[Tally], LimitExceeded | None] = lambda tally: None,
     ) -> Tally:
-        """Write what a stage makes of the input; return the counts.
+        """Run a stage over the input and write its rows; return the counts.
 
-        A bad row raises DataError when all rows before it are finished and saved. The error of `limit` is
-        raised when everything is written.
+        A bad row raises DataError after all earlier rows are finished and saved. The error of `limit` is raised after
+        everything is written.
         """
         resumed = self._resume()
         if self.reader is not None and not self.from_the_start:
@@ -176,7 +176,7 @@ class StageRun:
         return saved if saved and saved.get("read") and not self.from_the_start else None
 
     def _state(self) -> dict[str, Any]:
-        """Return what a checkpoint holds: the counts, and the digest of the input that they are of."""
+        """Return the content of a checkpoint: the counts, and the digest of the input so far."""
         reader = self.reader
         refused = {"refused": reader.refused} if reader is not None and reader.refused else {}
         return {**self.tally.as_dict(), "digest": reader.digest.hex() if reader is not None else "", **refused}

@@ -1,4 +1,4 @@
-"""What a command has done so far, in figures."""
+"""The counts of a command."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from srlm_cli.streams.console import clock
 
 @dataclass
 class Tally:
-    """What a command has done so far; the summary line and FILE.meta.json are made from it."""
+    """The counts of a command so far, for the summary line and FILE.meta.json."""
 
     read: int = 0
     kept: int = 0
@@ -27,7 +27,7 @@ class Tally:
         self.read += outcome.read
         self.kept += len(outcome.rows)
         for total, some in ((self.dropped, outcome.dropped), (self.counts, outcome.counts)):
-            for name, count in some.items():  # Counter.update takes ten times as long, once a row
+            for name, count in some.items():  # Counter.update is ten times slower, and this runs per row
                 total[name] += count
         self.tokens_in += outcome.tokens_in
         self.tokens_out += outcome.tokens_out

@@ -39,7 +39,7 @@ def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) 
 
 
 def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
-    """Return what is known of a training before it starts."""
+    """Return the part of the provenance that is known before a training starts."""
     from srlm_cli.models.fingerprint import fingerprint
     from srlm_cli.streams.reader import file_hash
 
@@ -60,12 +60,12 @@ class Deserted(SrlmError):
 
 
 def goes_on(out: Path) -> str:
-    """Return how a training goes on that ended early."""
+    """Return a hint that says how to resume a training."""
     return f"finished work is in {out}.part; run the same command again to resume"
 
 
 def guarded(work: Any, out: Path) -> dict[str, Any]:
-    """Run a training; a full disk, too little memory and Ctrl-C end in one line that says what is left."""
+    """Run a training; a full disk, too little memory or Ctrl-C give one line that says how to resume."""
     data_stdout()
     try:
         results = work()

@@ -39,7 +39,7 @@ def console() -> Console:
 
 
 class Progress:
-    """Count what is done: a rich bar on a terminal, otherwise a plain line now and then."""
+    """Show progress: a rich bar on a terminal, otherwise a plain line every few seconds."""
 
     def __init__(self, name: str, total: int | None, done: int, quiet: bool, unit: str = "rows") -> None:
         self.name, self.total, self.done = name, total, done

@@ -16,7 +16,7 @@ Check = Callable[[Record], Record | list[Record]]
 
 
 class Lookup:
-    """The records of a JSONL file by a key, such as their prompt; those of one key stand together.
+    """The records of a JSONL file by key, such as their prompt; records with the same key are consecutive.
 
     In memory is a number a key, where its lines begin; the rows are read from the file when they are
     asked for. In a file of the same order that is reading on (a .gz of another order is slow). A bad row,

@@ -1,8 +1,8 @@
-"""Work on a large file in several processes; what they make of its ranges comes in the order of the file.
+"""Process a large file in several processes, with the results in the order of the file.
 
-A range holds whole groups: all rows that stand together and have one key. Processes are forked, so that they share the
-memory of this one, and each takes every N-th range. They know nothing of each other, and leave what is not plain to
-the caller, who reads on from there: what is said of a bad row is what one process says.
+A range has whole groups: consecutive rows with the same key. The processes are forked, so they share the memory of
+this one, and each takes every N-th range. They are independent. A range with a bad row, or with a row that a warning
+counts, is left to the caller, which reads from there, so messages are the same as with one process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_PROCESSES = 2  # at this many all of them and this one are within 150 MB
 
 @dataclass(frozen=True)
 class RangeResult(Generic[T]):
-    """What was made of a range of so many bytes and lines."""
+    """The result of a range, and its size in bytes and lines."""
 
     made: T
     size: int
@@ -59,7 +59,7 @@ class Lines:
 class Ranges(Generic[T]):
     """The parts of a file in their order, as often as all is well with a range; then they end.
 
-    `work` makes something of the records of a range; what it or `check` raises ends the parts before this range.
+    `work` returns the result of the records of a range; if it or `check` raises, the results end before this range.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Ranges(Generic[T]):
         self.path, self.check, self.key, self.work = path, check, key, work
         self.ranges = list(pairwise(self._cuts()))
         self.workers: list[tuple[int, IO[bytes]]] = []
-        gc.freeze()  # what is loaded by now stays: no collection copies its pages, and the one at exit took 30 ms
+        gc.freeze()  # objects that exist now stay: no collection copies their pages, and the one at exit took 30 ms
         for first in range(processes()):
             self._fork(self.ranges[first :: processes()])
 
@@ -76,7 +76,7 @@ class Ranges(Generic[T]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the processes end, at once where nobody reads what they make."""
+        """Wait for the processes; those whose results are not read end immediately."""
         for _, made in self.workers:
             made.close()
         for process, _ in self.workers:
@@ -149,7 +149,7 @@ class Ranges(Generic[T]):
     def _serve(self, ranges: list[tuple[int, int]], write: int) -> NoReturn:
         """Work on ranges in a process of its own, which ends here whatever happens."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends all
-        gc.disable()  # rows have no cycles, and to look for some copies the pages that are shared
+        gc.disable()  # rows have no cycles, and a collection would copy shared pages
         try:
             with open(self.path, "rb", buffering=PIECE) as file, os.fdopen(write, "wb") as out:
                 for start, end in ranges:

@@ -38,7 +38,7 @@ class Shard:
     of: int
 
     def span(self, lines: int) -> tuple[int, int]:
-        """Return how many of so many lines stand before this part, and how many up to its end."""
+        """Return the number of lines before this part, and up to its end, of a file with `lines` lines."""
         return (self.number - 1) * lines // self.of, self.number * lines // self.of
 
     def __str__(self) -> str:
@@ -48,15 +48,17 @@ class Shard:
 class Reader:
     """Iterate over the checked rows of one or more JSONL inputs.
 
-    `check` turns a raw row into a record, or into a list of them, or raises `BadRow`. With
-    `on_error="stop"` the first bad row ends the iteration and waits in `error`, so that what was read
-    before it can still be finished; with `"skip"` it goes to `rejects` and is counted in `skipped`.
-    `expands` says that a row became several records. `unfinished` counts the records that were given out
-    and not yet reported with `finish`. Unless `traced` is False there is a running hash behind each
-    record, `digest` behind the last finished one, from which a resumed run sees a changed input; and a record that was
-    given out can still be found bad (`refuse`), which `refused` keeps by its place, for a resumed run.
-    With a `shard` only its lines of one file are read, of those that hold the first `limit` rows.
-    `source` is the path that is being read. `noted` counts rows that were not read as they are, by what is different.
+    `check` returns a record or a list of records for a raw row, or raises `BadRow`. With `on_error="stop"` the first
+    bad row ends the iteration and is stored in `error`, so that earlier rows can still be finished; with `"skip"` it
+    goes to `rejects` and is counted in `skipped`. `expands` is True if a row became several records. `unfinished`
+    counts the records that were returned and not yet reported with `finish`.
+
+    Unless `traced` is False, `digest` is a running hash up to the last finished record, by which a resumed run detects
+    changed input. A returned record can still be refused as bad (`refuse`); `refused` has the reasons by record number,
+    for a resumed run.
+
+    With a `shard` only its lines of one file are read, of those with the first `limit` rows. `source` is the path that
+    is being read. `noted` counts rows that were changed or read in part, by the kind of change.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Reader:
 
     @property
     def part(self) -> str | None:
-        """Which lines of the input a shard is, in words; None where there is no shard."""
+        """The lines of the shard, as text; None without a shard."""
         if not self.shard:
             return None
         before, end = self.span
@@ -127,7 +129,7 @@ class Reader:
         return self._first[0] if self._first else None
 
     def finish(self, count: int) -> None:
-        """Take note that the stage is done with the next `count` records."""
+        """Mark the next `count` records as finished by the stage."""
         self.unfinished -= count
         self._finished += count
         for _ in range(count if self.traced else 0):
@@ -151,9 +153,9 @@ class Reader:
             raise self.error
 
     def skip(self, count: int, refused: Mapping[str, str] | None = None) -> str:
-        """Read past `count` records, those that are done already; return the digest of what was read.
+        """Skip `count` records that an earlier run has finished; return the digest of the skipped input.
 
-        `refused` has the reasons of those among them that were refused, by their place as text.
+        `refused` has the reasons of those that were refused, by record number as a string.
         """
         for place in map(str, range(count)):
             if self.take() is None:
@@ -164,9 +166,9 @@ class Reader:
         return self.digest.hex()
 
     def pass_over(self, size: int, lines: int, records: int) -> None:
-        """Leave out the next bytes of a plain file, so many lines and records, which another process has read.
+        """Skip bytes of a plain file, with their lines and records, which another process has read.
 
-        That is before anything else is read; the stage has yet to `finish` the records.
+        Must be called before anything is read. The stage still has to `finish` the records.
         """
         self._passed = self._passed[0] + size, self._passed[1] + lines
         self.unfinished += records
@@ -237,7 +239,7 @@ class Reader:
 
 
 def checked_record(row: Any, check: Callable[[Record], Record | list[Record]]) -> Record | list[Record]:
-    """Return what `check` makes of what `parsed` has found in a line; raise BadRow where it is no good row."""
+    """Return the result of `check` for a parsed line; raise BadRow if it is not a valid row."""
     if type(row) is dict:
         return check(row)
     if isinstance(row, ValueError):
@@ -283,18 +285,18 @@ def lines_of(path: str, opened: Any) -> IO[bytes]:
         raise DataError(f"{shown(path)}:1: cannot be read further: {error}") from None
     try:
         lines, end = elements(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # also what is no UTF-8
+    except (ValueError, RecursionError) as error:  # also for invalid UTF-8
         if isinstance(parsed(data.partition(b"\n")[0]), list):  # a row that is none, with others after it
             return BytesIO(data)
         where = getattr(error, "lineno", 1)
-        raise DataError(f"{shown(path)}:{where}: not a JSON array: {error}", "one row a line, or one array") from None
+        raise DataError(f"{shown(path)}:{where}: not a JSON array: {error}", "one row per line, or one array") from None
     return BytesIO("".join(lines).encode()) if end else BytesIO(data)
 
 
 def elements(text: str) -> tuple[list[str], bool]:
     """Return the elements of a JSON array, each a line of its own, and whether nothing comes after the array.
 
-    Empty lines before an element keep it on the line where it begins. Raises ValueError where the text is no array.
+    Empty lines keep each element on the line where it begins. Raises ValueError if the text is not an array.
     """
     decoder, lines, counted, written = json.JSONDecoder(), [], 0, 0
     skip = re.compile(r"[ \t\r\n]*").match
@@ -356,15 +358,16 @@ fast_loads = msgspec.json.Decoder().decode
 
 
 def parsed(line: bytes) -> Any:
-    """Return the JSON value of a line, `BLANK` where it has none, or the JSONLinesError."""
+    """Return the JSON value of a line, `BLANK` for an empty line, or the error of jsonlines."""
     value = fast_parsed(line)
     return strictly_parsed(line) if value is None else value
 
 
 def fast_parsed(line: bytes) -> Any:
-    """Return what msgspec reads, None for `null` and for what it refuses: a lone surrogate, a byte order mark.
+    """Return the value that msgspec reads; None for `null` and for lines that it refuses.
 
-    What both parsers accept they read alike (`tests/streams/test_parsing.py`).
+    It refuses lone surrogates and byte order marks. Lines that both parsers accept have the same value
+    (`tests/streams/test_parsing.py`).
     """
     try:
         return fast_loads(line)
@@ -373,8 +376,8 @@ def fast_parsed(line: bytes) -> Any:
 
 
 def strictly_parsed(line: bytes) -> Any:
-    """Return what jsonlines reads, `BLANK` for a line without a value, or its error, which says what is wrong."""
-    import jsonlines  # late: it takes a command 9 ms, and most never meet such a line
+    """Return the value that jsonlines reads, `BLANK` for an empty line, or the error."""
+    import jsonlines  # late: it takes 9 ms, and few files have such a line
 
     try:
         return jsonlines.Reader([line], loads=strict_loads).read(skip_empty=True)
@@ -388,8 +391,8 @@ ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parsed_row(line: bytes, noted: Counter[str] | None = None) -> Any:
-    """Return what `parsed` does, its texts `encodable`; a row that this changes is noted."""
-    if (row := fast_parsed(line)) is not None:  # which has no lone surrogate
+    """Return the value of `parsed` with all texts `encodable`; a row that this changes is noted."""
+    if (row := fast_parsed(line)) is not None:  # msgspec refuses lone surrogates
         return row
     row = strictly_parsed(line)
     return encodable_value(row, noted) if type(row) is dict and ESCAPED_SURROGATE.search(line) else row
@@ -424,4 +427,4 @@ def shown(path: str) -> str:
 
 def _unfinished(path: str) -> str:
     part = Path(path + ".part")
-    return f"{part} stands there: the command that writes it has not finished, run it again" if part.exists() else ""
+    return f"{part} exists: the command that writes it has not finished, run it again" if part.exists() else ""

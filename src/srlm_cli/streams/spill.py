@@ -1,4 +1,4 @@
-"""What does not fit in memory: a table on disk that is gone with the process, in bounded memory."""
+"""Tables on disk for data that does not fit in memory; they are deleted with the process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TAKE_IN = "INSERT OR FAIL INTO seen VALUES (?)"
 
 
 class Spill:
-    """A private SQLite database, kept in 32 MiB of memory and beyond that in the folder for temporary files.
+    """A private SQLite database with 32 MiB of memory; the rest is in the folder for temporary files.
 
-    The file has no name, so that nothing is left of it however the process ends.
+    The file has no name, so it disappears with the process.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Seen(Spill):
         with full_disk():
             while left:
                 before = self.database.total_changes
-                with suppress(sqlite3.IntegrityError):  # it stops behind those that are new
+                with suppress(sqlite3.IntegrityError):  # it stops at the first key that is not new
                     self.database.executemany(TAKE_IN, zip(left, strict=False))
                 taken = self.database.total_changes - before
                 new += [True] * taken + [False] * (taken < len(left))

@@ -1,7 +1,7 @@
-"""Write rows so that FILE exists if and only if it is complete, and a killed run can go on.
+"""Write rows so that FILE exists if and only if it is complete, and a killed run can be resumed.
 
-Rows go to FILE.part; FILE.part.meta.json says how far they are known to be whole (a checkpoint).
-On success the part is synced and renamed, and FILE.meta.json beside it tells how FILE was made.
+Rows go to FILE.part; FILE.part.meta.json has the last checkpoint, up to which they are complete. On success FILE.part
+is synced and renamed, and FILE.meta.json says how FILE was made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def dumps(row: Any) -> str:
 
 
 class StreamWriter:
-    """Write rows to a pipe, each line at once; there is nothing to resume."""
+    """Write rows to a pipe and flush each line; a pipe cannot be resumed."""
 
     def __init__(self, fd: int) -> None:
         self.file = os.fdopen(fd, "wb")
@@ -46,7 +46,7 @@ class StreamWriter:
         """Do nothing: a pipe keeps no state."""
 
     def close(self) -> None:
-        """Close the stream; what was written is gone already."""
+        """Close the stream."""
         try:
             self.file.close()
         except BrokenPipeError:
@@ -58,10 +58,10 @@ class StreamWriter:
 
 
 class FileWriter:
-    """Write rows to FILE.part and make FILE of it when all are there; FILE may end in `.gz`.
+    """Write rows to FILE.part, and rename it to FILE when all rows are written; FILE can end in `.gz`.
 
-    `mark` says that the rows so far belong to finished work. The last mark is saved within half a
-    second, by a thread, since the next rows may be minutes of generation away.
+    `mark` says that the rows so far belong to finished work. A thread saves the last mark within half a second,
+    because the next rows can take minutes to generate.
     """
 
     def __init__(self, path: Path, fingerprint: dict[str, Any]) -> None:
@@ -75,7 +75,7 @@ class FileWriter:
         self.closed = Event()
 
     def begun_with(self) -> dict[str, Any]:
-        """Return the fingerprint that an unfinished run left, of whatever settings; nothing where there is none."""
+        """Return the fingerprint of an unfinished run with any settings, {} if there is none."""
         try:
             return json.loads(self.part_meta.read_text(encoding="utf-8"))["fingerprint"]
         except (OSError, ValueError, KeyError):
@@ -132,7 +132,7 @@ class FileWriter:
         """Note that all rows written so far are those of `state`."""
         with self.lock:
             if not self.zipped:
-                self.file.flush()  # first: what the disk does not take is not part of the state
+                self.file.flush()  # first: rows that the disk does not accept are not part of the state
                 self.bytes = self.file.tell()
             self.state, self.unsaved = state, True
             if self.unmarked:
@@ -190,7 +190,7 @@ class FileWriter:
 
 
 class Rejects:
-    """A file of the rows that were skipped: where each stood, why, and its text."""
+    """A file of the rows that were skipped: file and line, the reason, and the text."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -210,7 +210,7 @@ class Rejects:
             raise OptionError(f"cannot write {self.path}: {error.strerror}") from None
 
     def clear(self) -> None:
-        """Forget what was kept: the input is read again."""
+        """Empty the file, because the input is read again."""
         if self.file:
             self.file.close()
             self.file = None
@@ -225,14 +225,14 @@ def refuse_other(part: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def encode(rows: Iterable[Record | bytes]) -> bytes:
-    """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 has no bytes for, is escaped."""
+    """Return rows as UTF-8 lines; a lone surrogate, which UTF-8 cannot encode, is escaped."""
     return b"".join(map(encode_row, rows))
 
 
 def encode_row(row: Record | bytes) -> bytes:
-    """Return one row as a line: what `dumps` writes, by msgspec where both are sure to write the same.
+    """Return one row as the line that `dumps` writes; by msgspec if both write the same.
 
-    A row that another process has made a line of stays as it is.
+    A row that is a line already (bytes, from another process) is unchanged.
     """
     if type(row) is bytes:
         return row
@@ -254,7 +254,7 @@ PLAIN = {str, int, bool, type(None)}
 def is_plain(value: Any) -> bool:
     """Return whether msgspec and json write a value alike.
 
-    They do but for floats that json writes with an exponent, and NaN and Infinity, which msgspec makes null.
+    They differ in floats that json writes with an exponent, and in NaN and Infinity, which msgspec writes as null.
     """
     kind = type(value)
     if kind is dict:

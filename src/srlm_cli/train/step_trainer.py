@@ -70,7 +70,8 @@ class StepTrainer:
         rows: list[Record],
         eval_rows: list[Record],
         length: Callable[[Record], int],
-        spec: Any,
+        batch: int,
+        seed: int,
         workdir: Workdir,
         **more: Any,
     ) -> None:
@@ -80,7 +81,7 @@ class StepTrainer:
             router.disable_balancing_loss(more["ref_model"])
         count = distributed.count()
         whole = more["args"].per_device_train_batch_size * count if count > 1 else 1
-        self.sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed, whole)
+        self.sampler = StepSampler(list(map(length, rows)), batch, seed, whole)
         self.eval_items = sum(map(self.row_items, eval_rows))
         filler = self.filler(rows[0])
         padded = eval_rows + [filler] * (-len(eval_rows) % whole)

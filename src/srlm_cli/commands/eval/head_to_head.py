@@ -78,7 +78,7 @@ def head_to_head(
     if direct and not (form.finish and form.choices):
         raise OptionError(f"template {template} has no `finish` and `choices`", "--direct needs them")
     others = [read_first(path) for path in against]
-    if os.path.isfile(stream.in_):  # told before a model is loaded; of a pipe it is seen at its end
+    if os.path.isfile(stream.in_):  # before a model is loaded; for a pipe this is known only at its end
         rows = Reader([stream.in_], records.response_record, on_error="skip", limit=stream.limit)
         compare.check_common((row["prompt_id"] for row in rows), [other.responses for other in others], files)
     reader = open_reader(stream, records.response_record, [stream.in_], beside=[*against, matches])

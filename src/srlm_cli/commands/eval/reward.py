@@ -85,7 +85,7 @@ def human_values(path: str) -> Mapping[str, float] | None:
 
 
 def reply_key(row: Record) -> str:
-    """Return what tells that two rows are of one reply: hashes of its prompt and its text."""
+    """Return the identity of a reply: hashes of its prompt and its text."""
     return f"{records.prompt_id(row['prompt'])}/{records.text_hash(row['response'].strip())}"
 
 

@@ -68,7 +68,7 @@ def make_pairs(
 ) -> Iterator[Outcome]:
     """Yield the outcomes of the results, and from where they end those of the rows that are left.
 
-    A range with a prompt that stands in an earlier one is made again, up to where that prompt comes back.
+    A range with a prompt of an earlier range is processed again, up to the row where that prompt comes back.
     """
     seen = spill.Seen()
     is_new = seen.add
@@ -83,5 +83,5 @@ def make_pairs(
 
 
 def next_of(answers: Iterator[bool], prompt: int) -> bool:
-    """Return what was found already of a prompt."""
+    """Return the next answer of `Seen.add_all`, which has seen the prompts already."""
     return next(answers)

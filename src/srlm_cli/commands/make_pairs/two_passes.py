@@ -22,9 +22,9 @@ Candidates = Iterator[tuple[Sequence[Record], Sequence[Record]]]
 
 
 def look_through(stream: StreamOptions, check: Check, look: Callable[[Iterable[Record]], T], option: str) -> T:
-    """Return what all good rows of the input tell together; raise OptionError where it can be read but once.
+    """Return the result of `look` over all valid rows; raise OptionError for an input that can be read only once.
 
-    Bad rows are passed over: the second reading stops at them, or counts them.
+    Bad rows are skipped here: the second pass stops at them, or counts them.
     """
     if stream.in_ == "-" or (os.path.exists(stream.in_) and not os.path.isfile(stream.in_)):
         raise OptionError(f"{option} reads its input twice, which {shown(stream.in_)} cannot", "--in FILE")
