@@ -57,7 +57,7 @@ class TrainOptions(ReadOptions):
         ),
     ] = None
     epochs: Annotated[float, Option("--epochs", min=0.0, max=1e6, help="Number of passes over the rows.")] = 1.0
-    max_steps: Annotated[int, Option("--max-steps", min=-1, help="Stop after N steps; 0 or -1 is no limit.")] = -1
+    max_steps: Annotated[int, Option("--max-steps", min=-1, help="Stop after N steps; 0 or -1: unlimited.")] = -1
     warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Warm-up steps of the learning rate.")] = 0
     weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
     dropout: Annotated[

@@ -44,7 +44,7 @@ def head_to_head(
         str, Option("--template", help="Pairwise prompt: a built-in name or a .toml file.")
     ] = "pairwise",
 ) -> None:
-    """Compare models' responses: win, tie and loss, a model as the judge, in both orders; ratings of several.
+    """Compare the responses of two or more models, with a model as the judge, in both orders.
 
     \b
     Examples:
@@ -52,19 +52,19 @@ def head_to_head(
       srlm sample --in prompts.jsonl --model M2/model -n 1 | srlm eval head-to-head --against m1.jsonl --model M2/model
       srlm eval head-to-head --in m3.jsonl --against m2.jsonl --against m1.jsonl --model judge --matches matches.jsonl
 
-    Reads response rows of one model and, with each --against, of another, to the same prompts (the
-    first response to each counts; the prompts are those of --in). The judge sees both orders; if its
-    verdicts disagree, it is a tie (arXiv 2401.10020, section 3.2). Writes one row a metric for every two
-    files, seen from the one named first: `win`, `tie`, `loss`, `win_rate` (a tie is half a win), the
-    same at equal lengths (`length_controlled_win_rate`), `first_position` (0.5 is no position bias),
-    the mean lengths in characters and, with --direct, `preference_rate`: the share of prompts where the probability
-    that the first is better, averaged over both orders, is above one half. It tells something where a
-    judge's position bias makes every match a tie. Rates by category are rows with a `category`.
+    Reads responses of one model and, for each --against, of another model to the same prompts. The prompts
+    are those of --in; the first response to each prompt counts. The judge sees both orders; if its verdicts
+    disagree, the match is a tie (arXiv 2401.10020, section 3.2). Writes one row per metric for each pair of
+    files, from the view of the first file: `win`, `tie`, `loss`, `win_rate` (a tie is half a win),
+    `length_controlled_win_rate` (at equal lengths), `first_position` (0.5 means no position bias), and the
+    mean lengths in characters. With --direct also `preference_rate`: the share of prompts for which the
+    probability that the first is better, averaged over both orders, is above one half; use it if position
+    bias makes every match a tie. Rates by category are rows with a `category`.
 
-    With three or more files each model also has a `bradley_terry` rating: by maximum likelihood over
-    all matches, 400 points are odds of 10:1, the mean of the models is 0. One tie is added for every
-    two models, so that a model that won everything has a rating. A table of it goes to stderr. A
-    model goes by the `model` of its rows or, where two files have the same, by its file.
+    With three or more files each model also has a `bradley_terry` rating (maximum likelihood over all
+    matches; 400 points are odds of 10:1; the mean of the models is 0). One tie is added for each pair of
+    models, so that a model that won everything has a finite rating. A table goes to stderr. The name of a
+    model is the `model` of its rows, or the file name if two files have the same `model`.
     """
     from srlm_cli.evaluate import standings
     from srlm_cli.stages import head_to_head as compare

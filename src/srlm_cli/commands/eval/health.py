@@ -66,7 +66,7 @@ def health(
         Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
     ] = "write",
 ) -> None:
-    """Measure how healthy a judge is, from any judged file, and stop a loop that collapses.
+    """Measure the health of a judge from any judged file, and stop a loop that collapses.
 
     \b
     Examples:
@@ -74,11 +74,11 @@ def health(
       srlm eval health --in M2/judged.jsonl --before M1/judged.jsonl --max-length-growth 1.5 --out health.jsonl
       srlm eval health --in judged.jsonl --reward M2/eval-reward.jsonl --reward-before M1/eval-reward.jsonl
 
-    Reads judged rows in one pass, in any order, and keeps numbers only, most of them on disk. Writes
-    one row a metric: parse rate, finish reasons, the share of each score, ties, the spread within K
-    judgements, the gap between best and worst, and what the judge makes of length; against the round
-    before, length growth, gap change and accuracy change. docs/metrics.md defines each. When a limit is passed, the
-    command ends with exit 4 behind its rows and says why; a limit whose input is absent is not checked.
+    Reads judged rows in one pass, in any order, and keeps only numbers, most of them on disk. Writes one row
+    per metric: parse rate, finish reasons, the share of each score, ties, the spread within K judgements,
+    the gap between best and worst, and the correlation of score and length; compared with the previous round,
+    length growth, gap change and accuracy change. docs/metrics.md defines each. If a limit is exceeded, the
+    command writes its rows, says why, and exits with 4. A limit without input is not checked.
     """
     from srlm_cli.evaluate import health as pure
     from srlm_cli.streams.spill import ByKey

@@ -37,19 +37,19 @@ def length_control(
     ] = pure.C,
     seed: Seed = 0,
 ) -> None:
-    """Tell what a win rate would be at equal lengths: the model of AlpacaEval 2.
+    """Estimate the win rate at equal lengths with the model of AlpacaEval 2.
 
     \b
     Examples:
       srlm eval length-control --in matches.jsonl
       srlm eval length-control --in preferences.jsonl --reference variants.jsonl --out metrics.jsonl
 
-    Reads what `srlm eval head-to-head --matches` writes, or rows of `model`, `index` (the prompt),
-    `len_baseline`, `len_model`, `preference` (1: the baseline is better, 2: the model is) and, where it
-    is known, `difficulty`, for one model or many. Fits how much of the preference is length
-    (arXiv 2404.04475) and writes, for each model, `win_rate`, `length_controlled_win_rate` with the
-    terms that were fitted, and the mean lengths. --reference takes rows of the same two forms, each
-    variant of the baseline a model. The interval is a bootstrap over prompts with --seed.
+    Reads matches of `srlm eval head-to-head --matches`, or rows with `model`, `index` (the prompt),
+    `len_baseline`, `len_model`, `preference` (1: the baseline is better, 2: the model is better) and
+    optionally `difficulty`, for one or more models. Fits the effect of length on the preference
+    (arXiv 2404.04475). Writes, for each model, `win_rate`, `length_controlled_win_rate` with the fitted
+    terms, and the mean lengths. --reference takes rows in the same formats, with each variant of the
+    baseline as a model. The interval is a bootstrap over prompts with --seed.
     """
     refuse_own_input(out, [in_, *([reference] if reference else [])])
     variants = compared(Reader([reference], pure.preference_record, traced=False)) if reference else {}

@@ -40,14 +40,13 @@ def reward(
       srlm judge --in ranked_eval.jsonl --model M1/model | srlm eval reward
       srlm eval reward --in judged.jsonl --ranked ranked_eval.jsonl --out metrics.jsonl
 
-    Reads judged rows. Where they come from ranked rows through `srlm judge`, they hold the human
-    ranking (`human`); rows from elsewhere are matched with --ranked by prompt and text. Writes one
-    row a metric: `metric`, `value`, `n`, `ci_low`, `ci_high` (95%, bootstrap over prompts with
-    --seed). Pairwise accuracy counts a tie of the judge as a miss; beside it stand the rate without
-    ties and with ties as halves, the tie rate, 5-best, exact match, Spearman, Kendall tau-b, what the
-    longest, the shortest or a random reply would reach, and the accuracy among replies of about
-    equal length. Rows with `replies` hold only the prompts with so many replies. docs/metrics.md
-    defines each.
+    Reads judged rows. If `srlm judge` made them from ranked rows, they have the human ranking (`human`);
+    other rows are matched with --ranked by prompt and text. Writes one row per metric: `metric`, `value`,
+    `n`, `ci_low`, `ci_high` (95%, bootstrap over prompts with --seed). Pairwise accuracy counts a tie of
+    the judge as a miss. The other metrics are the accuracy without ties and with ties as halves, the tie
+    rate, 5-best, exact match, Spearman, Kendall tau-b, the baselines longest, shortest and random reply,
+    and the accuracy for replies of similar length. A row with `replies` is over the prompts with this
+    number of replies. docs/metrics.md defines each.
     """
     from srlm_cli.evaluate import reward as pure
     from srlm_cli.streams.spill import ByKey

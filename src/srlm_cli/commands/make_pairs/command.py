@@ -106,8 +106,8 @@ def make_pairs(
     disk, in the folder for temporary files (TMPDIR), which needs room for the rows without their judgements.
 
     docs/pairs.md has the formula and the source of each variant. `--length-penalty auto`, `--agreement
-    mean` and `--of judgements` read --in twice, which stdin cannot. With --consistency-with a row has
-    `agreement` and `label_smoothing`, which `srlm dpo` goes by.
+    mean` and `--of judgements` read --in twice, so it cannot be stdin. With --consistency-with a row has
+    `agreement` and `label_smoothing`, which `srlm dpo` uses.
     """
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
