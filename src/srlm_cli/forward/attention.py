@@ -1,8 +1,8 @@
-"""Attention over tokens of many rows that stand side by side in one batch row, without padding.
+"""Attention over the tokens of many sequences that are packed into one batch row, without padding.
 
-Registered with transformers as `NAME`: a model's layer hands over queries, keys and values of all
-tokens, and the pass that is under way, a `Prefill` of texts or a step of decoding, knows which
-token may see which. Since transformers knows no mask for this name, the model makes none.
+Registered with transformers as `NAME`. A layer passes the queries, keys and values of all tokens, and the current pass,
+a `Prefill` of texts or a decoding step, decides which token sees which. transformers has no mask for this name, so the
+model makes none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HARMLESS = {"dropout", "position_ids", "cache_position", "use_cache", "is_causal
 
 
 class Unsupported(Exception):
-    """A layer that computes its scores in a way that this file does not know."""
+    """A layer that computes its scores in a way that is not supported here."""
 
 
 class Prefill:
@@ -102,7 +102,7 @@ class Prefill:
 
 
 def bias_of(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return 0 for a key that is seen; else a number so low that it has no weight, and that still adds up."""
+    """Return 0 for a key that is seen, else a large negative number, which can still be added."""
     return torch.where(seen, 0.0, torch.finfo(dtype).min / 4).to(dtype)
 
 
@@ -149,7 +149,7 @@ def _behind(shared: int, query, key, value, scaling: float) -> torch.Tensor:
 
 
 class Pass(Protocol):
-    """What knows which token may see which, while a model computes."""
+    """A forward pass: it decides which token sees which."""
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         """Return what tokens get in a layer, (1, tokens, heads, size); the others are (1, heads, tokens, size)."""
@@ -184,14 +184,14 @@ def attention_context(run: Pass, configs: list) -> Iterator[None]:
 
 
 def current_pass() -> Pass | None:
-    """Return the pass that is under way in this thread."""
+    """Return the current pass of this thread."""
     return _current_pass.get(None)
 
 
 def attend(
     module, query, key, value, attention_mask, scaling: float | None = None, sliding_window: int | None = None, **others
 ) -> tuple[torch.Tensor, None]:
-    """Attend as the pass under way says; raise Unsupported where a layer asks for more than that."""
+    """Compute attention as the current pass does; raise Unsupported if a layer needs more."""
     unknown = [name for name, setting in others.items() if name not in HARMLESS and setting not in (None, False)]
     if unknown or attention_mask is not None:
         raise Unsupported(", ".join(unknown) or "a mask of its own")

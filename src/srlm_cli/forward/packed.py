@@ -1,4 +1,4 @@
-"""A causal LM that reads and writes many rows without padding, where its layers allow for it."""
+"""Forward passes of a causal LM over many sequences without padding, if its layers allow it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from srlm_cli.forward.paged_attention import Decode
 from srlm_cli.forward.prefix import CachedPrefix, passes
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
-# More than a processor's cache holds makes a pass slower; the weights have to pass by for each.
+# A pass with more tokens does not fit in the CPU cache; one with fewer reads all weights for less work.
 TOKENS_A_PASS = {"cpu": 512}
-# Rotary embeddings that change with the longest row of the batch: a row would depend on its neighbours.
+# Rotary embeddings that depend on the longest sequence of the batch: a sequence would depend on the others.
 SHIFTING_ROPES = {"dynamic", "longrope"}
 
 
 class PackedModel:
     """The forward passes of a model over packed tokens.
 
-    `layers` has the shapes of a token's key and value by attention layer, and `stored` the type that they are
-    stored as, both known after `fits`.
+    `layers` has the shapes of a token's key and value per attention layer, and `stored` their dtype in the cache; both
+    are known after `fits`.
     """
 
     def __init__(self, net, device: str) -> None:
@@ -36,9 +36,9 @@ class PackedModel:
         self.stored = net.dtype
 
     def read(self, texts: list[CachedPrefix], cache: PagedKVCache | None = None) -> torch.Tensor:
-        """Return the logits behind each text, (texts, vocabulary), float32; no text may be its prefix's beginning.
+        """Return the logits after each text, (texts, vocabulary), float32.
 
-        A text's prefix comes before it, or is kept from an earlier read.
+        The prefix of a text comes before it, or is kept from an earlier read. A text must be longer than its prefix.
         """
         logits = [self._read(some, cache) for some in passes(texts, TOKENS_A_PASS.get(self.device))]
         for text in texts:
@@ -63,10 +63,10 @@ class PackedModel:
         common: CachedPrefix | None,
         members: list[int],
     ) -> torch.Tensor:
-        """Return the logits behind one new token a row, (rows, vocabulary), float32.
+        """Return the logits after one new token per sequence, (sequences, vocabulary), float32.
 
-        A row sees the shared spans that name it and its own span, one a row, in order, the new token included;
-        `members` are the rows that begin with the common text.
+        A sequence sees the shared spans that have it in `rows`, and its own span, which includes the new token; `own`
+        has one span per sequence, in order. `members` are the sequences that start with the common text.
         """
         seen = (cache, own, shared, common, members)
         step = _compiled().CompiledDecode(*seen) if self.compiled else Decode(*seen, self.device)
@@ -84,16 +84,16 @@ class PackedModel:
         return cpu.available() and _compiled().fits(self.layers, self.stored, self.device)
 
     def token_bytes(self) -> int:
-        """Return how many bytes the keys and values of one token take."""
+        """Return the size of the keys and values of one token in bytes."""
         numbers = sum(key.numel() + value.numel() for key, value in self.layers.values())
         return numbers * self.stored.itemsize
 
     # --- does it fit? ------------------------------------------------------------------------
 
     def fits(self, *, paged: bool = True) -> bool:
-        """Return whether packed passes give what the model itself gives; it is tried out on a few tokens.
+        """Return whether packed passes give the same logits as the model, by a test on a few tokens.
 
-        `paged` also tries keys and values in pages out, which decoding has.
+        `paged` also tests keys and values in pages, as in decoding.
         """
         config = self.net.config.get_text_config()
         if not set(getattr(config, "layer_types", None) or ()) <= PLAIN_LAYERS or _ropes(config) & SHIFTING_ROPES:
@@ -101,7 +101,7 @@ class PackedModel:
         try:
             return self._tried(paged)
         except (Unsupported, TypeError, AttributeError, ValueError, KeyError, IndexError, RuntimeError):
-            return False  # whatever an unusual layer trips over here, `generate` can do without
+            return False  # an unusual layer can raise any of these; `generate` works without packing
 
     def _tried(self, paged: bool) -> bool:
         config = self.net.config.get_text_config()
@@ -133,7 +133,7 @@ class PackedModel:
         return alike
 
     def _in_blocks(self, ids: list[int]) -> torch.Tensor:
-        """Return the logits behind the last token, which sees the first eight in blocks."""
+        """Return the logits after the last token, which sees the first eight in blocks."""
         cache = PagedKVCache(self.layers, 3, self.stored, self.device)
         block = cache.allocate(1, shared=True)
         self.read([CachedPrefix(ids[:8], blocks=block)], cache)
@@ -158,9 +158,9 @@ def _type_of(net) -> torch.dtype | None:
 
 
 def lay_by_input(net) -> None:
-    """Store the weights of a model's linear layers by input instead of by output; shapes and results stay.
+    """Store the weights of a model's linear layers by input instead of by output; shapes and results do not change.
 
-    On a CPU the products of a few dozen rows are faster so.
+    On a CPU this makes products with a few dozen rows faster.
     """
     head = net.get_output_embeddings()
     with threads.few(size(net)):
@@ -175,7 +175,7 @@ def size(net) -> int:
 
 
 def _ropes(config) -> set[str]:
-    """Return the kinds of rotary embedding that a configuration names, of the model or by kind of layer."""
+    """Return the types of rotary embedding in a configuration, of the model or by type of layer."""
     named = getattr(config, "rope_parameters", None) or {}
     return {part["rope_type"] for part in (named, *named.values()) if isinstance(part, dict) and "rope_type" in part}
 

@@ -11,7 +11,7 @@ from srlm_cli.forward.prefix import CachedPrefix
 
 
 class Decode:
-    """A pass over one new token a row, which sees the common text, the shared spans and its own span.
+    """A pass over one new token per sequence, which sees the common text, the shared spans and its own span.
 
     Each of the three is one attention call, over a slice of the store with every block by itself. What
     a row gets from its blocks is then weighed by the log-sum-exp of their scores, which is exact (the

@@ -1,4 +1,4 @@
-"""How probable each of a few given texts is behind a prompt."""
+"""Score a fixed set of texts by their probability after a prompt."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ MAX_TOKENS = 1 << 13
 
 @dataclass(eq=False)
 class ScoringRequest:
-    """A request for one of its choices.
+    """A request for one of its choices, in tokens.
 
-    `shared` are the tokens that all choices have in common with the prompt, `ends` those that follow,
-    one list a choice. Each choice is tokenized together with the text before it, since a tokenizer
-    may merge the two.
+    `shared` are the common tokens of the prompt and all choices, `ends` the following tokens of each choice. Each
+    choice is tokenized together with the prompt, because a tokenizer can merge the two.
     """
 
     request: Request
@@ -46,7 +45,7 @@ class ScoringRequest:
 
 
 class ChoiceScorer:
-    """Reads of many choices at once; what prompts begin with in common is computed once."""
+    """Score the choices of many requests in one batch; common prefixes are computed once."""
 
     def __init__(self, model) -> None:
         self.model = model

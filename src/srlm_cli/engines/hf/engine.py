@@ -1,8 +1,8 @@
 """Run a causal LM in this process with transformers.
 
-Every completion has a seed of its own, so that it does not depend on the rows beside it. Where the
-layers of a model allow for it, rows are packed without padding (`forward.packed`) and a row that
-ends makes room at once (`engines.hf.scheduler`); other models are left to `generate` (`engines.hf.fallback`).
+Each completion has its own seed, so it does not depend on the other sequences of the batch. If the layers of a model
+allow it, sequences are packed without padding (`forward.packed`) and batched continuously (`engines.hf.scheduler`);
+other models use `generate` (`engines.hf.fallback`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class HfEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in order.
 
-        Requests are read ahead of the oldest unfinished one by `BATCHES_A_WINDOW` batches at most:
-        what a killed run has to do again.
+        At most `BATCHES_A_WINDOW` batches of requests are started before the oldest one is finished: this is the work
+        that a killed run has to repeat.
         """
         with closing(self._scheduler()) as scheduler:
             yield from self._written(iter(requests), scheduler)
@@ -65,7 +65,7 @@ class HfEngine:
         begun: deque[Task] = deque()
         while True:
             taken = self._take(pending, begun, scheduler)
-            if not begun:  # with none under way one would have been taken: there are no more
+            if not begun:  # no request is in progress and none was taken: there are no more
                 return
             with torch.inference_mode():
                 self._score_choices(scorer, taken)
@@ -85,7 +85,7 @@ class HfEngine:
         return WorkerPool(one, count, self.stops, self.batch_size) if count > 1 else one(self.batch_size)
 
     def _take(self, pending: Iterator[Request], begun: deque[Task], scheduler: BaseScheduler) -> list[Task]:
-        """Take requests until a batch waits to be written or chosen from; those to be written go to the scheduler."""
+        """Take requests until a batch is ready; requests without choices go to the scheduler."""
         taken: list[Task] = []
         open_rows = sum(len(task.request.seeds) for task in begun)
         chosen = 0
@@ -108,7 +108,7 @@ class HfEngine:
         return taken
 
     def _score_choices(self, scorer: ChoiceScorer, tasks: list[Task]) -> None:
-        """Answer the requests among these that name their choices."""
+        """Answer the requests that have choices."""
         asked: list[tuple[Task, ScoringRequest]] = []
         for task in tasks:
             if not task.request.choices or task.answer:
@@ -123,7 +123,7 @@ class HfEngine:
             task.answer = answer
 
     def _scoring_request(self, request: Request) -> ScoringRequest | None:
-        """Return the choice that a request asks for, in tokens; None where it is longer than the context."""
+        """Return a request with choices in tokens, or None if it is longer than the context."""
         chat = self._chat(request)
         branches = [self._tokens(chat + choice) for choice in request.choices]
         if max(map(len, branches)) > self.context:
@@ -131,7 +131,7 @@ class HfEngine:
         return ScoringRequest.of(request, len(self._tokens(chat)), branches)
 
     def _task(self, request: Request) -> Task:
-        """Return a request in tokens; one that the chat template refuses is answered already."""
+        """Return a request in tokens; if the chat template refuses it, it is answered already."""
         try:
             prompt = self._render(request)
         except BadRow as refusal:

@@ -1,6 +1,6 @@
-"""Write with `generate` of transformers, for models whose layers keep more than keys and values of each token.
+"""Generate with `generate` of transformers, for models whose layers store more than keys and values per token.
 
-Only prompts of one length are written together: no model has to get left padding right.
+Only prompts of the same length are in one batch, so no model needs left padding.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from srlm_cli.forward.prefix import CachedPrefix
 
 
 class FallbackModel:
-    """Read texts with a model, each by itself."""
+    """Run a model on prompts one by one."""
 
     def __init__(self, net, device: str) -> None:
         self.net, self.device = net, device
 
     def read(self, texts: list[CachedPrefix]) -> torch.Tensor:
-        """Return the logits behind each text, (texts, vocabulary), float32."""
+        """Return the logits after each text, (texts, vocabulary), float32."""
         return torch.stack([self._behind(text.tokens) for text in texts])
 
     def _behind(self, tokens: list[int]) -> torch.Tensor:
@@ -41,7 +41,7 @@ class FallbackScheduler(BaseScheduler):
         self.model = model
 
     def advance(self) -> None:
-        """Write the first task that waits and those like it; halve the rows when memory runs out."""
+        """Generate for the first waiting task and those like it; halve the batch if memory runs out."""
         if not self.waiting:
             return
         first = self.waiting[0]
@@ -58,7 +58,7 @@ class FallbackScheduler(BaseScheduler):
         self.waiting = deque(task for task in self.waiting if task.left)
 
     def _generate(self, rows: list[tuple[Task, int]], sampling: Sampling) -> list[list[int]]:
-        """Return the tokens of each row, each cut behind the one that ends it."""
+        """Return the tokens of each sequence up to and with its last one."""
         prompts = torch.tensor([task.prompt for task, _ in rows], device=self.model.device)
         seeds = [task.request.seeds[place] for task, place in rows]
         width, budget = prompts.shape[1], rows[0][0].budget
@@ -70,7 +70,7 @@ class FallbackScheduler(BaseScheduler):
             temperature=None,
             top_p=None,
             top_k=None,
-            repetition_penalty=1.0,  # what a model's makers recommend is no part of `Sampling`
+            repetition_penalty=1.0,  # defaults of the model's makers are not part of `Sampling`
             no_repeat_ngram_size=0,
             eos_token_id=sorted(self.stops.ids),
             pad_token_id=self.stops.tokenizer.pad_token_id,
@@ -85,7 +85,7 @@ class FallbackScheduler(BaseScheduler):
 
 
 class Drawn(LogitsProcessor):
-    """Leave each row only the token that its own seed draws, for greedy decoding to take."""
+    """Mask all tokens of a sequence except the one that its own seed draws, so that greedy decoding takes it."""
 
     def __init__(self, seeds: list[int], sampling: Sampling, steps: int) -> None:
         self.uniforms = torch.tensor([uniforms(seed, steps) for seed in seeds])
@@ -100,7 +100,7 @@ class Drawn(LogitsProcessor):
 
 
 class Ended(StoppingCriteria):
-    """End a row where `Stops` does."""
+    """End a sequence where `Stops` ends it."""
 
     def __init__(self, stops: Stops, width: int, sampling: Sampling) -> None:
         self.stops, self.width, self.sampling = stops, width, sampling

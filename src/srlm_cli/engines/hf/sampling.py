@@ -16,12 +16,12 @@ PREFILTER = 256
 
 
 def uniforms(seed: int, count: int) -> list[float]:
-    """Return the random numbers of one completion, in [0, 1): one a token, from its own seed."""
+    """Return the random numbers of one completion, in [0, 1): one per token, from its own seed."""
     return torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return one token a row, each row by its own settings; the most probable one at temperature 0.
+    """Return one token per row, each row with its own settings; the most probable token at temperature 0.
 
     logits: (rows, vocabulary), float32. temperature, top_p, uniform: (rows,). Returns (rows,) token ids.
     """
@@ -39,11 +39,11 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
 
 def draw_nucleus(logits: torch.Tensor, top_p: torch.Tensor | float, uniform: torch.Tensor) -> torch.Tensor:
-    """Return one token a row, drawn from the nucleus.
+    """Return one token per row, drawn from the nucleus.
 
     logits: (rows, vocabulary), already divided by the temperature. top_p: (rows,) or one number.
-    uniform: (rows,) in [0, 1). Returns (rows,) token ids. A row whose nucleus is larger than what the
-    prefilter is sure of is sorted in full, so the draw is exact.
+    uniform: (rows,) in [0, 1). Returns (rows,) token ids. A row whose nucleus may be larger than the result of the
+    prefilter is fully sorted, so the draw is exact.
     """
     top_p = torch.as_tensor(top_p, dtype=logits.dtype, device=logits.device).expand(len(logits))
     probabilities = torch.softmax(logits, dim=-1)
@@ -58,12 +58,11 @@ def draw_nucleus(logits: torch.Tensor, top_p: torch.Tensor | float, uniform: tor
 
 
 def most_probable(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the largest numbers of each row in order, their ids, and which of them are surely the largest.
+    """Return the largest numbers of each row in order, their ids, and which of them are certainly the largest.
 
-    numbers: (rows, vocabulary). All three are (rows, count). The maxima of blocks say in which blocks
-    to look: one that is not looked into holds nothing larger than the smallest maximum of those that
-    are. So every candidate down to that number is in its true place, without a look at all the others.
-    A block is a column of the vocabulary laid out in `BLOCK` lines, whose maxima are found line by line.
+    numbers: (rows, vocabulary). All three are (rows, count). The vocabulary is split into blocks, and only the blocks
+    with the largest maxima are searched. All other blocks have no number above the smallest of these maxima, so every
+    candidate down to this number is in its true position. A block is a column of the vocabulary in `BLOCK` lines.
     """
     rows, vocabulary = numbers.shape
     whole = vocabulary // BLOCK
@@ -83,7 +82,7 @@ def most_probable(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 def _draw_sorted(
     cumulative: torch.Tensor, ids: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor
 ) -> torch.Tensor:
-    """Invert the cumulative distribution of sorted tokens, cut where it reaches top-p."""
+    """Return tokens by inverting the cumulative distribution of sorted tokens, cut where it reaches top-p."""
     size = (cumulative < top_p[:, None]).sum(-1, keepdim=True).clamp(max=cumulative.shape[-1] - 1)
     mass = cumulative.gather(-1, size)
     at = torch.searchsorted(cumulative, uniform[:, None] * mass, right=True).minimum(size)

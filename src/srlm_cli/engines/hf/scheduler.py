@@ -1,4 +1,4 @@
-"""Write many completions at a time: one that ends makes room for the next one at once.
+"""Continuous batching: generate many completions at the same time; when one ends, the next one starts immediately.
 
 Completions of one prompt are computed as one sequence until they draw different tokens.
 """
@@ -22,17 +22,17 @@ from srlm_cli.forward.kv_cache import BLOCK_SIZE, OutOfBlocks, PagedKVCache, Spa
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import LOOK_BACK, CachedPrefix, common_prefix_len, find_prefixes
 
-# A beginning that all prompts share has keys of its own, if it is long enough to pay for one more attention call.
+# A prefix of all prompts is stored separately if it is long enough to be worth one more attention call.
 MIN_COMMON = 64
 MAX_READ_TOKENS = 1 << 13
-ROOM_TO_READ = 8  # prompts are read when one in so many sequences is free
+ROOM_TO_READ = 8  # prompts are read when one in eight sequences is free
 # Tokens that a sequence reads one by one after what it wrote; with more to read its text is read anew.
 MAX_FOLLOW_UP_TOKENS = 16
 
 
 @dataclass(eq=False)
 class PrefilledPrompt:
-    """What is left of reading a task's prompt: the text in blocks, and the logits behind it."""
+    """A prompt in the cache: its text in blocks, and the logits after it."""
 
     task: Task
     text: CachedPrefix
@@ -42,7 +42,7 @@ class PrefilledPrompt:
 
 @dataclass(eq=False)
 class FollowUpState:
-    """The follow-up of a completion that is written: choices to score, after tokens that are still to be read."""
+    """The follow-up of a finished completion: the choices to score, and the tokens to read before them."""
 
     choice: ScoringRequest
     unread: deque[int]
@@ -51,7 +51,7 @@ class FollowUpState:
 
 @dataclass(eq=False)
 class Sequence:
-    """Completions of a prompt that are alike so far; `uniforms` has the random numbers of each, by its place."""
+    """Completions of a prompt that are equal so far; `uniforms` has the random numbers of each, by its index."""
 
     read: PrefilledPrompt
     uniforms: dict[int, list[float]]
@@ -61,7 +61,7 @@ class Sequence:
 
 
 class Scheduler(BaseScheduler):
-    """Completions of many tasks, begun in order, at most `limit` at a time, less where memory is short."""
+    """Generates the completions of many tasks in order, at most `limit` at a time, fewer if memory is low."""
 
     def __init__(
         self,
@@ -88,11 +88,11 @@ class Scheduler(BaseScheduler):
 
     @property
     def num_running(self) -> int:
-        """How many completions are being written."""
+        """The number of completions in progress."""
         return sum(len(seq.uniforms) for seq in self.sequences)
 
     def advance(self) -> None:
-        """Begin completions where there is room, and write one token of each; halve them when memory runs out."""
+        """Start completions if there is room, and generate one token of each; halve them if memory runs out."""
         try:
             self._begin()
             if self.sequences:
@@ -106,7 +106,7 @@ class Scheduler(BaseScheduler):
     # --- beginning ---------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Read the prompts that there is room for, and draw the first token of their completions."""
+        """Read as many prompts as there is room for, and draw the first token of their completions."""
         older = self.num_running
         room = self.limit - older
         if not self.waiting or (self.sequences and room * ROOM_TO_READ < self.limit):
@@ -127,11 +127,11 @@ class Scheduler(BaseScheduler):
             try:
                 self._append(begun, torch.stack([seq.read.logits for seq in begun]))
             except RuntimeError:
-                self._take_back(older)  # there is no token to go on from
+                self._take_back(older)  # there is no token to continue from
                 raise
 
     def _choose(self, room: int) -> list[Task]:
-        """Return the waiting tasks that are next, as many as sequences, blocks and one reading have room for."""
+        """Return the next waiting tasks, as many as fit into the sequences, the blocks and one pass."""
         self._open_cache()
         self._move(self.cache.compact())
         chosen, seeds, tokens, blocks = [], 0, 0, self.cache.num_free - self.num_running
@@ -154,7 +154,7 @@ class Scheduler(BaseScheduler):
         return chosen
 
     def _open_cache(self) -> None:
-        """Make the store when it is first needed: of all memory that may be used, no more than ever can be."""
+        """Allocate the cache when it is first needed, in all memory that may be used, but no more than the limit needs."""
         if self.cache is None:
             most = (self.limit + 1) * 2 * blocks_for(self.context)
             room = int(memory.for_cache(self.model.device) * self.memory_share)
@@ -189,18 +189,18 @@ class Scheduler(BaseScheduler):
             self.reads[read.task] = read
 
     def _known(self) -> list[CachedPrefix]:
-        """Return texts that others may go on from: the common one, what was read last, and what is in blocks."""
+        """Return the cached prefixes: the common one, those that were read last, and those in blocks."""
         lately = [read.text for read in self.reads.values()][-LOOK_BACK:] if self.model.compiled else []
         return [text for text in (self.common, self.last, *lately) if text]
 
     def _forget_last(self) -> None:
-        """Give back the blocks of what was read last."""
+        """Free the blocks of the prompts that were read last."""
         if self.last and self.model.compiled:
             self.cache.free(self.last.blocks, shared=True)
         self.last = None
 
     def _find_common(self, tasks: list[Task]) -> None:
-        """Read what the first prompts begin with, if it is long: the rubric of a judge, the frame of a question."""
+        """Read the common prefix of the first prompts if it is long, such as the rubric of a judge."""
         first = tasks[0].prompt
         length = min(min(common_prefix_len(first, task.prompt), len(task.prompt) - 1) for task in tasks)
         if length >= MIN_COMMON:
@@ -215,15 +215,15 @@ class Scheduler(BaseScheduler):
             self.common = common
 
     def _common_with(self, task: Task) -> CachedPrefix | None:
-        """Return the common text if a prompt goes on from it."""
+        """Return the common prefix if a prompt starts with it."""
         if self.common is None or len(task.prompt) <= len(self.common.tokens):
             return None
         return self.common if task.prompt[: len(self.common.tokens)] == self.common.tokens else None
 
-    # --- going on ----------------------------------------------------------------------------
+    # --- decoding ----------------------------------------------------------------------------
 
     def _step(self) -> None:
-        """Write one more token of every sequence."""
+        """Generate one more token of every sequence."""
         self._move(self.cache.compact())
         seen_by: dict[PrefilledPrompt, list[int]] = {}
         own = []
@@ -243,7 +243,7 @@ class Scheduler(BaseScheduler):
         self._append(self.sequences, logits)
 
     def _spans(self, seen_by: dict[CachedPrefix, list[int]]) -> list[Span]:
-        """Return the spans of texts that rows see: each block that several texts begin with, and what is behind."""
+        """Return the spans that sequences see: shared blocks once, and the rest of each sequence."""
         together: dict[int, Span] = {}
         alone = []
         for text, rows in seen_by.items():
@@ -258,7 +258,7 @@ class Scheduler(BaseScheduler):
         return [*together.values(), *alone]
 
     def _append(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
-        """Go on by one token in each sequence, and let those go that have all they were asked for."""
+        """Append one token to each sequence, and remove finished sequences."""
         following = [at for at, seq in enumerate(sequences) if seq.follow_up]
         drawing = [at for at, seq in enumerate(sequences) if not seq.follow_up]
         ended = [sequences[at] for at in following if self._continue_follow_up(sequences[at], logits[at])]
@@ -271,7 +271,7 @@ class Scheduler(BaseScheduler):
         self._let_go(ended)
 
     def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> list[dict[int, int]]:
-        """Return the next token of each completion of each sequence, by its place."""
+        """Return the next token of each completion of each sequence, by its index."""
         drawn: list[dict[int, int]] = [{} for _ in sequences]
         for nth in range(max(len(seq.uniforms) for seq in sequences)):
             some = [at for at, seq in enumerate(sequences) if nth < len(seq.uniforms)]
@@ -288,7 +288,7 @@ class Scheduler(BaseScheduler):
         return drawn
 
     def _part(self, seq: Sequence, tokens: dict[int, int]) -> list[tuple[Sequence, int]]:
-        """Return the sequence with its next token, and new ones for its completions that draw another token."""
+        """Return the sequence with its next token, and new sequences for completions that draw another token."""
         by_token: dict[int, list[int]] = {}
         for place, token in tokens.items():
             by_token.setdefault(token, []).append(place)
@@ -296,7 +296,7 @@ class Scheduler(BaseScheduler):
         return [*((self._fork(seq, places), token) for token, places in others), (seq, first)]
 
     def _fork(self, seq: Sequence, places: list[int]) -> Sequence:
-        """Let some completions of a sequence go on as a sequence of their own."""
+        """Move some completions of a sequence to a new sequence."""
         apart = {place: seq.uniforms.pop(place) for place in places}
         fork = Sequence(seq.read, apart, list(seq.tokens), self.cache.copied(seq.blocks))
         seq.read.num_sequences += 1
@@ -319,7 +319,7 @@ class Scheduler(BaseScheduler):
         return [one for one in ended if not one.follow_up]
 
     def _begin_follow_up(self, seq: Sequence, written: Written) -> FollowUpState | None:
-        """Take a sequence back to where its tokens and its follow-up part; None without one to answer here."""
+        """Return a sequence cut to the common prefix of its tokens and its follow-up, or None without a follow-up."""
         task, (place, *_) = seq.read.task, seq.uniforms
         asked = task.request.follow_up(place, written[0]) if task.request.follow_up else None
         choice = self.choice_of(asked) if asked else None
@@ -364,7 +364,7 @@ class Scheduler(BaseScheduler):
                 holder.blocks = [moved.get(block, block) for block in holder.blocks]
 
     def _keep(self, count: int) -> None:
-        """Take the youngest completions back until `count` are left; they begin anew later, with the same seeds."""
+        """Remove the youngest completions until `count` are left; they restart later, with the same seeds."""
         self._forget_last()
         idle = [read for read in self.reads.values() if not read.num_sequences]
         if count < 1 and self.sequences and not idle:

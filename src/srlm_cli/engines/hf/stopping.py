@@ -1,4 +1,4 @@
-"""Where a completion ends: at a token, at a stop text, at its last line, or at its full length."""
+"""Stop conditions: an end token, a stop text, a last line, or the maximum length."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import lru_cache
 from srlm_cli.engines.base import Sampling, end_of
 from srlm_cli.engines.chat_template import stop_ids
 
-UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character yet
+UNFINISHED = "\ufffd"  # a tokenizer writes this for bytes of an incomplete character
 
 
 class Stops:
@@ -22,7 +22,7 @@ class Stops:
     def ended(self, tokens: list[int], sampling: Sampling) -> bool:
         """Return whether the last of these tokens ends the completion before its full length.
 
-        The text is looked at only when the last token holds the last sign of a stop text, or ends a line.
+        The text is checked only if the last token has the last character of a stop text, or ends a line.
         """
         if tokens[-1] in self.ids:
             return True
@@ -35,7 +35,7 @@ class Stops:
         return end_of(self.tokenizer.decode(tokens, skip_special_tokens=True), sampling) is not None
 
     def finished(self, tokens: list[int], sampling: Sampling) -> tuple[str, str, int]:
-        """Return the text, the finish reason and the count of the tokens that a completion took."""
+        """Return the text, the finish reason and the number of tokens of a completion."""
         end = next((at for at, token in enumerate(tokens) if token in self.ids), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
         cut = end_of(text, sampling)
@@ -43,6 +43,6 @@ class Stops:
         return text[:cut], reason, len(tokens) if end is None else end + 1
 
     def _spelled(self, token: int) -> str:
-        """Return a token as it is written within a text: alone, some tokenizers leave its space away."""
+        """Return the text of a token inside a text; alone, some tokenizers remove its leading space."""
         before = self.tokenizer.decode(self._anchor)
         return self.tokenizer.decode([*self._anchor, token])[len(before) :]

@@ -1,4 +1,4 @@
-"""A request under way, its prompt in tokens and the completions that it has so far; and those that wait."""
+"""Requests in progress: the prompt in tokens, and the completions so far; and the queue of waiting requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Written = tuple[str, str, int]  # text, finish reason, tokens
 
 @dataclass(eq=False)
 class Task:
-    """A request whose completions are being written; `left` are the places of the seeds not yet begun."""
+    """A request in progress; `left` are the indices of the seeds that have not started."""
 
     request: Request
     prompt: list[int]
@@ -24,7 +24,7 @@ class Task:
     answer: Completion | None = None
 
     def finish(self, place: int, written: Written, follow_up: Completion | None = None) -> None:
-        """Note one completion, and the answer to what was asked behind it; the last one makes the answer."""
+        """Store one completion and the answer to its follow-up; with the last one the task is answered."""
         self.done[place] = written
         if follow_up:
             self.follow_ups[place] = follow_up
@@ -39,21 +39,21 @@ class Task:
 
 
 class BaseScheduler:
-    """What all schedulers share: at most `limit` at a time, and the tasks that wait for their turn."""
+    """The base of all schedulers: at most `limit` completions at a time, and a queue of tasks."""
 
     def __init__(self, stops: Stops, limit: int) -> None:
         self.stops, self.limit = stops, limit
         self.waiting: deque[Task] = deque()
 
     def add(self, task: Task) -> None:
-        """Let a task wait for its turn."""
+        """Append a task to the queue."""
         task.left = deque(range(len(task.request.seeds)))
         self.waiting.append(task)
 
     @property
     def backlog(self) -> int:
-        """How many completions wait to be begun."""
+        """The number of completions that have not started."""
         return sum(len(task.left) for task in self.waiting)
 
     def close(self) -> None:
-        """End what is under way: nothing, but for schedulers with processes of their own."""
+        """Stop worker processes; does nothing for schedulers without them."""

@@ -1,7 +1,7 @@
-"""Several schedulers side by side, each in a process of its own that computes in one thread, with a part of the cores.
+"""Several schedulers in parallel, each in its own process with one thread and a share of the cores.
 
-While one waits for memory the others compute, and none waits for the threads of a product to meet, or for Python's
-lock. The processes are forked, so that all see the same weights. What it brings: docs/measurements.md.
+While one waits for memory, the others compute; none waits for other threads or for Python's lock. The processes are
+forked, so they share the weights. docs/measurements.md shows the effect.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Told = tuple[int, list[tuple[int, Completion]]]  # how many completions have end
 
 
 def count(rows: int, device: str) -> int:
-    """Return in how many workers so many rows are best written, each with as many of the cores as the others."""
+    """Return the best number of workers for a number of sequences; all workers have the same number of cores."""
     if device != "cpu" or not FORKS:
         return 1
     most = threads.most()
@@ -48,9 +48,9 @@ def count(rows: int, device: str) -> int:
 
 
 class WorkerPool(BaseScheduler):
-    """Completions of many tasks by several worker processes, at most `limit` in all; each takes tasks as it has room.
+    """Generates the completions of many tasks in several worker processes, at most `limit` in total.
 
-    `open_scheduler`, given its limit, returns a scheduler that nothing else uses.
+    `open_scheduler(limit)` returns a new scheduler.
     """
 
     def __init__(self, open_scheduler: Callable[[int], Scheduler], workers: int, stops: Stops, limit: int) -> None:
@@ -64,7 +64,7 @@ class WorkerPool(BaseScheduler):
         super().add(task)
 
     def advance(self) -> None:
-        """Hand tasks over where there is room, and wait until some completions have ended."""
+        """Give tasks to workers with room, and wait until some completions have ended."""
         handed = [self._for_worker(at) for at in range(len(self.workers))]
         busy = sum(worker.open > 0 for worker in self.workers)
         for worker, tasks in zip(self.workers, handed, strict=True):
@@ -75,7 +75,7 @@ class WorkerPool(BaseScheduler):
                 worker.hear()
 
     def close(self) -> None:
-        """End what is under way, in the middle of a step."""
+        """Stop the workers, also in the middle of a step."""
         started = [worker for worker in self.workers if worker.process]
         for worker in started:
             worker.process.kill()
@@ -84,10 +84,10 @@ class WorkerPool(BaseScheduler):
             worker.pipe.close()
 
     def _for_worker(self, at: int) -> list[Task]:
-        """Take tasks that wait for a worker: an equal share of all that is left, where that is enough for several.
+        """Take waiting tasks for a worker: an equal share of the rest, if that is enough for several workers.
 
-        With a task go those behind it that begin alike, such as the replies to one prompt that are to be judged: what
-        they have in common is then read once, by one worker. They are few, and wait there till there is room.
+        Tasks with a long common prefix, such as the replies to one prompt that are judged, go to the same worker, which
+        reads the prefix once. They are few, and wait there until there is room.
         """
         left = self.backlog + sum(worker.open for worker in self.workers)
         workers = max(1, min(len(self.workers), left // MIN_ROWS))
@@ -100,15 +100,12 @@ class WorkerPool(BaseScheduler):
         return tasks
 
     def _goes_on(self, task: Task) -> bool:
-        """Return whether the next task begins like the one before it, by more than all do."""
+        """Return whether the next task shares a longer prefix with the one before it than all tasks do."""
         return common_prefix_len(task.prompt, self.waiting[0].prompt) > self.least_common
 
 
 class Worker:
-    """One scheduler in a process of its own: `open` completions of the tasks it was given have not ended yet.
-
-    The process is started by the first tasks.
-    """
+    """One scheduler in its own process, with `open` unfinished completions; the first tasks start the process."""
 
     pipe: Connection
 
@@ -127,7 +124,7 @@ class Worker:
         theirs.close()
 
     def give(self, tasks: list[Task], busy: int) -> None:
-        """Hand tasks over to be written; `busy` workers are at work, this one included."""
+        """Give tasks to the worker; `busy` workers are active, including this one."""
         numbered = list(zip(self.numbers, tasks, strict=False))
         self.tasks.update(numbered)
         if self.open and (tasks or busy != self.busy):
@@ -138,7 +135,7 @@ class Worker:
                 self.pipe.send((busy, numbered))
 
     def hear(self) -> None:
-        """Take note of completions that have ended; raise what the process has met."""
+        """Store the completions that have ended; raise the error of the process."""
         try:
             told = self.pipe.recv()
         except (EOFError, OSError):
@@ -159,7 +156,7 @@ class Worker:
 
 
 def _serve(scheduler: Scheduler, pipe: Connection, other_end: Connection) -> None:
-    """Write what is asked for until the process that asks has gone."""
+    """Answer tasks until the parent process ends."""
     other_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the other's to handle
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -174,7 +171,7 @@ def _serve(scheduler: Scheduler, pipe: Connection, other_end: Connection) -> Non
 
 
 def _write(scheduler: Scheduler, given: SimpleQueue[Given], pipe: Connection) -> None:
-    """Write completions of the tasks that are given, and tell what has ended, or what went wrong."""
+    """Generate the completions of the given tasks, and report those that have ended, or the error."""
     tasks: dict[int, Task] = {}
     try:
         with torch.inference_mode():
