@@ -380,19 +380,19 @@ def found_in(run_folder: Path, reward: list[Record] = (), matches: list[Record] 
 def test_findings_follow_the_intervals(run_folder: Path) -> None:
     half = "pairwise_accuracy_ties_half"
     assert found_in(run_folder, [metric("reward", half, 0.6, 0.51, 0.7)]) == ""
-    assert "cannot be told from a coin" in found_in(run_folder, [metric("reward", half, 0.6, 0.49, 0.7)])
+    assert "are not distinguishable from chance" in found_in(run_folder, [metric("reward", half, 0.6, 0.49, 0.7)])
     assert "against people" in found_in(run_folder, [metric("reward", half, 0.4, 0.3, 0.49)])
     win = lambda low, high: metric("head_to_head", "win_rate", (low + high) / 2, low, high, **SIDES)  # noqa: E731
-    assert "Better than the model before (win rate): M1 vs M0 60% [55–65]." in found_in(
+    assert "Better than the previous model (win rate): M1 vs M0 60% [55–65]." in found_in(
         run_folder, [], [win(0.55, 0.65)]
     )
     assert "Worse" in found_in(run_folder, [], [win(0.35, 0.45)])
-    assert "Not to be told" in found_in(run_folder, [], [win(0.45, 0.55)])
+    assert "Not distinguishable" in found_in(run_folder, [], [win(0.45, 0.55)])
 
 
 def test_findings_name_length_and_position(run_folder: Path) -> None:
     lines = found_in(run_folder, REWARD, MATCHES)
-    assert "Longer replies than the model before (characters): M1 300 against 200." in lines
+    assert "Longer replies than the previous model (characters): M1 300 against 200." in lines
     assert "longest reply wins" not in lines and "shown first" not in lines
     biased = [metric("head_to_head", "first_position", 0.2, 0.1, 0.3, **SIDES)]
     longest = [metric("reward", "pairwise_accuracy", 0.3, 0.2, 0.4), metric("reward", "longest_wins", 0.5, 0.4, 0.6)]

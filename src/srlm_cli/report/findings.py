@@ -1,4 +1,4 @@
-"""What a run's own figures and their intervals say at once; no limit here is a matter of taste."""
+"""Findings that follow from the figures of a run and their intervals, without arbitrary limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from srlm_cli.report.collect import Round, Run
 from srlm_cli.report.words import LENGTH, REWARD, SHARE, value, with_interval
 
-Finding = tuple[str, str]  # what was found, and of whom
+Finding = tuple[str, str]  # the finding, and the round
 
 
 def findings(run: Run) -> list[str]:
@@ -22,12 +22,12 @@ def findings(run: Run) -> list[str]:
 
 
 def agreement(run: Run, found: Round) -> Finding | None:
-    """Return whether the judge's agreement with people can be told from chance."""
+    """Return whether the judge's agreement with people differs from chance."""
     names = ("pairwise_accuracy_ties_half", "pairwise_accuracy_without_ties")
     row = next((row for name in names if (row := found.reward.decided(name))), None)
     if not row or row["ci_low"] > 0.5:
         return None
-    order = "order pairs against people" if row["ci_high"] < 0.5 else "cannot be told from a coin"
+    order = "order pairs against people" if row["ci_high"] < 0.5 else "are not distinguishable from chance"
     what = f"Judges that {order} (accuracy, {REWARD[row['metric']].label})"
     return what, f"{found.name} {with_interval(row, SHARE)}"
 
@@ -51,16 +51,16 @@ def position(run: Run, found: Round) -> Finding | None:
 
 
 def winner(run: Run, found: Round) -> Finding | None:
-    """Return whether a model can be told from the one before."""
+    """Return whether a model is better or worse than the previous one."""
     row = found.matches.decided("win_rate")
     if not row:
         return None
     whose = f"{found.name} vs {run.model(row.get('baseline'))} {with_interval(row, SHARE)}"
     if row["ci_low"] > 0.5:
-        return "Better than the model before (win rate)", whose
+        return "Better than the previous model (win rate)", whose
     if row["ci_high"] < 0.5:
-        return "Worse than the model before (win rate)", whose
-    return "Not to be told from the model before (win rate)", whose
+        return "Worse than the previous model (win rate)", whose
+    return "Not distinguishable from the previous model (win rate)", whose
 
 
 def longer(run: Run, found: Round) -> Finding | None:
@@ -70,6 +70,6 @@ def longer(run: Run, found: Round) -> Finding | None:
         return None
     word = "Longer" if mine["value"] > theirs["value"] else "Shorter"
     return (
-        f"{word} replies than the model before (characters)",
+        f"{word} replies than the previous model (characters)",
         f"{found.name} {value(mine, LENGTH)} against {value(theirs, LENGTH)}",
     )

@@ -31,7 +31,7 @@ CURVES = {  # (command, what its steps log): title, name of the axis, a height t
 
 
 def judge_plot(run: Run) -> str:
-    """Return the judge's agreement with people by round, beside what length alone would reach."""
+    """Return the judge's agreement with people by round, and that of “the longest reply wins”."""
     rounds = [found for found in run.rounds if found.reward.row("pairwise_accuracy")]
     if not rounds:
         return ""
@@ -42,7 +42,7 @@ def judge_plot(run: Run) -> str:
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         axes.axhline(50, color=colour("muted"), linewidth=1, linestyle=(0, (4, 3)))
-        ends = [(50.0, "a coin", "muted")]
+        ends = [(50.0, "chance", "muted")]
         for shift, (metric, (name, hue, marker)) in zip((-0.05, 0.05), series.items(), strict=True):
             if heights := dots(axes, rows[metric], hue, marker, shift, 100):
                 ends.append((heights[-1], name, hue))

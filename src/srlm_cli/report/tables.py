@@ -147,8 +147,8 @@ def overview(run: Run) -> Table:
             }
         )
     note = (
-        "Agreement: pairs of held-out replies that the judge orders as people did, a tie being a miss, beside what "
-        "“the longest reply wins” reaches. Win rate: a tie is half a win. In brackets: 95% intervals."
+        "Agreement: pairs of held-out replies that the judge orders as people did (a tie is a miss), and the same for "
+        "“the longest reply wins”. Win rate: a tie is half a win. In brackets: 95% intervals."
     )
     return of_rows("The models", note, rows)
 
@@ -249,7 +249,9 @@ def length_table(run: Run) -> Table:
                 "score gap of pairs": Cell(number(found.pairs.get("gap"))),
             }
         )
-    note = "Means in characters. The next model learns to write what is chosen: longer chosen replies make longer ones."
+    note = (
+        "Means in characters. The next model learns from chosen replies: if they are longer, its replies become longer."
+    )
     return of_rows("Lengths and pairs", note, rows)
 
 
@@ -276,7 +278,7 @@ def training_table(run: Run) -> Table:
             "time": clock(made.get("seconds")),
         }
         rows.append({name: Cell(text) for name, text in texts.items()})
-    note = "A DPO begins at a loss of ln 2 = 0.693, policy and reference being one; margin and accuracy are of its end."
+    note = "DPO starts at a loss of ln 2 = 0.693 (policy and reference are equal); margin and accuracy: last step."
     return of_rows("How each model was trained", note, rows)
 
 

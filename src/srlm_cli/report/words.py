@@ -28,51 +28,49 @@ HEALTH = {
     ),
     "cut_off": Known("cut off", SHARE, "judgements that reached the token limit"),
     "mean_score": Known("mean score", NUMBER, "of 0 to 5"),
-    "top_score_share": Known("commonest score", SHARE, "its share of all; near 100% the judge tells nothing apart"),
+    "top_score_share": Known("commonest score", SHARE, "its share; near 100% the judge does not distinguish responses"),
     "tie_rate": Known("tie rate", SHARE, "pairs of responses to one prompt with equal scores"),
-    "tied_prompts": Known("tied prompts", SHARE, "prompts whose responses all have one score: they give no pair"),
+    "tied_prompts": Known("tied prompts", SHARE, "prompts whose responses all have the same score: no pair"),
     "score_std_within_k": Known("std within K", NUMBER, "standard deviation of the K scores of one response"),
     "gap": Known("score gap", NUMBER, "best minus worst response of a prompt"),
-    "gap_change": Known("change of the gap", SIGNED, "since the round before"),
+    "gap_change": Known("change of the gap", SIGNED, "since the previous round"),
     "length": Known("response length", LENGTH, "characters, mean"),
-    "length_growth": Known("length growth", RATIO, "times the length of the round before"),
+    "length_growth": Known("length growth", RATIO, "times the length of the previous round"),
     "score_length_spearman": Known(
-        "score with length", SIGNED, "rank correlation within a prompt; above 0: likes long"
+        "score with length", SIGNED, "rank correlation within a prompt; above 0: longer scores higher"
     ),
-    "score_length_spearman_overall": Known("score with length, all", SIGNED, "the same over all responses together"),
-    "longest_agreement": Known("longer scores higher", SHARE, "of the pairs that differ in both; 50% is no preference"),
+    "score_length_spearman_overall": Known("score with length, all", SIGNED, "the same over all responses"),
+    "longest_agreement": Known("longer scores higher", SHARE, "of the pairs that differ in both; 50%: no preference"),
     "accuracy": Known("accuracy", SHARE, "pairs of ranked replies ordered as people did"),
-    "accuracy_change": Known("change of accuracy", SIGNED, "since the round before"),
+    "accuracy_change": Known("change of accuracy", SIGNED, "since the previous round"),
 }
 
 REWARD = {
     "pairwise_accuracy": Known("pairwise accuracy", SHARE, "pairs of replies ordered as people did; a tie is a miss"),
-    "pairwise_accuracy_without_ties": Known("without ties", SHARE, "the same over the pairs that the judge orders"),
-    "pairwise_accuracy_ties_half": Known("ties as halves", SHARE, "the same, a tie being half right"),
+    "pairwise_accuracy_without_ties": Known("without ties", SHARE, "the same over pairs without a tie of the judge"),
+    "pairwise_accuracy_ties_half": Known("ties as halves", SHARE, "the same, with a tie as half right"),
     "tie_rate": Known("tie rate", SHARE, "pairs to which the judge gives equal scores"),
-    "5_best": Known("5-best", SHARE, "of the replies with a perfect score, those that people rank top"),
-    "exact_match": Known("exact match", SHARE, "prompts whose whole ranking is that of people"),
+    "5_best": Known("5-best", SHARE, "replies with a perfect score that people rank first"),
+    "exact_match": Known("exact match", SHARE, "prompts ranked exactly as people did"),
     "spearman": Known("Spearman", SIGNED, "rank correlation with people within a prompt"),
     "kendall_tau": Known("Kendall tau-b", SIGNED, "the same, by pairs"),
     "scored_rate": Known("scored", SHARE, "replies with a readable score"),
-    "longest_wins": Known("longest wins", SHARE, "what “the longer reply wins” reaches on these pairs"),
-    "shortest_wins": Known("shortest wins", SHARE, "what “the shorter reply is better” reaches"),
-    "random": Known("random", SHARE, "what scores drawn at random reach, one draw"),
-    "pairwise_accuracy_matched_length": Known("accuracy, equal length", SHARE, "over pairs of about equal length"),
+    "longest_wins": Known("longest wins", SHARE, "accuracy of “the longer reply wins” on these pairs"),
+    "shortest_wins": Known("shortest wins", SHARE, "accuracy of “the shorter reply wins”"),
+    "random": Known("random", SHARE, "accuracy of random scores, one draw"),
+    "pairwise_accuracy_matched_length": Known("accuracy, equal length", SHARE, "over pairs of similar length"),
     "pairwise_accuracy_matched_length_without_ties": Known("equal length, without ties", SHARE),
     "longest_wins_matched_length": Known("longest wins, equal length", SHARE),
 }
 
 MATCHES = {
-    "win": Known("win", SHARE, "both orders of the two replies say so"),
-    "tie": Known("tie", SHARE, "the two orders disagree, or say tie"),
+    "win": Known("win", SHARE, "wins in both orders of the two replies"),
+    "tie": Known("tie", SHARE, "the two orders disagree, or both are a tie"),
     "loss": Known("loss", SHARE),
     "win_rate": Known("win rate", SHARE, "a tie is half a win"),
     "length_controlled_win_rate": Known("win rate at equal length", SHARE, "by a regression on the length difference"),
-    "preference_rate": Known(
-        "preference rate", SHARE, "matches whose mean probability over both orders is for this model"
-    ),
-    "first_position": Known("first wins", SHARE, "verdicts for the reply shown first; 50% is no position bias"),
+    "preference_rate": Known("preference rate", SHARE, "matches won by the mean probability over both orders"),
+    "first_position": Known("first wins", SHARE, "verdicts for the reply shown first; 50%: no position bias"),
     "length": Known("reply length", LENGTH, "characters, mean"),
     "baseline_length": Known("theirs", LENGTH, "characters, mean"),
 }
@@ -87,7 +85,7 @@ STAGE_UNITS = {
 
 
 def known(names: dict[str, Known], metric: str) -> Known:
-    """Return what is known of a metric; of another only its name."""
+    """Return the label, kind and note of a metric; of an unknown one only its name."""
     return names.get(metric) or Known(metric.replace("_", " "), NUMBER)
 
 
@@ -116,7 +114,7 @@ def share(number: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """Return a number with so many digits behind the point."""
+    """Return a number with this many decimals."""
     return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 

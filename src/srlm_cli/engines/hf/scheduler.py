@@ -154,7 +154,7 @@ class Scheduler(BaseScheduler):
         return chosen
 
     def _open_cache(self) -> None:
-        """Allocate the cache when it is first needed, in all memory that may be used, but no more than the limit needs."""
+        """Allocate the cache when it is first needed, in all memory that may be used, or as much as can be needed."""
         if self.cache is None:
             most = (self.limit + 1) * 2 * blocks_for(self.context)
             room = int(memory.for_cache(self.model.device) * self.memory_share)
