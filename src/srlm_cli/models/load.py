@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,7 @@ def load_model(
     """
     import torch
 
-    from srlm_cli.models.meta_device import NoArithmetic
+    from srlm_cli.models.meta_device import load_lightly
 
     folder = locate(model)
     adapter = is_adapter(folder)
@@ -114,10 +115,9 @@ def load_model(
         packed = four_bits(in_4bit, device) if in_4bit else {}
         whole = f"{source} (the base of {model})" if adapter else source
         _check_settings(whole, where)
-        with NoArithmetic(), threads.few(0):  # transformers loads several weights at a time, each in its own thread
-            loaded = in_one_line(
-                whole, where, lambda: weights.load_whole(whole, where, dtype=getattr(torch, dtype), **packed)
-            )
+        make = partial(weights.load_whole, whole, where, dtype=getattr(torch, dtype), **packed)
+        with threads.few(0):  # transformers loads several weights at a time, each in its own thread
+            loaded = in_one_line(whole, where, make if packed else lambda: load_lightly(make))
     if adapter:
         loaded = in_one_line(model, folder, lambda: adapters.load_adapter(loaded, folder, where, trainable=not merge))
         if merge:

@@ -62,6 +62,16 @@ def test_three_workers_write_the_rows_of_one_in_order(engine, request):
     assert not multiprocessing.active_children()
 
 
+def test_a_worker_is_started_when_it_has_something_to_do(engine, three):
+    one = Request([{"role": "user", "content": "a"}], SAMPLING, (1,))
+    assert len(list(engine.generate([one]))) == 1
+    assert len(three) == 1
+    started = []
+    for _ in engine.generate(requests(9)):
+        started.append(len(multiprocessing.active_children()))
+    assert max(started) == 3
+
+
 @dataclass
 class Ask:
     """Ask which of two digits goes on from a text."""
