@@ -172,7 +172,7 @@ def complain(name: str, message: str) -> None:
 
 
 def open_closed_streams() -> None:
-    """Let a stdout or stderr that was closed before the start swallow what is written to it."""
+    """Replace a stdout or stderr that was closed before the start by the null device."""
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,6 +1,6 @@
 """The processes of one training: which of them this one is, and waiting for each other.
 
-Whoever starts them (`accelerate launch`, `torchrun`, `--accelerate-config`) tells each by its environment.
+The launcher (`accelerate launch`, `torchrun`, `--accelerate-config`) sets the environment of each process.
 The main one speaks and writes files; the others compute along.
 """
 

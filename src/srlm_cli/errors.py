@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a finished process tells the shell, Make or a scheduler."""
+    """The exit codes of the program."""
 
     OK = 0
     FAILURE = 1
@@ -64,4 +64,4 @@ class ClosedPipe(Exception):
 
 
 class BadRow(ValueError):
-    """What is wrong with one row; the reader adds file:line and makes it a DataError."""
+    """An error in one row; the reader adds file:line and raises it as DataError."""

@@ -8,7 +8,7 @@ from hashlib import blake2b
 def derive(seed: int, *parts: object) -> int:
     """Return a 63-bit seed for one draw, from the run's seed and the names of the draw.
 
-    `derive(seed, prompt_id, k)` is the same whatever rows stand beside the row, so a resumed,
+    `derive(seed, prompt_id, k)` does not depend on other rows, so a resumed,
     sharded or reordered run draws what an uninterrupted one would.
     """
     text = "\x1f".join([str(seed), *map(str, parts)])

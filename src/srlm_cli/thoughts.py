@@ -1,4 +1,4 @@
-"""Where a model's text is a thought: what it wrote on the way to its answer, which nobody reads as one."""
+"""Find the thoughts in a model's text: reasoning that is not part of the answer."""
 
 from __future__ import annotations
 

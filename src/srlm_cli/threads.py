@@ -36,7 +36,7 @@ class ThreadCount:
         self.idle: list[float] = []
 
     def look(self, used: float, idle: float) -> int:
-        """Return the threads to go on with, after `used` cores by this process and `idle` ones that nobody used."""
+        """Return the next number of threads, from the cores `used` by this process and the `idle` ones."""
         self.idle = [*self.idle, idle] if idle >= IDLE else []
         if idle < 1 - IDLE:
             self.threads = min(self.threads, max(1, round(used), self.threads // 2))
@@ -47,7 +47,7 @@ class ThreadCount:
 
 
 class Watch:
-    """Takes a look once a second, and sets torch's threads by it, in each of the threads that compute and call it."""
+    """Checks the load once per second, and sets the number of torch threads, in each computing thread that calls it."""
 
     def __init__(self, most: int) -> None:
         self.count = ThreadCount(most)
@@ -84,7 +84,7 @@ def most() -> int:
 
 
 def compute_with_part(parts: int) -> None:
-    """Let this thread compute from now on with one of so many equal parts of the threads that there are."""
+    """Let this thread use one of several equal shares of all threads from now on."""
     _parts.set(parts)
     _compute_with(_watch.count.threads if _watch else _at_start())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def recipe_files() -> dict[str, Traversable]:
-    """Return the files of a run by name: from the wheel, or from the checkout that this code stands in."""
+    """Return the files of a run by name: from the wheel, or from the checkout of this code."""
     packaged = files(__name__) / "quickstart"
     quickstart = packaged if packaged.is_dir() else Path(__file__).parents[3] / "examples" / "quickstart"
     found = {file.name: file for file in quickstart.iterdir() if file.name.endswith((".jsonl", ".toml"))}

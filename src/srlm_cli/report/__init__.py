@@ -1,1 +1,1 @@
-"""What a run did, round by round."""
+"""The report of a run, round by round."""

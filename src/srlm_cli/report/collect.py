@@ -118,7 +118,7 @@ class Run:
 def collect(folder: Path, seed: int = 0) -> Run:
     """Return what a run folder holds, EFT building first; raise OptionError where it is no run, DataError on a bad row.
 
-    Every file may be missing: a run can be looked at while it goes on.
+    Every file can be missing, so an unfinished run can be shown.
     """
     found = [p for p in folder.glob("M*") if p.is_dir() and p.name[1:].isdigit()]
     if (folder / f"eft.jsonl{META}").exists() and folder / "M0" not in found:

@@ -274,6 +274,6 @@ def high_of(row: Record) -> float:
 
 
 def by_round(axes: Axes, names: Sequence[str]) -> None:
-    """Make a round's name stand below its place."""
+    """Label each position with the name of its round."""
     axes.set_xticks(range(len(names)), names, color=colour("ink"))
     axes.set_xlim(-0.4, len(names) - 0.6)

@@ -1,4 +1,4 @@
-"""Pairs and matches to look at, drawn with a seed: two replies side by side and what the judge said of them."""
+"""Example pairs and matches, drawn with a seed: two replies side by side, with their judgements."""
 
 from __future__ import annotations
 
@@ -95,6 +95,6 @@ def chosen_of(verdict: str | None, order: list[str]) -> str:
 
 
 def drawn(rows: list[Record], count: int, seed: int, kind: str) -> list[Record]:
-    """Return `count` rows drawn by their ids, in file order, whatever stands beside them."""
+    """Return `count` random rows in file order; whether a row is drawn depends only on its id."""
     chosen = sorted(range(len(rows)), key=lambda at: derive(seed, "report", kind, rows[at]["id"]))[:count]
     return [rows[at] for at in sorted(chosen)]

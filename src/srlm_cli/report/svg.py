@@ -75,7 +75,7 @@ def style(name: str) -> dict[str, Any]:
 
 
 def inline(svg: str, size: tuple[float, float], title: str) -> str:
-    """Return what stands in an SVG file as an element for a page, without ids that only name groups."""
+    """Return an SVG file as an element for a page, without the ids of groups."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)

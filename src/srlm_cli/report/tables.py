@@ -26,13 +26,13 @@ from srlm_cli.report.words import (
 )
 
 LEFT = {"", "stage", "dropped, and more", "made by", "against", "command", "from"}  # columns of words
-# What a command counts beside its rows, where it says no more than the rows do.
+# Counts of a command that are equal to its number of rows.
 PLAIN_COUNTS = ("replies", "responses", "prompts", "judgements")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, its 95% interval and its n where it is a measured figure, and a note for who does not know it."""
+    """A text with its 95% interval and n if it is a measured figure, and an explanation."""
 
     text: str
     interval: str = ""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_CHECKPOINTS = 600.0
 
-# What is kept of each logged step, by our names: rewards are beta x log-ratios, as TRL gives them.
+# The figures of each logged step, with their names in srlm; rewards are beta x log-ratios, as in TRL.
 LOGGED = {
     "loss": "loss",
     "learning_rate": "learning_rate",

@@ -1,4 +1,4 @@
-"""Rows as the trainer sees them: rendered once by the model's own template, and a report of what was cut or left."""
+"""Training data: records rendered once with the model's chat template, and a report of cut and dropped records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 IGNORED = -100
 SIDES = ("chosen", "rejected")
 
-Refuse = Callable[[Record, str], None]  # what is done with a row that cannot be trained on, and why it cannot
+Refuse = Callable[[Record, str], None]  # called with a record that cannot be used for training, and the reason
 
 
 @dataclass
 class DataReport:
-    """What goes into a training: rows, tokens, those that bear loss, and what was cut or left out."""
+    """The data of a training: records, tokens, target tokens, and what was cut or dropped."""
 
     rows: int = 0
     tokens: int = 0
@@ -100,11 +100,11 @@ def sft_rows(
 ) -> tuple[list[Record], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
 
-    A row with prompt and completion of an earlier one is dropped, unless `keep_duplicates`. A row
-    longer than `max_length` loses its end, counted; a row whose prompt fills it is left out. An EFT
-    row (one with a `score`) must not lose its end, which is the score: DataError, or left out too
-    with `drop_long`. A row whose `mix_weight` is 2.5 stands there twice, or with a chance of a half,
-    drawn by `seed`, three times. A row that cannot be rendered (see `render`) goes to `refuse`, and is left out.
+    A record with the prompt and completion of an earlier one is dropped, unless `keep_duplicates`. A record longer than
+    `max_length` is cut at its end and counted; it is dropped if its prompt alone is as long. An EFT record (with a
+    `score`) must not lose its end, which is the score: this raises DataError, or drops it with `drop_long`. A record
+    with a `mix_weight` of 2.5 occurs twice, or three times with a probability of one half (`seed`). A record that
+    cannot be rendered (see `render`) goes to `refuse`, and is dropped.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", "completion"), report, keep_duplicates):
@@ -147,10 +147,10 @@ def dpo_rows(
 ) -> tuple[list[Record], DataReport]:
     """Return `{prompt_ids, chosen_ids, rejected_ids}` of pairs, as TRL's DPOTrainer collates them.
 
-    A pair that stood before is dropped, unless `keep_duplicates`; so is one whose sides are the same
-    tokens; a side longer than `max_length` loses its end, counted; a pair whose prompt fills it is left
-    out. The probability that the two sides are the wrong way round goes along: the row's own `label_smoothing`, else
-    `smoothing`. A pair that cannot be rendered (see `render`) goes to `refuse`, and is left out.
+    A duplicate of an earlier pair is dropped, unless `keep_duplicates`; so is a pair with equal tokens on both sides. A
+    side longer than `max_length` is cut at its end and counted; the pair is dropped if its prompt alone is as long.
+    Each pair has the probability that its sides are swapped: its own `label_smoothing`, else `smoothing`. A pair that
+    cannot be rendered (see `render`) goes to `refuse`, and is dropped.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", *SIDES), report, keep_duplicates):
@@ -182,7 +182,7 @@ def _rendered(
     report: DataReport,
     refuse: Refuse,
 ) -> list[Sequence] | None:
-    """Return the sequence of each reply of a row, None where one cannot be rendered; what is told of them is noted."""
+    """Return the sequence of each reply of a record, or None if one cannot be rendered; count their notes."""
     try:
         sequences = [render(tokenizer, row["prompt"], row[reply], today) for reply in replies]
     except BadRow as error:

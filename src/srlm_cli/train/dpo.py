@@ -33,8 +33,8 @@ def dpo(
 
     A pair that cannot be rendered goes to `refuse`.
 
-    The reference's log-probabilities are computed before the first step, so that one model is in
-    memory while it trains. What `ref` says of policy and reference is checked before the first step.
+    The log-probabilities of the reference are computed before the first step, so only one model is in memory during
+    training. Before the first step it is also checked that the reference is the one that `ref` names.
     """
     method = Dpo(loss_config, ref, refuse)
     return session.train(method, rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)

@@ -1,4 +1,4 @@
-"""The shares of numbers that a model in training sets to zero: one for all its layers, and whether there is any."""
+"""Dropout: set one probability for all layers of a model, and find out whether it has any dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A training that does not happen: its data, one row with its loss mask, its steps, memory and time."""
+"""A dry run of a training: its data, one record with its loss mask, and estimates of steps, memory and time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORWARD = 1 / 3  # of the time of a step; the backward pass takes two
 
 
 def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> list[Record]:
-    """Return the longest rows, which decide the memory, and behind them as many of middle length."""
+    """Return the longest records, which determine the memory, followed by as many of medium length."""
     ordered = sorted(rows, key=length, reverse=True)
     middle = max(0, len(ordered) // 2 - count // 2)
     return ordered[:count] + ordered[middle : middle + count]
@@ -31,7 +31,7 @@ def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> l
 def show(
     trainer: Trainer, name: str, examples: dict[str, tuple[list[int], int]], report: DataReport, spec: TrainSpec
 ) -> dict[str, Any]:
-    """Print on stderr what a training would be, from one real step of the rows of `sample`; return the figures.
+    """Print estimates of a training on stderr, measured in one real step on the records of `sample`; return them.
 
     `examples` are sequences of one row by name: token ids, and where the trained ones begin.
     """
@@ -98,7 +98,7 @@ def peak_bytes(model: Any) -> int:
 
 
 def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int) -> str:
-    """Return a sequence as text, special tokens too: lines that are trained on behind `>`, the others behind `|`."""
+    """Return a sequence as text with special tokens: target lines start with `>`, all others with `|`."""
     parts = (("|", tokenizer.decode(ids[:start])), (">", tokenizer.decode(ids[start:])))
     return "\n".join(f"{mark} {line}" for mark, text in parts for line in text.removesuffix("\n").split("\n"))
 

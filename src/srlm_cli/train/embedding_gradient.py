@@ -1,4 +1,4 @@
-"""An input embedding whose gradient is added where its tokens stand.
+"""An input embedding whose gradient is added only to the rows of its tokens.
 
 PyTorch makes a gradient of the size of the whole table in each backward pass, 113 MB for SmolLM2-135M, however few
 tokens a row has. What that costs a short row: `python benchmarks/packing.py --passes`, docs/measurements.md.

@@ -17,7 +17,7 @@ from srlm_cli.errors import ExitCode, OptionError, SrlmError
 
 
 def launch(config: str, processes: int | None, argv: list[str]) -> int:
-    """Run `srlm ARGV` in the processes that a configuration asks for, or so many; return their exit code.
+    """Run `srlm ARGV` in several processes, by number or by configuration; return their exit code.
 
     Raises OptionError where they cannot be started, and SrlmError where one was killed.
     """
@@ -57,7 +57,7 @@ def profile(config: str) -> str:
 
 
 def launch_options(path: str) -> list[str]:
-    """Return what `accelerate launch` has to be told beside its configuration.
+    """Return the options of `accelerate launch` that its configuration does not have.
 
     Of itself it starts several processes on CPUs by MPI alone, and takes one port for all trainings of a machine.
     """
@@ -89,7 +89,8 @@ def first_first(failures: dict[int, Any]) -> dict[int, int]:
 def code_of(codes: dict[int, int]) -> int:
     """Return the exit code of a training from those of its failed processes, by rank, the first that failed first.
 
-    The main one's counts, else the first. Raises SrlmError where it was ended by a signal, so that nothing was said.
+    This is the exit code of the main process, else that of the first. Raises SrlmError if a signal ended it, because
+    then it printed no error.
     """
     rank = 0 if 0 in codes else next(iter(codes))
     if codes[rank] < 0:
@@ -102,7 +103,7 @@ def code_of(codes: dict[int, int]) -> int:
 
 @contextmanager
 def without_their_logs() -> Iterator[None]:
-    """Keep what torch's launcher logs of a failed process off the screen: the process has said it itself."""
+    """Hide the messages of torch's launcher about a failed process, which has printed its own error."""
     logging.disable(logging.CRITICAL)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The preference losses, and how each is had from TRL; formulas and sources stand in docs/training.md."""
+"""The preference losses, and the settings of TRL for each; docs/training.md has formulas and sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STARTS_AT_LN2 = ("sigmoid", "length-normalised", "dpo-positive")
 
 @dataclass(frozen=True)
 class DPOLossConfig:
-    """What is learned from a pair: the loss and its constants; a field that a loss does not have is left alone."""
+    """The loss and its constants; a field that a loss does not use is ignored."""
 
     beta: float = 0.1
     loss: Loss = "sigmoid"
@@ -82,7 +82,7 @@ def own_loss(
     """Return the loss of each pair, of shape (pairs,).
 
     `policy`, `reference` and `lengths` are (chosen, rejected): summed log-probabilities and tokens of
-    each completion. `smoothing` is the probability, by pair, that the sides are the wrong way round:
+    each completion. `smoothing` is the probability, per pair, that the sides are swapped:
     with h the logit of a loss, (1 - e) log sigmoid(h) + e log sigmoid(-h) is maximised.
     """
     from torch.nn.functional import logsigmoid

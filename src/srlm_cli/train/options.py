@@ -5,20 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# Settings that decide how a training runs, but not what it makes: an unfinished one goes on under others.
+# Settings that do not change the trained model; a run can be resumed with other values.
 OPERATIONAL = {"out", "device_batch_size", "device", "checkpointing"}
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How to train: `batch` sequences (or pairs) a step, `device_batch_size` of them at a time on the device.
+    """How to train: `batch` sequences (or pairs) per step, `device_batch_size` per forward and backward pass.
 
-    `device_batch_size` 0 is as many on a CPU as a pass is quickest with (`packing`), and 4 elsewhere. The
-    learning rate falls by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full
-    fine-tuning; an adapter folder as the model goes on being trained as that adapter; `merge` writes
-    the adapter into the weights at the end, and `load_in_4bit` trains it on weights of 4 bits (QLoRA).
-    `dtype` is that of a step's products: float32, bfloat16 (autocast), or auto, which `take` settles. `today` is the
-    moment, in ISO form, that a chat template writes which asks for the date; `session.dated` settles an empty one.
+    `device_batch_size` 0 selects the fastest number on a CPU (see `packing`), and 4 elsewhere. The learning rate decays
+    by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full fine-tuning; if the model is an
+    adapter folder, this adapter is trained further. `merge` merges the adapter into the weights at the end, and
+    `load_in_4bit` trains it on 4-bit weights (QLoRA). `dtype` is that of matrix products: float32, bfloat16 (autocast)
+    or auto, which `session.take` resolves. `today` is the date, in ISO format, for chat templates that write it;
+    `session.dated` sets an empty one.
     """
 
     model: str
@@ -46,7 +46,7 @@ class TrainSpec:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a training is run; of these only `keep_duplicates` changes what it makes.
+    """How a training is run; only `keep_duplicates` changes the trained model.
 
     `save_steps` 0 saves every ten minutes.
     """

@@ -1,7 +1,7 @@
 """Rows of a batch side by side in one pass, without padding; what two of them begin with is computed once.
 
 A pair's replies have their prompt in common, and each pass reads all weights and adds to all their gradients, however
-few tokens it has. What it saves: `python benchmarks/packing.py`, docs/measurements.md.
+few tokens it has. `python benchmarks/packing.py` and docs/measurements.md show the effect.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Packing:
         self.bare.train(training)
 
     def now(self) -> bool:
-        """Return whether the model, as it is now, gives packed what it gives row by row."""
+        """Return whether packed passes give the same results as single passes, in the model's current state."""
         layers = list(self.bare.modules())
         if not self.fits or any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
             return False

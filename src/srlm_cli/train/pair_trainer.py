@@ -33,7 +33,7 @@ LN2 = math.log(2)
 TOLERANCE = 1e-3  # of a log-probability in float32, by which two batches that hold the same row may differ
 CHECKED = 4  # pairs, before the first step
 OF_A_PAIR = ("label_smoothing", "real", "at")
-FILLER = 2**40  # where a filler stands: nowhere
+FILLER = 2**40  # the index of a filler, which is not in the data
 
 
 class PairCollator(DataCollatorForPreference):
@@ -259,8 +259,8 @@ class PairTrainer(StepTrainer, DPOTrainer):
     ) -> Any:
         """Return the mean loss of the pairs, of the whole step's where their number is given.
 
-        The model scores a batch at once; the loss is then TRL's for each pair by itself, so that what
-        stands beside a pair changes nothing. Pairs that do not count have scores and loss 0.
+        The model scores a batch in one pass. The loss is then TRL's for each pair separately, so it does not depend on
+        the other pairs. Pairs that do not count have scores and loss 0.
         """
         mode = "train" if self.model.training else "eval"
         real = inputs["real"]
@@ -301,7 +301,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
 
 @contextmanager
 def in_float32(accelerator: Any) -> Iterator[None]:
-    """Leave the autocast of a training out, so that equal passes can be told from unequal ones.
+    """Disable the autocast of a training, so that equal passes can be distinguished from different ones.
 
     In bfloat16 the same row differs from batch to batch by more than a wrong reference may do; float32 does not,
     and which model or adapter answers, behind which mask, is the same in both. Sharded weights keep their dtype.
@@ -315,7 +315,7 @@ def in_float32(accelerator: Any) -> Iterator[None]:
 
 
 def some_pairs(fields: dict[str, Any], some: slice, pairs: int) -> Any:
-    """Return some pairs of a batch: their rows of what is by pair, both their rows of what is by reply."""
+    """Return some pairs of a batch: one row of values per pair, two rows of values per reply."""
 
     def part(value: Any) -> Any:
         return torch.cat([value[:pairs][some], value[pairs:][some]]) if len(value) == 2 * pairs else value[some]

@@ -35,7 +35,7 @@ def resolve(ref: str, model: str) -> str:
 
 
 def parent(model: str) -> str | None:
-    """Return the model that a model was trained from, or None of one that srlm did not make and that is no adapter."""
+    """Return the model that a model was trained from; None for a full model that srlm did not train."""
     about = Path(model) / PROVENANCE
     if about.is_file():
         origin = json.loads(about.read_text(encoding="utf-8"))["from"]

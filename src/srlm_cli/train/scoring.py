@@ -38,7 +38,7 @@ def score_without_padding(packing: Packing) -> None:
 
 
 def scores(model: Callable[..., Any], packing: Packing, ids: Any, mask: Any, labels: Any) -> Any:
-    """Return the scores of each row's next tokens; padding must stand at the end of a row."""
+    """Return the scores of each row's next tokens; padding must be at the end of a row."""
     lengths, wanted = mask.sum(1).tolist(), labels[:, 1:]
     rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
     places = [(row[: length - 1] != -100).nonzero()[:, 0] for row, length in zip(wanted, lengths, strict=True)]

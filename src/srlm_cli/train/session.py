@@ -34,25 +34,25 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """What SFT and DPO differ in."""
+    """The differences between SFT and DPO."""
 
     name: str
-    unit: str  # what a sequence or pair is called
-    fields: str  # that a row has
+    unit: str  # the name of sequences or pairs in messages
+    fields: str  # the required fields of a record
     padding_side: str  # of the trainer's batches
 
     def render(
         self, rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, run: RunOptions
     ) -> tuple[list[Record], DataReport]:
-        """Return the rows as the trainer takes them, and what was cut or left out."""
+        """Return the rendered records, and a report of cut and dropped ones."""
         ...
 
     def render_eval(self, rows: Iterable[Record], tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> list[Record]:
-        """Return held-out rows as the trainer takes them."""
+        """Return the rendered held-out records."""
         ...
 
     def prepare(self, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Check what there is beside the rows; return what of it decides the model, by name."""
+        """Check everything except the records; return the part of it that decides the model, by name."""
         ...
 
     def length(self, row: Record) -> int:
@@ -60,7 +60,7 @@ class Method(Protocol):
         ...
 
     def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
-        """Return the sequences of a rendered row by name: token ids, and where the trained ones begin."""
+        """Return the sequences of a rendered record by name: token ids, and the index of the first target."""
         ...
 
     def make_trainer(
@@ -93,10 +93,10 @@ def train(
     run: RunOptions,
     provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Train by a method on rows; return the results.
+    """Train with a method on records; return the results.
 
-    With `eval_rows` the checkpoint of the lowest loss on them becomes the model, not the last one. Raises
-    DataError when no row is left.
+    With `eval_rows` the checkpoint with the lowest loss on them becomes the model, not the last one. Raises DataError
+    if no record is left.
     """
     if not rows:
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
@@ -126,7 +126,7 @@ def train(
     return results
 
 
-# --- a training that can go on ---------------------------------------------------------------
+# --- a training that can be resumed ----------------------------------------------------------
 
 
 def dated(name: str, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, run: RunOptions) -> TrainSpec:
@@ -142,7 +142,7 @@ def dated(name: str, spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, run: R
 
 
 def settings_of(command: str, spec: TrainSpec) -> dict[str, Any]:
-    """Return what is known before the rows of what a training is made by, but its dtype and its date."""
+    """Return the settings that decide the trained model, without the records, the dtype and the date."""
     from srlm_cli import __version__
 
     settings = {key: value for key, value in asdict(spec).items() if key not in {*OPERATIONAL, "dtype", "today"}}
@@ -151,7 +151,7 @@ def settings_of(command: str, spec: TrainSpec) -> dict[str, Any]:
 
 
 def run_identity(command: str, spec: TrainSpec, rows: list[Record], **more: Any) -> dict[str, Any]:
-    """Return all but the dtype that decides what a training makes: an unfinished one continues only under the same."""
+    """Return everything except the dtype that decides the trained model; a run is resumed only with equal values."""
     digest = blake2b(digest_size=16)
     for row in rows:
         digest.update(dumps(row).encode("utf-8", "surrogatepass") + b"\n")
@@ -170,7 +170,7 @@ def take(workdir: Workdir, name: str, identity: dict[str, Any], spec: TrainSpec,
     if begun and begun != dtype and not run.quiet:
         say(f"srlm {name}: training in {begun}, as the unfinished run began; --dtype auto is {dtype} on this machine")
     spec = replace(spec, dtype=begun or dtype)
-    # accelerate trains in what stands here, also by a profile of another dtype.
+    # accelerate trains in this dtype, also with a profile of another one.
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if spec.dtype == "bfloat16" else "no"
     workdir.take({**identity, "dtype": spec.dtype}, run.restart, run.on_stale, run.keep_checkpoints)
     return spec
@@ -190,7 +190,7 @@ def run_training(trainer: Trainer, workdir: Workdir, name: str, run: RunOptions)
         check_complete(workdir.step(workdir.checkpoint))
     started = time.monotonic()
     before = state_of(workdir)
-    if before and before.global_step >= before.max_steps:  # a training that was killed behind its last step
+    if before and before.global_step >= before.max_steps:  # a training that was killed after its last step
         trainer.state = before
     else:
         try:
@@ -227,7 +227,7 @@ def check_complete(checkpoint: Path) -> None:
 
 
 def load_checkpoint(trainer: Trainer, folder: str) -> None:
-    """Give the trainer's model the weights of a checkpoint, of which each process may hold a part."""
+    """Load the weights of a checkpoint into the trainer's model, also if they are sharded over processes."""
     if distributed.sharded():
         trainer.state.best_model_checkpoint = folder
         trainer._load_best_model()

@@ -1,4 +1,4 @@
-"""What stands before the first step: tokenizer, policy, and the settings of the trainer."""
+"""The setup of a training: tokenizer, policy, and the settings of the trainer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @without_collection()
 def open_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the model to train."""
-    locate(spec.model)  # a wrong path is told before anything is loaded
+    locate(spec.model)  # before anything is loaded: it reports a wrong path immediately
     from datasets import disable_progress_bars
 
     quiet_libraries()
@@ -143,7 +143,7 @@ def device_batch_size(spec: TrainSpec) -> int:
 def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str, Any]:
     """Return the settings of a spec as `transformers.TrainingArguments` takes them.
 
-    What is saved, and when, is the follower's business: see `follow`.
+    The callback decides what is saved, and when (see `callback.follower`).
     """
     if spec.merge and distributed.sharded():
         raise OptionError("--merge needs the whole weights in one process", "an adapter folder goes to every command")

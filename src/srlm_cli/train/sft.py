@@ -40,7 +40,7 @@ class Sft(session.Method):
     name = "sft"
     unit = "rows"
     fields = "`prompt` and `completion`"
-    padding_side = "left"  # so that targets, which end their rows, stand at the same positions
+    padding_side = "left"  # so that targets, which are at the end, have the same positions
 
     def render(
         self, rows: list[Record], tokenizer: Any, spec: TrainSpec, run: RunOptions

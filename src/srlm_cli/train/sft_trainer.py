@@ -77,7 +77,7 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
 def padded_loss(model: Any, inputs: Record, takes_positions: bool) -> Any:
     """Return the summed loss of the target tokens of a batch with padding on the left.
 
-    A model counts positions from the first column, unless it is told or (`takes_positions` False) sees to it itself.
+    A model counts positions from the first column, unless it gets them or (`takes_positions` False) handles padding.
     """
     labels = inputs["labels"][:, 1:]
     kept = (labels != IGNORED).any(0).nonzero()[:, 0]

@@ -28,11 +28,10 @@ from srlm_cli.train.workdir import Workdir
 class StepSampler:
     """The order of the rows: shuffled anew each epoch, the rows of one optimizer step by length, longest first.
 
-    The order is a function of seed and epoch alone, so a training that goes on meets the rows that
-    an uninterrupted one would, and several processes those that one would: each in its turn takes the
-    next rows of a step. Sorting within a step spares padding and leaves each step its rows. The last step
-    of an epoch is filled up to a multiple of `whole`, so that all processes have as much to do, with the
-    number behind the last row: a row without a target.
+    The order depends only on seed and epoch. So a resumed training has the same order as an uninterrupted one, and
+    several processes have the same steps as one: they take turns with the rows of a step. Sorting within a step saves
+    padding and does not change the rows of a step. The last step of an epoch is filled up to a multiple of `whole` with
+    the index after the last row, a row without a target, so that all processes have the same number of rows.
     """
 
     def __init__(self, lengths: list[int], batch: int, seed: int, whole: int = 1) -> None:
@@ -57,9 +56,9 @@ class StepSampler:
 class StepTrainer:
     """A mixin for a trainer: the sampler above, a loss that is a mean over the whole step, whole checkpoints.
 
-    What a step learns depends on its rows alone: not on how many are on a device at a time, nor on how many
-    processes share them. A trainer tells by `items` how many things a batch has that its loss is a mean over
-    (target tokens, or pairs), and by `filler` what a row without any looks like.
+    The result of a step depends only on its rows, not on the device batch size or the number of processes. `items`
+    returns the number of target tokens (or pairs) of a batch, over which its loss is a mean; `filler` returns a row
+    without any.
     """
 
     loss_is_scaled_for_ga = True
@@ -98,7 +97,7 @@ class StepTrainer:
 
     @cached_property
     def takes_positions(self) -> bool:
-        """Whether the model can be told the position of each token."""
+        """Whether the model takes the position of each token as input."""
         return "position_ids" in signature(self.packing.bare.forward).parameters
 
     @cached_property
@@ -122,7 +121,7 @@ class StepTrainer:
         return self.accelerator.gather(items).sum()
 
     def training_step(self, model: Any, inputs: Record, num_items_in_batch: Any = None) -> Any:
-        """Make the gradient of a batch, on a CPU of as many rows at a time as a pass is quickest with."""
+        """Compute the gradient of a batch; on a CPU, in passes of the fastest number of rows."""
         if not self.splits:
             return super().training_step(model, inputs, num_items_in_batch)
         most = self.batch_rows(inputs) if self.packing.now() else 1

@@ -1,10 +1,10 @@
-"""OUT.part: where a training stands until its model is whole, for one training at a time.
+"""OUT.part: the state of a training until its model is complete, for one training at a time.
 
     OUT.part/lock            held by the (main) process that trains
     OUT.part/state.json      what is trained, how, and on what (the fingerprint); the last whole checkpoint
     OUT.part/checkpoint-N/   weights, optimizer, schedule and random state after step N
     OUT.part/reference.json  log-probabilities of the reference, computed once
-    OUT.part/metrics.jsonl   one line a step
+    OUT.part/metrics.jsonl   one line per step
     OUT.part/runs/           what a tracker (tensorboard) writes into the folder of a training
     OUT.part/model/          the model as it is being written; renamed to OUT when it is whole
 
@@ -56,12 +56,12 @@ class Workdir:
         return self.folder / f"checkpoint-{number}"
 
     def take(self, fingerprint: dict[str, Any], restart: bool, on_stale: str, keep_all: bool = False) -> None:
-        """Go on from what an unfinished run of this fingerprint left, or begin anew.
+        """Resume an unfinished run with this fingerprint, or start a new one.
 
         With `keep_all` the models of all checkpoints are kept and become part of the model's folder.
 
-        Raises OptionError when it was left by a run with another fingerprint, unless told to restart. Of
-        several processes the main one decides, and the others read what it left.
+        Raises OptionError for an unfinished run with another fingerprint, unless `restart`. With several processes the
+        main one decides, and the others read its result.
         """
         self.fingerprint, self.keep_all = json.loads(json.dumps(fingerprint)), keep_all
         with distributed.main_first():
@@ -119,7 +119,7 @@ class Workdir:
     def logged(self) -> list[Record]:
         """Return the steps of metrics.jsonl up to the last checkpoint; later ones are cut off, to be made again."""
         lines = self.metrics.read_text(encoding="utf-8").split("\n") if self.metrics.exists() else []
-        rows = [json.loads(line) for line in lines[:-1]]  # what stands behind the last line feed is torn
+        rows = [json.loads(line) for line in lines[:-1]]  # text after the last line feed is incomplete
         rows = [row for row in rows if row["step"] <= self.checkpoint]
         if distributed.is_main():
             replace_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
@@ -127,7 +127,7 @@ class Workdir:
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:
-        """Turn whatever a library raises when it cannot write into one line that says what is left."""
+        """Turn any error of a library that cannot write into one line that says how to resume."""
         try:
             yield
         except Exception as error:
@@ -138,7 +138,7 @@ class Workdir:
             raise SrlmError(f"cannot write {what}: {reason} ({free} MB are free there)", self.way_on()) from error
 
     def way_on(self) -> str:
-        """Return how to go on after a failure."""
+        """Return a hint that says how to resume after a failure."""
         if self.checkpoint:
             return f"run the same command again to resume from step {self.checkpoint}, in {self.folder}"
         return f"no model is written; no checkpoint yet in {self.folder}"
