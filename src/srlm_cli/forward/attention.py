@@ -21,7 +21,7 @@ from srlm_cli.forward.kv_cache import PagedKVCache
 from srlm_cli.forward.prefix import CachedPrefix
 
 NAME = "srlm_packed"
-# What layers pass on that does not change the scores; anything else means another attention than ours.
+# Arguments of layers that do not change the scores; any other argument means an unsupported kind of attention.
 HARMLESS = {"dropout", "position_ids", "cache_position", "use_cache", "is_causal", "output_attentions", "layer_type"}
 
 
@@ -30,10 +30,10 @@ class Unsupported(Exception):
 
 
 class Prefill:
-    """A pass over the fresh tokens of texts, each behind what it shares with its prefix.
+    """A pass over the new tokens of texts; each text continues its prefix.
 
-    Keys and values from a text's token `first_slot` on are stored in its blocks, if it has any. What is `trained` has
-    a gradient, and is computed alike where none is asked for: a model is then its own reference to the last bit.
+    Keys and values from token `first_slot` on are stored in the blocks of a text, if it has any. A `trained` pass has a
+    gradient, and the same arithmetic without one, so that a model equals its own reference to the last bit.
     """
 
     def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None, trained: bool = False) -> None:
@@ -202,7 +202,7 @@ def attend(
 
 
 def _has_window_in_mask(module) -> bool:
-    """Return whether a layer that is not told of a sliding window has one, in its mask, as in PhiMoE."""
+    """Return whether a layer has a sliding window only in its mask, as in PhiMoE."""
     window = getattr(module.config, "sliding_window", None)
     if not window or window >= (getattr(module.config, "max_position_embeddings", None) or window + 1):
         return False

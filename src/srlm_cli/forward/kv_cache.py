@@ -20,7 +20,7 @@ BLOCK_SIZE = 64  # tokens
 
 
 def blocks_for(tokens: int) -> int:
-    """Return how many blocks so many tokens take."""
+    """Return the number of blocks for a number of tokens."""
     return -(-tokens // BLOCK_SIZE)
 
 
@@ -88,7 +88,7 @@ class PagedKVCache:
         return self.high - self.low + min(len(self._low_holes), len(self._high_holes))
 
     def allocate(self, count: int, shared: bool = False) -> list[int]:
-        """Return `count` blocks; raise OutOfBlocks, having allocated none, when there are not so many."""
+        """Return `count` blocks; if there are fewer, raise OutOfBlocks and allocate none."""
         holes = self._high_holes if shared else self._low_holes
         if count > len(holes) + self.high - self.low:
             raise OutOfBlocks
@@ -96,7 +96,7 @@ class PagedKVCache:
         return [-hole if shared else hole for hole in reused] + self._extend(count - len(reused), shared)
 
     def _extend(self, count: int, shared: bool) -> list[int]:
-        """Take blocks at the edge, with zeros in them: a masked key has no weight, but must not be NaN."""
+        """Take blocks at the edge and fill them with zeros: a masked key has no weight, but must not be NaN."""
         if shared:
             self.high -= count
         else:
@@ -125,7 +125,7 @@ class PagedKVCache:
                 del self.ref_counts[block]
 
     def copied(self, blocks: list[int]) -> list[int]:
-        """Return new blocks of a row with what is in these."""
+        """Return copies of blocks for a sequence."""
         copies = self.allocate(len(blocks))
         self.copy(blocks, copies)
         return copies

@@ -15,13 +15,13 @@ from srlm_cli.errors import EngineError
 
 SHARE = 0.5
 HUGE_PAGE = 1 << 21
-# Options of glibc's mallopt, and how large what is freed may be that it keeps for the next allocation.
+# Options of glibc's mallopt, and the sizes of freed memory that it keeps for the next allocation.
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 KEPT, AT_ONCE, OLDEST_LIMIT = 1 << 30, 1 << 26, 1 << 25
 
 
 def for_cache(device: str) -> int:
-    """Return how many bytes keys and values may take: a share of what is free on the device now."""
+    """Return the maximum size of the KV cache in bytes: a share of the free memory of the device."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0] * SHARE)
     return int(_free_on_host() * SHARE)
@@ -36,11 +36,11 @@ def _free_on_host() -> int:
 
 
 def zeros(count: int) -> np.ndarray:
-    """Return so many bytes, all zero, which an operating system gives when they are first written to.
+    """Return `count` zero bytes, which the operating system allocates when they are first written.
 
-    So a large store costs nothing yet. On Linux it comes in huge pages, unless PyTorch is told to take none: what is
-    read from all over a store waits as long for the addresses of small ones as for the memory. Its ends, where little
-    lies at first, do not: to make a huge page of zeros takes as long as a row takes to be written.
+    So a large store costs nothing at first. On Linux it uses huge pages, unless `THP_MEM_ALLOC_ENABLE` is 0, because
+    random reads wait as long for the addresses of small pages as for the memory. The ends of the store, which are used
+    first, use small pages: to clear a huge page takes as long as a completion.
     """
     if not hasattr(mmap, "MAP_ANONYMOUS"):  # Windows
         return np.zeros(count, np.uint8)
@@ -52,15 +52,15 @@ def zeros(count: int) -> np.ndarray:
 
 
 def floats(*shape: int) -> np.ndarray:
-    """Return an array of float32, not set, that begins with a line of the cache, as numpy's own need not."""
+    """Return an uninitialized float32 array that is aligned to a cache line; those of numpy need not be."""
     return torch.empty(shape).numpy()
 
 
 def keep_freed() -> None:
-    """Let the C library keep what is freed for the next allocation, of any thread, where that library is glibc.
+    """Let glibc keep freed memory for the next allocation of any thread; does nothing with another C library.
 
-    Else the memory of each large tensor is given back, and asked for anew page by page. For a process that ends with
-    its job: what is kept is of no use to the next one.
+    Otherwise the memory of each large tensor is returned to the system and allocated again page by page. Use it in a
+    process that ends with its job, because other processes cannot use this memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt:
@@ -71,7 +71,7 @@ def keep_freed() -> None:
 
 
 def halve(count: int, error: RuntimeError) -> int:
-    """Return half of what was tried together when memory ran out; raise what is another error, or at the end."""
+    """Return half of the batch size after an out-of-memory error; raise any other error, or if it was 1."""
     words = str(error).lower()
     if not (isinstance(error, torch.OutOfMemoryError) or "out of memory" in words or "can't allocate memory" in words):
         raise error

@@ -13,10 +13,10 @@ from srlm_cli.forward.prefix import CachedPrefix
 class Decode:
     """A pass over one new token per sequence, which sees the common text, the shared spans and its own span.
 
-    Each of the three is one attention call, over a slice of the store with every block by itself. What
-    a row gets from its blocks is then weighed by the log-sum-exp of their scores, which is exact (the
-    same identity as in Milakov and Gimelshein, arXiv 1805.02867). `own` has one span a row, in order,
-    the new token included; `members` are the rows that begin with the common text.
+    Each of the three is one attention call over a slice of the store, with every block separate. The outputs of the
+    blocks are then combined with the log-sum-exp of their scores as weights, which is exact (Milakov and Gimelshein,
+    arXiv 1805.02867). `own` has one span per sequence, in order, with the new token; `members` are the sequences that
+    start with the common text.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Decode:
         return joined.to(query.dtype).view(1, self.rows, heads * groups, -1)
 
     def _entries_of(self, heads: int, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return, for each row and query head, the places of what it sees among all outputs, and which only fill up."""
+        """Return, per sequence and query head, the indices of its outputs, and a mask of those that are padding."""
         if (heads, groups) not in self._entries:
             head = torch.arange(heads, device=self.device)[:, None, None]
             group = torch.arange(groups, device=self.device)[:, None]

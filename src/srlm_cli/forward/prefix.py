@@ -18,10 +18,10 @@ class CachedPrefix:
 
     Its first `shared` tokens are those of `prefix`, which is read earlier.
 
-    `keys` and `values`, (heads, tokens, size) by layer, are there while the text is being read, and
-    afterwards when it is `kept` for later ones that begin alike. They go to `blocks` of a cache, where
-    there are any; those of the `common` text, with which this one begins, are in its own blocks.
-    Compiled code reads them there, and whole blocks of what is shared are the prefix's.
+    `keys` and `values`, (heads, tokens, size) per layer, exist while the text is read, and afterwards if it is `kept`
+    for later texts with the same prefix. They are stored in `blocks` of a cache, if there are any; those of the
+    `common` text, with which this text starts, are in the blocks of the common text. Compiled code reads them there,
+    and full blocks of the shared tokens are those of the prefix.
     """
 
     tokens: list[int]
@@ -40,7 +40,7 @@ class CachedPrefix:
 
     @property
     def whole_blocks(self) -> int:
-        """How many blocks there are with nothing but what is the prefix's, and not the common text's."""
+        """The number of full blocks with tokens of the prefix only, without those of the common text."""
         return (self.shared - self.first_slot) // BLOCK_SIZE
 
     def allocate_blocks(self, cache: PagedKVCache, join: bool) -> None:
@@ -64,7 +64,7 @@ class CachedPrefix:
 def find_prefixes(texts: list[CachedPrefix], known: list[CachedPrefix]) -> None:
     """Give each text the prefix with which it shares the longest beginning: a known text, or one shortly before it.
 
-    At least one token is left to read, since the logits behind the text are wanted.
+    At least one token is left to read, because the logits after the text are needed.
     """
     for at, text in enumerate(texts):
         for other in [*known, *texts[max(0, at - LOOK_BACK) : at]]:

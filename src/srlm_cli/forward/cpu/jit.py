@@ -16,10 +16,10 @@ WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (llvm, elementwise)))
 
 
 class _Kept(FunctionCache):
-    """Compiled code in a folder, found by the name of its function and the types it takes.
+    """Compiled code in a folder, found by the name of its function and its argument types.
 
-    numba also asks for what the function takes from around it. That holds objects which have another number in each
-    process, so that it would find nothing; here the name says all of it.
+    numba also uses the closure of the function as a key. It has objects with another id in each process, so nothing
+    would be found; here the name includes everything that the code depends on.
     """
 
     def _index_key(self, sig, codegen):
@@ -27,17 +27,17 @@ class _Kept(FunctionCache):
 
 
 def jit(shape: str = "") -> Callable[[Callable], Callable]:
-    """Compile a function that lets other threads go on, and keep it for the next process where that can be.
+    """Compile a function that releases the GIL, and cache it on disk for the next process if possible.
 
-    `shape` names what is fixed in the code from outside of it, so that what is kept for one shape is not taken, nor
-    overwritten, for another. Code is kept as long as the function's own file is the same; what `vectors` and
-    `elementwise` write into it is told by `WRITTEN_WITH`.
+    `shape` names the constants in the code, so that the cached code of one shape is not used, or overwritten, for
+    another. Cached code is valid while the file of the function is unchanged; `WRITTEN_WITH` covers `llvm` and
+    `elementwise`, whose code is part of it.
     """
 
     def compiler(function: Callable) -> Callable:
         function.__qualname__ += f"{shape}_{WRITTEN_WITH}"
         compiled = numba.njit(fastmath=True, nogil=True, boundscheck=False, error_model="numpy")(function)
-        with suppress(RuntimeError):  # there is no folder to keep it in
+        with suppress(RuntimeError):  # there is no folder for the cache
             compiled._cache = _Kept(function)
 
         def call(*arguments):

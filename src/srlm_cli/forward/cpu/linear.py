@@ -1,8 +1,7 @@
-"""Linear layers that multiply in 16 bits, on a CPU that does so itself; all else in a model stays float32.
+"""Linear layers that multiply in 16 bits, on a CPU with such instructions; the rest of the model is float32.
 
-Such a CPU makes two to four times as many products a second in its type of 16 bits as in float32: float16 with
-AVX512-FP16, bfloat16 with AVX512-BF16 (`products` says how each is summed). A row's result does not depend on the
-rows beside it.
+Such a CPU is two to four times faster in its 16-bit type than in float32: float16 with AVX512-FP16, bfloat16 with
+AVX512-BF16 (`gemm` explains the sums). The result of a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ FEW = 16  # rows, for which reading the weights takes longer than the products
 
 
 def type_for(dtype: str, device: str) -> torch.dtype | None:
-    """Return the type of 16 bits that layers on this device multiply in themselves when `dtype` is asked for."""
+    """Return the 16-bit type in which compiled code multiplies on this device for a requested `dtype`, or None."""
     fast = {"float16": hardware.has_float16, "bfloat16": hardware.has_fast_pairs}.get(dtype)
     return getattr(torch, dtype) if fast and fast(device) else None
 
 
 def type_of(net: torch.nn.Module) -> torch.dtype | None:
-    """Return the type of 16 bits that a model multiplies in."""
+    """Return the 16-bit type in which compiled code multiplies in a model, or None."""
     return next((layer.dtype for layer in net.modules() if isinstance(layer, HalfLinear)), None)
 
 
@@ -75,7 +74,7 @@ class HalfLinear(torch.nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Return whether inputs and outputs fill what is computed together."""
+        """Return whether inputs and outputs need no padding."""
         return (self.depth, self.width) == (self.in_features, self.out_features)
 
     def begun(self, rows: int) -> np.ndarray:
@@ -128,12 +127,12 @@ class Packed:
 
 
 def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:
-    """Return weights, (outputs, depth), as they are read: so many inputs of all outputs, then the next ones; flat."""
+    """Return weights, (outputs, depth), in the order in which they are read: groups of inputs of all outputs; flat."""
     return panel.unflatten(1, (-1, together)).transpose(0, 1).flatten()
 
 
 def in_parts(parts: int, count: int, work: Callable[[int, int], None]) -> None:
-    """Do `work(first, before)` on range(count) in so many parts at a time, each in a thread."""
+    """Run `work(first, end)` over range(count) in `parts` parts in parallel, one per thread."""
     edges = [count * part // parts for part in range(parts + 1)]
     others: list[Future] = [_helpers().submit(work, *edges[part : part + 2]) for part in range(1, parts)]
     work(*edges[:2])

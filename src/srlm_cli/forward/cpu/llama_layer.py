@@ -1,8 +1,8 @@
-"""Layers of the Llama family in one go, on a CPU that multiplies in 16 bits itself.
+"""Layers of the Llama family in one function, on a CPU with 16-bit products.
 
-What such a layer does between its products takes longer by operations of torch than by compiled code, and each
-operation costs its call. A layer is computed here as its modules would, from the same weights. One that is made of
-anything else, or gives anything else when it is tried out, is left as it is.
+The operations between the products of such a layer are faster in compiled code than in torch, and each call has a
+cost. The function uses the weights of the modules and computes the same. A layer with other modules, or with another
+result in a test, is not changed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
 
 @dataclass
 class Trial:
-    """Computes a layer both ways: `away` has the largest difference of each pass, as a share of what the layer adds."""
+    """Computes a layer in both ways; `away` has the largest difference per pass, relative to the layer's output."""
 
     layer: LlamaLayer
     away: list[float] = field(default_factory=list)
@@ -133,7 +133,7 @@ class LlamaLayer:
         return cls(layer.forward, norms, projections, part.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
     def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
-        """Return hidden states, (1, rows, hidden), behind the layer; those before it are not needed any more."""
+        """Return the hidden states, (1, rows, hidden), after the layer; those before it are overwritten."""
         run = current_pass()
         if position_embeddings is None or not isinstance(run, CompiledPass):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)

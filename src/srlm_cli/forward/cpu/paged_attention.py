@@ -22,7 +22,7 @@ class CompiledPass(ABC):
     def gather(
         self, layer: int, queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scaling: float, window: int | None
     ) -> np.ndarray:
-        """Return what tokens get in a layer, as `attend` does."""
+        """Return the attention output of a layer, as `attend` does."""
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> torch.Tensor:
         given = (of[0].transpose(0, 1).flatten(1).float().contiguous().numpy() for of in (query, key, value))
@@ -31,7 +31,7 @@ class CompiledPass(ABC):
 
 
 class CompiledDecode(CompiledPass):
-    """A pass over one new token a row, which sees the common text, the shared spans and its own span.
+    """A pass over one new token per sequence, which sees the common text, the shared spans and its own span.
 
     As `forward.paged_attention.Decode`; the common text lies in blocks, too.
     """
@@ -49,10 +49,10 @@ class CompiledDecode(CompiledPass):
 
 
 class CompiledPrefill(CompiledPass):
-    """A pass over the fresh tokens of texts, each of which sees its text up to itself, in blocks.
+    """A pass over the new tokens of texts, each of which sees the earlier tokens of its text, in blocks.
 
-    Whole blocks of what a text shares with its prefix are the prefix's (`CachedPrefix.allocate_blocks`). The tokens
-    after these are copied: before the pass, or with the prefix's own where the prefix is read in the same one.
+    Full blocks that a text shares with its prefix are those of the prefix (`CachedPrefix.allocate_blocks`). The other
+    shared tokens are copied: before the pass, or together with the prefix if it is read in the same pass.
     """
 
     def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache) -> None:
