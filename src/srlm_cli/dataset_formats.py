@@ -1,14 +1,14 @@
-"""Rows of other tools become srlm's own: what their columns mean is what these tools document.
+"""Convert records of other tools to the form of srlm, with the meaning that these tools document.
 
-- TRL, "Dataset formats and types": preference rows without a prompt; `prompt` as a text beside whole dialogues.
+- TRL, "Dataset formats and types": preference records without a prompt; `prompt` as a string with full dialogues.
 - LLaMA-Factory, data/README.md: alpaca's `instruction`, `input`, `output`, `system`, `history`; sharegpt's
   `conversations`, `system`; `chosen` and `rejected` as one message.
 - axolotl, docs/dataset-formats and docs/rlhf: `question` and `answer`, `system_prompt`, `conversations` of
   {role, content}, `chosen_response` and `rejected_response`.
-- Dolly's `context`, which is what LLaMA-Factory calls `input`.
+- Dolly's `context`, which LLaMA-Factory calls `input`.
 - Anthropic's HH: texts of the form "\\n\\nHuman: ... \\n\\nAssistant: ...".
 
-What none of them has, or what contradicts itself, raises `BadRow`.
+Any other form, or a contradiction, raises `BadRow`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DIALOGUES = ("messages", "conversations")
 SYSTEM = ("system", "system_prompt")
 SIDES = ("chosen", "rejected")
 REPLIES = (*SIDES, "completion")
-# Columns that would change what a model is shown. What a row has of them once it is read was not used.
+# Columns that would change the prompt. If a record still has one of them after it was read, it was not used.
 UNUSED = frozenset({*SYSTEM, "history", "input", "context", "tools", "image", "images", "videos", "audios"})
 FOREIGN = UNUSED | {
     "instruction",
@@ -44,11 +44,11 @@ HH_START = "\n\nHuman:"
 
 
 def own_form(row: Record, *, completed: bool = False) -> Record:
-    """Return a row with `prompt`, `completion`, `chosen` and `rejected` as srlm has them, those that it has.
+    """Return a record with `prompt`, `completion`, `chosen` and `rejected` in the form of srlm, as far as it has them.
 
-    Each is a text or a list of {role, content}. The columns that they were made of are left out, so that no later
-    stage reads them again. A row that is to be `completed` has its answer as `completion`, under whatever name it
-    stands (`output`, `answer`, the last turn of a dialogue).
+    Each is a string or a list of {role, content}. The original columns are removed, so that no later stage reads them
+    again. With `completed` the answer becomes `completion`, whatever its name is (`output`, `answer`, the last turn of
+    a dialogue).
     """
     prompt = row.get("prompt")
     if type(prompt) is str and FOREIGN.isdisjoint(row) and not prompt.startswith(HH_START):
@@ -70,7 +70,7 @@ def own_form(row: Record, *, completed: bool = False) -> Record:
 
 
 def unused_columns(row: Record) -> list[str]:
-    """Return the columns of a row that its tool would show a model, and srlm does not."""
+    """Return the columns of a record that other tools put into the prompt, and srlm does not use."""
     return [] if UNUSED.isdisjoint(row) else [name for name in sorted(UNUSED & row.keys()) if not _empty(row[name])]
 
 
@@ -78,7 +78,7 @@ def unused_columns(row: Record) -> list[str]:
 
 
 def _pop_prompt(left: Record, completed: bool) -> tuple[Prompt | None, Prompt | None]:
-    """Take the prompt out of a row's columns, and its answer where that is wanted; None for what it does not have."""
+    """Remove and return the prompt of a record, and its answer if `completed`; None for missing ones."""
     own = as_prompt(left.pop("prompt"), "prompt") if "prompt" in left else None
     dialogue = next((name for name in DIALOGUES if name in left), None)
     if own is None and "instruction" in left:
@@ -94,9 +94,9 @@ def _pop_prompt(left: Record, completed: bool) -> tuple[Prompt | None, Prompt | 
 
 
 def _pop_dialogue(left: Record, name: str, own: Prompt | None, completed: bool) -> tuple[Prompt, Prompt | None]:
-    """Take a dialogue out of a row: the turns before the assistant's last one, and this one as the answer.
+    """Remove and return a dialogue: the turns before the assistant's last one, and this one as the answer.
 
-    A row that has a prompt of its `own`, too, as UltraChat's do, is asked that prompt, and learns the dialogue's end.
+    If the record also has its `own` prompt, as in UltraChat, sampling uses that prompt, and training the dialogue.
     """
     turns = messages(left.pop(name), name)
     ended = turns[-1]["role"] == "assistant" and "responses" not in left
@@ -110,7 +110,7 @@ def _pop_dialogue(left: Record, name: str, own: Prompt | None, completed: bool) 
 
 
 def _joined(left: Record, names: tuple[str, ...]) -> str:
-    """Take texts out of a row and join those that are not empty by a blank line."""
+    """Remove columns from a record and return their texts, joined by a blank line; empty ones are skipped."""
     parts = [text(left.pop(name) or "", name) for name in names if name in left]
     return "\n\n".join(part for part in parts if part)
 
@@ -133,7 +133,7 @@ def _with_history(prompt: Prompt, left: Record) -> Prompt:
 
 
 def _with_system(prompt: Prompt, left: Record) -> Prompt:
-    """Return a prompt after its system message; one that the dialogue has itself counts, and the column does not."""
+    """Return a prompt with its system message; a system message in the dialogue has priority over the column."""
     name = next((name for name in SYSTEM if isinstance(left.get(name), str) and not _empty(left[name])), None)
     if name is None:
         return prompt
@@ -149,9 +149,9 @@ def _with_system(prompt: Prompt, left: Record) -> Prompt:
 
 
 def _split(prompt: Prompt | None, replies: Record) -> tuple[Prompt | None, Record]:
-    """Return the prompt and the replies of a row; of replies that are whole dialogues the prompt is what they share.
+    """Return the prompt and the replies of a record; the prompt of full dialogues is their common part.
 
-    That is TRL's `extract_prompt`. After it only the assistant speaks.
+    This is TRL's `extract_prompt`. Only assistant turns can follow the prompt.
     """
     whole = {name: turns for name, turns in replies.items() if isinstance(turns, list) and not _spoken(turns[:1])}
     if whole and len(whole) < len(replies):
@@ -181,9 +181,9 @@ def _spoken(turns: list[Message]) -> bool:
 
 
 def _agreed(prompt: Prompt, turns: list[Message], name: str) -> list[Message]:
-    """Return the prompt of a row that has one and dialogues too; raise BadRow where the two say different things.
+    """Return the prompt of a record that has a prompt and dialogues; raise BadRow if they contradict each other.
 
-    A text is one of the user's turns. A list may lack turns, or have turns more before those of the dialogue.
+    A string must be one of the user turns. A list can lack turns, or have more turns before those of the dialogue.
     """
     if isinstance(prompt, str):
         if any(turn["role"] == "user" and turn["content"].strip() == prompt.strip() for turn in turns):
@@ -199,7 +199,7 @@ def _agreed(prompt: Prompt, turns: list[Message], name: str) -> list[Message]:
 
 
 def as_prompt(value: Any, field: str) -> Prompt:
-    """Return a prompt: a text, or a list of messages; a text of Anthropic's HH is such a list."""
+    """Return a prompt, a string or a list of messages; a string in the format of Anthropic's HH becomes a list."""
     if isinstance(value, list):
         return messages(value, field)
     said = text(value, field)
@@ -210,7 +210,7 @@ def as_prompt(value: Any, field: str) -> Prompt:
 
 
 def as_reply(value: Any, field: str) -> Prompt:
-    """Return a reply: a text, or a list of messages, which may be a whole dialogue."""
+    """Return a reply, a string or a list of messages; the list can be a full dialogue."""
     if isinstance(value, dict):
         return messages([value], field)
     if isinstance(value, list):
@@ -250,7 +250,7 @@ def _message(turn: Any, field: str) -> Message:
 
 
 def _text_of(parts: list[Any], field: str) -> str:
-    """Return a content given in parts as one text; a part that is none, such as an image, raises BadRow."""
+    """Return the text of a message content in parts; raise BadRow for other parts, such as images."""
     texts = [
         part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None for part in parts
     ]
@@ -260,7 +260,7 @@ def _text_of(parts: list[Any], field: str) -> str:
 
 
 def text(value: Any, field: str) -> str:
-    """Return a text; raise BadRow for anything else."""
+    """Return a string; raise BadRow for any other type."""
     if not isinstance(value, str):
         raise BadRow(f"expected `{field}` to be a text, got {kind(value)}")
     return value
@@ -273,10 +273,10 @@ def kind(value: Any) -> str:
 
 
 def _is_reply(value: Any) -> bool:
-    """Return whether a value has the form of a reply; another list stays as it is."""
+    """Return whether a value has the form of a reply; any other list is not changed."""
     return isinstance(value, str | dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
 
 
 def _empty(value: Any) -> bool:
-    """Return whether a column says nothing; tools may be a list that was written as a text."""
+    """Return whether a column is empty; `tools` can be a list that was written as a string."""
     return not value or (isinstance(value, str) and value.strip() in ("", "[]", "{}"))

@@ -85,7 +85,7 @@ class Round:
 
 @dataclass
 class Run:
-    """A run folder: its rounds in order, the settings of its commands, and what is not finished in it."""
+    """A run folder: its rounds in order, the settings of its commands, and its unfinished files."""
 
     name: str
     rounds: list[Round]

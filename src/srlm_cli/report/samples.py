@@ -15,7 +15,7 @@ from srlm_cli.stages.make_pairs import PEOPLE
 
 @dataclass
 class Side:
-    """One of two replies: what it is, its text, its score, and the judgements behind the score."""
+    """One of two replies: its label, its text, its score, and the judgements of that score."""
 
     label: str
     text: str

@@ -70,7 +70,7 @@ class Stage:
 
     @property
     def drops(self) -> list[str]:
-        """What was dropped, and why."""
+        """The dropped rows, with the reasons."""
         return [f"{count} {reason}" for reason, count in self.dropped.items()]
 
 
@@ -78,7 +78,7 @@ class Stage:
 
 
 def stages(run: Run) -> list[Stage]:
-    """Return the commands of a run in the order of the loop: how each model was made, then what it made."""
+    """Return the commands of a run in the order of the loop: the training of each model, then its data."""
     made = []
     for found in run.rounds:
         if found.training:

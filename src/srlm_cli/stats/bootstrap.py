@@ -31,7 +31,7 @@ def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Reco
 
 
 def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], seed: int = 0) -> list[Record]:
-    """Return the rows that `metrics` returns, each name's values being a function of a prompt.
+    """Return the metrics of `metrics`, with the values of each name computed from a prompt by a function.
 
     Of each prompt a sum and a count are kept for each name, 16 bytes, and not the values.
     """

@@ -1,4 +1,4 @@
-"""Logistic regression with soft labels and an L1 penalty, many weightings of the same rows at once."""
+"""Logistic regression with soft labels and an L1 penalty, for many weightings of the same rows together."""
 
 from __future__ import annotations
 
