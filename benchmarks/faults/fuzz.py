@@ -26,7 +26,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,9 @@ from hypothesis import strategies as st
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 
-from srlm_cli.cli import run  # noqa: E402
+from srlm_cli import cli  # noqa: E402
+from stub_server import Fault as Answer  # noqa: E402
+from stub_server import Stub  # noqa: E402
 
 INPUTS: Counter[str] = Counter()
 ENDS: Counter[str] = Counter()
@@ -107,7 +109,7 @@ PREFERENCES = rows_of(
 def lines(draw: Any, rows: Any) -> list[str]:
     """Return the lines of a file: rows, and lines that are none."""
     found = []
-    for row in draw(st.lists(rows, min_size=1, max_size=8)):
+    for row in draw(st.lists(rows, min_size=draw(st.sampled_from([1, 1, 4, 16])), max_size=24)):
         line = json.dumps(row, ensure_ascii=draw(st.booleans()) or not encodable(row))
         kind = draw(st.sampled_from(["row"] * 12 + ["torn", "other", "blank", "twice"]))
         if kind == "torn":
@@ -172,7 +174,7 @@ def command(argv: list[str]) -> tuple[int, str]:
     """Run a command line in this process; return its exit code and what it said on stderr."""
     said, aside = io.StringIO(), io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(aside):
-        code = int(run(argv))
+        code = int(cli.run(argv))
     return code, said.getvalue()
 
 
@@ -252,22 +254,22 @@ def fuzz_command(name: str, folder: Path) -> Any:
 
 def fuzz_template(folder: Path) -> Any:
     """Return a test of `judge --template` with generated templates."""
-    keys = st.fixed_dictionaries(
-        {
-            "text": st.sampled_from(["$prompt $response", "$prompt: $response", "$response $oops", "${prompt", ""]),
-            "pattern": st.sampled_from([r"Score:\s*(\d+)", r"Score: (.*)", r"(?P<a>\d) (?P<b>\d)", r"(\d", "", "x"]),
-            "high": st.sampled_from([5, 5.0, 1e9, -1, "x"]),
-        },
-        optional={
-            "low": NUMBER, "last_line": TEXT, "prefix": TEXT, "finish": TEXT, "choices": ODD, "direct": ODD,
-            "other": ODD,
-        },
-    )  # fmt: skip
+    good = {"text": "$prompt $response", "pattern": r"Score:\s*(\d+)", "high": 5}
+    odd = {
+        "text": st.sampled_from(["$prompt: $response", "$response $oops", "${prompt", ""]),
+        "pattern": st.sampled_from([r"Score: (.*)", r"(?P<a>\d) (?P<b>\d)", r"(\d", "", "x"]),
+        "high": st.sampled_from([5.0, 1e9, -1, "x"]),
+        "low": NUMBER, "last_line": TEXT, "prefix": TEXT, "finish": TEXT, "choices": ODD, "direct": ODD, "other": ODD,
+    }  # fmt: skip
+    changes = st.lists(st.sampled_from(sorted(odd)), max_size=2, unique=True)
+    keys = changes.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
 
     def test(made: Record) -> None:
         file = folder / "template.toml"
         file.write_text(
-            "".join(f"{key} = {toml(value)}\n" for key, value in made.items()), encoding="utf-8", errors="replace"
+            "".join(f"{key} = {toml(value)}\n" for key, value in (good | made).items()),
+            encoding="utf-8",
+            errors="replace",
         )
         rows = folder / "responses.jsonl"
         rows.write_text('{"prompt": "a", "response": "b"}\n')
@@ -313,19 +315,22 @@ ANSWER = st.one_of(
 )
 
 
+@cache
+def odd_server() -> tuple[Stub, list[Answer | None]]:
+    """Return a server, and the answers that it gives in turn; None is an answer as it should be."""
+    answers: list[Answer | None] = []
+    return Stub(lambda asked: answers[asked.at % len(answers)] if answers else None), answers
+
+
 def fuzz_server(folder: Path) -> Any:
     """Return a test of `sample` and `judge` against a server with generated answers."""
-    from stub_server import Fault as Answer
-    from stub_server import Stub
-
-    answers: list[Answer | None] = []
-    server = Stub(lambda asked: answers[asked.at % len(answers)] if answers else None)
+    server, answers = odd_server()
     odd = st.builds(
         Answer,
         status=st.sampled_from([200] * 12 + [400, 404, 413, 422, 429, 500]),
         body=st.one_of(ANSWER.map(clean), st.sampled_from([b"", b"{", b"data: x", b"\xff\xfe"])),
     )
-    kinds = st.one_of(st.none(), st.none(), odd)  # none is an answer as it should be
+    kinds = st.one_of(st.none(), st.none(), odd)
 
     def test(given_answers: list[Answer | None], judging: bool) -> None:
         answers[:] = given_answers
@@ -362,6 +367,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     os.environ["SRLM_DEBUG"] = "1"  # an exception that nobody foresaw comes out
+    cli.command = cache(cli.command)
     shown = os.fdopen(os.dup(1), "w")  # srlm points stdout at stderr
     started, turn, faults = time.monotonic(), 0, []
     with tempfile.TemporaryDirectory() as scratch:
@@ -370,7 +376,7 @@ def main() -> None:
         while INPUTS.total() < options.inputs and not faults:
             for make in makers:
                 few = settings(
-                    max_examples=max(10, min(200, options.inputs // 500)), deadline=None, database=None,
+                    max_examples=max(10, min(100, options.inputs // 50)), deadline=None, database=None,
                     suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink], print_blob=False,
                 )  # fmt: skip
                 try:

@@ -7,7 +7,8 @@ Ends: SIGKILL, SIGTERM and SIGINT; a server that is killed; a full disk (a small
 one); a pipe whose reader closes it. After each the same command is run again, until it is done. Its file, or the
 weights of its model, then have the bytes of the uninterrupted run. What a closed pipe got is the beginning of it.
 
-Engines are echo, slowed down, and a server in a process of its own; `sft` and `dpo` train a tiny model.
+Engines are echo, slowed down, a server in a process of its own, and `hf` with a tiny model or with `--model`; `sft`
+and `dpo` train the tiny one.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def by_closed_pipe(stage: Stage, whole: bytes, folder: Path, seconds: float) -> 
 # --- all of it -------------------------------------------------------------------------------
 
 
-def stages(folder: Path, port: int) -> list[Stage]:
+def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
     """Return the commands that are ended, with their inputs in `folder`."""
     from tiny import completions, pairs, tiny_model
 
@@ -227,6 +228,8 @@ def stages(folder: Path, port: int) -> list[Stage]:
         "cpu",
     )
     train += ("--dtype", "float32", "--quiet")
+    hf = ("--model", other_model or model, "--device", "cpu", "--dtype", "float32", "--batch-size", "8", "--quiet")
+    hf += ("--max-new-tokens", "12")
     return [
         Stage("sample", ("sample", "--in", prompts, *echo)),
         Stage("judge", ("judge", "--in", responses, *echo)),
@@ -237,6 +240,8 @@ def stages(folder: Path, port: int) -> list[Stage]:
               ("eval", "head-to-head", "--in", responses, "--against", others, *echo, "--direct")),
         Stage("sample, server", ("sample", "--in", prompts, *asked, "-n", "2", "--limit", "40"), server=True),
         Stage("judge, server", ("judge", "--in", responses, *asked), server=True),
+        Stage("sample, hf", ("sample", "--in", prompts, *hf)),
+        Stage("judge, hf", ("judge", "--in", responses, *hf, "--template", "score_only")),
         Stage("sft", ("sft", "--in", rows("ift.jsonl", completions(16)), *train), "*.safetensors"),
         Stage("dpo", ("dpo", "--in", rows("pairs.jsonl", pairs(12)), *train), "*.safetensors"),
     ]  # fmt: skip
@@ -262,6 +267,7 @@ def prepare() -> None:
     import trl  # noqa: F401
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
+    import srlm_cli.engines.hf.engine
     import srlm_cli.engines.openai  # noqa: F401
     import srlm_cli.train.dpo
     import srlm_cli.train.sft  # noqa: F401
@@ -293,6 +299,7 @@ def main() -> None:
     parser.add_argument("--ends", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one stage")
+    parser.add_argument("--model", help="of the engine hf, instead of a tiny one")
     options = parser.parse_args()
     random.seed(options.seed)
     prepare()
@@ -301,8 +308,8 @@ def main() -> None:
         folder = Path(scratch)
         with serving() as (_, port):
             pass
-        todo = [stage for stage in stages(folder, port) if options.only in (None, stage.name)]
-        shares = {stage.name: 1 if stage.files else 4 for stage in todo}
+        todo = [stage for stage in stages(folder, port, options.model) if options.only in (None, stage.name)]
+        shares = {stage.name: 1 if stage.files or stage.name.endswith("hf") else 4 for stage in todo}  # models are slow
         for stage in todo:
             found[stage.name] = ended = Counter()
             out = folder / ("model" if stage.files else "whole.jsonl")

@@ -1,13 +1,14 @@
 """Ask any OpenAI-compatible server: many requests in flight, completions in input order.
 
 The requests are pulled and the completions yielded in the caller's thread; the HTTP of one engine
-runs in an asyncio loop of its own, in a thread that ends with the process.
+runs in an asyncio loop of its own, in a thread that ends with the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
@@ -75,7 +76,8 @@ class OpenAIEngine:
         self.takes_others: bool | None = None
         self.trying = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
-        Thread(target=self.loop.run_forever, name="openai", daemon=True).start()
+        Thread(target=run_until_stopped, args=(self.loop,), name="openai", daemon=True).start()
+        weakref.finalize(self, self.loop.call_soon_threadsafe, self.loop.stop).atexit = False
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in order; what is still asked for when the caller stops is called off."""
@@ -274,6 +276,12 @@ class OpenAIEngine:
         short = replace(request.sampling, max_new_tokens=CHOICE_TOKENS, stop=())
         written = await self._write(replace(request, sampling=short, choices=()))
         return replace(written, texts=[choice_probabilities.named_in(text, request.choices) for text in written.texts])
+
+
+def run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop until its engine is no longer used."""
+    loop.run_forever()
+    loop.close()
 
 
 class ChatTemplate:
