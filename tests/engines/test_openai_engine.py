@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
@@ -158,6 +159,21 @@ def test_two_streams_of_one_engine_share_the_bound() -> None:
         inner = list(engine.generate([ask(f"Inner {n}", n) for n in range(6)]))
         assert [one.texts[0] for one in inner] == [words(f"Inner {n}", n) for n in range(6)]
         assert len(list(outer)) == 15 and stub.most <= 4
+
+
+def test_an_engine_that_is_no_longer_used_leaves_no_thread() -> None:
+    before = engine_threads()
+    with Stub() as stub:
+        answers(stub, [ask("Why?")])
+    until = time.monotonic() + 10
+    while engine_threads() > before and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.01)
+    assert engine_threads() <= before
+
+
+def engine_threads() -> int:
+    return sum(thread.name == "openai" for thread in threading.enumerate())
 
 
 # --- servers that have less ------------------------------------------------------------------

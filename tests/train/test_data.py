@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
-from srlm_cli.train.data import dpo_rows, render, sft_rows
+from srlm_cli.train.data import DataReport, dpo_rows, render, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.setup import device_batch_size
 from srlm_cli.train.sft import sft
@@ -218,6 +218,12 @@ def test_an_input_has_a_weight(srlm: Srlm, base: Path) -> None:
     assert again.rows[0]["data"] == result.rows[0]["data"]
     wrong = srlm(*argv, "--mix-weight", "2")
     assert wrong.code == 2 and "1 --mix-weight for 2 --in" in wrong.err
+
+
+def test_a_report_with_notes_is_json() -> None:
+    report = DataReport(rows=3)
+    report.notes["with the reply as it is"] = 2
+    assert json.loads(json.dumps(report.as_dict()))["notes"] == {"with the reply as it is": 2}
 
 
 def test_an_input_of_weight_0_is_counted(srlm: Srlm, base: Path) -> None:

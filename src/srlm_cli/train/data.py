@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import BadRow, DataError
@@ -47,7 +47,7 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures."""
-        return asdict(self)
+        return {**vars(self), "notes": dict(self.notes)}  # `asdict` counts the items of a Counter
 
     def line(self, unit: str) -> str:
         """Return the figures in one line for people; what did not happen is not named."""
