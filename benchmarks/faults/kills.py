@@ -100,7 +100,7 @@ def wait(process: int, seconds: float = 120.0) -> int | None:
 def finish(stage: Stage, out: Path, folder: Path) -> None:
     """Run a command to its end."""
     code = wait(start([*stage.argv, "--out", str(out)], folder))
-    if code:
+    if code != 0:  # None: it has not ended in time
         raise SystemExit(f"{stage.name}: ended with {code} when run again: {(folder / 'said').read_text()[-2000:]}")
 
 
