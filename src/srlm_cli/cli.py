@@ -150,7 +150,7 @@ def missing_package(error: Exception) -> str:
     package = (getattr(error, "name", None) or "").split(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if not package or package == "srlm_cli":
         return ""
-    return f"this command needs {package}, which is not installed (pip install srlm-cli, without --no-deps)"
+    return f"this command needs {package}, which is not installed; install srlm-cli with its dependencies"
 
 
 def usage(error: Any, name: str, code: int) -> int:

@@ -60,8 +60,8 @@ def check_server_only(run: Run) -> None:
     for command in (("sft", "--in", "-", "--out", "m1"), ("sample",)):
         failed = run(*command, "--model", "smollm2-135m-instruct", stdin='{"prompt": "Hi?", "completion": "Hello."}\n')
         assert failed.code == 1 and re.fullmatch(
-            rf"srlm {command[0]}: error: this command needs (\w+), which is not installed "
-            r"\(pip install srlm-cli, without --no-deps\)\n",
+            rf"srlm {command[0]}: error: this command needs (\w+), which is not installed; "
+            r"install srlm-cli with its dependencies\n",
             failed.err,
         ), failed.err
 

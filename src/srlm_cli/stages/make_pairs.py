@@ -179,7 +179,7 @@ def by_people(row: Record) -> bool:
 
 def group_of(row: Record) -> Group:
     """Return the group of a response: its prompt, and whether people scored it."""
-    return row["prompt_id"], row.get("score_from") == PEOPLE
+    return row["prompt_id"], by_people(row)
 
 
 def groups(
