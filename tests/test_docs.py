@@ -13,6 +13,7 @@ import help_pages
 import python_page
 import quickstart_page
 from helpers import ROOT
+from srlm_cli import templates
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 
@@ -59,6 +60,15 @@ def test_every_target_of_the_readme_exists():
 
 
 # --- links, options and words ----------------------------------------------------------------
+
+
+def test_the_template_hashes_shown_are_those_of_the_templates() -> None:
+    for page in ("README.md", "docs/quickstart.md"):
+        shown = re.findall(r'"template": "(\w+)", "template_hash": "(\w+)', (ROOT / page).read_text())
+        assert shown and all(
+            templates.load(name, fields={"prompt", "response"}).hash.startswith(start) for name, start in shown
+        ), page
+
 
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 DOCS += sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")])

@@ -418,6 +418,7 @@ def test_a_gguf_file_is_a_model(tmp_path, monkeypatch):
     gguf.symlink_to(_embedded_gguf(SMOLLM2, tmp_path))
     monkeypatch.setenv("SRLM_HOME", str(tmp_path / "cache"))
     by_path = srlm("sample", "--model", gguf, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
+    assert all(line.startswith("srlm") for line in by_path.err.splitlines()), by_path.err  # no bar of a library
     monkeypatch.delenv("SRLM_HOME")
     by_name = srlm("sample", "--model", MODEL, "-n", 1, "--max-new-tokens", 8, stdin='{"prompt": "Say hello."}')
     assert json.loads(by_path.out)["response"] == json.loads(by_name.out)["response"]

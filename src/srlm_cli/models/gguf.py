@@ -53,21 +53,21 @@ def trainable_folder(gguf: Path, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    # GGUF weights stay packed, neither trainable nor savable, unless dequantized.
-    with redirect_stderr(io.StringIO()):  # a progress bar of its own, that no setting turns off
-        model = in_one_line(
-            gguf.name,
-            str(gguf),
-            lambda: AutoModelForCausalLM.from_pretrained(
-                **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            ),
-        )
-    tokenizer = in_one_line(gguf.name, str(gguf), lambda: AutoTokenizer.from_pretrained(**where))
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=folder.name + ".", dir=folder.parent))
     try:
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
+        with redirect_stderr(io.StringIO()):  # progress bars, one of which no setting turns off
+            # GGUF weights stay packed, neither trainable nor savable, unless dequantized.
+            model = in_one_line(
+                gguf.name,
+                str(gguf),
+                lambda: AutoModelForCausalLM.from_pretrained(
+                    **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+                ),
+            )
+            tokenizer = in_one_line(gguf.name, str(gguf), lambda: AutoTokenizer.from_pretrained(**where))
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
         os.replace(draft, folder)
     except OSError:
         if not (folder / "config.json").exists():  # otherwise another process was first
