@@ -43,7 +43,7 @@ def test_a_folder_with_a_configuration_is_loaded_as_it_is(tmp_path: Path, made_o
 def test_of_several_ggufs_one_has_to_be_named(tmp_path: Path, made_of: list[Path]) -> None:
     for name in ("a.gguf", "b.GGUF"):
         (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(OptionError, match=r"holds 2 \.gguf files \(--model .*a\.gguf, or another"):
+    with pytest.raises(OptionError, match=r"contains 2 \.gguf files \(choose one: --model .*a\.gguf"):
         locate(str(tmp_path))
 
 

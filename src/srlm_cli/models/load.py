@@ -108,7 +108,7 @@ def load_model(
     if is_adapter(where):  # an adapter on an adapter: the lower one becomes part of the weights
         if in_4bit:
             raise OptionError(
-                f"{source} is an adapter itself, which --load-in-4bit cannot be below", "--merge it before"
+                f"--load-in-4bit cannot load an adapter whose base is an adapter: {source}", "merge that one first"
             )
         loaded = load_model(source, dtype, device)
     else:
@@ -176,7 +176,10 @@ def four_bits(dtype: str, device: str) -> dict[str, Any]:
     from transformers import BitsAndBytesConfig
 
     if device.split(":")[0] not in bitsandbytes.supported_torch_devices:
-        raise OptionError(f"bitsandbytes {bitsandbytes.__version__} has no 4-bit weights on {device}", "--device")
+        raise OptionError(
+            f"bitsandbytes {bitsandbytes.__version__} does not support 4-bit weights on {device}",
+            "use another --device",
+        )
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -116,7 +116,7 @@ def make_pairs(
     decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
     if of == "judgements":
         if any(files.values()):
-            raise OptionError("--of judgements pairs the judgements of one row", "without other files")
+            raise OptionError("--of judgements cannot be used with --rejected-pool or --consistency-with")
         pair_judgements(stream, choice, length_penalty, decides)
         return
     refuse_own_input(stream.out, [path for path in files.values() if path])
