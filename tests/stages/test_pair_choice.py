@@ -350,7 +350,7 @@ def test_auto_says_what_it_found_and_goes_into_the_rows(srlm: Srlm) -> None:
         (["--length-penalty", "-1"], "from 0 up"),
         (["--consistency-with", "in.jsonl"], "--in FILE"),
         (["--of", "judgements"], "--in FILE"),
-        (["--of", "judgements", "--consistency-with", "in.jsonl"], "other files"),
+        (["--of", "judgements", "--consistency-with", "in.jsonl"], "cannot be used with"),
         (["--rejected-pool", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--rejected-pool", "-"], "stdin"),
         (["--rejected-pool", "in.jsonl", "--out", "in.jsonl"], "is the input"),
