@@ -16,7 +16,7 @@ from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
 from srlm_cli.options import numbers
 from srlm_cli.redact import redacted
 
-# One line a command; its module is read only when the command runs, so that --help is quick.
+# One line per command; its module is imported only when the command runs, so that --help is fast.
 COMMANDS = {
     "init": "Start a run: copy Makefile, srlm.toml and seed data into a folder.",
     "doctor": "Show what is installed, which devices there are and what is missing.",

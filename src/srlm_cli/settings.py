@@ -52,9 +52,9 @@ def of_command(
 ) -> dict[str, Any]:
     """Return the settings of one command as {parameter name: value}.
 
-    `options` maps the command's dashed option names to parameter names; `shared` are the options
-    that [defaults] may hold; `renamed` has the new names of old ones, whose use is noted. A section that
-    is no command, or a key that is no option, raises OptionError.
+    `options` maps the command's dashed option names to parameter names. `shared` are the options that are allowed in
+    [defaults]. `renamed` maps old option names to new ones; `note` is called with each old name. A section that is not
+    a command, or a key that is not an option, raises OptionError.
     """
     sections = load(path)
     for section in sections:

@@ -91,7 +91,7 @@ def compute_with_part(parts: int) -> None:
 
 @contextmanager
 def few(size: int) -> Iterator[None]:
-    """Compute a little with weights of so many bytes: threads that have little to do cost more than they bring."""
+    """Use few threads for a short computation with weights of `size` bytes; more would cost more than they save."""
     import torch
 
     before = torch.get_num_threads()
@@ -104,14 +104,14 @@ def few(size: int) -> Iterator[None]:
 
 @cache
 def _at_start() -> int:
-    """Return the threads that are set when this is first asked."""
+    """Return the number of threads at the first call."""
     import torch
 
     return torch.get_num_threads()
 
 
 def _compute_with(threads: int) -> None:
-    """Set this thread's part of so many threads."""
+    """Let this thread compute with its share of `threads` threads."""
     import torch
 
     _seen.set(threads)

@@ -84,10 +84,10 @@ class EchoEngine:
 
 
 def echo_name(model: str | None) -> str:
-    """Return how rows name the engine: `echo`, or `echo:longest` as one of `JUDGES`.
+    """Return the name of the engine in rows: `echo`, or for instance `echo:longest` for one of `JUDGES`.
 
-    A folder, a file, a hub id or the embedded model is passed over, so that a recipe runs with this
-    engine as it stands. Another word raises OptionError.
+    A folder, a file, a hub id or the embedded model is ignored, so that a recipe runs unchanged with this engine.
+    Another word raises OptionError.
     """
     from srlm_cli.models.embedded import EMBEDDED  # late: most commands never ask
 
@@ -100,7 +100,7 @@ def echo_name(model: str | None) -> str:
 
 
 def probabilities(choices: tuple[str, ...], score: float | None) -> list[float]:
-    """Return a probability for each choice: their mean is the score where they are numbers, else all are even."""
+    """Return a probability per choice: the mean of numeric choices is the score; others are equally probable."""
     if score is None or not all(map(_is_number, choices)):
         return [1 / len(choices)] * len(choices)
     values = [float(choice) for choice in choices]

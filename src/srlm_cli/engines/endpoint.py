@@ -1,4 +1,4 @@
-"""Where a server is and how it is reached: its base URL, its key, and the proxy on the way."""
+"""How a server is reached: its base URL, its key and its proxy."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from srlm_cli.errors import OptionError
 from srlm_cli.redact import redacted
 
 OPENAI = "https://api.openai.com/v1"
-PROXIES = ("http", "https", "socks5", "socks5h")  # protocols of proxies that httpx2 has; those of SOCKS need socksio
+PROXIES = ("http", "https", "socks5", "socks5h")  # proxy protocols of httpx2; SOCKS needs socksio
 
 
 def base_url(text: str | None) -> str:
-    """Return a base URL without white space around it and its last slash; OpenAI's own for None or no text.
+    """Return a base URL without surrounding white space and last slash; OpenAI's URL for None or an empty text.
 
-    Raise OptionError for another text. The URL may hold a user and a password, which are sent and never shown.
+    Raise OptionError if the text is not a URL. A user and a password in the URL are sent and never shown.
     """
     url = (text or "").strip()
     try:
         httpx2.URL(url)
         right = not url or (re.match(r"https?://[^/\s]", url, re.IGNORECASE) and urlsplit(url).port != 0)
-    except (httpx2.InvalidURL, ValueError):  # too long, a lone surrogate; a port that is no number, or too large
+    except (httpx2.InvalidURL, ValueError):  # too long, a lone surrogate; a port that is not a valid number
         right = False
     if not right or re.search(r"\s", url):
         shown = redacted(url) if "://" in url else url.rpartition("@")[2]
@@ -37,9 +37,9 @@ def base_url(text: str | None) -> str:
 
 
 def key_for(url: str) -> str:
-    """Return OPENAI_API_KEY without white space around it, or a placeholder for a server that asks for none.
+    """Return OPENAI_API_KEY without surrounding white space, or a placeholder for a server that needs no key.
 
-    Raise OptionError for one that no header can hold, and for none where the server is OpenAI's.
+    Raise OptionError if a header cannot hold the key, or if it is missing and the server is OpenAI's.
     """
     key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not key and url == OPENAI:
@@ -52,11 +52,11 @@ def key_for(url: str) -> str:
 
 
 def proxy_for(url: str) -> str | None:
-    """Return the proxy that the environment names for a server, None where there is none or it is passed by.
+    """Return the proxy for a server from the environment, or None if there is none or the server is excluded.
 
     The variables are those of curl: HTTP_PROXY or HTTPS_PROXY, else ALL_PROXY, unless NO_PROXY has the host, its
-    domain or its network. One whose protocol cannot be spoken raises OptionError; a server on this machine does
-    without.
+    domain or its network. A proxy with an unsupported protocol raises OptionError; for a server on this machine it is
+    ignored.
     """
     server = urlsplit(url)
     host = server.hostname or ""
@@ -79,7 +79,7 @@ def proxy_for(url: str) -> str | None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether a host is the machine itself, whatever its name may be elsewhere."""
+    """Return whether a host name or address is this machine."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -87,7 +87,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def in_networks(host: str, no_proxy: str) -> bool:
-    """Return whether a host is an address in one of the networks that NO_PROXY names, such as 10.0.0.0/8 or ::1."""
+    """Return whether a host is an address in one of the networks in NO_PROXY, such as 10.0.0.0/8 or ::1."""
     try:
         address = ip_address(host)
     except ValueError:

@@ -1,8 +1,8 @@
-"""Whether a server draws its texts: equal ones under different seeds are looked into, once.
+"""Check once whether a server samples, after it returned equal texts for different seeds.
 
-Equal texts alone prove nothing: a short answer, or one that the model is sure of, comes out the same again and again.
-So the check asks for something else, which no model that draws writes twice: the beginning of a story at temperature 2
-without a nucleus. Only a server that repeats that, in texts long enough to be sure, is stopped.
+Equal texts alone prove nothing: a short answer, or one that the model is sure of, is the same in every sample. So the
+check requests a text that no sampling model writes twice: the start of a story at temperature 2 and top-p 1. Only a
+server that repeats this text, and at sufficient length, is refused.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ STORY = Request(
     Sampling(temperature=2.0, top_p=1.0, max_new_tokens=32),
     SEEDS,
 )
-LONG = 40  # characters, about ten tokens: at temperature 2 each of them differs more often than not
+LONG = 40  # characters, about ten tokens; at temperature 2 each is more likely to differ than not
 
 
 class Draws:
-    """What is known of how a server draws: nothing at first, then whether the choices of one request share a draw.
+    """Finds out whether the choices of one request share a sample.
 
-    `write` asks for texts, one for each seed or fewer, in one request.
+    `write` requests texts in one request, one per seed or fewer.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class Draws:
         self.lock = asyncio.Lock()
 
     async def shared(self, equal: int) -> bool:
-        """Return whether the choices of a request share one draw, after `equal` texts that should differ.
+        """Return whether the choices of a request share one sample, after `equal` texts that should differ.
 
-        Raise EngineError where the server does not draw at all: whatever seed and temperature say.
+        Raise EngineError if the server does not sample at all, whatever the seed and the temperature.
         """
         async with self.lock:
             if not self.known:
                 try:
                     await self._find_out(equal)
-                except openai.OpenAIError:  # a temperature that is refused has been read
+                except openai.OpenAIError:  # a server that refuses the temperature has read it
                     pass
                 self.known = True
         if self.failed:
@@ -62,10 +62,10 @@ class Draws:
             together = await self.write(STORY, SEEDS)
             if differ(together):
                 return
-            apart = together if len(together) == 1 else []  # a server that takes no n
+            apart = together if len(together) == 1 else []  # a server that ignores n
             rest = await asyncio.gather(*(self.write(STORY, (seed,)) for seed in SEEDS[len(apart) :]))
             apart = [*apart, *(texts[0] for texts in rest)]
-        except EngineError:  # temperature 2 is refused: so it has been read
+        except EngineError:  # a server that refuses temperature 2 has read it
             return
         if not differ(apart):
             self.failed = EngineError(
@@ -80,5 +80,5 @@ class Draws:
 
 
 def differ(texts: list[str]) -> bool:
-    """Return whether texts differ, or may: those that are equal and short prove nothing."""
+    """Return whether texts differ, or are too short to prove that they do not."""
     return len(set(texts)) > 1 or len(texts[0].strip()) < LONG

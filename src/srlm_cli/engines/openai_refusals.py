@@ -1,4 +1,4 @@
-"""What a server's error says, whichever server it is: a prompt too long, a filter, one choice only, a field."""
+"""Read the errors of all known servers: a prompt too long, a content filter, only one choice, a refused field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOO_LONG = re.compile(
             r"maximum (?:prompt|model|allowed(?: input)?) length",  # xAI, vLLM, SGLang
             r"reduce the length of|range of input length",  # Groq and Cerebras, DashScope
             r"max_(?:completion_)?tokens(?:'| is) too large|at most \d+ completion tokens",  # vLLM, OpenAI
-            r"max_tokens must be at least 1, got -",  # vLLM: what the prompt leaves to the completion
+            r"max_tokens must be at least 1, got -",  # vLLM: the number of tokens left for the completion
             r"kv cache can hold",  # SGLang
         )
     ),
@@ -34,19 +34,19 @@ FILTERED = re.compile(
     re.IGNORECASE,
 )
 ONE_CHOICE = re.compile(r"only one completion choice|n_cmpl|(?:multiple|single) (?:choice|completion)", re.IGNORECASE)
-FULL = "Context size has been exceeded"  # llama.cpp: of all requests in its slots together; it passes
+FULL = "Context size has been exceeded"  # llama.cpp: all slots together; temporary
 
 PASSING = ("error", "network_error", "insufficient_system_resource", "abort", "aborted", "cancelled")
 SUSPECT = re.compile(rb'"error"\s*:|"finish_reason"\s*:\s*(?:null|"(?:%s)")' % "|".join(PASSING).encode())
 
 
 def refusal(error: openai.APIStatusError) -> str:
-    """Return the finish reason of a request that was refused for its prompt, or an empty string for another error.
+    """Return the finish reason of a request that was refused because of its prompt, or "" for another error.
 
-    `prompt-too-long` is status 413, or 400 and 422 with the words of a server about its context or about
-    `max_tokens`; `content_filter` is 400, 403, 422 and 451 with those of a filter. The words are those in the
+    `prompt-too-long` is status 413, or status 400 or 422 with a message about the context or `max_tokens`.
+    `content_filter` is status 400, 403, 422 or 451 with a message about a filter. The message patterns come from the
     sources of vLLM 0.32 (`renderers/params.py`, `v1/engine/input_processor.py`), SGLang (`tokenizer_manager.py`),
-    llama.cpp (`exceed_context_size_error`) and text-generation-inference (`validation.rs`), and of public reports
+    llama.cpp (`exceed_context_size_error`) and text-generation-inference (`validation.rs`), and from public reports
     about hosted models (google-gemini/gemini-cli#6678, the list of earendil-works/pi, openrouter.ai/docs/errors).
     """
     said = f"{error.code} {error.type} {words(error)}"
@@ -64,12 +64,12 @@ def names(error: openai.APIStatusError, field: str) -> bool:
 
 
 def words(error: openai.APIStatusError) -> str:
-    """Return what a server says is wrong, in one line."""
+    """Return the error message of a server in one line."""
     return told(error.body) or " ".join(error.message.split())
 
 
 def told(body: Any) -> str:
-    """Return the message in the body of an error, or of an answer that is one."""
+    """Return the message in the body of an error, or of an answer that reports one."""
     if isinstance(body, list) and body:  # Gemini's
         body = body[0]
     if isinstance(body, dict):
@@ -81,7 +81,7 @@ def told(body: Any) -> str:
 
 
 def details(detail: Any) -> Any:
-    """Return FastAPI's list of what is wrong as places and messages: its `input` may repeat the whole request."""
+    """Return FastAPI's list of errors as `place: message`, without `input`, which can repeat the whole request."""
     if not isinstance(detail, list) or not all(isinstance(one, dict) and "msg" in one for one in detail):
         return detail
     return "; ".join(f"{'.'.join(map(str, one.get('loc') or ()))}: {one['msg']}" for one in detail)
@@ -91,10 +91,10 @@ def details(detail: Any) -> Any:
 
 
 async def correct_status(response: httpx2.Response) -> None:
-    """Give a response the status that its body has, so that it is retried or reported like any other.
+    """Set the status of a response from its body, so that it is retried or reported like other errors.
 
-    An error in a 200, an upstream that failed (`finish_reason` error) or nothing at all is a 502, which is retried, or
-    the status that the error names. A refusal that retrying cannot help, sent as 429 or 5xx, is a 400.
+    Status 200 with an error, with a failed upstream (`finish_reason` error) or with nothing in it becomes 502, which is
+    retried, or the status that the error names. A permanent refusal with status 429 or 5xx becomes 400.
     """
     body = await response.aread()
     if response.status_code != 200 or SUSPECT.search(body):
@@ -105,7 +105,7 @@ async def correct_status(response: httpx2.Response) -> None:
 
 
 def status_of(status: int, body: Any) -> int:
-    """Return the status of an answer by its status line and its body."""
+    """Return the corrected status of an answer."""
     if status == 200:
         choice = failed_choice(body)
         error = body.get("error") if isinstance(body, dict) else None
@@ -124,7 +124,7 @@ def status_of(status: int, body: Any) -> int:
 
 
 def failed_choice(body: Any) -> Json | None:
-    """Return the first choice of an answer that its upstream broke off, or that holds nothing and says no reason."""
+    """Return the first choice whose upstream failed, or that has neither text nor finish reason."""
     choices = body.get("choices") if isinstance(body, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         if not isinstance(choice, dict):

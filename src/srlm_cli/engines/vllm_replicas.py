@@ -58,7 +58,7 @@ class Replicas:
             yield window
 
     def close(self) -> None:
-        """End the processes: those that wait for a window by themselves, those at work at once."""
+        """End the processes: idle ones exit by themselves, busy ones are terminated."""
         for replica in self.replicas:
             replica.pipe.close()
             if replica.busy:

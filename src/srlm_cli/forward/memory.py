@@ -46,7 +46,7 @@ def zeros(count: int) -> np.ndarray:
         return np.zeros(count, np.uint8)
     mapped = mmap.mmap(-1, max(1, count), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE") and os.environ.get("THP_MEM_ALLOC_ENABLE") != "0":
-        with suppress(OSError, ValueError):  # a kernel that has none, or a store that is no larger than its ends
+        with suppress(OSError, ValueError):  # a kernel without huge pages, or a store that is not larger than its ends
             mapped.madvise(mmap.MADV_HUGEPAGE, HUGE_PAGE, count // HUGE_PAGE * HUGE_PAGE - 2 * HUGE_PAGE)
     return np.frombuffer(mapped, np.uint8, count)
 

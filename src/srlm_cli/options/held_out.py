@@ -21,10 +21,10 @@ HeldOut = Annotated[
 def refusing(
     check: Callable[[Record], Record], files: list[str] | None, unless: Callable[[Record], bool] = lambda row: False
 ) -> Callable[[Record], Record]:
-    """Return a check of rows that also refuses the prompts of some files; spaces and capitals do not count.
+    """Return a check of rows that also refuses rows with a prompt of `files`; white space and case are ignored.
 
-    A row that is not trained on (`unless`) may stand there. An EFT row names the prompt whose reply it
-    judges by its `prompt_key`.
+    Rows for which `unless` is true are not used for training and are accepted. The prompt of an EFT row is that of the
+    reply that it judges, its `prompt_key`.
     """
     keys = {
         records.prompt_key(row["prompt"]): path for path in files or [] for row in read_all(path, records.prompt_record)

@@ -1,4 +1,4 @@
-"""Read a run folder: the counts beside each file, the metrics, the training steps, the settings."""
+"""Read a run folder: the counts of each file, the metrics, the training steps, the settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATING = "bradley_terry"
 
 @dataclass
 class Metrics:
-    """Metric rows: those over everything by name, and those over a part of it by the field that names the part."""
+    """Metric rows: totals over all rows by name, and metrics of parts by the field that names the part."""
 
     totals: dict[str, Record] = field(default_factory=dict)
     parts: dict[str, list[Record]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Metrics:
 
 @dataclass
 class Game:
-    """The matches of one model against another, named as their rows name them."""
+    """The matches of one model against another, with the model names of the rows."""
 
     model: str | None
     baseline: str | None
@@ -58,11 +58,11 @@ class Game:
 
 @dataclass
 class Round:
-    """What Mt did: the counts of its stages, its training, its judging, its pairs and its metrics.
+    """One round Mt: the counts of its stages, its training, its pairs and its metrics.
 
-    `training` is the provenance of Mt's own model and `steps` its logged training steps; `files` tell
-    how each file was made; `health` is of the judge, `reward` of the judge against people. The first
-    of `games` is Mt against the model before; `ratings` are the metric rows that rate each model.
+    `training` is the provenance of the model Mt and `steps` its logged training steps. `files` has the provenance of
+    each file. `health` are metrics of the judge, `reward` those of the judge against people. The first of `games` is Mt
+    against the previous model. `ratings` are the metric rows with the rating of each model.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Round:
 
     @property
     def matches(self) -> Metrics:
-        """The metrics of Mt against the model before, empty where it was not compared."""
+        """The metrics of Mt against the previous model, empty if they were not compared."""
         return self.games[0].metrics if self.games else Metrics()
 
 
@@ -93,7 +93,7 @@ class Run:
     unfinished: list[str]
 
     def model(self, path: str | None) -> str:
-        """Return a model's short name: Mt for those of this run, M0 for what M1 was trained from."""
+        """Return the short name of a model: Mt for models of this run, M0 for the model from which M1 was trained."""
         if not path or path == self.base:
             return "M0" if path else "?"
         parts = Path(path).parts
@@ -102,7 +102,7 @@ class Run:
         return Path(path).name
 
     def reply_length(self, found: Round) -> Record | None:
-        """Return how long a model's replies to the held-out prompts are, from its own matches or those of another."""
+        """Return the mean length of a model's replies to the held-out prompts, from matches of any round."""
         played = [game for one in [found, *self.rounds] for game in one.games]
         sides = [(game.model, "length", game) for game in played]
         sides += [(game.baseline, "baseline_length", game) for game in played]
@@ -116,9 +116,9 @@ class Run:
 
 
 def collect(folder: Path, seed: int = 0) -> Run:
-    """Return what a run folder holds, EFT building first; raise OptionError where it is no run, DataError on a bad row.
+    """Return the contents of a run folder; raise OptionError if it is not a run, DataError on a bad row.
 
-    Every file can be missing, so an unfinished run can be shown.
+    Any file can be missing, so an unfinished run can be shown. EFT building is the first round.
     """
     found = [p for p in folder.glob("M*") if p.is_dir() and p.name[1:].isdigit()]
     if (folder / f"eft.jsonl{META}").exists() and folder / "M0" not in found:
@@ -137,7 +137,7 @@ def collect(folder: Path, seed: int = 0) -> Run:
 
 
 def round_of(folder: Path) -> Round:
-    """Return what one folder Mt holds."""
+    """Return the contents of one folder Mt."""
     files = files_of(folder)
     compared = rows_of(folder / "eval-head-to-head.jsonl", records.metric_record)
     return Round(
@@ -156,7 +156,7 @@ def round_of(folder: Path) -> Round:
 
 
 def steps_of(path: Path) -> list[Record]:
-    """Return the logged steps of a training; unlike rows they may hold NaN, as a gradient norm can be."""
+    """Return the logged steps of a training; unlike rows they can contain NaN, for instance as gradient norm."""
     if not path.exists():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
@@ -168,7 +168,7 @@ def steps_of(path: Path) -> list[Record]:
 
 
 def metrics(rows: Iterable[Record]) -> Metrics:
-    """Return metric rows in their places: a row over a part never stands for the whole."""
+    """Return metric rows sorted into totals and parts, so that a part is never used as the total."""
     made = Metrics()
     for row in rows:
         if row["metric"] == "share_of_score":
@@ -181,7 +181,7 @@ def metrics(rows: Iterable[Record]) -> Metrics:
 
 
 def games(rows: Iterable[Record]) -> list[Game]:
-    """Return the metric rows of matches by who played, in the order of the file."""
+    """Return the metric rows of matches, grouped by pair of models, in the order of the file."""
     played: dict[tuple[str | None, str | None], list[Record]] = {}
     for row in rows:
         played.setdefault((row.get("model"), row.get("baseline")), []).append(row)
@@ -189,7 +189,7 @@ def games(rows: Iterable[Record]) -> list[Game]:
 
 
 def measure_health(rounds: list[Round], seed: int) -> None:
-    """Measure how each judge scored its own responses, where the run has not done so."""
+    """Compute the health metrics of each round whose run has not written them."""
     from srlm_cli.evaluate.health import health_metrics
 
     for before, found in zip([None, *rounds], rounds, strict=False):
@@ -200,7 +200,7 @@ def measure_health(rounds: list[Round], seed: int) -> None:
 
 
 def judged_numbers(found: Round) -> Judged | None:
-    """Return the numbers of a round's judged file, None where it has none."""
+    """Return the numbers of a round's judged file, None if there is none."""
     from srlm_cli.evaluate.health import numbers_of
 
     rows = rows_of(found.folder / "judged.jsonl", records.judged_record)
@@ -208,7 +208,7 @@ def judged_numbers(found: Round) -> Judged | None:
 
 
 def pairs(path: Path) -> dict[str, Any]:
-    """Return the mean lengths, in characters, and the mean score gap of preference pairs, or nothing."""
+    """Return the mean lengths, in characters, and the mean score gap of preference pairs; {} without pairs."""
     rows = rows_of(path, records.pair_record)
     if not rows:
         return {}
@@ -219,7 +219,7 @@ def pairs(path: Path) -> dict[str, Any]:
 
 
 def text_of(side: records.Prompt) -> str:
-    """Return a chosen or rejected reply as text, from a text or from messages."""
+    """Return a chosen or rejected reply, a text or messages, as text."""
     return side if isinstance(side, str) else side[-1]["content"]
 
 
@@ -227,26 +227,26 @@ def text_of(side: records.Prompt) -> str:
 
 
 def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return how each finished file of a folder was made, by its name."""
+    """Return the provenance of each finished file of a folder, by file name."""
     found = {path.name.removesuffix(META): path for path in sorted(folder.glob(f"*{META}"))}
     return {name: read_json(path) for name, path in found.items() if not name.endswith(".part")}
 
 
 def counts_of(files: dict[str, dict[str, Any]], stages: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Return the counts of the files that stages made."""
+    """Return the counts of the files that the stages wrote."""
     found = {stage: files.get(f"{stage}.jsonl", {}).get("counts") for stage in stages}
     return {stage: counts for stage, counts in found.items() if counts}
 
 
 def settings_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the options of each command as Make compares them, where the run keeps them."""
+    """Return the options of each command as Make compares them, if the run has saved them."""
     found = {path.stem: read_json(path) for path in sorted((folder / ".settings").glob("*.json"))}
-    found.pop("report", None)  # looks only
+    found.pop("report", None)  # report only reads
     return {values.pop("command", name): values for name, values in found.items()}
 
 
 def unfinished(run: Path, folders: list[Path]) -> list[str]:
-    """Return a line for each file and model that was begun and is not there."""
+    """Return one line per file and model that was started and is not finished."""
     lines = []
     for part in sorted(path for folder in {run, *folders} for path in folder.glob("*.part")):
         name = part.relative_to(run).as_posix().removesuffix(".part")
@@ -261,12 +261,12 @@ def unfinished(run: Path, folders: list[Path]) -> list[str]:
 
 
 def rows_of(path: Path, check: Callable[[Record], Record] = dict) -> list[Record]:
-    """Return the rows of a file, none where it is not there yet."""
+    """Return the rows of a file, none if it does not exist yet."""
     return read_all(str(path), check) if path.exists() else []
 
 
 def picked_rows(path: Path, ids: set[str], check: Callable[[Record], Record]) -> dict[str, Record]:
-    """Return the rows of a file with these ids, reading it line by line."""
+    """Return the rows of a file with these ids, by id; the file is read line by line."""
     if not ids or not path.exists():
         return {}
     reader = Reader([str(path)], check)
@@ -277,7 +277,7 @@ def picked_rows(path: Path, ids: set[str], check: Callable[[Record], Record]) ->
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object from a file, an empty one where it is not there; raise DataError where it is none."""
+    """Return the JSON object of a file, {} if there is no file; raise DataError if it is not an object."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

@@ -11,7 +11,7 @@ Finding = tuple[str, str]  # the finding, and the round
 
 
 def findings(run: Run) -> list[str]:
-    """Return a sentence for each thing that a reader should not overlook, with the rounds that it is true of."""
+    """Return one sentence per finding, with the rounds in which it is true."""
     checks: tuple[Callable[[Run, Round], Finding | None], ...] = (agreement, against_length, position, winner, longer)
     found: dict[str, list[str]] = {}
     for check in checks:

@@ -1,4 +1,4 @@
-"""The report as one HTML page: no script, nothing loaded, readable in light and dark."""
+"""The report as one HTML page, without scripts or external files, for light and dark colour schemes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from srlm_cli.report.samples import sample_matches, sample_pairs
 from srlm_cli.streams.writer import replace_text
 
 BEGIN = "<!doctype html>"
-UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # HTML has no place for them
+UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # not allowed in HTML
 
 
 def render(run: Run, pairs: int, seed: int) -> str:
@@ -69,26 +69,26 @@ def settings_of(run: Run) -> dict[str, list[tuple[str, str]]]:
 
 
 def made_model(found: Round) -> dict[str, Any]:
-    """Return how a round's model was made: its command line, and the rest of its provenance by name."""
+    """Return the provenance of a round's model: its command line, and the other fields by name."""
     rest = {key: value for key, value in found.training.items() if key not in ("argv", "command")}
     return {"command": command_line(found.training), "fields": flat(rest)} if rest else {}
 
 
 def made_file(name: str, meta: Record) -> dict[str, Any]:
-    """Return how a file was made, without its checkpoint, which says the same as its counts."""
+    """Return the provenance of a file, without its checkpoint, which repeats the counts."""
     rest = {key: value for key, value in meta.items() if key not in ("argv", "command", "checkpoint")}
     return {"name": name, "command": command_line(meta), "fields": flat(rest)}
 
 
 def command_line(meta: Record) -> str:
-    """Return the command line of a file or a model as a shell takes it."""
+    """Return the command line of a file or a model, quoted for a shell."""
     import shlex
 
     return shlex.join(["srlm", *map(str, meta.get("argv", [meta.get("command", "")]))])
 
 
 def flat(values: Record, before: str = "") -> list[tuple[str, str]]:
-    """Return an object as (name, text), the names of inner ones joined by points."""
+    """Return the fields of an object as (name, text); names of nested fields are joined by dots."""
     lines = []
     for key, value in values.items():
         if isinstance(value, dict):
@@ -99,7 +99,7 @@ def flat(values: Record, before: str = "") -> list[tuple[str, str]]:
 
 
 def write(html: str, path: str) -> None:
-    """Write the page in one step; a file that is no page is not replaced, a failed write is one plain line."""
+    """Write the page atomically; raise an error of one line if this fails, or if the file is not a page."""
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise OptionError(f"{path} is a folder", "--html takes a file")

@@ -1,4 +1,4 @@
-"""The plots of a run, each as inline SVG; a plot without data is an empty text."""
+"""The plots of a run as inline SVG; a plot without data is an empty text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 WIDTH = 400
 PANELS_A_ROW = 4
-SMOOTH_FROM = 20  # steps; a shorter curve is shown as it is
-CURVES = {  # (command, what its steps log): title, name of the axis, a height to read it against and its name
+SMOOTH_FROM = 20  # steps; shorter curves are not smoothed
+CURVES = {  # (command, logged field): title, axis label, reference level and its name
     ("sft", "loss"): ("SFT loss", "nats a target token", None, ""),
     ("dpo", "loss"): ("DPO loss", "nats a pair", log(2), "ln 2"),
     ("dpo", "margin"): ("DPO reward margin", "chosen minus rejected", 0.0, "0"),
@@ -31,7 +31,7 @@ CURVES = {  # (command, what its steps log): title, name of the axis, a height t
 
 
 def judge_plot(run: Run) -> str:
-    """Return the judge's agreement with people by round, and that of “the longest reply wins”."""
+    """Return the plot of the judge's agreement with people by round, and of “the longest reply wins”."""
     rounds = [found for found in run.rounds if found.reward.row("pairwise_accuracy")]
     if not rounds:
         return ""
@@ -62,7 +62,7 @@ def judge_plot(run: Run) -> str:
 
 
 def score_plot(run: Run) -> str:
-    """Return how often each round's judge gave each score, one panel a round."""
+    """Return the plot of the scores that each round's judge gave, one panel per round."""
     shares = {found.name: score_shares(found) for found in run.rounds}
     shares = {name: share for name, share in shares.items() if share}
     if not shares:
@@ -94,7 +94,7 @@ def score_plot(run: Run) -> str:
 
 
 def match_plot(run: Run) -> str:
-    """Return wins, ties and losses of each match between models, with the lengths beside."""
+    """Return the plot of wins, ties and losses between models, with the lengths of replies."""
     games = [(name, metrics) for name, metrics in played(run) if metrics.row("win")]
     if not games:
         return ""
@@ -174,7 +174,7 @@ def pair_plot(run: Run) -> str:
 
 
 def longest_text(run: Run) -> float:
-    """Return where the axes of both length plots end."""
+    """Return the upper limit of the axes of both length plots."""
     tops = [high_of(row) for found in run.rounds if (row := run.reply_length(found))]
     tops += [found.pairs[side] for found in run.rounds if found.pairs for side in ("chosen", "rejected")]
     tops += [length for found in run.rounds if found.pairs and (length := found.health.value("length"))]
@@ -182,7 +182,7 @@ def longest_text(run: Run) -> float:
 
 
 def curve_plots(run: Run) -> list[str]:
-    """Return the training curves: what SFT and each DPO logged by step."""
+    """Return the plots of the training curves of SFT and DPO, by step."""
     trained = [found for found in run.rounds if found.training]
     hues = {found.name: SERIES[at % len(SERIES)] for at, found in enumerate(trained)}
     plots = []
@@ -195,7 +195,7 @@ def curve_plots(run: Run) -> list[str]:
 
 
 def curve(found: Round, key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of what a training logged, where it is a number."""
+    """Return (step, value) of a logged field, without values that are not finite numbers."""
     scale = 100 if key == "accuracy" else 1
     steps = [(row.get("step", at), row.get(key)) for at, row in enumerate(found.steps, 1)]
     return [(step, scale * y) for step, y in steps if isinstance(y, int | float) and isfinite(y)]
@@ -210,7 +210,7 @@ def curve_plot(
     level: float | None,
     read: str,
 ) -> str:
-    """Return one figure with a line a model: thin as logged, thick the mean of about a tenth of the steps."""
+    """Return a plot with a line per model: thin as logged, thick the running mean over a tenth of the steps."""
     longest = max(points[-1][0] for points in curves.values())
 
     def paint(figure: Figure) -> None:
@@ -242,7 +242,7 @@ def curve_plot(
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of the `window` values around each, fewer at the ends."""
+    """Return the running mean over `window` values, over fewer at the ends."""
     half = max(window, 1) // 2
     around = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
     return [sum(some) / len(some) for some in around]
@@ -254,7 +254,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 def dots(
     axes: Axes, rows: Sequence[Record | None], hue: str, marker: str, shift: float = 0.0, scale: float = 1.0
 ) -> list[float]:
-    """Draw a metric by round with its intervals; return the heights."""
+    """Draw a metric by round with its intervals; return the values as drawn."""
     known = {at + shift: row for at, row in enumerate(rows) if row}
     heights = [scale * row["value"] for row in known.values()]
     bounds = [(row["value"] - low_of(row), high_of(row) - row["value"]) for row in known.values()]
@@ -264,12 +264,12 @@ def dots(
 
 
 def low_of(row: Record) -> float:
-    """Return where a metric's interval begins, its value where it has none."""
+    """Return the lower end of a metric's interval, or its value without an interval."""
     return row["value"] if row.get("ci_low") is None else row["ci_low"]
 
 
 def high_of(row: Record) -> float:
-    """Return where a metric's interval ends."""
+    """Return the upper end of a metric's interval, or its value without an interval."""
     return row["value"] if row.get("ci_high") is None else row["ci_high"]
 
 

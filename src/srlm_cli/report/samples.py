@@ -1,4 +1,4 @@
-"""Example pairs and matches, drawn with a seed: two replies side by side, with their judgements."""
+"""Random pairs and matches to show: two replies side by side, with their judgements."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from srlm_cli.stages.make_pairs import PEOPLE
 
 @dataclass
 class Side:
-    """One of two replies: its label, its text, its score, and the judgements of that score."""
+    """One of two replies, with its label, its score and the judgements of it."""
 
     label: str
     text: str
@@ -26,7 +26,7 @@ class Side:
 
 @dataclass
 class Sample:
-    """A prompt with two replies, and what was decided between them."""
+    """A prompt with two replies, and the verdict between them."""
 
     id: str
     prompt: str
@@ -47,7 +47,7 @@ def pair_sample(pair: Record, judged: dict[str, Record]) -> Sample:
     sides = []
     for label in ("chosen", "rejected"):
         row = judged.get(pair.get(f"{label}_id"), {})
-        if row.get("response", "") != text_of(pair[label]):  # of an earlier model, whose ids are the same
+        if row.get("response", "") != text_of(pair[label]):  # a reply of an earlier model with the same id
             row = {}
         sides.append(
             Side(
@@ -71,7 +71,7 @@ def judgements_of(row: Record) -> list[dict[str, Any]]:
 
 
 def sample_matches(run: Run, found: Round, count: int, seed: int) -> list[Sample]:
-    """Return `count` matches of a round's model against the model before, with both verdicts."""
+    """Return `count` matches of a round's model against the previous model, with both verdicts."""
     rows = drawn(rows_of(found.folder / "eval-matches.jsonl"), count, seed, "matches")
     return [match_sample(run, row) for row in rows]
 
@@ -90,7 +90,7 @@ def match_sample(run: Run, match: Record) -> Sample:
 
 
 def chosen_of(verdict: str | None, order: list[str]) -> str:
-    """Return which model a verdict names; A is the reply that was shown first."""
+    """Return the model that a verdict prefers; A is the reply that was shown first."""
     return {"A": f"{order[0]} better", "B": f"{order[1]} better", "tie": "tie"}.get(verdict or "", "unreadable")
 
 

@@ -1,4 +1,4 @@
-"""Figures of matplotlib as inline SVG that takes its colours and its font from the page around it."""
+"""Matplotlib figures as inline SVG, with colours and font of the page."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# The colours of page.html, each a CSS variable with a light and a dark value.
+# The colours of page.html: CSS variables with a light and a dark value.
 NAMES = ("ink", "muted", "line", "own", "other", "neutral", "third", "fourth", "paper")
 SERIES = ("own", "other", "third", "fourth", "ink")
 POINTS_AN_INCH = 72
 
 
 def colour(name: str) -> str:
-    """Return the stand-in of a CSS variable: a colour that no figure has by chance."""
+    """Return the placeholder colour of a CSS variable, which no figure uses otherwise."""
     return f"#0a0b{NAMES.index(name):02x}"
 
 
 def draw(name: str, size: tuple[float, float], title: str, paint: Callable[[Figure], None]) -> str:
-    """Return a figure of `size` points as an `<svg>` element; `name` makes its ids its own, `title` is read aloud."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells on stderr that it looks for fonts
+    """Return a figure of `size` points as `<svg>`; `name` makes its ids unique, `title` is for screen readers."""
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it reports its search for fonts
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a glyph that its fonts lack, or of values that are all one: both are drawn
-        matplotlib.rcdefaults()  # a matplotlibrc of the user's would give other bytes
+        warnings.simplefilter("ignore")  # about missing glyphs and equal values: both are drawn
+        matplotlib.rcdefaults()  # the user's matplotlibrc would change the page
         matplotlib.rcParams.update(style(name))
         figure = Figure([side / POINTS_AN_INCH for side in size], layout="constrained")
         paint(figure)
@@ -42,7 +42,7 @@ def draw(name: str, size: tuple[float, float], title: str, paint: Callable[[Figu
 
 
 def style(name: str) -> dict[str, Any]:
-    """Return the settings of matplotlib: texts as texts, no frame, thin lines."""
+    """Return the matplotlib settings: text as text, no frame, thin lines."""
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
@@ -75,7 +75,7 @@ def style(name: str) -> dict[str, Any]:
 
 
 def inline(svg: str, size: tuple[float, float], title: str) -> str:
-    """Return an SVG file as an element for a page, without the ids of groups."""
+    """Return an SVG file as an element of a page, without the ids of groups."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -86,7 +86,7 @@ def inline(svg: str, size: tuple[float, float], title: str) -> str:
 
 
 def name_lines(axes: Any, ends: list[tuple[float, str, str]]) -> None:
-    """Write the name of each line beside its right end: (height, name, colour), moved apart where they would touch."""
+    """Write the name of each line at its right end, moved apart if they overlap; ends: (height, name, colour)."""
     low, high = axes.get_ylim()
     heights = [(height - low) / (high - low) for height, _, _ in ends]
     points = axes.get_figure().get_size_inches()[1] * POINTS_AN_INCH
@@ -98,7 +98,7 @@ def name_lines(axes: Any, ends: list[tuple[float, str, str]]) -> None:
 
 
 def spread(places: list[float], gap: float) -> list[float]:
-    """Return places of 0..1 moved apart so that each is at least `gap` from the next, in the same order."""
+    """Return positions from 0 to 1, moved apart to distances of at least `gap`, in the same order."""
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = list(places)
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""The tables of a report, the same for terminal and page."""
+"""The tables of a report, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass
 class Table:
-    """A title, a sentence on how to read it, and rows; the first column holds names, the others figures."""
+    """A title, an explanation, and rows; the first column has names, the others figures."""
 
     title: str
     note: str
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass
 class Stage:
-    """What one command did in one round, in rows; `scale` is the most that a stage of the round has, for a bar."""
+    """The row counts of one command in one round; `scale` is the largest count of the round, for a bar."""
 
     round: str
     name: str
@@ -65,12 +65,12 @@ class Stage:
 
     @property
     def lost(self) -> int:
-        """How much was dropped."""
+        """The number of dropped rows."""
         return sum(self.dropped.values())
 
     @property
     def drops(self) -> list[str]:
-        """The dropped rows, with the reasons."""
+        """The number of dropped rows for each reason, as texts."""
         return [f"{count} {reason}" for reason, count in self.dropped.items()]
 
 
@@ -78,7 +78,7 @@ class Stage:
 
 
 def stages(run: Run) -> list[Stage]:
-    """Return the commands of a run in the order of the loop: the training of each model, then its data."""
+    """Return the stages of a run in the order of the loop: the training of each model, then its data."""
     made = []
     for found in run.rounds:
         if found.training:
@@ -92,13 +92,13 @@ def stages(run: Run) -> list[Stage]:
 
 
 def stage_of(found: Round, name: str, counts: dict[str, Any]) -> Stage:
-    """Return one stage from the counts beside its file."""
+    """Return one stage from the counts of its file."""
     more = [f"{count} {what}" for what, count in counts["counts"].items() if what not in PLAIN_COUNTS]
     return Stage(found.name, name, counts["read"], counts["kept"], counts["dropped"], more, counts["seconds"])
 
 
 def training_stage(found: Round) -> Stage:
-    """Return how a model was trained, from its provenance."""
+    """Return the training of a model as a stage, from its provenance."""
     made = found.training
     data = made.get("data", {})
     rows, left_out = data.get("rows", 0), data.get("left_out", 0)
@@ -112,7 +112,7 @@ def training_stage(found: Round) -> Stage:
 
 
 def loss_of(made: dict[str, Any]) -> str:
-    """Return the first and the last loss of a training."""
+    """Return the first and the last loss of a training as text."""
     return f"{number(made['first_loss'], 3)} to {number(made['last_loss'], 3)}"
 
 
@@ -129,7 +129,7 @@ def stage_table(run: Run) -> Table:
 
 
 def overview(run: Run) -> Table:
-    """Return a line a model: how it was made, how it judges, how it compares, how long it writes."""
+    """Return one row per model: how it was trained, how it judges, its matches, the length of its replies."""
     rows = []
     for found in run.rounds:
         outcome = [value(found.matches.row(name), SHARE) for name in ("win", "tie", "loss")]
@@ -154,34 +154,34 @@ def overview(run: Run) -> Table:
 
 
 def health_table(run: Run) -> Table:
-    """Return how each round's judge scored."""
+    """Return the table of health metrics, a column per round."""
     note = "Scores of each model on the responses that it wrote and judged itself."
     table = metric_table("The judge of each round", note, HEALTH, [(found.name, found.health) for found in run.rounds])
-    if any(found.reward.totals for found in run.rounds):  # which has the accuracy, and on the rows that it is of
+    if any(found.reward.totals for found in run.rounds):  # the reward table shows the accuracy, with its rows
         table.rows = [row for row in table.rows if row[0].text != HEALTH["accuracy"].label]
     return table
 
 
 def reward_table(run: Run) -> Table:
-    """Return how far each round's judge agrees with people."""
+    """Return the table of the judge's agreement with people, a column per round."""
     note = "The same held-out replies, ranked by people, judged by each model."
     return metric_table("The judge against people", note, REWARD, [(found.name, found.reward) for found in run.rounds])
 
 
 def match_table(run: Run) -> Table:
-    """Return how the models compare, two by two."""
+    """Return the table of matches between models."""
     note = "Replies to the same held-out prompts, judged in both orders; a disagreement is a tie."
     return metric_table("Matches", note, MATCHES, played(run))
 
 
 def game_name(run: Run, found: Round, game: Game) -> str:
-    """Return who plays whom, and the judge where it is not the first of them."""
+    """Return the names of both models, and of the judge if it is not the first model."""
     names = f"{run.model(game.model)} vs {run.model(game.baseline)}"
     return names if run.model(game.model) == found.name else f"{names}, by {found.name}"
 
 
 def metric_table(title: str, note: str, names: dict[str, Known], columns: list[tuple[str, Metrics]]) -> Table:
-    """Return a line a metric, known metrics first, and a named column for each set of metrics that holds any."""
+    """Return one row per metric, known metrics first, and one column per set of metrics that is not empty."""
     columns = [(name, metrics) for name, metrics in columns if metrics.totals]
     table = Table(title, note, ["", *(name for name, _ in columns)])
     there = dict.fromkeys(name for _, metrics in columns for name in metrics.totals)
@@ -194,7 +194,7 @@ def metric_table(title: str, note: str, names: dict[str, Known], columns: list[t
 
 
 def part_table(title: str, note: str, names: dict[str, Known], part: str, columns: list[tuple[str, Metrics]]) -> Table:
-    """Return metrics over parts of the rows: a line a part and metric, a column for each set of metrics."""
+    """Return metrics of parts: one row per part and metric, one column per set of metrics."""
     columns = [(name, metrics) for name, metrics in columns if metrics.parts.get(part)]
     table = Table(title, note, ["", *(name for name, _ in columns)])
     found: dict[tuple[str, str], dict[str, Record]] = {}
@@ -210,7 +210,7 @@ def part_table(title: str, note: str, names: dict[str, Known], part: str, column
 
 
 def reply_count_table(run: Run) -> Table:
-    """Return the judge against people by the number of ranked replies of a prompt."""
+    """Return the agreement with people by the number of ranked replies per prompt."""
     names = {name: REWARD[name] for name in ("pairwise_accuracy", "exact_match")}
     columns = [(found.name, found.reward) for found in run.rounds]
     table = part_table("By number of replies to a prompt", "", names, "replies", columns)
@@ -226,7 +226,7 @@ def category_table(run: Run) -> Table:
 
 
 def rating_table(run: Run) -> Table:
-    """Return one rating a model over all matches, from the last round that has ratings."""
+    """Return one rating per model over all matches, from the last round with ratings."""
     table = Table("Ratings", "Bradley-Terry: 400 points are odds of 10 to 1, the mean is 0.", ["", "rating"])
     rows = next((found.ratings for found in reversed(run.rounds) if found.ratings), [])
     table.rows = [with_n(Cell(run.model(row.get("model"))), [cell(row, RATING)]) for row in rows]
@@ -234,7 +234,7 @@ def rating_table(run: Run) -> Table:
 
 
 def length_table(run: Run) -> Table:
-    """Return how long replies are, in characters, and how far apart the pairs are."""
+    """Return the lengths of replies, in characters, and the score gap of the pairs."""
     rows = []
     for found in run.rounds:
         chosen, rejected = found.pairs.get("chosen"), found.pairs.get("rejected")
@@ -256,7 +256,7 @@ def length_table(run: Run) -> Table:
 
 
 def training_table(run: Run) -> Table:
-    """Return how each model was trained."""
+    """Return the table of trainings, one row per model."""
     rows = []
     for found in run.rounds:
         made = found.training
@@ -291,7 +291,7 @@ def figure(metrics: Metrics, name: str, kind: str) -> Cell:
 
 
 def cell(row: Record | None, kind: str) -> Cell:
-    """Return a metric row as a cell; one that is of a score tells which."""
+    """Return a metric row as a cell; the text starts with the score if the metric is about one score."""
     text = value(row, kind)
     if row and row.get("score") is not None:
         text = f"{row['score']:g}: {text}"
@@ -299,7 +299,7 @@ def cell(row: Record | None, kind: str) -> Cell:
 
 
 def with_n(label: Cell, cells: list[Cell]) -> list[Cell]:
-    """Return a line of a table; an n that all its figures have stands with the label."""
+    """Return a row of a table; if all figures have the same n, it is written at the label."""
     counts = {cell.n for cell in cells if cell.text != NONE}
     if len(counts) != 1 or counts == {None}:
         return [label, *cells]
@@ -307,7 +307,7 @@ def with_n(label: Cell, cells: list[Cell]) -> list[Cell]:
 
 
 def of_rows(title: str, note: str, rows: list[dict[str, Cell]]) -> Table:
-    """Return a table of named cells, without the columns and the lines that hold nothing."""
+    """Return a table of named cells, without empty columns and rows."""
     rows = [{name: replace(cell, n=None) for name, cell in row.items()} for row in rows]
     rows = [row for row in rows if any(cell.text != NONE for name, cell in row.items() if name)]
     columns = [name for name in (rows[0] if rows else {}) if any(row[name].text != NONE for row in rows)]
@@ -315,7 +315,7 @@ def of_rows(title: str, note: str, rows: list[dict[str, Cell]]) -> Table:
 
 
 def played(run: Run) -> list[tuple[str, Metrics]]:
-    """Return the matches of a run with the names of who played."""
+    """Return the matches of a run with the names of both models."""
     return [(game_name(run, found, game), game.metrics) for found in run.rounds for game in found.games]
 
 

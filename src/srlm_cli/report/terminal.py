@@ -21,7 +21,7 @@ SHORT = 200
 
 
 def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
-    """Print what each round did, how its judge scored, how each model compares, some pairs, all settings."""
+    """Print the tables of a run, some pairs, all settings and the findings."""
     for line in run.unfinished:
         console.print(f"! {line}", soft_wrap=True)
     for table in (
@@ -44,7 +44,7 @@ def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
 
 
 def health_with_scores(run: Run) -> Table:
-    """Return the table of the judges with a line of small bars for the scores."""
+    """Return the health table with a row of small bars for the scores."""
     table = tables.health_table(run)
     shares = [tables.score_shares(found) for found in run.rounds if found.health.totals]
     scores = sorted({*USUAL_SCORES, *(score for share in shares for score in share)})
@@ -55,13 +55,13 @@ def health_with_scores(run: Run) -> Table:
 
 
 def histogram(shares: list[float]) -> str:
-    """Return shares as small bars and as per cent."""
+    """Return shares as small bars, followed by per cent."""
     top = max(shares) or 1
     return "".join(BARS[round(8 * share / top)] for share in shares) + "  " + " ".join(f"{100 * s:.0f}" for s in shares)
 
 
 def grid(table: Table) -> Grid:
-    """Return a table as rich prints it, its notes in a last column."""
+    """Return a table for rich, with the notes in a last column."""
     made = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, title_style="bold")
     noted = any(row[0].note for row in table.rows)
     for column in table.columns:
@@ -80,7 +80,7 @@ def written(cell: Cell) -> str:
 
 
 def in_short(sample: Sample) -> list[str]:
-    """Return a pair as one line a text."""
+    """Return a pair as lines, one per text."""
     lines = [f"prompt    {one_line(sample.prompt)}"]
     for side in sample.sides:
         lines.append(f"{side.label:<9} {number(side.score)}  {one_line(side.text)}")
@@ -88,12 +88,12 @@ def in_short(sample: Sample) -> list[str]:
 
 
 def setting_line(name: str, values: Record) -> str:
-    """Return the settings of a command as one line, those that are not set left out."""
+    """Return the settings of a command as one line, without those that are not set."""
     return f"{name}: " + ", ".join(f"{key} {plain(value)}" for key, value in values.items() if value is not None)
 
 
 def print_lines(console: Console, title: str, lines: list[str]) -> None:
-    """Print lines under a title, none without lines."""
+    """Print lines under a title; print nothing if there are none."""
     if lines:
         console.print(title, style="bold")
         for line in lines:
@@ -108,5 +108,5 @@ def one_line(text: str, most: int = SHORT) -> str:
 
 
 def printable(text: str) -> str:
-    """Return a foreign text without what could move the cursor of a terminal."""
+    """Return a text without characters that could move the cursor of a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)

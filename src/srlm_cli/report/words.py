@@ -1,4 +1,4 @@
-"""How the report names metrics and writes figures."""
+"""The labels of metrics in the report, and the format of its figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Known:
-    """A metric in plain words: its name, how its value is written, and how to read it."""
+    """The label of a metric, the format of its value, and a note on how to read it."""
 
     label: str
     kind: str
@@ -85,17 +85,17 @@ STAGE_UNITS = {
 
 
 def known(names: dict[str, Known], metric: str) -> Known:
-    """Return the label, kind and note of a metric; of an unknown one only its name."""
+    """Return the label, kind and note of a metric; an unknown metric has only its name."""
     return names.get(metric) or Known(metric.replace("_", " "), NUMBER)
 
 
 def value(row: Record | None, kind: str) -> str:
-    """Return a metric's value as text, a dash where there is none."""
+    """Return a metric's value as text, a dash if there is none."""
     return NONE if not row or row.get("value") is None else _written(row["value"], kind, _fine(row))
 
 
 def interval(row: Record | None, kind: str) -> str:
-    """Return a metric's 95% interval as `31–53`, nothing where there is none."""
+    """Return a metric's 95% interval as `31–53`, or an empty text."""
     if not row or row.get("ci_low") is None or row.get("value") is None:
         return ""
     low, high = (_written(row[end], kind, _fine(row)).strip("×%") for end in ("ci_low", "ci_high"))
@@ -124,7 +124,7 @@ def signed(value: float) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """Return seconds as people say them."""
+    """Return a duration in seconds as text."""
     if seconds is None:
         return NONE
     if seconds < 100:
@@ -144,7 +144,7 @@ def plain(value: Any) -> str:
 
 
 def _fine(row: Record) -> bool:
-    """Return whether an interval is so narrow that a digit more says something."""
+    """Return whether an interval is so narrow that one more digit is useful."""
     return row.get("ci_low") is not None and 0 < row["ci_high"] - row["ci_low"] < 0.04
 
 

@@ -69,7 +69,7 @@ class Common:
         self.prompts = 0
 
     def add(self, answered: Iterable[int]) -> None:
-        """Record a prompt of the first file, and the indices of the files that answered it."""
+        """Count a prompt of the first file, and note the indices of the files that answered it."""
         self.prompts += 1
         for pair in combinations(answered, 2) if self.missing else ():
             self.missing.pop(pair, None)

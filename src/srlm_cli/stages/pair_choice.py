@@ -57,7 +57,7 @@ def choose(
         return None, "tie"
     if best < worst:
         return None, "none better than the earlier model's"
-    slack = choice.rho * (best - worst) * (1 + ROUNDING) if choice.rho else 0.0  # 0 times inf is no number
+    slack = choice.rho * (best - worst) * (1 + ROUNDING) if choice.rho else 0.0  # 0 times inf is NaN
     least, most = best - slack, worst + slack
     chosen = shortest([chosen_from[at] for at, value in enumerate(upper) if value >= least], choice)
     rejected = longest([rejected_from[at] for at, value in enumerate(lower) if value <= most], choice)

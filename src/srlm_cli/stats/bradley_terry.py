@@ -68,8 +68,8 @@ def wins_by_prompt(matches: Iterable[Record], names: Sequence[str]) -> ndarray:
 def strengths(wins: ndarray) -> ndarray:
     """Return the maximum-likelihood log-strengths of win counts, (..., models, models) to (..., models), mean 0.
 
-    P(i beats j) = 1 / (1 + exp(s_j - s_i)). They are finite where every model can be reached from
-    every other by wins (Ford, 1957), as with `PRIOR`. Newton's method, all problems at once.
+    P(i beats j) = 1 / (1 + exp(s_j - s_i)). They are finite if every model can be reached from every other
+    by wins (Ford, 1957), which `PRIOR` ensures. Newton's method, vectorized over all problems.
     """
     import numpy as np
 

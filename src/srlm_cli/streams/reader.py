@@ -213,7 +213,7 @@ class Reader:
                 yield number, line, row
 
     def _lines(self) -> int:
-        """Return how many lines a file has, or its first `limit` rows take; stdin can be read only once."""
+        """Return the number of lines of a file, or of its first `limit` rows; stdin can be read only once."""
         [path] = self.paths
         if path == "-" or (Path(path).exists() and not Path(path).is_file()):
             raise OptionError(

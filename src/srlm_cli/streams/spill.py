@@ -142,7 +142,7 @@ class Rows(Spill):
 
 
 def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Record]]]) -> Iterator[list[Record]]:
-    """Yield the rows of each key, wherever its parts stand, in the order in which the keys first came."""
+    """Yield the rows of each key together, in the order of first appearance of the keys."""
     database = Spill().database
     database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key TEXT, lines BLOB)")
     with full_disk():
@@ -155,7 +155,7 @@ def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Record]]]) -> Iterator
 
 
 def as_blob(text: str) -> bytes:
-    """Return a text as bytes, which stand in the order of the texts."""
+    """Return a text as bytes that sort in the order of the texts."""
     return text.encode("utf-8", "surrogatepass")
 
 

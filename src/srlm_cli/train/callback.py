@@ -1,4 +1,4 @@
-"""A training as it runs: progress on stderr, a line a step in metrics.jsonl, checkpoints, an end at the first NaN."""
+"""A training while it runs: progress on stderr, one line per step in metrics.jsonl, checkpoints, a stop at NaN."""
 
 from __future__ import annotations
 

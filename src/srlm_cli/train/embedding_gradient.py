@@ -1,7 +1,7 @@
 """An input embedding whose gradient is added only to the rows of its tokens.
 
-PyTorch makes a gradient of the size of the whole table in each backward pass, 113 MB for SmolLM2-135M, however few
-tokens a row has. What that costs a short row: `python benchmarks/packing.py --passes`, docs/measurements.md.
+PyTorch makes a gradient of the size of the whole table in each backward pass, 113 MB for SmolLM2-135M, also for a
+row of few tokens. The cost for a short row: `python benchmarks/packing.py --passes`, docs/measurements.md.
 """
 
 from __future__ import annotations

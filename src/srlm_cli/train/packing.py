@@ -46,7 +46,7 @@ class Packing:
     def logits(
         self, model: Callable[..., Any], rows: list[list[int]], places: list[list[int]]
     ) -> Iterator[torch.Tensor]:
-        """Yield the logits, (places, vocabulary) in float32, behind the given places of each row, pass by pass.
+        """Yield the logits, (places, vocabulary) in float32, after the given positions of each row, pass by pass.
 
         `model` is called with `input_ids`, (1, tokens), and `logits_to_keep`, packed ones also with `position_ids`.
         """
@@ -83,7 +83,7 @@ class Packing:
 
 
 def alone(model: Callable[..., Any], row: list[int], places: list[int]) -> torch.Tensor:
-    """Return the logits behind places of one row, which a pass has to itself."""
+    """Return the logits after the given positions of one row, which is computed by itself."""
     kept = torch.tensor(places, dtype=torch.long)
     return model(input_ids=torch.tensor([row]), logits_to_keep=kept, use_cache=False).logits[0].float()
 

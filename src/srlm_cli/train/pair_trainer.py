@@ -37,10 +37,10 @@ FILLER = 2**40  # the index of a filler, which is not in the data
 
 
 class PairCollator(DataCollatorForPreference):
-    """TRL's collator, with what we keep of each pair.
+    """TRL's collator, with three more fields per pair.
 
-    That is its label smoothing, 1 if it counts and 0 if it is a filler, and the reference's scores of (chosen,
-    rejected) by where it stands, 0 while there are none.
+    They are the label smoothing, 1 for a pair and 0 for a filler, and the reference's scores of (chosen, rejected),
+    found by the index of the pair; 0 if there are none yet.
     """
 
     scores: dict[int, tuple[float, float]] = {}
@@ -303,8 +303,9 @@ class PairTrainer(StepTrainer, DPOTrainer):
 def in_float32(accelerator: Any) -> Iterator[None]:
     """Disable the autocast of a training, so that equal passes can be distinguished from different ones.
 
-    In bfloat16 the same row differs from batch to batch by more than a wrong reference may do; float32 does not,
-    and which model or adapter answers, behind which mask, is the same in both. Sharded weights keep their dtype.
+    In bfloat16 the result of a row changes from batch to batch by more than a wrong reference can change it. In
+    float32 it does not. Both types use the same model, adapter and mask. Sharded weights keep
+    their dtype.
     """
     before = accelerator.autocast_handler
     accelerator.autocast_handler = AutocastKwargs(enabled=False)

@@ -26,7 +26,7 @@ from srlm_cli.train.workdir import Workdir
 
 
 class StepSampler:
-    """The order of the rows: shuffled anew each epoch, the rows of one optimizer step by length, longest first.
+    """The order of the rows: shuffled in each epoch; within an optimizer step sorted by length, longest first.
 
     The order depends only on seed and epoch. So a resumed training has the same order as an uninterrupted one, and
     several processes have the same steps as one: they take turns with the rows of a step. Sorting within a step saves

@@ -1,4 +1,4 @@
-"""The passes compiled for a CPU by numba, which is optional: ask `available` before importing anything else of it."""
+"""Passes compiled for a CPU by numba, which is optional: call `available` before importing a module of this package."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
-"""Attention over keys and values in blocks, on a processor, compiled by numba; each row asks for one token.
+"""Paged attention kernels for a CPU, compiled by numba; each row is the query token of one sequence.
 
-A block is read from memory once for all rows that see it, one behind the other. In bfloat16 scores and outputs are
-sums of pairs of products, for which two numbers of a key, and two values of a number, lie side by side. What a row
-has gathered from its blocks so far is rescaled whenever a larger score comes, which is exact (Milakov and
-Gimelshein, arXiv 1805.02867).
+A block is read from memory once for all rows that see it, row after row. In bfloat16 the processor adds pairs of
+products, so two numbers of a key, and the values of two keys, are stored next to each other. The output of a row so far
+is rescaled when a larger score comes, which is exact (Milakov and Gimelshein, arXiv 1805.02867).
 """
 
 from __future__ import annotations
@@ -43,32 +42,33 @@ from srlm_cli.forward.cpu.llvm import (
 )
 from srlm_cli.forward.kv_cache import BLOCK_SIZE
 
-WIDTH = 16  # floats in a vector: one or several registers, as the processor has them
-LOWEST = np.float32(-1e30)  # the score of a key that is not seen
-LEAST = -64  # the logarithm, base 2, of the least weight: nothing beside 1, and its products are no denormal numbers
+WIDTH = 16  # floats per vector, which is one register or several
+LOWEST = np.float32(-1e30)  # the score of a masked key
+LEAST = -64  # log2 of the least weight: negligible, but its products are not denormal
 CACHE_LINE = 512  # bits
-TOGETHER = 6  # queries of a head that are computed side by side: a vector of the block is loaded once for all
-COLUMNS = 4  # vectors of an output that are
-VECTORS = BLOCK_SIZE // WIDTH  # of scores
+TOGETHER = 6  # queries of a head per pass over a block: each vector of the block is loaded once for all
+COLUMNS = 4  # vectors of an output per pass
+VECTORS = BLOCK_SIZE // WIDTH  # vectors of scores per block
 
 
 def fits(size: int) -> bool:
-    """Return whether heads of a size can be computed here."""
+    """Return whether the kernels support this head size."""
     return size % WIDTH == 0
 
 
 @cache
 def storing(heads: int, size: int, paired: bool) -> Callable:
-    """Return `store` for models of so many heads of keys and values.
+    """Return the function `store` for a model with this number of key-value heads and this head size.
 
-    stored, flat: (blocks, heads, 2, size x BLOCK_SIZE), the keys of a block and head, and its values:
-    (size, BLOCK_SIZE) and (BLOCK_SIZE, size), both float32, or float16 as its bits in int16. `paired` they are
-    bfloat16 as its bits in uint16, and lie as (size / 2, BLOCK_SIZE, 2) and (BLOCK_SIZE / 2, size, 2).
+    stored, flat: (blocks, heads, 2, size x BLOCK_SIZE). The third axis is keys, then values. Keys of a block and head
+    are (size, BLOCK_SIZE), values are (BLOCK_SIZE, size); the type is float32, or float16 as its bits in int16. If
+    `paired`, the type is bfloat16 as its bits in uint16, and the shapes are (size / 2, BLOCK_SIZE, 2) and
+    (BLOCK_SIZE / 2, size, 2).
     """
 
     @jit(f"{heads}_{size}_{paired}_{BLOCK_SIZE}")
     def store(stored, keys, values, tokens, slots):
-        """Put the keys and values of some tokens, of (tokens, heads x size), float32, at slots."""
+        """Store keys and values, (tokens, heads x size), float32, of the given tokens at slots."""
         made, near = np.empty(size, stored.dtype), 2 if paired else 1
         for at in range(len(slots)):
             for head in range(heads):
@@ -79,7 +79,7 @@ def storing(heads: int, size: int, paired: bool) -> Callable:
 
 @numba.njit(inline="always")
 def _put(keys, values, begin, stored, slot, heads, head, size, near, made):
-    """Put the key and value of a token's head at a slot: block times BLOCK_SIZE plus offset. made: (size,)."""
+    """Store key and value of a token's head at a slot: block x BLOCK_SIZE + offset. made: (size,), scratch."""
     block, offset = divmod(slot, BLOCK_SIZE)
     there, above, beside = (block * heads + head) * 2 * BLOCK_SIZE * size, offset // near, offset % near
     _as_stored(keys, begin * size, made)
@@ -100,25 +100,25 @@ def _as_stored(numbers, begin, made):
 
 @cache
 def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
-    """Return `attend` for models whose heads are asked by `groups` queries each, over what `store` has stored."""
+    """Return the function `attend` for a model with `groups` query heads per key-value head."""
     block_size, both, together, near = BLOCK_SIZE, 2 * BLOCK_SIZE * size, max(1, TOGETHER // groups), 2 if paired else 1
     add_page, add_page_alone = _page_adder(groups, size, together), _page_adder(groups, size, 1)
     scaled = _paired_queries if paired else _queries
 
     @jit(f"{heads}_{groups}_{size}_{paired}_{BLOCK_SIZE}")
     def attend(asked, scaling, stored, keys, values, slots, spans, blocks, rows, lowest, highest, outputs):
-        """Set what rows gather from what they see in spans of tokens: values by the softmax of scaled scores.
+        """Set the attention outputs of rows over the tokens that they see in spans.
 
-        The tokens that have `slots`, if any do, are stored before they are seen, as `store` does it: they are the
-        last ones of the last spans, one a row.
+        New tokens, one per row, are stored first, as `store` does; they are the last tokens of the last spans. `slots`
+        has their slots and can be empty.
 
-        asked, outputs: (rows, heads x groups x size), float32. spans: (spans, 6), of each where its blocks begin and
-        end in `blocks` and its rows in `rows`, its tokens, and the position of the first. lowest, highest: (rows,),
-        the first and the last position that a row sees.
+        asked, outputs: (rows, heads x groups x size), float32. spans: (spans, 6): first and end index in `blocks`,
+        first and end index in `rows`, number of tokens, position of the first token. lowest, highest: (rows,), the
+        first and the last position that a row sees.
         """
         queries, gathered = scaled(asked.reshape(-1), scaling), outputs.reshape(-1)
-        tops = np.full(len(gathered) // size, LOWEST, np.float32)  # the largest score so far
-        sums = np.zeros(len(tops), np.float32)  # of the weights
+        tops = np.full(len(gathered) // size, LOWEST, np.float32)  # the largest score of each query so far
+        sums = np.zeros(len(tops), np.float32)  # of the weights of each query
         gathered[:] = np.float32(0)
         made, first_own = np.empty(size, stored.dtype), len(spans) - len(slots)
         weights = np.empty(together * groups * block_size, np.float32)
@@ -189,13 +189,13 @@ def attending(heads: int, groups: int, size: int, paired: bool) -> Callable:
 
 @numba.njit(inline="always")
 def _queries(asked, scaling):
-    """Return the numbers of queries, scaled."""
+    """Return queries times `scaling`, float32."""
     return asked * scaling
 
 
 @numba.njit(inline="always")
 def _paired_queries(asked, scaling):
-    """Return the numbers of queries, scaled, as bfloat16, two in an int32."""
+    """Return queries times `scaling` as bfloat16, two per int32."""
     queries = np.empty(len(asked) // 2, np.int32)
     for at in range(0, len(asked), WIDTH):
         save_pairs(asked, at, scaling, queries, at // 2)
@@ -204,7 +204,7 @@ def _paired_queries(asked, scaling):
 
 @intrinsic
 def _round(typing, numbers, at, to, place):
-    """Put 16 float32 numbers from a place on into an array of what is stored."""
+    """Convert 16 float32 numbers from index `at` to the stored type and write them at index `place`."""
 
     def generate(context, builder, signature, arguments):
         numbers, at, to, place = arguments
@@ -220,18 +220,17 @@ def _round(typing, numbers, at, to, place):
     return types.void(numbers, types.intp, to, types.intp), generate
 
 
-# --- a block of one head, seen by the queries of a row -----------------------------------------
+# --- one block of one head, for the queries of several rows ------------------------------------
 
 _NUMBERS = {types.float32: FLOAT, types.int16: HALF, types.uint16: ir.IntType(16)}
 
 
 def _page_adder(groups: int, size: int, together: int):
-    """Return what adds to the outputs of some queries what they see in the block at `there`.
+    """Return an intrinsic that adds the block at index `there` to the outputs of the queries of `together` rows.
 
-    They are those of so many rows `together`: `groups` each, from the first that `queries_of` has from `place` on. Of
-    the block's keys, of which only the first `read` are, a row sees those from its `unseen` on to before its `seen`.
-    `later` is the block that comes next, which memory is asked for. weights: (together x groups,
-    BLOCK_SIZE), to compute with.
+    `queries_of[place]` and the following entries are the first queries of these rows; each row has `groups` of them.
+    A row sees the keys from `unseen` to `seen - 1` of the block; the first `read` keys are read. `later` is the next
+    block, which is prefetched. weights: (together x groups, BLOCK_SIZE), scratch.
     """
 
     @intrinsic
@@ -292,7 +291,7 @@ def _page_adder(groups: int, size: int, together: int):
 
 @dataclass(frozen=True)
 class _Query:
-    """Where a query's numbers lie, the first key of the block that it sees, and the first behind those that it sees."""
+    """Pointers to a query and to its results; it sees the keys `unseen` to `seen - 1` of the block."""
 
     asked: ir.Value
     unseen: ir.Value
@@ -304,17 +303,17 @@ class _Query:
 
 
 class _Block:
-    """Writes the code that reads so many `vectors` of a block's keys, of `size` numbers each, for several queries."""
+    """Generates code for several queries that reads `vectors` vectors of a block's keys, of head size `size`."""
 
-    near = 1  # numbers of a key, and values of a number, that lie side by side and are multiplied at once
+    near = 1  # numbers of a key, and values of a component, that one instruction multiplies
 
     def __init__(self, builder, number, size: int, vectors: int) -> None:
         self.builder, self.number, self.size, self.vectors = builder, number, size, vectors
         bits = {FLOAT: 32}.get(number, 16)
-        self.a_line = CACHE_LINE // (bits * self.near)  # of these that the cache loads together
+        self.a_line = CACHE_LINE // (bits * self.near)  # elements per cache line
 
     def scores(self, queries: list[_Query], keys, later) -> list[list]:
-        """Return the scores of the keys, so many vectors a query."""
+        """Return the scores of the keys: for each query a list of vectors."""
         builder, vectors = self.builder, self.vectors
 
         def body(at, sums):
@@ -335,7 +334,7 @@ class _Block:
         ]
 
     def weigh(self, scores: list[list], queries: list[_Query]) -> list:
-        """Save the weights of the block's keys for queries; return what they gathered before is to be multiplied by."""
+        """Save the weights of the block's keys; return the factor for the earlier output of each query."""
         builder = self.builder
         before = [builder.load(query.top, align=4) for query in queries]
         tops = []
@@ -354,7 +353,7 @@ class _Block:
         return [each(builder, share, WIDTH) for share in shares]
 
     def _shares(self, before: list, tops: list) -> list:
-        """Return exp(before - top) of each query, all by one vector."""
+        """Return exp(before - top) of each query, computed in one vector."""
         builder, lower = self.builder, same(0)
         for at, (one, top) in enumerate(zip(before, tops, strict=True)):
             lower = builder.insert_element(lower, builder.fsub(one, top), INT(at))
@@ -362,7 +361,7 @@ class _Block:
         return [builder.extract_element(raised, INT(at)) for at in range(len(tops))]
 
     def gather(self, queries: list[_Query], shares: list, values, later, read) -> None:
-        """Rescale what queries have gathered, and add the first `read` values of the block times their weights."""
+        """Rescale the outputs of queries, and add the first `read` values of the block times their weights."""
         builder = self.builder
         for begin in range(0, self.size, COLUMNS * WIDTH):
             columns = range(begin, min(begin + COLUMNS * WIDTH, self.size), WIDTH)
@@ -413,7 +412,7 @@ class _Block:
         return self.builder.bitcast(self.builder.gep(numbers, [place]), of.as_pointer())
 
     def _within(self, scores, query: _Query, begin: int):
-        """Return scores of keys from `begin` on, in which those that a query does not see are `LOWEST`."""
+        """Return the scores of the keys from `begin`, with `LOWEST` for keys that the query does not see."""
         builder = self.builder
         first, last = (each(builder, builder.trunc(edge, INT), WIDTH) for edge in (query.unseen, query.seen))
         places = ir.Constant(INTS, list(range(begin, begin + WIDTH)))
@@ -422,12 +421,12 @@ class _Block:
 
 
 class _PairedBlock(_Block):
-    """A block in bfloat16, whose numbers are multiplied two by two."""
+    """A block in bfloat16, whose numbers are multiplied in pairs."""
 
     near = 2
 
     def _numbers(self, numbers, place):
-        """Return a vector of pairs of the block."""
+        """Return a vector of 16 pairs of the block."""
         place = self.builder.mul(place, LONG(self.near))
         return self.builder.load(self._at(numbers, place, INTS), align=2)
 
@@ -445,7 +444,7 @@ class _PairedBlock(_Block):
 
 
 def _exp_above(builder, vector, top):
-    """Return exp(number - top) of each number, none of which is larger than `top`."""
+    """Return exp(number - top) of each number; no number is larger than `top`."""
     base = each(builder, builder.fmul(top, ir.Constant(FLOAT, -LOG2_E)), WIDTH)
     power = call(builder, "fmuladd", FLOATS, vector, same(LOG2_E), base)
     return exp2(builder, call(builder, "maxnum", FLOATS, power, same(LEAST)))

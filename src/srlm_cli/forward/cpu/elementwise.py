@@ -1,6 +1,6 @@
-"""What a layer does to a row of numbers between its products, as compiled code: norms, rotations, gates.
+"""The operations of a layer between its matrix products, as compiled code: norms, rotary embeddings, gates.
 
-Places are counted from the first number of an array, whatever its shape; the numbers lie in order.
+Indices count from the first element of an array, which is contiguous, whatever its shape.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from srlm_cli.forward.cpu.llvm import FLOAT, FLOATS, LOG2_E, LONG, address, call
 
 @intrinsic
 def scaled(typing, numbers, begin, count, share, weight, to):
-    """Put so many numbers, a multiple of 16, times a share and times weights, to another array."""
+    """Write `count` numbers, a multiple of 16, times `share` and times weights, to another array."""
 
     def generate(context, builder, signature, arguments):
         numbers, begin, count, share, weight, to = arguments
@@ -35,16 +35,16 @@ def scaled(typing, numbers, begin, count, share, weight, to):
 
 
 def _vector(builder, begin, step) -> tuple:
-    """Return the place of 16 numbers, and these."""
+    """Return a pointer to 16 numbers, and the numbers."""
     place = vector_at(builder, begin, step)
     return place, builder.load(place, align=4)
 
 
 @intrinsic
 def rotate(typing, head, begin, cosine, sine, angle, half):
-    """Rotate a head of 2 x `half` numbers, a multiple of 32, by the angles from a place on.
+    """Apply rotary embeddings to a head of 2 x `half` numbers, a multiple of 32, with the angles from index `angle`.
 
-    Number i and number i + half are a pair (Su et al., arXiv 2104.09864, as transformers lays them).
+    Numbers i and i + half are a pair, as in transformers (Su et al., arXiv 2104.09864).
     """
 
     def generate(context, builder, signature, arguments):
@@ -72,7 +72,7 @@ def rotate(typing, head, begin, cosine, sine, angle, half):
 
 @intrinsic
 def gated(typing, gate, up, begin, count, to):
-    """Put g sigmoid(g) of so many numbers g, a multiple of 16, times those beside them, to another array."""
+    """Write g sigmoid(g) times `up`, for `count` gates g, a multiple of 16, to another array."""
 
     def generate(context, builder, signature, arguments):
         gate, up, begin, count, to = arguments

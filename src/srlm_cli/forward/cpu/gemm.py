@@ -1,9 +1,9 @@
-"""Products of rows with weights of 16 bits, compiled by numba: in float16 and in bfloat16.
+"""Matrix products in float16 and bfloat16 (GEMM), compiled by numba.
 
-A float16 sum loses digits, and ends at 65,504. So only `depth` products are summed in it, and those sums in float32;
-and rows and weights are scaled by powers of two, so that no sum can be too large. Its error is half of what bfloat16
-makes by its rounding alone (tests/forward/cpu/test_linear.py). Products in bfloat16 are summed in float32, two by two,
-by the processor's own instruction, and need no scales.
+A float16 sum loses precision and overflows at 65,504. So at most `depth` products are added in float16, and these sums
+are added in float32. Rows and weights are scaled by powers of two, so that no sum overflows. The error is half of the
+rounding error of bfloat16 (tests/forward/cpu/test_linear.py). In bfloat16 the processor adds pairs of products in
+float32 by one instruction, and no scales are needed.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ from srlm_cli.forward.cpu.llvm import (
     squares,
 )
 
-HIGHEST = 6  # rows that are computed together: 6 rows of 4 vectors of sums are what the registers hold
-LANE = 16  # steps of a row that lie together
+HIGHEST = 6  # rows per tile: the registers hold 6 rows of 4 vectors of sums
+LANE = 16  # consecutive steps of a row in packed order
 UNROLLED = 8
-AHEAD = 3  # lines of later weights that are asked for by each `UNROLLED` steps of a sum
+AHEAD = 3  # cache lines of later weights that are prefetched per `UNROLLED` steps of a sum
 HALVES_A_LINE, FLOATS_A_LINE = 32, 16
-ROWS_BITS = 9  # in float16 rows are scaled to below 2^9, weights to below 1: no sum of 64 reaches 2^15
+ROWS_BITS = 9  # float16: rows are scaled below 2^9 and weights below 1, so a sum of 64 stays below 2^15
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """How a type of 16 bits is multiplied: `panel` outputs are computed together, whose weights lie side by side.
+    """The parameters of the products in one 16-bit type; a panel is `panel` outputs, whose weights are contiguous.
 
-    A step of a sum is a 32-bit number of a row: `together` inputs, or one in float16, which it has twice.
+    One step of a sum reads 32 bits of a row: `together` inputs. In float16 this is one input, written twice.
     """
 
     name: str
     together: int
     panel: int
-    depth: int  # products that are summed before the sums are added to the outputs
-    block: int  # rows that stay in the cache while all weights pass by
+    depth: int  # products per sum before it is added to the outputs
+    block: int  # rows that stay in the cache while all weights are read
 
     @classmethod
     def of(cls, dtype: torch.dtype) -> Kind:
@@ -72,7 +72,7 @@ class Kind:
 
     @property
     def last_panel(self) -> int:
-        """Outputs of the last panel, where these are enough."""
+        """The size of the last panel, if this is enough."""
         return self.panel // 2
 
     @property
@@ -80,20 +80,20 @@ class Kind:
         return 32 // self.together
 
     def blocks(self, rows: int) -> list[slice]:
-        """Return the blocks of so many rows."""
+        """Return the slices of `rows` rows, block by block."""
         return [slice(at, min(rows, at + self.block)) for at in range(0, rows, self.block)]
 
     def scale_of(self, weights: torch.Tensor) -> float:
-        """Return the power of two that weights are divided by."""
+        """Return the power of two by which weights are divided."""
         return 2.0 ** math.frexp(weights.abs().max().item())[1] if self is FLOAT16 else 1.0
 
 
 FLOAT16 = Kind("float16", together=1, panel=128, depth=64, block=132)
-BFLOAT16 = Kind("bfloat16", together=2, panel=64, depth=256, block=528)  # 32 kB of weights stay in the first cache
+BFLOAT16 = Kind("bfloat16", together=2, panel=64, depth=256, block=528)  # 32 kB of weights fit in the L1 cache
 
 
 class Code(NamedTuple):
-    """Compiled code: rows are packed as they are, normed or gated, and multiplied."""
+    """Compiled functions: they pack rows (unchanged, normalized or gated) and multiply them."""
 
     pack: Callable
     pack_normed: Callable
@@ -103,19 +103,19 @@ class Code(NamedTuple):
 
 @cache
 def compiled(kind: Kind) -> Code:
-    """Return the code for a kind."""
+    """Return the compiled functions for a kind."""
     together, panel, most = kind.together, kind.panel, kind.depth
     is_scaled = kind is FLOAT16
     save, add_tile = (_save_twice if is_scaled else save_pairs), _tile_adder(kind)
-    near = LANE // together  # steps of 16 numbers
+    near = LANE // together  # steps per 16 numbers
     shape = "_".join(map(str, astuple(kind)))
 
     def packing(name: str, make: Callable) -> Callable:
         @jit(f"{name}_{shape}")
         def pack(rows, others, number, packed, scales):
-            """Lay what is made of rows, (rows, depth), as `multiply` reads it; set what undoes the scale of each.
+            """Apply `make` to rows, (rows, depth), and write them in 16 bits, scaled, in the order of `multiply`.
 
-            It is scaled and rounded to 16 bits.
+            Set `scales` to the factors that undo the scaling.
             """
             depth, at = rows.shape[1], 0
             steps, made = depth // together, np.empty(rows.shape[1], np.float32)
@@ -138,13 +138,13 @@ def compiled(kind: Kind) -> Code:
 
     @jit(shape)
     def multiply(packed, depth, weights, outputs, scales, empty, first, last):
-        """Add the products of packed rows with panels of weights, from the first to before the last, to outputs.
+        """Add the products of packed rows with the panels `first` to `last - 1` of the weights to outputs.
 
-        Set outputs where they are `empty`. The weights that come next are asked for while these are multiplied, a
-        part of them by each group of rows, and so is the memory of the outputs that come next.
+        If `empty`, outputs are overwritten. Each group of rows prefetches a part of the next weights, and the memory of
+        the next outputs.
 
-        packed: int32, by groups of rows: (steps / LANE, rows, LANE). weights: of each panel (steps, its outputs,
-        `together`), as their bits. outputs: (rows, width), float32. scales: (rows,).
+        packed: int32, per group of rows (steps / `LANE`, rows, `LANE`). weights: per panel (steps, its outputs,
+        `together`), as bits. outputs: (rows, width), float32. scales: (rows,).
         """
         width = outputs.shape[1]
         for nth in range(first, last):
@@ -182,14 +182,14 @@ def compiled(kind: Kind) -> Code:
 
 @numba.njit(inline="always")
 def _as_it_is(rows, others, number, begin, made):
-    """Make a row what it is."""
+    """Copy a row unchanged."""
     for at in range(len(made)):
         made[at] = rows[begin // len(made), at]
 
 
 @numba.njit(inline="always")
 def _normed(rows, weight, epsilon, begin, made):
-    """Make of a row what is divided by its root mean square (Zhang and Sennrich, arXiv 1910.07467), times weights."""
+    """Divide a row by its root mean square and multiply by weights (Zhang and Sennrich, arXiv 1910.07467)."""
     size = len(made)
     share = np.float32(1) / np.sqrt(squares(rows, begin, size) / np.float32(size) + epsilon)
     scaled(rows, begin, size, share, weight, made)
@@ -197,13 +197,13 @@ def _normed(rows, weight, epsilon, begin, made):
 
 @numba.njit(inline="always")
 def _gated(gates, others, number, begin, made):
-    """Make of a row of gates g what is g sigmoid(g) times the numbers beside them."""
+    """Compute g sigmoid(g) of a row of gates g, times the row of `others`."""
     gated(gates, others, begin, len(made), made)
 
 
 @numba.njit(inline="always")
 def _height(left):
-    """Return how many rows are computed together of those that are left: the last ones about as many as the others."""
+    """Return the height of the next tile for `left` remaining rows; the last two tiles are about equal."""
     if left >= 2 * HIGHEST:
         return HIGHEST
     return left if left <= HIGHEST else (left + 1) // 2
@@ -214,7 +214,7 @@ _HALVES = ir.VectorType(HALF, 32)
 
 @intrinsic
 def _save_twice(typing, numbers, at, scale, packed, to):
-    """Put `LANE` scaled numbers into a packed array as float16, each twice, side by side."""
+    """Write `LANE` scaled numbers to a packed array as float16, each of them twice in a row."""
 
     def generate(context, builder, signature, arguments):
         numbers, at, scale, packed, to = arguments
@@ -229,15 +229,15 @@ def _save_twice(typing, numbers, at, scale, packed, to):
 
 
 def _tile_adder(kind: Kind):
-    """Return what adds the products of a few rows with a panel of weights to outputs."""
+    """Return an intrinsic that adds the products of a few rows with a panel of weights to outputs."""
 
     @intrinsic
     def add_tile(
         typing, height, some, packed, row, weights, weight, later, steps, outputs, output, width, scales, scale, keep
     ):
-        """Add the sums of `height` packed rows with `steps` x `some` weights, times the rows' scales, to outputs.
+        """Add the products of `height` packed rows with `steps` x `some` weights, times the rows' scales, to outputs.
 
-        Set them where nothing is to be kept.
+        Without `keep` outputs are overwritten.
         """
 
         def generate(context, builder, signature, arguments):
@@ -259,7 +259,7 @@ def _tile_adder(kind: Kind):
                 builder.position_at_end(block)
                 sums = _sums(kind, builder, rows, vectors, packed, weights, later, steps)
                 lines = [builder.gep(outputs, [builder.mul(width, LONG(at))]) for at in range(rows)]
-                for line, beside in product(lines, range(wide, 2 * wide, FLOATS_A_LINE)):  # of the panel that follows
+                for line, beside in product(lines, range(wide, 2 * wide, FLOATS_A_LINE)):  # of the next panel
                     prefetch(builder, builder.gep(line, [LONG(beside)]), write=True)
                 for at, line in enumerate(lines):
                     factor = builder.load(builder.gep(scales, [LONG(at)]), align=4)
@@ -276,7 +276,7 @@ def _tile_adder(kind: Kind):
 
 
 def _sums(kind: Kind, builder, rows: int, vectors: int, packed, weights, later, steps) -> list:
-    """Return the sums of the products of rows with weights, so many vectors a row; ask for some of later weights."""
+    """Return the sums of products of rows with weights, `vectors` per row, and prefetch later weights."""
 
     def body(step, sums):
         lane, within = builder.lshr(step, LONG(LANE.bit_length() - 1)), builder.and_(step, LONG(LANE - 1))
@@ -299,14 +299,14 @@ def _sums(kind: Kind, builder, rows: int, vectors: int, packed, weights, later, 
 
 
 def _added(kind: Kind, builder, total, numbers, weights):
-    """Return a vector of sums after one more step: of 32 sums in float16, or of 16 in float32."""
+    """Return a vector of sums after one more step: 32 float16 sums, or 16 float32 sums."""
     if kind is FLOAT16:
         return add_halves(builder, total, builder.bitcast(numbers, _HALVES), weights)
     return add_pairs(builder, total, numbers, builder.bitcast(weights, INTS))
 
 
 def _add_scaled(builder, sums, scale, line, keep) -> None:
-    """Add vectors, times a scale, to the numbers in float32 at `line`, or to nothing."""
+    """Add vectors, times a scale, to the float32 numbers at `line`; without `keep` overwrite them."""
     scales = each(builder, scale, 16)
     parts = [part for vector in sums for part in _in_float32(builder, vector)]
     for at, part in enumerate(parts):
@@ -317,7 +317,7 @@ def _add_scaled(builder, sums, scale, line, keep) -> None:
 
 
 def _in_float32(builder, vector) -> list:
-    """Return a vector as vectors of 16 numbers in float32."""
+    """Return a vector as vectors of 16 float32 numbers."""
     if vector.type == FLOATS:
         return [vector]
     halves = [ir.Constant(INTS, list(range(begin, begin + 16))) for begin in (0, 16)]

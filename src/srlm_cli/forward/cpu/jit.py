@@ -16,10 +16,10 @@ WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (llvm, elementwise)))
 
 
 class _Kept(FunctionCache):
-    """Compiled code in a folder, found by the name of its function and its argument types.
+    """A cache on disk for compiled code, with the name of the function and its argument types as the key.
 
-    numba also uses the closure of the function as a key. It has objects with another id in each process, so nothing
-    would be found; here the name includes everything that the code depends on.
+    numba adds the closure of the function to the key. The closure differs in each process, so cached code would never
+    be found. Here the name includes everything that the code depends on.
     """
 
     def _index_key(self, sig, codegen):
@@ -43,7 +43,7 @@ def jit(shape: str = "") -> Callable[[Callable], Callable]:
         def call(*arguments):
             try:
                 compiled(*arguments)
-            except OSError:  # the folder is full: what could not be kept is compiled all the same
+            except OSError:  # the disk is full: the code is compiled, but not cached
                 compiled(*arguments)
 
         return call

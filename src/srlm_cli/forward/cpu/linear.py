@@ -21,23 +21,23 @@ from srlm_cli.forward import memory
 from srlm_cli.forward.cpu.gemm import LANE, Kind, compiled
 from srlm_cli.models import hardware
 
-GRAIN = 1 << 24  # products that are worth a thread
-FEW = 16  # rows, for which reading the weights takes longer than the products
+GRAIN = 1 << 24  # the fewest products per thread
+FEW = 16  # with fewer rows, reading the weights takes longer than the products
 
 
 def type_for(dtype: str, device: str) -> torch.dtype | None:
-    """Return the 16-bit type in which compiled code multiplies on this device for a requested `dtype`, or None."""
+    """Return the 16-bit type of compiled products for a requested `dtype` on this device, or None."""
     fast = {"float16": hardware.has_float16, "bfloat16": hardware.has_fast_pairs}.get(dtype)
     return getattr(torch, dtype) if fast and fast(device) else None
 
 
 def type_of(net: torch.nn.Module) -> torch.dtype | None:
-    """Return the 16-bit type in which compiled code multiplies in a model, or None."""
+    """Return the 16-bit type of the compiled products of a model, or None."""
     return next((layer.dtype for layer in net.modules() if isinstance(layer, HalfLinear)), None)
 
 
 def use_in(net: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Give a float32 model linear layers that multiply in a type of 16 bits."""
+    """Replace the linear layers of a float32 model by layers that multiply in a 16-bit type."""
     for holder in list(net.modules()):
         for name, layer in list(holder.named_children()):
             if type(layer) is torch.nn.Linear:
@@ -45,7 +45,7 @@ def use_in(net: torch.nn.Module, dtype: torch.dtype) -> None:
 
 
 class HalfLinear(torch.nn.Module):
-    """A linear layer of float32 inputs and outputs, (..., inputs) to (..., outputs), with weights of 16 bits."""
+    """A linear layer with 16-bit weights; inputs (..., in) and outputs (..., out) are float32."""
 
     def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -78,14 +78,14 @@ class HalfLinear(torch.nn.Module):
         return (self.depth, self.width) == (self.in_features, self.out_features)
 
     def begun(self, rows: int) -> np.ndarray:
-        """Return outputs, (rows, width), float32, with the bias in them, if there is one."""
+        """Return new outputs, (rows, width), float32, initialized with the bias if there is one."""
         outputs = memory.floats(rows, self.width)
         if self.bias is not None:
             outputs[:, : self.out_features] = self.bias
         return outputs
 
     def add(self, rows: Packed, outputs: np.ndarray, keep: bool) -> None:
-        """Add the products of rows to outputs, (rows, width); set them where nothing is to be kept."""
+        """Add the products of rows to outputs, (rows, width); without `keep` overwrite them."""
         scales = rows.scales if self.scale == 1 else rows.scales * self.scale
         given = (rows.numbers, self.depth, self.panels, outputs, scales, not keep)
         multiply, panels = compiled(self.kind).multiply, -(-self.width // self.kind.panel)
@@ -98,24 +98,24 @@ class HalfLinear(torch.nn.Module):
 
 @dataclass(frozen=True)
 class Packed:
-    """Rows as they are multiplied: in 16 bits, and what undoes the scale of each."""
+    """Rows in 16 bits in the order of `multiply`, and the factors that undo their scaling."""
 
     numbers: np.ndarray
     scales: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray, kind: Kind) -> Packed:
-        """Pack rows, (rows, depth), float32, in order."""
+        """Pack rows, (rows, depth), float32."""
         return cls._by(compiled(kind).pack, rows, rows, 0.0, kind)
 
     @classmethod
     def normed(cls, rows: np.ndarray, weight: np.ndarray, epsilon: float, kind: Kind) -> Packed:
-        """Pack rows, (rows, depth), divided by their root mean square, times weights, (depth,)."""
+        """Pack rows, (rows, depth), after RMSNorm with weights, (depth,)."""
         return cls._by(compiled(kind).pack_normed, rows, weight, epsilon, kind)
 
     @classmethod
     def gated(cls, gates: np.ndarray, up: np.ndarray, kind: Kind) -> Packed:
-        """Pack g sigmoid(g) times the numbers of `up`, of gates g; both (rows, depth)."""
+        """Pack g sigmoid(g) times `up`, for gates g; both (rows, depth)."""
         return cls._by(compiled(kind).pack_gated, gates, up, 0.0, kind)
 
     @classmethod
@@ -127,7 +127,7 @@ class Packed:
 
 
 def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:
-    """Return weights, (outputs, depth), in the order in which they are read: groups of inputs of all outputs; flat."""
+    """Return weights, (outputs, depth), flat, in the order of `multiply`: (depth / together, outputs, together)."""
     return panel.unflatten(1, (-1, together)).transpose(0, 1).flatten()
 
 

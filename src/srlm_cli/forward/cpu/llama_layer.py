@@ -1,8 +1,8 @@
-"""Layers of the Llama family in one function, on a CPU with 16-bit products.
+"""Layers of the Llama family as one function, on a CPU with 16-bit products.
 
-The operations between the products of such a layer are faster in compiled code than in torch, and each call has a
-cost. The function uses the weights of the modules and computes the same. A layer with other modules, or with another
-result in a test, is not changed.
+The operations between the products are faster in compiled code than in torch, where each call has a cost. The function
+uses the weights of the modules and computes the same. Layers with other modules are not changed, nor are layers whose
+result differs in a trial.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 SILU = {"SiLU", "SiLUActivation"}
-CLOSE = 1e-2  # of what a layer adds: more than another order of sums makes, with products in 16 bits
+CLOSE = 1e-2  # relative to what a layer adds to its input; more than the order of 16-bit sums changes
 
 
 def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
-    """Compute those layers of a model by `LlamaLayer` that give the same by it while `run` runs the model."""
+    """Replace the layers of a model by `LlamaLayer` if both give the same result while `run` runs the model."""
     trials = [(layer, Trial(LlamaLayer.of(layer))) for layer in net.modules() if LlamaLayer.fits(layer)]
     for layer, trial in trials:
         layer.forward = trial.forward
@@ -44,13 +44,13 @@ def use_in(net: torch.nn.Module, run: Callable[[], object]) -> None:
 
 @dataclass
 class Trial:
-    """Computes a layer in both ways; `away` has the largest difference per pass, relative to the layer's output."""
+    """Computes a layer in both ways; `away` has the largest relative difference of each pass."""
 
     layer: LlamaLayer
     away: list[float] = field(default_factory=list)
 
     def forward(self, hidden_states: torch.Tensor, *positional, **named) -> torch.Tensor:
-        """Return what the layer gives by its modules, and learn from them what they ask of the pass."""
+        """Return the output of the layer's modules, and record how they call attention."""
         run = current_pass()
         attend, asked = run.attend, []
 
@@ -70,13 +70,13 @@ class Trial:
             away = (given - wanted).norm(dim=-1) / (wanted - hidden_states).norm(dim=-1)
             self.away.append(away.nan_to_num(nan=1.0).max().item())
         except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
-            self.away.append(float("inf"))  # its modules can do without
+            self.away.append(float("inf"))  # the modules work without this
         return wanted
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A root mean square norm (Zhang and Sennrich, arXiv 1910.07467)."""
+    """RMSNorm (Zhang and Sennrich, arXiv 1910.07467)."""
 
     weight: np.ndarray
     epsilon: float
@@ -86,18 +86,18 @@ class Norm:
         return cls(module.weight.detach().float().numpy(), float(module.variance_epsilon))
 
     def packed(self, rows: np.ndarray, kind: Kind) -> Packed:
-        """Return rows, (rows, hidden), normed, ready to be multiplied."""
+        """Return rows, (rows, hidden), normalized and packed."""
         return Packed.normed(rows, self.weight, self.epsilon, kind)
 
 
 @dataclass(frozen=True)
 class LlamaLayer:
-    """One layer: the modules that multiply, and what is between them.
+    """One layer: its linear layers and its norms.
 
-    `layer` is its number, `scaling` that of scores, and it sees the last `window` tokens, if that is not None.
+    `layer` is its index, `scaling` the factor of attention scores, `window` the sliding window in tokens or None.
     """
 
-    forward_before: Callable[..., torch.Tensor]  # by its modules
+    forward_before: Callable[..., torch.Tensor]  # of the modules
     norms: tuple[Norm, Norm]
     projections: tuple[HalfLinear, HalfLinear, HalfLinear]  # of queries, keys and values
     output: HalfLinear
@@ -110,7 +110,7 @@ class LlamaLayer:
 
     @classmethod
     def fits(cls, layer: torch.nn.Module) -> bool:
-        """Return whether a layer is made of such parts, and of nothing else."""
+        """Return whether a layer has exactly these modules."""
         if {name for name, _ in layer.named_children()} != LAYER:
             return False
         norms = (layer.input_layernorm, layer.post_attention_layernorm)
@@ -133,7 +133,7 @@ class LlamaLayer:
         return cls(layer.forward, norms, projections, part.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
     def forward(self, hidden_states: torch.Tensor, *positional, position_embeddings=None, **named) -> torch.Tensor:
-        """Return the hidden states, (1, rows, hidden), after the layer; those before it are overwritten."""
+        """Return the hidden states, (1, rows, hidden), after the layer; the input is overwritten."""
         run = current_pass()
         if position_embeddings is None or not isinstance(run, CompiledPass):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
@@ -144,7 +144,7 @@ class LlamaLayer:
         return torch.from_numpy(rows)[None]
 
     def _attend(self, run: CompiledPass, rows: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:
-        """Add to hidden states, (rows, hidden), what the tokens get that they see."""
+        """Add the output of attention to hidden states, (rows, hidden)."""
         queries, keys, values = made = [of.begun(len(rows)) for of in self.projections]
         for at in self.gate.kind.blocks(len(rows)):
             packed = self.norms[0].packed(rows[at], self.gate.kind)
@@ -157,7 +157,7 @@ class LlamaLayer:
             _add(self.output, Packed.of(gathered[at], self.gate.kind), rows[at])
 
     def _feed_forward(self, rows: np.ndarray) -> None:
-        """Add to hidden states, (rows, hidden), what their tokens make of them."""
+        """Add the output of the MLP to hidden states, (rows, hidden)."""
         packed = self.norms[1].packed(rows, self.gate.kind)
         gates, up = self.gate.begun(len(rows)), self.up.begun(len(rows))
         self.gate.add(packed, gates, keep=self.gate.bias is not None)
@@ -166,7 +166,7 @@ class LlamaLayer:
 
 
 def _add(layer: HalfLinear, packed: Packed, outputs: np.ndarray) -> None:
-    """Add to outputs, (rows, width), what a layer makes of rows."""
+    """Add the output of a linear layer to outputs, (rows, width)."""
     if layer.bias is not None:
         outputs += layer.bias
     layer.add(packed, outputs, keep=True)
@@ -174,7 +174,7 @@ def _add(layer: HalfLinear, packed: Packed, outputs: np.ndarray) -> None:
 
 @jit()
 def rotate_all(heads, cosine, sine):
-    """Rotate the heads of rows, (rows, heads x size), by the angles of each row's position, (rows, size)."""
+    """Apply rotary embeddings to heads, (rows, heads x size); cosine and sine are (rows, size)."""
     (count, width), size = heads.shape, cosine.shape[1]
     for row in range(count):
         for begin in range(row * width, (row + 1) * width, size):

@@ -1,4 +1,4 @@
-"""How compiled code says vectors to LLVM: what `kernels`, `products` and `elementwise` share."""
+"""Vector operations in LLVM IR, shared by the compiled modules of this package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FLOAT, HALF, INT, LONG = ir.FloatType(), ir.HalfType(), ir.IntType(32), ir.IntTy
 LOG2_E = 1.4426950408889634
 EXP2 = (1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2,
         2.402264791363012e-1, 6.931472028550421e-1, 1.0)  # fmt: skip
-FLOATS, INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)  # what a register holds
+FLOATS, INTS = ir.VectorType(FLOAT, 16), ir.VectorType(INT, 16)  # one AVX-512 register
 SHORTS = ir.VectorType(ir.IntType(16), 16)
 
 
 class _Bfloat(ir.types.Type):
-    """LLVM's bfloat16, which llvmlite has no name for."""
+    """LLVM's bfloat16 type, which llvmlite lacks."""
 
     def __str__(self) -> str:
         return "bfloat"
@@ -31,32 +31,32 @@ class _Bfloat(ir.types.Type):
 
 
 def cpu_features() -> list[str]:
-    """Return the features that numba compiles for, as LLVM writes them: the processor's, or NUMBA_CPU_FEATURES."""
+    """Return the CPU features that numba compiles for, in LLVM's names: detected, or from NUMBA_CPU_FEATURES."""
     given = config.CPU_FEATURES
     return (binding.get_host_cpu_features().flatten() if given is None else given).split(",")
 
 
 def has_halves() -> bool:
-    """Return whether the processor multiplies in float16 itself (AVX512-FP16)."""
+    """Return whether the processor has float16 arithmetic (AVX512-FP16)."""
     return "+avx512fp16" in cpu_features()
 
 
 def add_halves(builder, sums, one, other):
-    """Return 32 sums in float16 plus the products of two vectors in float16."""
+    """Return 32 float16 sums plus the products of two float16 vectors."""
     if has_halves():
         return call(builder, "fma", sums.type, one, other, sums)
-    wide = ir.VectorType(FLOAT, 32)  # LLVM would call a function for each number, which is not there
+    wide = ir.VectorType(FLOAT, 32)  # LLVM would call a function per number, which does not exist
     total = call(builder, "fmuladd", wide, *(builder.fpext(of, wide) for of in (one, other, sums)))
     return builder.fptrunc(total, sums.type)
 
 
 def has_pairs() -> bool:
-    """Return whether the processor sums products of pairs of bfloat16 numbers by one instruction (AVX512-BF16)."""
+    """Return whether the processor has dot products of bfloat16 pairs (AVX512-BF16)."""
     return "+avx512bf16" in cpu_features()
 
 
 def add_pairs(builder, sums, one, other):
-    """Return 16 sums in float32 plus the products of two pairs of bfloat16 each, one pair in 32 bits."""
+    """Return 16 float32 sums, each plus the dot product of two bfloat16 pairs; a pair is 32 bits."""
     if has_pairs():
         pairs = ir.VectorType(_Bfloat(), 32)
         kind = ir.FunctionType(FLOATS, [FLOATS, pairs, pairs])
@@ -68,14 +68,14 @@ def add_pairs(builder, sums, one, other):
 
 
 def of_pairs(builder, pairs) -> tuple:
-    """Return the first and the second numbers of 16 pairs of bfloat16, which are the upper halves of float32."""
+    """Return the first and the second numbers of 16 bfloat16 pairs as float32."""
     first = builder.shl(pairs, ir.Constant(INTS, [16] * 16))
     second = builder.and_(pairs, ir.Constant(INTS, [-65536] * 16))
     return builder.bitcast(first, FLOATS), builder.bitcast(second, FLOATS)
 
 
 def as_bfloat(builder, floats):
-    """Return 16 float32 numbers rounded to the nearest bfloat16, as their bits in int16."""
+    """Return 16 float32 numbers rounded to the nearest bfloat16, as bits in int16."""
     if has_pairs():
         kind = ir.FunctionType(ir.VectorType(_Bfloat(), 16), [FLOATS])
         operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512bf16.cvtneps2bf16.512")
@@ -89,7 +89,7 @@ def as_bfloat(builder, floats):
 
 @intrinsic
 def save_pairs(typing, numbers, at, scale, packed, to):
-    """Put 16 numbers from a place on, times a scale, as bfloat16 into an array of int32, in 8 pairs."""
+    """Write 16 numbers from index `at`, times a scale, as 8 bfloat16 pairs to an int32 array."""
 
     def generate(context, builder, signature, arguments):
         numbers, at, scale, packed, to = arguments
@@ -102,11 +102,11 @@ def save_pairs(typing, numbers, at, scale, packed, to):
 
 
 def _reducer(first: float, joined: Callable, end: Callable):
-    """Return what makes one number of many: `joined(builder, result, numbers)`, from the first on, 16 at a time."""
+    """Return an intrinsic that reduces an array to one number, by `joined(builder, result, 16 numbers)`."""
 
     @intrinsic
     def reduce(typing, numbers, at, count):
-        """Return what is made of `count` numbers, a multiple of 16, from a place on."""
+        """Return the reduction of `count` numbers, a multiple of 16, from index `at`."""
 
         def generate(context, builder, signature, arguments):
             numbers, at, count = arguments
@@ -145,18 +145,18 @@ largest_size = _reducer(
 
 
 def vector_at(builder, begin, step):
-    """Return where 16 numbers lie, so many behind a number in float32."""
+    """Return a pointer to 16 float32 numbers, `step` numbers after `begin`."""
     return builder.bitcast(builder.gep(begin, [step]), FLOATS.as_pointer())
 
 
 def address(context, builder, array_type, array, at, of):
-    """Return where a number or vector of the type `of` lies that begins at a place of an array."""
+    """Return a pointer of the type `of` to index `at` of an array."""
     place = builder.gep(context.make_array(array_type)(context, builder, array).data, [at])
     return builder.bitcast(place, of.as_pointer())
 
 
 def each(builder, number, width: int):
-    """Return a vector with a number in all places."""
+    """Return a vector with the same number in all elements."""
     kind = ir.VectorType(number.type, width)
     nothing = ir.Constant(kind, ir.Undefined)
     one = builder.insert_element(nothing, number, INT(0))
@@ -164,7 +164,7 @@ def each(builder, number, width: int):
 
 
 def call(builder, name: str, result, *arguments, **options):
-    """Call an operation of LLVM, which is named for the type of the last argument, a vector."""
+    """Call an LLVM intrinsic, which is overloaded by the type of the last argument, a vector."""
     vector = arguments[-1].type
     letter = "f16" if vector.element == HALF else "f32"
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
@@ -175,8 +175,8 @@ def call(builder, name: str, result, *arguments, **options):
 def exp2(builder, power):
     """Return 2 to the power of each of 16 numbers from -125 to 127.
 
-    The nearest whole part of the power is added to the exponent's bits of what a polynomial makes of the rest (the
-    coefficients of Cephes' exp2f).
+    A polynomial gives the power of the fractional part (coefficients of Cephes' exp2f). The nearest integer is added to
+    the exponent bits.
     """
     whole = call(builder, "rint", FLOATS, power)
     rest, result = builder.fsub(power, whole), same(EXP2[0])
@@ -187,12 +187,12 @@ def exp2(builder, power):
 
 
 def same(number: float) -> ir.Constant:
-    """Return 16 times a number in float32."""
+    """Return a constant vector of 16 equal float32 numbers."""
     return ir.Constant(FLOATS, [float(np.float32(number))] * 16)
 
 
 def loop(builder, count, step: int, values: list, body) -> list:
-    """Return what values become by `body(place, values)` for each place in range(0, count, step), at least one."""
+    """Generate a loop: `values = body(place, values)` for place in range(0, count, step), at least once."""
     before, inside, behind = builder.block, builder.append_basic_block("loop"), builder.append_basic_block("behind")
     builder.branch(inside)
     builder.position_at_end(inside)
@@ -212,7 +212,7 @@ def loop(builder, count, step: int, values: list, body) -> list:
 
 
 def prefetch(builder, place, near: int = 3, write: bool = False) -> None:
-    """Ask memory for what will be read, or written, soon: into the first cache (3) or the second (2)."""
+    """Prefetch memory that will be read or written soon, into the L1 cache (3) or the L2 cache (2)."""
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, INT, INT, INT])
     operation = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

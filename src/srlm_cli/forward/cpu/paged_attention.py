@@ -1,4 +1,4 @@
-"""The passes over keys and values in a processor's memory, by compiled code: a step of decoding, and texts to read."""
+"""Decode and prefill passes over a paged KV cache in CPU memory, by compiled code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from srlm_cli.forward.prefix import CachedPrefix
 
 
 class CompiledPass(ABC):
-    """A pass that also takes and gives numbers as they lie in memory: (tokens, heads x size), float32."""
+    """A pass with attention on arrays, (tokens, heads x size), float32, besides `attend` on tensors."""
 
     @abstractmethod
     def gather(
@@ -31,9 +31,9 @@ class CompiledPass(ABC):
 
 
 class CompiledDecode(CompiledPass):
-    """A pass over one new token per sequence, which sees the common text, the shared spans and its own span.
+    """A decode pass: one new token per sequence, which sees the common text, the shared spans and its own span.
 
-    As `forward.paged_attention.Decode`; the common text lies in blocks, too.
+    It is the same as `forward.paged_attention.Decode`, but the common text is in blocks as well.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class _Paged:
         self._lowest: dict[int | None, np.ndarray] = {}
 
     def store(self, layer: int, keys: np.ndarray, values: np.ndarray, tokens: np.ndarray, slots: np.ndarray) -> None:
-        """Store keys and values of some tokens, (tokens, heads x size), at slots (block x BLOCK_SIZE + offset)."""
+        """Store keys and values, (tokens, heads x size), of the given tokens at slots (block x BLOCK_SIZE + offset)."""
         attention_kernels.storing(*self._shape(layer))(self._stored(layer), keys, values, tokens, slots)
 
     def gather(
@@ -122,9 +122,9 @@ class _Paged:
         scaling: float,
         window: int | None,
     ) -> np.ndarray:
-        """Return what rows get, (rows, heads x groups x size), which ask by as many numbers.
+        """Return the attention output of rows, (rows, heads x groups x size), for queries of the same shape.
 
-        `fresh` are keys, values and slots of the last tokens of the last spans, which are to be stored first.
+        `fresh` are keys, values and slots of new tokens, which are stored first: the last ones of the last spans.
         """
         heads, size, paired = self._shape(layer)
         attend = attention_kernels.attending(heads, queries.shape[1] // (heads * size), size, paired)
@@ -138,22 +138,22 @@ class _Paged:
         return heads, size, self.cache.dtype == torch.bfloat16
 
     def _stored(self, layer: int) -> np.ndarray:
-        """Return a layer's keys and values as compiled code takes them, flat."""
+        """Return the keys and values of a layer as a flat array for compiled code."""
         return self.cache.both[layer].view(-1).view(_BITS[self.cache.dtype]).numpy()
 
     def _lowest_of(self, window: int | None) -> np.ndarray:
-        """Return the first position that each row sees."""
+        """Return the first position that each row sees with this sliding window."""
         if window not in self._lowest:
             last = self.positions
             self._lowest[window] = np.zeros_like(last) if window is None else last - window + 1
         return self._lowest[window]
 
 
-# What compiled code takes a type as.
+# The type in which compiled code receives a dtype: numpy has no bfloat16.
 _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 
 
 def fits(layers: dict[int, tuple[torch.Size, torch.Size]], dtype: torch.dtype, device: str) -> bool:
-    """Return whether keys and values of these shapes, (heads, size) by layer, can be read by compiled code."""
+    """Return whether the compiled passes support keys and values of these shapes, (heads, size) by layer."""
     alike = all(key == value and attention_kernels.fits(key[1]) for key, value in layers.values())
     return device == "cpu" and dtype in _BITS and bool(layers) and alike

@@ -1,7 +1,7 @@
-"""The draw of `nucleus` by compiled code, for logits in a processor's memory.
+"""Top-p sampling by compiled code, for logits in CPU memory.
 
-Every row stays in the cache while it is worked on: the weights of all tokens, and then those tokens that may be in
-the nucleus, which alone are sorted.
+A row stays in the cache while it is processed. First the weights of all tokens are computed. Then only the tokens that
+can be in the nucleus are sorted.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from numba.extending import intrinsic
 from srlm_cli.forward.cpu.jit import jit
 from srlm_cli.forward.cpu.llvm import FLOAT, FLOATS, address, call, each, exp2, largest, loop, same, sum_of, vector_at
 
-LEAST = np.float32(2**-9)  # weight, of the most probable token's, down to which tokens are looked at first
-NEXT = np.float32(2**-6)  # what this is multiplied by where those do not reach top-p
+LEAST = np.float32(2**-9)  # tokens with at least this weight, relative to the largest, are tried first
+NEXT = np.float32(2**-6)  # factor of this limit if these tokens do not reach top-p
 CHUNK = 256
 HUGE = np.float32(1e30)
-MARGIN = np.float32(0.01)  # more than a power of two is rounded by
+MARGIN = np.float32(0.01)  # more than the rounding error of exp2
 LOG2_E = np.float32(1.4426950408889634)
 
 
 def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Return one token a row from its nucleus, as `engines.hf.sampling.draw` does; float32, and no temperature of 0."""
+    """Return one token per row from its nucleus, as `engines.hf.sampling.draw` does; float32, temperature above 0."""
     rows, vocabulary = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)
     weights, ids = np.empty(vocabulary, np.float32), np.empty(vocabulary, np.int64)
@@ -35,23 +35,23 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
 @jit()
 def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
-    """Set the tokens of rows; weights and ids, (vocabulary,), are to compute with."""
+    """Set the token of each row; weights and ids, (vocabulary,), are scratch."""
     vocabulary = len(weights)
-    tops = np.empty(-(-vocabulary // CHUNK), np.float32)  # of chunks
+    tops = np.empty(-(-vocabulary // CHUNK), np.float32)  # the largest logit of each chunk
     rest, of_rest = np.empty((2, CHUNK), np.float32)
     for row in range(len(tokens)):
         of_row = logits[row]
         for chunk in range(len(tops)):
             tops[chunk] = _top(of_row[chunk * CHUNK : (chunk + 1) * CHUNK])
         top = tops.max()
-        if not abs(top) < HUGE:  # a broken model's logits are no numbers
+        if not abs(top) < HUGE:  # logits of a broken model: NaN or infinity
             tokens[row] = 0
             continue
         # The weight of a token is exp((logit - top) / temperature), by a power of two.
         scale, total = LOG2_E / temperature[row], 0.0
         for begin in range(0, vocabulary, CHUNK):
             count = min(CHUNK, vocabulary - begin)
-            if count % 16:  # the last ones, and what has next to no weight
+            if count % 16:  # the last chunk, padded with logits of negligible weight
                 rest[:] = top - np.float32(200) / scale
                 rest[:count] = of_row[begin:]
                 total += _weigh(rest, 0, -(-count // 16) * 16, top, scale, of_rest, 0)
@@ -59,12 +59,12 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
             else:
                 total += _weigh(of_row, begin, count, top, scale, weights, begin)
 
-        whole = top_p[row] >= 1  # then what is less probable than the token that is drawn need not be known
+        whole = top_p[row] >= 1  # then tokens less probable than the result are not needed
         wanted = np.float64(uniform[row] if whole else top_p[row]) * total
         least = LEAST
         while True:
             found, mass = 0, 0.0
-            lowest = top + (np.log2(least) - MARGIN) / scale  # a smaller logit has less weight
+            lowest = top + (np.log2(least) - MARGIN) / scale  # smaller logits have less weight
             for chunk in range(len(tops)):
                 if tops[chunk] >= lowest or least == 0:
                     for token in range(chunk * CHUNK, min(vocabulary, (chunk + 1) * CHUNK)):
