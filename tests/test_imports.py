@@ -36,6 +36,7 @@ json.dump([code, sorted(sys.modules)], sys.stderr)
         (["judge", "--help"], ""),
         (["sft", "--help"], ""),
         (["make-pairs", "--quiet"], as_lines(JUDGED)),
+        (["jury", "--quiet"], as_lines(JUDGED)),
         (["judge", "--quiet", *ECHO], as_lines(RESPONSES)),
         (["sample", "--quiet", *ECHO], as_lines(PROMPTS)),
         (["gen-prompts", "--quiet", "--count", "3", *ECHO], as_lines(PROMPTS)),

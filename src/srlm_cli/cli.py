@@ -25,6 +25,7 @@ COMMANDS = {
     "gen-prompts": "Let a model write new prompts, 8-shot, filtered as in Self-Instruct.",
     "sample": "Draw N candidate responses for each prompt.",
     "judge": "Score responses with a model as the judge, K judgements each.",
+    "jury": "Join the judged rows of several judges into one judged file.",
     "make-pairs": "Pair the best with the worst response of each prompt.",
     "dpo": "Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).",
     "eval": "Measure: a judge against people, one model against another.",

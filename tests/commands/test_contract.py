@@ -24,6 +24,7 @@ from commands_table import (
     HEALTH,
     HINDSIGHT,
     JUDGE,
+    JURY,
     MAKE_PAIRS,
     META,
     PAGES,
@@ -174,8 +175,8 @@ def test_rows_before_a_bad_one_are_kept_and_the_mended_file_goes_on(srlm: Srlm, 
     assert kept == rows[: len(kept)] and (kept or command is ACCEPT)
     write_rows(srlm.folder / "in.jsonl", command.rows)
     again = srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl"))
-    # make-pairs is quick, and knows more than its last rows tell: it begins again
-    assert again.code == 0 and ("resuming after" in again.err) == (command is not MAKE_PAIRS)
+    # make-pairs and jury are quick, and know more than their last rows tell: they begin again
+    assert again.code == 0 and ("resuming after" in again.err) == (command not in (JURY, MAKE_PAIRS))
     assert read_rows(srlm.folder / "out.jsonl") == rows
 
 
@@ -240,6 +241,7 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
         SAMPLE: 4 * counts["read"],
         JUDGE: counts["read"],
         META: counts["read"],
+        JURY: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),
         ACCEPT: counts["counts"].get("judgements"),
         HINDSIGHT: counts["counts"].get("targets"),
@@ -364,7 +366,7 @@ NOT_IN_A_FINGERPRINT = {
 }  # fmt: skip
 
 
-@each([SAMPLE, JUDGE, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
+@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
 def test_every_option_that_decides_rows_is_in_the_fingerprint(srlm: Srlm, command: Command) -> None:
     out = "--matches" if command is HEAD_TO_HEAD else "--out"
     srlm(*command.argv(out, "out.jsonl"), stdin=as_lines(command.rows))
@@ -528,7 +530,7 @@ def left_by(srlm: Srlm, command: Command) -> list[str]:
     return argv
 
 
-@each([*STAGES, GEN_PROMPTS])
+@each([command for command in (*STAGES, GEN_PROMPTS) if command is not JURY])  # which has no seed
 def test_a_part_of_other_settings_is_refused_and_stays(srlm: Srlm, command: Command) -> None:
     argv = left_by(srlm, command)
     before = (srlm.folder / "out.jsonl.part").read_bytes()
@@ -602,7 +604,7 @@ def feed(process: subprocess.Popen, rows: list[Record]) -> None:
         data = data[process.stdin.write(data) :]
 
 
-@each([MAKE_PAIRS, REWARD])
+@each([JURY, MAKE_PAIRS, REWARD])
 def test_ctrl_c_while_waiting_for_input(srlm: Srlm, command: Command) -> None:
     process = srlm.start(*command.argv("--out", "out.jsonl"))
     long = {**command.rows[-1], "response": "x" * 300_000}  # more than a pipe holds: written when it is being read
@@ -638,7 +640,7 @@ def test_words_into_a_closed_pipe_end_in_silence(srlm: Srlm, args: list[str]) ->
     assert (result.code, result.err) == (141, "")
 
 
-@each([SAMPLE, JUDGE, MAKE_PAIRS])
+@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS])
 def test_a_row_comes_out_before_the_input_ends(srlm: Srlm, command: Command) -> None:
     process = srlm.start(*command.argv("--quiet"))
     process.stdin.write(as_lines(command.rows[:3]).encode())
@@ -692,10 +694,10 @@ def test_a_value_out_of_range_is_a_usage_error(srlm: Srlm, args: tuple[str, ...]
 
 @each(COMMANDS)
 def test_an_unknown_setting_is_refused_with_a_suggestion(srlm: Srlm, command: Command) -> None:
-    (srlm.folder / "srlm.toml").write_text(f'["{command.name}"]\nsed = 1\n')
+    (srlm.folder / "srlm.toml").write_text(f'["{command.name}"]\nquit = true\n')
     result = srlm(*command.argv())
     message = one_error_line(result, command)
-    assert result.code == 2 and "srlm.toml" in message and "did you mean `seed`" in message
+    assert result.code == 2 and "srlm.toml" in message and "did you mean `quiet`" in message
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ SAMPLE = Command("sample", PROMPTS)
 JUDGE = Command("judge", RESPONSES, field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
+JURY = Command("jury", JUDGED, options=(), field="score")
 GEN_PROMPTS = Command("gen-prompts", PROMPTS, options=(*ECHO, "--count", "5"), lazy=False)
 ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--num-judgements", "8"), field="responses")
 HINDSIGHT = Command("make-eft", RANKED, options=(*ECHO, "--method", "hindsight", "--reason", "none"), field="responses")
@@ -82,11 +83,11 @@ SFT = Command(
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
-STAGES = [SAMPLE, JUDGE, META, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
+STAGES = [SAMPLE, JUDGE, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
-    "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "make-pairs", "dpo",
+    "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
     "eval reward", "eval head-to-head", "eval health", "eval length-control",
     "report", "settings",
 ]  # fmt: skip

@@ -20,6 +20,7 @@ from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.streams.console import progress, say
 from srlm_cli.streams.reader import Reader
+from srlm_cli.streams.side_by_side import SideBySide
 from srlm_cli.streams.writer import FileWriter, StreamWriter
 
 
@@ -50,7 +51,7 @@ class StageRun:
         self,
         name: str,
         options: StreamOptions,
-        reader: Reader | None,
+        reader: Reader | SideBySide | None,
         identity: dict[str, Any],
         *,
         engine: LazyEngine | None = None,
@@ -65,6 +66,7 @@ class StageRun:
             options.out, {"command": name, "srlm": __version__, **identity}
         )
         self.tally = Tally()
+        self.about: Callable[[], dict[str, Any]] = dict  # more for FILE.meta.json, known at the end
 
     def run(
         self,
@@ -96,7 +98,7 @@ class StageRun:
         count_skipped(self.name, self.tally, self.source)
         warn(self.name, self.engine.noted if self.engine else {})
         exceeded = limit(self.tally)
-        about = meta(self.name, self.source, self.tally, self.engine)
+        about = meta(self.name, self.source, self.tally, self.engine) | self.about()
         commit(self.writer, self.options.out, about, self._state(), exceeded, self.options.on_limit)
         if not self.options.quiet:
             say(f"srlm {self.name}: {self.tally.summary()}")
