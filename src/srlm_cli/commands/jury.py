@@ -80,7 +80,7 @@ def jury(
 
     Files with the same prompts in the same order are joined one prompt at a time. From the first difference
     on, the rest is joined on disk, in the folder for temporary files (TMPDIR). Memory stays the same
-    however long the files are.
+    however long the files are. --limit N reads N rows of each file.
 
     Prints Krippendorff's alpha (interval) of all jurors; for each two of them Cohen's kappa with quadratic
     weights, and how often they give the same score and order two replies alike; for each juror what is

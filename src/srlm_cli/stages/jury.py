@@ -258,7 +258,7 @@ class Accuracy:
         return {"accuracy": self.hits[juror] / n if n else None, "n": n}
 
     def weights(self) -> list[float]:
-        """Return the log odds of each juror's accuracy, 0 for one that is no better than chance.
+        """Return the log odds of each juror's accuracy, 0 for one at or below chance.
 
         These are the best weights of independent voters (Nitzan and Paroush, 1982; Shapley and Grofman, 1984). One
         hit and one miss are added, so that the weight of a juror without a miss is finite.
