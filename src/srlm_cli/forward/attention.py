@@ -15,10 +15,10 @@ from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from srlm_cli.forward.kv_cache import PagedKVCache
 from srlm_cli.forward.prefix import CachedPrefix
+from srlm_cli.models.light_transformers import AttentionInterface
 
 NAME = "srlm_packed"
 # Arguments of layers that do not change the scores; any other argument means an unsupported kind of attention.

@@ -43,7 +43,7 @@ def quiet_libraries() -> None:
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model, with a pad token; refuse one without a chat template."""
-    from transformers import AutoTokenizer
+    from srlm_cli.models.light_transformers import AutoTokenizer
 
     folder = locate(model)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
@@ -63,7 +63,7 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the end-of-turn token from the settings of a model; if there are several, the one in its chat template."""
-    from transformers import AutoConfig, GenerationConfig
+    from srlm_cli.models.light_transformers import AutoConfig, GenerationConfig
 
     where = lowest_base(model)
     ids = None
@@ -80,7 +80,7 @@ def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | Non
 
 def context_of(model: str) -> int | None:
     """Return how many tokens a model reads at most, None where its configuration does not say."""
-    from transformers import AutoConfig
+    from srlm_cli.models.light_transformers import AutoConfig
 
     where = lowest_base(model)
     config = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where))

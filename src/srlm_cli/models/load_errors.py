@@ -37,7 +37,8 @@ def cause_of(error: Exception, where: str) -> str:
 def can_be_built(where: str) -> bool:
     """Return whether a model can be built from its configuration, without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from srlm_cli.models.light_transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         with torch.device("meta"):

@@ -25,7 +25,7 @@ def load_whole(model: str, where: str, **settings: Any) -> PreTrainedModel:
     Prefixes of other tools are removed from the names of tensors, with a line on stderr. Raises EngineError if a tensor
     is missing, unexpected or of a different shape. transformers would initialize it with random numbers.
     """
-    from transformers import AutoModelForCausalLM
+    from srlm_cli.models.light_transformers import AutoModelForCausalLM
 
     settings |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # `check_tensors` reports them
     net, info = AutoModelForCausalLM.from_pretrained(where, **settings)
