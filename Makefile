@@ -21,7 +21,7 @@ IN_TWO := $(VENV)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-re
 NO_MODEL := $(addprefix --ignore=tests/,engines/hf forward train)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-slow test-cpus test-vllm faults lint docs docs-site install iterate report clean-run clean
+.PHONY: help demo test test-fast test-slow test-alone test-cpus test-vllm faults lint docs docs-site install iterate report clean-run clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,7 +38,10 @@ test-fast: $(READY) ## the tests that need no model, in a minute
 	$(IN_TWO) -m "not model and not slow and not vllm" $(NO_MODEL)
 
 test-slow: $(READY) ## the slow tests, which make test leaves out
-	$(VENV)/bin/python -m pytest -q -m "slow and not vllm"
+	$(IN_TWO) -m "slow and not alone and not vllm"
+
+test-alone: $(READY) ## the slow tests that need every core to themselves
+	$(VENV)/bin/python -m pytest -q -m "alone and not vllm"
 
 test-cpus: $(READY) ## the tests as on six kinds of processor, from AVX2 alone to AMX
 	$(VENV)/bin/python tests/instruction_sets.py

@@ -108,7 +108,8 @@ def test_threads_make_way_for_busy_processes_unless_they_were_chosen():
     assert lowest < started
 
 
-@pytest.mark.slow  # where nothing else runs beside it
+@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has nothing to share")
 def test_threads_come_back_when_the_others_have_ended():
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

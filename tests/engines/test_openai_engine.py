@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import json
@@ -161,8 +162,9 @@ def test_two_streams_of_one_engine_share_the_bound() -> None:
         assert len(list(outer)) == 15 and stub.most <= 4
 
 
-def test_an_engine_that_is_no_longer_used_leaves_no_thread() -> None:
-    before = engine_threads()
+def test_an_engine_that_is_no_longer_used_leaves_no_thread_and_no_open_loop(monkeypatch) -> None:
+    before, loops, new = engine_threads(), [], asyncio.new_event_loop
+    monkeypatch.setattr(asyncio, "new_event_loop", lambda: loops.append(new()) or loops[-1])
     with Stub() as stub:
         answers(stub, [ask("Why?")])
     until = time.monotonic() + 10
@@ -170,6 +172,7 @@ def test_an_engine_that_is_no_longer_used_leaves_no_thread() -> None:
         gc.collect()
         time.sleep(0.01)
     assert engine_threads() <= before
+    assert loops and all(loop.is_closed() for loop in loops)
 
 
 def engine_threads() -> int:

@@ -24,6 +24,7 @@ import struct
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -209,6 +210,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests, which then close their connections
     path, owner, plan = sys.argv[1:]
     preload(**json.loads(plan))
+    for kept in tuple(weakref.finalize._registry):
+        kept.atexit = False  # PyTorch's operators, taken apart one by one: half of the time of a command that is forked
     gc.collect()
     gc.freeze()  # what was imported is not looked through, and copied, by each command
     serve(path, int(owner))
