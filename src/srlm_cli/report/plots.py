@@ -21,8 +21,8 @@ WIDTH = 400
 PANELS_A_ROW = 4
 SMOOTH_FROM = 20  # steps; shorter curves are not smoothed
 CURVES = {  # (command, logged field): title, axis label, reference level and its name
-    ("sft", "loss"): ("SFT loss", "nats a target token", None, ""),
-    ("dpo", "loss"): ("DPO loss", "nats a pair", log(2), "ln 2"),
+    ("sft", "loss"): ("SFT loss", "nats per target token", None, ""),
+    ("dpo", "loss"): ("DPO loss", "nats per pair", log(2), "ln 2"),
     ("dpo", "margin"): ("DPO reward margin", "chosen minus rejected", 0.0, "0"),
     ("dpo", "accuracy"): ("DPO pairs with a margin above 0", "% of a batch", 50.0, "50%"),
     ("sft", "grad_norm"): ("SFT gradient norm", "before clipping", None, ""),
@@ -233,7 +233,7 @@ def curve_plot(
         axes.set_title(title)
         axes.set_ylabel(label)
         axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if name.endswith("accuracy"):
             axes.set_ylim(0, 104)
         name_lines(axes, ends)

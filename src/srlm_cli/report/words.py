@@ -72,7 +72,7 @@ MATCHES = {
     "preference_rate": Known("preference rate", SHARE, "matches won by the mean probability over both orders"),
     "first_position": Known("first wins", SHARE, "verdicts for the reply shown first; 50%: no position bias"),
     "length": Known("reply length", LENGTH, "characters, mean"),
-    "baseline_length": Known("theirs", LENGTH, "characters, mean"),
+    "baseline_length": Known("other model's length", LENGTH, "characters, mean"),
 }
 
 STAGE_UNITS = {
