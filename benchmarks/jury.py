@@ -2,9 +2,10 @@
 
 python benchmarks/jury.py [--rows N] [--runs R] [--duckdb PYTHON] [--folder FOLDER] [--order same|other]
 
-Makes two files of N rows (3.4 kB each): the same replies with the scores of two jurors. With --order other the second
-file has its prompts in a random order, so srlm joins on disk. PYTHON is an interpreter that has duckdb. DuckDB uses
-all processors, reads without the judgements, and compares no texts. Memory is that of all processes of a contender.
+Makes two files of N rows (3.4 kB each): the same replies with the scores of two jurors. 20,000 rows have texts of their
+own. With --order other the second file has its prompts in a random order, so srlm joins on disk. PYTHON is an
+interpreter that has duckdb. DuckDB uses all processors, reads without the judgements, and compares no texts. Memory is
+that of all processes of a contender.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import judged_rows
 from make_pairs import Run, ratio, run
 
 HERE = Path(__file__).parent
+DIFFERENT = 20_000  # rows
 RUN_SQL = """
 import duckdb, sys
 sql = open(sys.argv[1]).read()
@@ -34,19 +36,23 @@ duckdb.sql(sql)
 
 
 def write(rows: int, first: Path, second: Path, order: str) -> None:
-    """Write the judged rows of two jurors."""
+    """Write the judged rows of two jurors; the texts repeat after `DIFFERENT` rows, under other ids."""
     text, draw = judged_rows.prose(Random(0)), Random(1)
+    made: list[tuple[str, str, str]] = []
+    for at in range(min(rows, DIFFERENT)):
+        row = judged_rows.judged_row(*divmod(at, judged_rows.N), text, 0)
+        scores = [round(5 * draw.random(), 9) for _ in row["scores"]]
+        other = {**row, "score": statistics.fmean(scores), "scores": scores, "judge": {**row["judge"], "model": "M2"}}
+        made.append((row["prompt_id"], *(json.dumps(one, ensure_ascii=False) + "\n" for one in (row, other))))
     places: list[int] = []
-    with open(first, "w", encoding="utf-8") as one, open(second, "w+", encoding="utf-8") as two:
+    with open(first, "wb") as one, open(second, "wb") as two:
         for at in range(rows):
-            row = judged_rows.judged_row(*divmod(at, judged_rows.N), text, 0)
-            one.write(json.dumps(row, ensure_ascii=False) + "\n")
-            scores = [round(5 * draw.random(), 9) for _ in row["scores"]]
-            judge = {**row["judge"], "model": "M2"}
+            name, *lines = made[at % DIFFERENT]
             if at % judged_rows.N == 0:
                 places.append(two.tell())
-            row |= {"score": statistics.fmean(scores), "scores": scores, "judge": judge}
-            two.write(json.dumps(row, ensure_ascii=False) + "\n")
+                new = f"{Random(at).getrandbits(64):016x}"
+            for file, line in zip((one, two), lines, strict=True):
+                file.write(line.replace(name, new).encode())
         places.append(two.tell())
     if order == "other":
         shuffle(second, places)
@@ -106,6 +112,7 @@ def main() -> None:
             for name, command in commands.items():
                 runs[name].append(run(command, out))
                 made[name] = made.get(name) or digest(out)
+                print(name, runs[name][-1], flush=True)
         for name in commands:
             wall, cpu = (statistics.median(getattr(one, of) for one in runs[name]) for of in ("wall", "cpu"))
             print(

@@ -114,6 +114,7 @@ FLOORS = (
     {"dataset_formats"},
     {"records", "settings", "distributed", "threads"},
     {"streams", "templates", "stats", "recipes"},
+    {"evidence"},
     {"models"},
     {"forward"},
     {"engines"},

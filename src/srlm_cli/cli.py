@@ -28,6 +28,7 @@ COMMANDS = {
     "jury": "Join the judged rows of several judges into one judged file.",
     "make-pairs": "Pair the best with the worst response of each prompt.",
     "dpo": "Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).",
+    "index": "Make an index of passages from texts, to be searched for evidence.",
     "eval": "Measure: a judge against people, one model against another.",
     "report": "Show what a run did, round by round.",
     "settings": "Print the settings of the commands, as Make compares them.",

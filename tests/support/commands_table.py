@@ -89,5 +89,5 @@ COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
     "eval reward", "eval head-to-head", "eval health", "eval length-control",
-    "report", "settings",
+    "index", "report", "settings",
 ]  # fmt: skip

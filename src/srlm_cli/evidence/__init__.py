@@ -1,0 +1,1 @@
+"""Passages of a corpus in one SQLite file: cut, indexed and found."""

@@ -1,0 +1,96 @@
+"""Find the passages of an index that fit a text best, by bm25."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from srlm_cli.errors import OptionError
+from srlm_cli.evidence.index import TOKENIZER, connect, failures, settings
+
+WORD = re.compile(r"[^\W_]+")
+MOST_WORDS = 256
+MOST_ROWS = 5_000  # that a query ranks, so that its time is bounded, however common its words are
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage that was found: its number in the index, the source and title of its document, its text.
+
+    A larger `score` (bm25) fits better.
+    """
+
+    id: int
+    source: str
+    title: str
+    text: str
+    score: float
+
+
+class Corpus:
+    """An index of `srlm index`, to be searched; it is never written. Raises OptionError for another file.
+
+    `fingerprint` changes with any document and with the sizes of the passages.
+    """
+
+    def __init__(self, path: str) -> None:
+        if not os.path.isfile(path):
+            raise OptionError(f"cannot open {path}: no such file", "`srlm index` makes an index")
+        self.path = path
+        with failures(path):
+            self.database = connect(path, made=True)
+            self.fingerprint: str = settings(self.database, path)["fingerprint"]
+            self.database.execute(f"CREATE VIRTUAL TABLE temp.asked USING fts5(word, tokenize = '{TOKENIZER}')")
+            self.database.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(temp, asked, instance)")
+
+    def search(self, query: str, count: int) -> list[Passage]:
+        """Return at most `count` passages that share a word with a text, best first; ties are in order of their ids.
+
+        Any text is a query: it has no syntax. Words count by their stem, once each. Of the words of the text the rarest
+        are used, as long as their passages are `MOST_ROWS` at most, and always the rarest one.
+        """
+        words = self._rare_words(query)
+        if not words or count < 1:
+            return []
+        match = " OR ".join(f'"{word}"' for word in words)
+        with failures(self.path):
+            found = self.database.execute(
+                "SELECT rowid, rank FROM passage WHERE passage MATCH ? ORDER BY rank, rowid LIMIT ?", (match, count)
+            ).fetchall()
+            return [self._passage(number, -rank) for number, rank in found]
+
+    def _rare_words(self, query: str) -> list[str]:
+        """Return the words of a text that are searched for, the rarest first."""
+        words = list(dict.fromkeys(WORD.findall(query)))[:MOST_WORDS]
+        with failures(self.path):
+            self.database.execute("DELETE FROM asked")
+            self.database.executemany("INSERT INTO asked (rowid, word) VALUES (?, ?)", enumerate(words))
+            found = self.database.execute(
+                """SELECT number, held FROM (
+                    SELECT min(terms.doc) AS number, coalesce(common.passages,
+                        (SELECT doc FROM vocabulary WHERE vocabulary.term = terms.term)) AS held
+                    FROM terms LEFT JOIN common USING (term) GROUP BY term
+                ) WHERE held ORDER BY held, number"""
+            ).fetchall()
+        used: list[str] = []
+        rows = 0
+        for number, held in found:
+            rows += held
+            if used and rows > MOST_ROWS:
+                break
+            used.append(words[number])
+        return used
+
+    def _passage(self, number: int, score: float) -> Passage:
+        text, source, title = self.database.execute(
+            """SELECT passage.text, document.source, document.title FROM passage JOIN document
+            ON document.number = passage.document WHERE passage.rowid = ?""",
+            (number,),
+        ).fetchone()
+        return Passage(number, source, title, text, score)
+
+
+def search(path: str, query: str, count: int) -> list[Passage]:
+    """Return the passages of an index that fit a text best; to search often, keep a `Corpus`."""
+    return Corpus(path).search(query, count)
