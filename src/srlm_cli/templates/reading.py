@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 from srlm_cli import thoughts
@@ -47,11 +48,18 @@ def read(answer: str, pattern: str, finish: str) -> Found | None:
     return found(matches[-1]) if matches else None
 
 
-def verdict_groups(pattern: str) -> list[str | int]:
+@cache
+def verdict_groups(pattern: str) -> tuple[str | int, ...]:
     """Return the groups of a pattern that hold a verdict, by name where they have one."""
     rule = re.compile(pattern)
     names = {number: name for name, number in rule.groupindex.items()}
-    return [names.get(at, at) for at in range(1, rule.groups + 1) if names.get(at) not in MEANT]
+    return tuple(names.get(at, at) for at in range(1, rule.groups + 1) if names.get(at) not in MEANT)
+
+
+@cache
+def names_thoughts(pattern: str) -> bool:
+    """Return whether a pattern names the mark of a thought, so that it reads thoughts by itself."""
+    return "think" in pattern.lower()
 
 
 def found(match: re.Match[str], offset: int = 0) -> Found:
@@ -71,12 +79,9 @@ def took_part(match: re.Match[str], group: str) -> bool:
 
 
 def own_words(answer: str, pattern: str) -> str:
-    """Return an answer of the same length as `plain`, with spaces for thoughts and repeated replies.
-
-    A pattern that names the mark of a thought reads thoughts by itself.
-    """
+    """Return an answer of the same length as `plain`, with spaces for thoughts and repeated replies."""
     own = REPEATED.sub(lambda block: " " * len(block[0]), plain(answer))
-    return own if "think" in pattern.lower() else thoughts.blanked(own)
+    return own if names_thoughts(pattern) else thoughts.blanked(own)
 
 
 def plain(text: str) -> str:
