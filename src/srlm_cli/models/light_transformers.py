@@ -40,7 +40,7 @@ class Late(ModuleType):
 
 
 def real(name: str) -> ModuleType:
-    """Return a module itself, and not one that stands for it."""
+    """Return the module itself, not its placeholder."""
     if isinstance(sys.modules.get(name), Late):
         del sys.modules[name]
     return import_module(name)
