@@ -1,7 +1,7 @@
-"""The prompts as files: a TOML file holds a text with `$fields` and how its answer is read.
+"""Prompt templates: a TOML file has a text with `$fields`, and a pattern that reads the answer.
 
-A template is found by its name (a file of this folder) or by a path. The texts are the project's
-own words for the rubric that the paper describes (arXiv 2401.10020, figure 2 and section 2.2).
+A template is found by its name (a file in this folder) or by a path. The built-in texts were written for this project
+and follow the rubric of the paper (arXiv 2401.10020, figure 2 and section 2.2).
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from srlm_cli.templates.reading import Found, read, verdict_groups
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt for a model, and how its answer is read.
+    """A prompt for a model, and the pattern that reads its answer.
 
-    `text` takes `$fields`. `pattern` has one group, the verdict, or two, `a` and `b`, a score for each
-    of two replies; its last match counts. `choices` are all verdicts there are, and `finish` is the
-    line that asks for one when an answer ended without. `low` and `high` bound a score. `direct` says
-    that the answer begins with `finish`: no reasons come before the verdict. `last_line` is a pattern of
-    the line that ends an answer: what would come behind it is not waited for.
+    `text` has `$fields`. `pattern` has one group, the verdict, or two groups `a` and `b`, the scores of two replies;
+    its last match counts. `choices` are all possible verdicts. `finish` is the line that asks for a verdict if an
+    answer ended without one. `low` and `high` are the bounds of a score. With `direct` the answer starts with
+    `finish`, without reasons before the verdict. An answer ends after a line that matches `last_line`.
     """
 
     name: str
@@ -45,11 +44,11 @@ class Template:
     hash: str = field(default="", compare=False)
 
     def render(self, **values: str) -> str:
-        """Return the text with its fields filled in; a `$` inside a value stays as it is."""
+        """Return the text with its fields replaced; a `$` in a value is not changed."""
         return Fields(self.text).substitute(values)
 
     def start(self, **values: str) -> str:
-        """Return the beginning of the answer that the template gives away."""
+        """Return the start of the answer, if the template sets it."""
         return Fields(self.prefix).substitute(values)
 
     def verdict(self, answer: str) -> str | None:
@@ -64,14 +63,14 @@ class Template:
         return next(iter(found.texts.values())) or None if found else None
 
     def score(self, answer: str) -> float | None:
-        """Return the last score of a judgement, or None where there is none between `low` and `high`."""
+        """Return the last score of a judgement, or None if there is none from `low` to `high`."""
         scores = self.scores(answer)
         return scores[0] if scores else None
 
     def scores(self, answer: str) -> tuple[float, ...] | None:
         """Return the one score of an answer, or the two of `a` and `b`; None unless all are in bounds."""
         found = self.last_match(answer)
-        if not found or None in found.texts.values():  # a group that the pattern can do without
+        if not found or None in found.texts.values():  # an optional group of the pattern
             return None
         texts = [found.texts["a"], found.texts["b"]] if self.compares else list(found.texts.values())
         try:
@@ -81,7 +80,7 @@ class Template:
         return scores if all(self.low <= score <= self.high for score in scores) else None
 
     def last_match(self, answer: str) -> Found | None:
-        """Return the match of the pattern that counts (see `reading`); its place is that in the answer."""
+        """Return the match of the pattern that counts (see `reading`), with its position in the answer."""
         return read(answer, self.pattern, self.finish)
 
     @property
@@ -91,9 +90,9 @@ class Template:
 
 
 def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
-    """Return a template by name or path; raise OptionError when it is missing or lacks one of `fields`.
+    """Return a template by name or path; raise OptionError if it is missing, invalid or lacks one of `fields`.
 
-    With `reads` it has to have a pattern, since its answers are read.
+    With `reads` the template needs a pattern.
     """
     content, source = _content(name)
     keys = {field.name for field in dataclass_fields(Template)} - {"name", "hash"}
@@ -117,7 +116,7 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
 
 
 def _content(name: str) -> tuple[dict[str, Any], str]:
-    """Return the keys of a template file over those of the one that it extends, and all that was read."""
+    """Return the keys of a template file, merged over those of the template that it extends, and all source text."""
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
     try:
         source = path.read_text(encoding="utf-8")
@@ -138,7 +137,7 @@ def _content(name: str) -> tuple[dict[str, Any], str]:
 
 
 def _check_kinds(content: dict[str, Any]) -> None:
-    """Raise TypeError when a key has a value of another kind than its default."""
+    """Raise TypeError if a value has another type than the default of its key."""
     for key, value in content.items():
         default = getattr(Template, key, "")
         if isinstance(default, tuple):
@@ -152,7 +151,7 @@ def _check_kinds(content: dict[str, Any]) -> None:
 
 
 def _check_fields(template: Template, fields: set[str]) -> None:
-    """Raise ValueError unless the text has these fields and no other."""
+    """Raise ValueError unless the text has exactly these fields."""
     text = Fields(template.text)
     if not text.is_valid():
         raise ValueError("a `$` of its text that begins no field has to be doubled, `$$`")
@@ -166,7 +165,7 @@ def _check_fields(template: Template, fields: set[str]) -> None:
 
 
 def _check_groups(template: Template, two: bool) -> None:
-    """Raise TypeError unless the pattern has the group of a verdict or, where `two`, of two scores."""
+    """Raise TypeError unless the pattern has one group, the verdict, or with `two` the groups of two scores."""
     groups = len(verdict_groups(template.pattern))
     if groups != (2 if two and template.compares else 1):
         named = ", or two named `a` and `b`" if two else ""
@@ -174,7 +173,7 @@ def _check_groups(template: Template, two: bool) -> None:
 
 
 def _check_scores(template: Template) -> None:
-    """Raise ValueError where the scores that a template reads have no range, or a choice is none."""
+    """Raise ValueError if `low` is not below `high`, or a choice is not a number."""
     if not template.low < template.high:
         raise ValueError("its `low` has to be below its `high`")
     for choice in () if template.compares else template.choices:

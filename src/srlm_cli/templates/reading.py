@@ -1,8 +1,8 @@
-"""How a verdict is found in what a judge wrote, by the pattern of a template.
+"""Find the verdict in a judgement with the pattern of a template.
 
-Nothing is read in a thought, nor in a reply that the judge repeats. The last match of the pattern counts. Two groups
-of it have a meaning: what `not` matches is passed over, and a match of `weak` counts only where there is no other.
-Before such a weak one, `closing_values` are tried: verdicts that a judge gave without the template's word.
+Thoughts, and replies that the judge repeats, are ignored. The last match of the pattern counts. Two named groups are
+special: a match with `not` is ignored, and a match with `weak` counts only if there is no other match. Before a weak
+match counts, `closing_values` are tried: verdicts without the word that the template asks for.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from itertools import groupby
 
 from srlm_cli import thoughts
 
-# A block of the judge's prompt that an answer may repeat; what stands in it is not the judge's own.
+# A block of the judge's prompt that an answer can repeat; its text is not from the judge.
 REPEATED = re.compile(r"<reply\b[^>]*>.*?</reply\b[^>]*>", re.DOTALL | re.IGNORECASE)
-# Dashes, quotation marks, the Arabic decimal sign and CJK brackets, as patterns have them.
+# Dashes, quotation marks, the Arabic decimal sign and CJK brackets, mapped to the ASCII signs of patterns.
 SAME_SIGN = dict(zip("\u2013\u2014\u2212“”„«»‘’\u066b【】", '---"""""\'\'.[]', strict=True))
-MEANT = {"not", "weak"}  # groups that are no verdict
+MEANT = {"not", "weak"}  # groups that are not verdicts
 
 
 @dataclass(frozen=True)
 class Found:
-    """The texts of a pattern's groups, by name where they have one, and where the first of them is in the answer."""
+    """The texts of a pattern's groups, by name or number, and the position of the first group in the answer."""
 
     texts: dict[str | int, str | None]
     start: int
@@ -33,7 +33,7 @@ class Found:
 
 
 def read(answer: str, pattern: str, finish: str) -> Found | None:
-    """Return what counts of an answer, or None."""
+    """Return the match that counts, or None."""
     own = own_words(answer, pattern)
     rule = re.compile(pattern)
     matches = [match for match in rule.finditer(own) if not took_part(match, "not")]
@@ -50,7 +50,7 @@ def read(answer: str, pattern: str, finish: str) -> Found | None:
 
 @cache
 def verdict_groups(pattern: str) -> tuple[str | int, ...]:
-    """Return the groups of a pattern that hold a verdict, by name where they have one."""
+    """Return the groups of a pattern that are verdicts, by name or number."""
     rule = re.compile(pattern)
     names = {number: name for name, number in rule.groupindex.items()}
     return tuple(names.get(at, at) for at in range(1, rule.groups + 1) if names.get(at) not in MEANT)
@@ -63,7 +63,7 @@ def names_thoughts(pattern: str) -> bool:
 
 
 def found(match: re.Match[str], offset: int = 0) -> Found:
-    """Return a match, its place moved by an offset."""
+    """Return a match as `Found`, with its position moved by an offset."""
     groups = verdict_groups(match.re.pattern)
     return Found(
         {group: match[group] for group in groups}, match.start(groups[0]) + offset, match.end(groups[0]) + offset
@@ -71,7 +71,7 @@ def found(match: re.Match[str], offset: int = 0) -> Found:
 
 
 def took_part(match: re.Match[str], group: str) -> bool:
-    """Return whether a group of this name, if there is one, is part of a match."""
+    """Return whether the pattern has a group of this name and the group is in the match."""
     return group in match.re.groupindex and match[group] is not None
 
 
@@ -79,7 +79,7 @@ def took_part(match: re.Match[str], group: str) -> bool:
 
 
 def own_words(answer: str, pattern: str) -> str:
-    """Return an answer of the same length as `plain`, with spaces for thoughts and repeated replies."""
+    """Return `plain` of an answer, with spaces in place of thoughts and repeated replies; the length is the same."""
     own = REPEATED.sub(lambda block: " " * len(block[0]), plain(answer))
     return own if names_thoughts(pattern) else thoughts.blanked(own)
 
@@ -100,7 +100,7 @@ def _plain_sign(sign: str) -> str:
 # --- verdicts without the template's word --------------------------------------------------------
 
 TOTAL = r"(?:(?:the|my)\ )?(?:final|overall|total|sum)"
-# The last line as one value: of a total, in bold type, in a tag, in LaTeX; or a letter or a word alone.
+# A last line with one value: of a total, in bold type, in a tag, in LaTeX; or only a letter or a word.
 LAST_LINE = re.compile(
     rf"""(?xi) [\s>#-]*+ (?: \*\s++ )?
     (?P<lead> \**+ (?: {TOTAL}\ )? (?: {TOTAL}|answer|verdict|result|judge?ment ) \**+ \s*+ (?: is | [:=] ) \s*+ )?
@@ -116,7 +116,7 @@ RULER = re.compile(r"[\s|:-]*-[\s|:-]*")
 
 
 def closing_values(own: str, finish: str) -> Iterator[tuple[str, int]]:
-    """Yield texts that may be the verdict, and where they are: the cell of a table, and the last line."""
+    """Yield possible verdicts with their positions: a cell of a table, a box in LaTeX, the last line."""
     if "|" in own and (label := re.search(r"\w+", finish)):
         yield from table_values(own, label[0])
     if boxed := BOXED.search(own):
@@ -128,13 +128,13 @@ def closing_values(own: str, finish: str) -> Iterator[tuple[str, int]]:
 
 
 def is_told(line: re.Match[str], whole: str) -> bool:
-    """Return whether a line that holds one value means it: a bare number may be a part of a list that was cut off."""
+    """Return whether the value of a line is a verdict; a bare number can be part of a list that was cut off."""
     bare = line["value"][0].isdigit() and "/" not in line["value"]
     return bool(not bare or line["marks"] or line["lead"] or NUMBER.fullmatch(whole))
 
 
 def table_values(own: str, label: str) -> Iterator[tuple[str, int]]:
-    """Yield, of each table from the last to the first, the cell below `label` of the total, or of the only row."""
+    """Yield, for each table from the last to the first, the cell in column `label` of the total or of the only row."""
     column = re.compile(rf"(?xi)(?:{TOTAL}\ )?(?:{label}|points)s?(?:\ ?\(.*\))?")
     named = re.compile(rf"(?xi){TOTAL}\b|{label}\b")
     lines = [(match[0], match.start()) for match in re.finditer(r"[^\n]+", own)]
@@ -150,7 +150,7 @@ def table_values(own: str, label: str) -> Iterator[tuple[str, int]]:
 
 
 def cells(line: str, start: int) -> list[tuple[str, int]]:
-    """Return the texts of a table's row, without marks of type, and where they are."""
+    """Return the texts of a table row, without bold and italic marks, with their positions."""
     begin = start + len(line) - len(line.lstrip(" \t|"))
     found = []
     for part in line.strip(" \t|").split("|"):

@@ -30,17 +30,17 @@ class ScoringRequest:
 
     @classmethod
     def of(cls, request: Request, tokens_in: int, branches: list[list[int]]) -> ScoringRequest:
-        """Return the choice between whole texts, each the prompt and what may follow it."""
+        """Return the request for `branches`, which are the tokens of the prompt with each choice."""
         shared = len(os.path.commonprefix(branches))
         return cls(request, tokens_in, branches[0][:shared], [branch[shared:] for branch in branches])
 
     @property
     def single_token(self) -> bool:
-        """Whether all choices can be told from the logits behind the shared tokens."""
+        """Whether the logits after the shared tokens are enough to score all choices."""
         return all(len(end) == 1 for end in self.ends)
 
     def begun(self) -> list[tuple[int, ...]]:
-        """Return what has to be read behind the shared tokens: nothing, and the beginnings of longer choices."""
+        """Return the token sequences after `shared` whose logits are needed: the proper prefixes of all `ends`."""
         return sorted({tuple(end[:at]) for end in self.ends for at in range(max(1, len(end)))})
 
 
@@ -49,11 +49,11 @@ class ChoiceScorer:
 
     def __init__(self, model) -> None:
         self.model = model
-        self.batch_size = MAX_TOKENS  # none is shorter than a token
+        self.batch_size = MAX_TOKENS  # every request has at least one token
         self.last: list[CachedPrefix] = []
 
     def answer(self, choices: list[ScoringRequest]) -> list[Completion]:
-        """Return a completion each; fewer are read at a time when memory runs out."""
+        """Return one completion per request; the batch is reduced when memory runs out."""
         answers: list[Completion] = []
         while len(answers) < len(choices):
             batch = self._batch(choices[len(answers) :])
@@ -89,7 +89,7 @@ class ChoiceScorer:
 
 
 def answer(choice: ScoringRequest, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:
-    """Return the completion of one request; `logits`, (vocabulary,), stand behind each beginning."""
+    """Return the completion of one request; `logits`, (vocabulary,), has the logits after each prefix."""
     if choice.single_token:
         row = logits[()]
         chosen = row[torch.tensor([end[0] for end in choice.ends], device=row.device)]
