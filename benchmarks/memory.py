@@ -34,6 +34,8 @@ COMMANDS = {
     "make-pairs": ["make-pairs", "--in", "judged.jsonl"],
     "make-pairs --unsorted": ["make-pairs", "--unsorted", "--in", "judged.jsonl"],
     "make-pairs --rejected-pool": ["make-pairs", "--in", "judged.jsonl", "--rejected-pool", "earlier.jsonl"],
+    "jury": ["jury", "--in", "judged.jsonl", "--in", "other.jsonl"],
+    "jury of another order": ["jury", "--in", "judged.jsonl", "--in", "backwards.jsonl"],
     "eval health": ["eval", "health", "--in", "judged.jsonl"],
     "eval reward": ["eval", "reward", "--in", "judged.jsonl"],
     "eval reward --ranked": ["eval", "reward", "--in", "judged.jsonl", "--ranked", "ranked.jsonl"],
@@ -42,9 +44,9 @@ COMMANDS = {
 }
 
 
-def judged(prompts: int, n: int, text: str, seed: int = 0) -> Iterator[dict]:
+def judged(prompts: int, n: int, text: str, seed: int = 0, backwards: bool = False) -> Iterator[dict]:
     """Yield judged rows with what people thought of them."""
-    for prompt in range(prompts):
+    for prompt in reversed(range(prompts)) if backwards else range(prompts):
         draw = Random(f"{seed}/{prompt}")
         for k in range(n):
             scores = [float(draw.randint(0, 5)) for _ in range(3)]
@@ -88,6 +90,8 @@ def write(folder: Path, wanted: set[str], prompts: int, n: int, text: str) -> No
         "judged.jsonl": judged(prompts, n, text),
         "earlier.jsonl": judged(prompts, n, text, seed=1),
         "ranked.jsonl": ranked(judged(prompts, n, text)),
+        "other.jsonl": judged(prompts, n, text),
+        "backwards.jsonl": judged(prompts, n, text, backwards=True),
         "one.jsonl": judged(prompts, n, text, seed=2),
         "compared.jsonl": compared(prompts, n),
     }

@@ -155,6 +155,7 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
         [*READING, option("rho", 0.3, 1), option("min-gap", 0, 1), option("max-chosen-length", 10)],
         (),
     ),
+    "jury": (JUDGED, [*READING, option("weights", "accuracy")], ()),
     "make-eft": (RANKED, [*READING, *ENGINE, option("method", "accept", "hindsight"), option("reason", "none")],
                  ("--engine", "echo")),
     "gen-prompts": (PROMPTS, [*READING, *ENGINE, option("count", 1, 2), option("max-tries", 4)], ("--engine", "echo")),
@@ -217,6 +218,8 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
             scores = [score for score in row["scores"] if score is not None]
             if not all(map(math.isfinite, scores)) or (row["score"] is None) != (not scores):
                 raise Fault(f"score {row['score']} of {row['scores']}")
+        if name == "jury" and row["scores"] != [row["score"]]:
+            raise Fault(f"score {row['score']} of {row['scores']}")
         if name == "make-pairs" and not ranked and not row["score_chosen"] > row["score_rejected"]:
             raise Fault(f"a pair of {row['score_chosen']} and {row['score_rejected']}")
 

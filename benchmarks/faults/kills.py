@@ -236,6 +236,7 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("gen-prompts", ("gen-prompts", "--in", prompts, *echo, "--count", "40")),
         Stage("make-eft", ("make-eft", "--in", ranked, *echo, "--method", "accept")),
         Stage("make-pairs", ("make-pairs", "--in", judged, "--quiet")),
+        Stage("jury", ("jury", "--in", judged, "--limit", "1200", "--quiet")),  # the small file system holds them
         Stage("eval head-to-head",
               ("eval", "head-to-head", "--in", responses, "--against", others, *echo, "--direct")),
         Stage("sample, server", ("sample", "--in", prompts, *asked, "-n", "2", "--limit", "40"), server=True),

@@ -84,9 +84,9 @@ def jury(
     by its id. It has `scores`, one per juror, null where the juror gave none; `score_from` is then null, or `missing`
     where the juror's file lacks the reply. A juror without a score does not count, and without any the score is null.
     """
-    judge = judge_of(jurors)
+    judge, weights = judge_of(jurors), [juror.weight for juror in jurors]
     for ballots, at_end in ballots_by_prompt(streams, unsorted, is_new or never_seen(), group_by_key or in_memory):
-        rows = [verdict(votes, jurors, judge) for votes in by_reply(ballots, jurors)]
+        rows = [verdict(votes, weights, judge) for votes in by_reply(ballots, jurors)]
         count(rows, bench)
         counts = {
             "missing jurors": len(rows) * len(jurors) - len(ballots),
@@ -186,13 +186,13 @@ def refuse_other_text(row: Record, other: Ballot, jurors: Sequence[Juror]) -> No
         raise BadRow(f"the reply {row['id']} has another text than in {place}: expected judgements of the same replies")
 
 
-def verdict(votes: list[Ballot | None], jurors: Sequence[Juror], judge: Record) -> Record:
+def verdict(votes: list[Ballot | None], weights: Sequence[float], judge: Record) -> Record:
     """Return the record of the first juror that has the reply, with the scores of all jurors instead of its own."""
     row = next(filter(None, votes)).row
     scores = [vote and vote.row["score"] for vote in votes]
     return {
         **{key: row[key] for key in row if key not in OF_ONE_JUDGE},
-        "score": weighted_mean(scores, [juror.weight for juror in jurors]),
+        "score": weighted_mean(scores, weights),
         "scores": scores,
         "score_from": [source_of(vote.row) if vote else MISSING for vote in votes],
         "judge": judge,

@@ -42,7 +42,13 @@ class Seen(Spill):
 
     def add(self, key: int) -> bool:
         """Take in a key; return whether it is new."""
-        return self.add_all((key,))[0]
+        try:
+            self.database.execute(TAKE_IN, (key,))
+        except sqlite3.IntegrityError:
+            return False
+        except sqlite3.OperationalError as error:
+            raise no_room(error) from None
+        return True
 
     def add_all(self, keys: Iterable[int]) -> list[bool]:
         """Take in keys run them separately; return of each whether it is new."""
