@@ -180,15 +180,26 @@ def docstrings_and_comments(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
+def messages(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the words of each text of a module with a space in it: messages, and parts of them."""
+    tree = ast.parse(text)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if is_text and " " in node.value:
+            yield node.lineno, node.value
+
+
 # Rooms whose docstrings are not yet rewritten.
 LATER = ("engines/hf/scheduler", "engines/openai.py", "engines/openai_server", "engines/vllm.py", "train/render")
 
 
-def test_docstrings_and_comments_are_in_plain_words():
+def test_docstrings_comments_and_messages_are_in_plain_words():
     found = []
     for file in sorted((ROOT / "src/srlm_cli").rglob("*.py")):
         name = file.relative_to(ROOT / "src/srlm_cli").as_posix()
-        for line, words in docstrings_and_comments(file.read_text(encoding="utf-8")):
+        text = file.read_text(encoding="utf-8")
+        for line, words in [*messages(text), *docstrings_and_comments(text)]:
             if not name.startswith(LATER):
                 text = " ".join(CODE.sub("`code`", words).split())
                 hits = [(hit[0], better) for habit, better in HABITS.items() for hit in re.finditer(habit, text, re.I)]

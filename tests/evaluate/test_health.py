@@ -234,7 +234,7 @@ def test_a_guard_says_what_why_and_how_to_go_on(setting: str) -> None:
     ill, words = ILL[setting]
     error = over_limits([row("accuracy", 0.5), ill], Limits())
     assert error.code == ExitCode.LIMIT and words in error.message
-    assert f'set {setting} under ["eval health"] in srlm.toml to go on all the same' in error.hint
+    assert f'set {setting} under ["eval health"] in srlm.toml to continue anyway' in error.hint
     assert ";" in error.hint  # a reason stands before it
 
 

@@ -130,8 +130,8 @@ def test_judgements_of_another_template_are_refused() -> None:
         judged(GOOD, POOR, scores=[1])
 
 
-def test_a_score_that_was_asked_for_at_once_is_refused() -> None:
-    with pytest.raises(BadRow, match=r"no judgement was written .*--template additive"):
+def test_a_score_without_reasons_is_refused() -> None:
+    with pytest.raises(BadRow, match=r"there is no judgement to compare.*--template additive"):
         judged("Score: 3", score_from=["direct"])
 
 

@@ -567,7 +567,7 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("low = 1", "`low` has to be below its `high`"),
-        ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["good", "bad"]', "choice 'good' is no score"),
+        ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["good", "bad"]', "choice 'good' is not a number"),
         ('low = 0\nhigh = 5\nprefix = "Task $other:"', "`prefix` takes the field $next only"),
     ],
 )

@@ -15,7 +15,7 @@ app = new_app()
 
 @app.command()
 def init(
-    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder to make; it may be there already.")],
+    folder: Annotated[Path, Argument(metavar="FOLDER", help="Folder to create; it may already exist.")],
     force: Annotated[bool, Option("--force", help="Overwrite existing files.")] = False,
 ) -> None:
     """Start a run: copy Makefile, srlm.toml and seed data into a folder.

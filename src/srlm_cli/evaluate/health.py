@@ -305,7 +305,7 @@ def over_limits(rows: list[Record], limits: Limits) -> LimitExceeded | None:
     if not faults:
         return None
     what, why, settings = zip(*faults, strict=True)
-    overrule = f'set {" and ".join(settings)} under ["eval health"] in srlm.toml to go on all the same'
+    overrule = f'set {" and ".join(settings)} under ["eval health"] in srlm.toml to continue anyway'
     return LimitExceeded("; ".join(what), "; ".join([*why, overrule]))
 
 

@@ -205,7 +205,7 @@ def meta_judgeable(row: Record, template: Template) -> Record:
         raise BadRow("expected `scores`, a number or null for each of the `judgements`")
     if row.get("score_from") == ["direct"]:
         raise BadRow(
-            "its score was asked for at once, and no judgement was written that could be compared: "
+            "its score was read without reasons, so there is no judgement to compare: "
             "judge with reasons (--template additive), or several times (--score text --num-judgements 11)"
         )
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}

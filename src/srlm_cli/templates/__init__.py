@@ -180,7 +180,7 @@ def _check_scores(template: Template) -> None:
         try:
             float(choice)
         except ValueError:
-            raise ValueError(f"its choice {choice!r} is no score") from None
+            raise ValueError(f"its choice {choice!r} is not a number") from None
 
 
 def names() -> list[str]:

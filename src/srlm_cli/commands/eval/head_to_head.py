@@ -50,7 +50,7 @@ def head_to_head(
     Examples:
       srlm eval head-to-head --in M2/responses.jsonl --against M1/responses.jsonl --model M2/model
       srlm sample --in prompts.jsonl --model M2/model -n 1 | srlm eval head-to-head --against m1.jsonl --model M2/model
-      srlm eval head-to-head --in m3.jsonl --against m2.jsonl --against m1.jsonl --model judge --matches matches.jsonl
+      srlm eval head-to-head --in m3.jsonl --against m2.jsonl --against m1.jsonl --model M3/model --matches m.jsonl
 
     Reads responses of one model and, for each --against, of another model to the same prompts. The prompts
     are those of --in; the first response to each prompt counts. The judge sees both orders; if its verdicts
