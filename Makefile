@@ -61,6 +61,7 @@ docs: $(READY) ## write the help texts and the outputs in docs/ again
 	$(VENV)/bin/python tests/support/help_pages.py --write
 	$(VENV)/bin/python tests/support/quickstart_page.py --write
 	$(VENV)/bin/python tests/support/python_page.py --write
+	$(VENV)/bin/python tests/support/families_page.py --write
 
 docs-site: $(VENV)/.docs-ready ## build the site of the docs in build/site, and check its links
 	rm -rf build/site build/site-src && mkdir -p build/site-src

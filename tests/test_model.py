@@ -165,8 +165,10 @@ def test_a_choice_that_another_one_begins_with_has_what_is_left(engine):
         "Rate this from 1 to 10.", Sampling(temperature=0.0), (0,), prefix="Rating: ", choices=("1", "10", "7")
     )
     given = next(engine.generate([request])).probabilities
-    text = engine._tokens(engine._chat(request))
-    one, ten, seven = (engine._tokens(engine._chat(request) + choice)[len(text) :] for choice in request.choices)
+    text = engine._tokens(engine.template.turn(request))
+    one, ten, seven = (
+        engine._tokens(engine.template.turn(request) + choice)[len(text) :] for choice in request.choices
+    )
     assert len(one) == len(seven) == 1 and ten[:1] == one and len(ten) == 2
     with torch.inference_mode():
         first = torch.softmax(engine.net(torch.tensor([text])).logits[0, -1], -1)
@@ -205,7 +207,7 @@ def test_a_score_asked_for_behind_the_written_text_is_that_of_a_new_reading(engi
     answered = 0
     for request, told in zip(asked, completions, strict=True):
         for k, answer in enumerate(told.follow_ups):
-            (expected,) = engine.generate([request.follow_up(k, told.texts[k])])
+            (expected,) = engine.generate([request.follow_up(k, told.texts[k], None)])
             if answer:
                 assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-4)
                 assert (answer.tokens_in, answer.finish_reasons) == (expected.tokens_in, expected.finish_reasons)
@@ -325,14 +327,14 @@ def test_dpo_on_an_adapter_has_that_adapter_as_reference(dtype, pairs, adapter, 
 
 def test_training_rows_hold_one_bos_and_the_end_of_turn(engine):
     from srlm_cli.train.data import IGNORED, sft_rows
+    from srlm_cli.train.render import Renderer
 
-    made, report = sft_rows(
-        [{"id": "a", "prompt": "Say hi.", "completion": "Hi there."}], engine.tokenizer, max_length=128
-    )
+    row = {"id": "a", "prompt": "Say hi.", "completion": "Hi there."}
+    made, report = sft_rows([row], Renderer(engine.tokenizer), max_length=128)
     ids, labels = made[0]["input_ids"], made[0]["labels"]
     target = engine.tokenizer.decode([token for token in labels if token != IGNORED])
     assert target.startswith("Hi there.<|im_end|>")
-    asked = engine._render(ask("Say hi.", Sampling(), (0,)))
+    asked = engine._tokens(engine.template.turn(ask("Say hi.", Sampling(), (0,))))
     assert ids[: len(asked)] == asked  # trained on exactly what sampling shows
     assert ids[:2] != [ids[0]] * 2 and report.target_tokens == len([t for t in labels if t != IGNORED])
 
@@ -348,10 +350,11 @@ def test_an_eft_row_that_would_lose_its_score_is_refused(tmp_path):
 
 def test_an_eft_row_that_is_too_long_can_be_dropped(engine):
     from srlm_cli.train.data import sft_rows
+    from srlm_cli.train.render import Renderer
 
     long = {"id": "a", "prompt": "judge " * 60, "completion": "Score: 4", "score": 4.0}
     short = {"id": "b", "prompt": "judge", "completion": "Score: 4", "score": 4.0}
-    made, report = sft_rows([long, short], engine.tokenizer, 64, drop_long=True)
+    made, report = sft_rows([long, short], Renderer(engine.tokenizer), 64, drop_long=True)
     assert len(made) == report.rows == 1 and (report.left_out, report.truncated) == (1, 0)
 
 
@@ -360,13 +363,14 @@ def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
     import torch
 
     from srlm_cli.train.data import sft_rows
+    from srlm_cli.train.render import Renderer
 
     data = [
         {"id": "a", "prompt": CHATS[0], "completion": "Because of the air, which scatters blue light most."},
         {"id": "b", "prompt": CHATS[1] * 3, "completion": "Score: 4", "score": 4.0},
         {"id": "c", "prompt": CHATS[3], "completion": "Four."},
     ]
-    made, _ = sft_rows(data, engine.tokenizer, 512)
+    made, _ = sft_rows(data, Renderer(engine.tokenizer), 512)
     total = count = 0
     for row in made:
         ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])

@@ -6,6 +6,7 @@ import pytest
 
 from srlm_cli import thoughts
 from srlm_cli.engines.base import Sampling, end_of
+from srlm_cli.thoughts import MARKS
 
 
 def answer_of(text: str) -> str:
@@ -26,7 +27,7 @@ def answer_of(text: str) -> str:
         ("[THINK]Hm[/THINK]Four.", "[THINK] [/THINK]Four."),
         ("<|channel>thought\nHm<channel|>Four.", "<|channel>thought <channel|>Four."),
         ("<|channel|>analysis<|message|>Hm<|end|><|channel|>final<|message|>Four.",
-         "<|channel|>analysis <|channel|>final<|message|>Four."),
+         "<|channel|>analysis<|message|> <|end|><|channel|>final<|message|>Four."),
         ("<think>a</think>Four.<think>b</think>Five.", "<think> </think>Four.<think> </think>Five."),
         ("<think>a <think>b</think> c\n</think>\nFour.", "<think> </think> </think> Four."),
         ("<think>a</think>\nFour. It has a </think> mark.", "<think> </think> Four. It has a </think> mark."),
@@ -38,18 +39,43 @@ def test_what_is_left_without_thoughts(text: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "closed"),
+    ("text", "opened", "answer", "thought", "closing"),
     [
-        ("Four.", "Four."),
-        ("<think>a</think>Four.", "<think>a</think>Four."),
-        ("<think>\nHm, \n", "<think>\nHm,\n</think>\n\n"),
-        ("[THINK]Hm", "[THINK]Hm\n[/THINK]\n\n"),
-        ("<think>a</think>b<thought>c", "<think>a</think>b<thought>c\n</think>\n\n"),
+        ("Four.", False, "Four.", None, ""),
+        ("<think>\nHm.\n</think>\n\nFour.", False, "Four.", "Hm.", ""),
+        ("\n<think>Hm.</think>Four.", False, "Four.", "Hm.", ""),
+        ("Hm.\n</think>\n\nFour.", False, "Four.", "Hm.", ""),  # by a server whose template has opened it
+        ("Hm.\n</think>\n\nFour.", True, "Four.", "Hm.", ""),
+        ("</think>\n\nFour.", True, "Four.", "", ""),
+        ("<think>\n\n</think>\n\n", False, "", "", ""),
+        ("<think>\nHm, \n", False, None, "Hm,", "\n</think>\n\n"),
+        ("Hm", True, None, "Hm", "\n</think>\n\n"),
+        ("", True, None, "", "\n</think>\n\n"),
+        ("[THINK]Hm", False, None, "Hm", "\n[/THINK]\n\n"),
+        ("<think>Hm</think>\"Four.\"", False, '"Four."', "Hm", ""),
+        ("<think>It says `</think>` there</think>Four.", False, "Four.", "It says `</think>` there", ""),
+        ("<think>a</think>b<thought>c", False, None, "a\n\nc", "\n</thought>\n\n"),
+        ("<think>a</think>b<think>c</think>d", False, "d", "a\n\nc", ""),
+        ("The tag <think> opens one.", False, "The tag <think> opens one.", None, "\n</think>\n\n"),
+        ("It names `<think>` and '</think>'.", False, "It names `<think>` and '</think>'.", None, ""),
+        ("<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>Four.<|end|>", False,
+         "Four.", "Hm", ""),
+        ("<|channel|>final<|message|>Four.", False, "Four.", "", ""),
+        ("<|channel|>analysis<|message|>Hm", False, None, "Hm",
+         "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|channel>thought\n<channel|>Four.", False, "Four.", "", ""),
     ],
-)
-def test_a_thought_is_closed_where_a_text_ends_in_it(text: str, closed: str) -> None:
-    assert thoughts.closed(text) == closed
-    assert thoughts.closed(closed) == closed
+)  # fmt: skip
+def test_a_text_is_divided_into_thought_and_answer(
+    text: str, opened: bool, answer: str | None, thought: str | None, closing: str
+) -> None:
+    found, about = MARKS.divide(text, opened)
+    assert (about and about.text) == thought and MARKS.closing(text, opened) == closing
+    assert found == (answer or "") and (about is None or about.closed == (answer is not None))
+    if about:
+        assert about.raw == text if answer is None else text.startswith(about.raw) and found in text
+    again, closed = MARKS.divide(text + closing + "Four.", opened) if answer is None else (found, about)
+    assert again == (answer if answer is not None else "Four.") and (closed is None or closed.closed)
 
 
 LAST = Sampling(last_line=r"Score: \d")

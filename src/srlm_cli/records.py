@@ -15,10 +15,12 @@ from typing import Any
 
 from srlm_cli.dataset_formats import FOREIGN, Message, Prompt, Record, messages, own_form, text
 from srlm_cli.errors import BadRow
+from srlm_cli.thoughts import UNFINISHED, divided, may_think
 
 PROVENANCE = "provenance.json"  # in a model folder: how it was trained, and from which data
 SURROGATE = re.compile("[\ud800-\udfff]")
 
+KWARGS = "chat_template_kwargs"  # of a row: options for the chat template, over those of the command
 FULL_SCORE = 5  # of the additive judge prompt
 
 # Finish reasons of servers and other tools for a text that is complete (stop) or cut at its limit (length).
@@ -77,6 +79,20 @@ def as_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in prompt)
 
 
+def with_system(prompt: Prompt, system: str) -> Prompt:
+    """Return a prompt with a system message; raise BadRow where it has one."""
+    turns = as_messages(prompt)
+    if turns[0]["role"] == "system":
+        raise BadRow("the prompt has a system message, and --system gives another")
+    return [{"role": "system", "content": system}, *turns]
+
+
+def reply_message(row: Record) -> Message:
+    """Return a response as the assistant's message; its thought is in the field where chat templates look for it."""
+    thought = {"reasoning_content": row["thought"]} if row.get("thought") else {}
+    return {"role": "assistant", "content": row["response"], **thought}
+
+
 # --- the records -----------------------------------------------------------------------------
 
 
@@ -132,13 +148,28 @@ def ranked_record(row: Record) -> Record:
 def response_record(row: Record) -> Record:
     """Return a response record `{id, prompt_id, prompt, response}`, from `srlm sample` or another tool.
 
-    The id is `<prompt_id>/<k>`, or ends with a hash of the response if the record has no `k`.
+    The id is `<prompt_id>/<k>`, or ends with a hash of the response if the record has no `k`. A thought at the start of
+    the response becomes `thought`. A response of null is a thought without an answer.
     """
     own = own_form(row)
-    prompt, response = _prompt(own, row), text(row.get("response"), "response")
+    nothing = "response" in row and row["response"] is None and "finish_reason" in row
+    prompt, response = _prompt(own, row), "" if nothing else text(row.get("response"), "response")
     group = str(row.get("prompt_id") or prompt_id(prompt))
     name = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
-    return _with(own, id=name, prompt_id=group, prompt=prompt)
+    found = {"finish_reason": UNFINISHED} if nothing else without_thought(row, response)
+    return _with({**own, **found}, id=name, prompt_id=group, prompt=prompt)
+
+
+def without_thought(row: Record, response: str) -> Record:
+    """Return `response` and `thought` of a row whose response begins with a thought, nothing of another."""
+    if row.get("thought") or not may_think(response):
+        return {}
+    answer, thought = divided(response)
+    if thought is None:
+        return {}
+    if answer is None:
+        return {"response": None, "thought": thought, "finish_reason": UNFINISHED}
+    return {"response": answer.strip(), "thought": thought or None}
 
 
 def has_ended(row: Record) -> bool:
@@ -151,9 +182,14 @@ def has_ended(row: Record) -> bool:
     return reason is None or reason == "stop" or str(reason).lower() in ENDS  # most are: there are many rows
 
 
+def was_cut_off(row: Record) -> bool:
+    """Return whether the response of a row was cut off at its limit."""
+    return ENDS.get(str(row.get("finish_reason")).lower()) == "length"
+
+
 def is_reply(row: Record) -> bool:
     """Return whether a response can be scored and used for training: it has a text, and `has_ended`."""
-    text = row["response"]
+    text = row["response"]  # null without an answer
     return bool(text) and not text.isspace() and has_ended(row)
 
 
@@ -180,7 +216,7 @@ def is_judged_reply(row: Record) -> bool:
     known = score is None or type(score) is float or type(score) is int
     if not (texts and known and own and group and prompt and response) or prompt[0].isspace() or response.isspace():
         return False
-    return row.get("finish_reason", "stop") == "stop" and FOREIGN.isdisjoint(row)
+    return row.get("finish_reason", "stop") == "stop" and FOREIGN.isdisjoint(row) and not may_think(response)
 
 
 def meta_record(row: Record) -> Record:
@@ -248,6 +284,7 @@ def responses_of(ranked: Record) -> list[Record]:
             "id": f"{ranked['id']}/{k}",
             "prompt_id": ranked["id"],
             "response": response["text"],
+            **without_thought(response, response["text"]),
             "k": k,
             "human": value,
         }

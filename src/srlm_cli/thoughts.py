@@ -1,41 +1,202 @@
-"""Find the thoughts in a model's text: reasoning that is not part of the answer."""
+"""Thoughts apart from answers: where a model's text is a thought, which nobody reads as its answer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
-# The marks of a thought by family: how it is opened, how it is closed, and the text that closes it.
-MARKS = (
-    (r"<(?:think|thinking|thought)>", r"</(?:think|thinking|thought)>", "</think>"),  # DeepSeek, Qwen, SmolLM3, GLM
-    (r"<seed:think>", r"</seed:think>", "</seed:think>"),
-    (r"\[THINK\]", r"\[/THINK\]", "[/THINK]"),  # Magistral
-    (r"\u25c1think\u25b7", r"\u25c1/think\u25b7", "\u25c1/think\u25b7"),  # Kimi
-    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>", "<|end_of_thought|>"),
-    (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>", "<|END_THINKING|>"),  # Command A
-    (r"<\|channel>thought\b", r"<channel\|>", "<channel|>"),  # Gemma 4
-    (r"<\|channel\|>analysis\b", r"<\|channel\|>final\b", "<|channel|>final<|message|>"),  # gpt-oss
-)
-OPEN, CLOSE = ("|".join(mark[at] for mark in MARKS) for at in (0, 1))
-# A mark in quotation marks or backticks is named, not used.
-MARK = re.compile(rf"""(?i)(?<![`"'])(?:(?P<open>{OPEN})|(?P<close>{CLOSE}))(?![`"'])""")
+QUOTES = tuple("`\"'")
+UNFINISHED = "unfinished-thought"  # why there is no answer: the thought was never closed
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """Return where the thoughts of a text begin and end, without their marks.
+@dataclass(frozen=True)
+class Family:
+    """How a family of models marks a thought.
 
-    One that is never closed goes to the end. A closing mark without an opening one ends a thought that the prompt
-    has opened: all before it. After a closed thought, such a mark counts where it is alone on its line.
+    `begins` and `ends` are patterns of its marks, `opening` and `closing` what is written for them where no template
+    says so. `tokens` are special tokens that carry the marks; in an answer, one of `after` ends it.
     """
-    found: list[tuple[int, int]] = []
-    begin: int | None = None
-    end = 0
-    for mark in MARK.finditer(text):
-        if mark["open"]:
-            begin = mark.end() if begin is None else begin
-        elif begin is not None or not found or alone(text, mark):
-            found.append((end if begin is None else begin, mark.start()))
-            begin, end = None, mark.end()
-    return found if begin is None else [*found, (begin, len(text))]
+
+    begins: str
+    ends: str
+    opening: str
+    closing: str
+    tokens: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+def tags(name: str, brackets: tuple[str, str] = ("<", ">"), slash: str = "/") -> Family:
+    """Return the family whose thoughts are between two tags with this name."""
+    opened, closed = (brackets[0] + mark + name + brackets[1] for mark in ("", slash))
+    return Family(re.escape(opened), re.escape(closed), f"{opened}\n", f"\n{closed}\n\n", (opened, closed))
+
+
+FAMILIES = (
+    tags("think"),  # DeepSeek, Qwen, SmolLM3, GLM, Nemotron, OLMo, LFM2
+    tags("thinking"),
+    tags("thought"),
+    tags("seed:think"),
+    tags("THINK", ("[", "]")),  # Magistral
+    tags("think", ("\u25c1", "\u25b7")),  # Kimi
+    Family(
+        r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>", "<|begin_of_thought|>\n", "\n<|end_of_thought|>\n\n",
+        ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ),
+    Family(
+        r"<\|START_THINKING\|>", r"<\|END_THINKING\|>(?:\s*<\|START_RESPONSE\|>)?", "<|START_THINKING|>",
+        "<|END_THINKING|><|START_RESPONSE|>", ("<|START_THINKING|>", "<|END_THINKING|>"), ("<|END_RESPONSE|>",),
+    ),  # Command A
+    Family(
+        r"<\|channel>thought\b", r"<channel\|>", "<|channel>thought\n", "\n<channel|>", ("<|channel>", "<channel|>")
+    ),  # Gemma 4
+    Family(
+        r"(?:<\|start\|>assistant)?<\|channel\|>(?:analysis|commentary)\b[^<]*(?:<\|message\|>)?",
+        r"(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final\b[^<]*(?:<\|message\|>)?",
+        "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ("<|start|>", "<|channel|>", "<|message|>", "<|end|>"), ("<|end|>", "<|start|>"),
+    ),  # gpt-oss
+    Family(
+        r"(?:<\|start\|>assistant)? to=self<\|message\|>",
+        r"(?:<\|eom\|>)?(?:<\|start\|>assistant)? to=user<\|message\|>",
+        " to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>",
+        ("<|start|>", "<|message|>", "<|eom|>"), ("<|eom|>", "<|start|>"),
+    ),  # Muse Glimmer
+)  # fmt: skip
+
+
+class Thought(NamedTuple):
+    """What a model thought: its words; all that it wrote up to its answer; whether it came to an end.
+
+    `raw` has the marks as they were written, so that the turn can be continued. A thought `at_limit` was closed for
+    the model.
+    """
+
+    text: str
+    raw: str
+    closed: bool = True
+    at_limit: bool = False
+
+
+class Span(NamedTuple):
+    """A thought in a text: where its words begin and end, and where its closing mark ends."""
+
+    begin: int
+    end: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The marks of thoughts that are looked for."""
+
+    families: tuple[Family, ...] = FAMILIES
+
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """A mark."""
+        begins, ends = ("|".join(getattr(one, kind) for one in self.families) for kind in ("begins", "ends"))
+        return re.compile(rf"(?i)(?P<open>{begins})|(?P<close>{ends})")
+
+    @cached_property
+    def at_end(self) -> re.Pattern[str]:
+        """A text that ends in an opened thought, as a generation prompt may."""
+        return re.compile(rf"(?i)(?:{'|'.join(one.begins for one in self.families)})\s*\Z")
+
+    def opened(self, prompt: str) -> bool:
+        """Return whether a prompt ends in a thought that it has opened."""
+        return bool(self.at_end.search(prompt[-200:]))
+
+    def named_in(self, text: str) -> Family | None:
+        """Return the family whose opening mark is in a text, such as a template's source; None where none is."""
+        found = [(match.start(), one) for one in self.families if (match := re.search(one.begins, text))]
+        return min(found, key=lambda one: one[0])[1] if found else None
+
+    def spans(self, text: str, opened: bool = False) -> list[Span]:
+        """Return the thoughts of a text.
+
+        One that is never closed goes to the end. A closing mark without an opening one ends a thought that the prompt
+        has opened: all before it. After a closed thought, such a mark counts where it is alone on its line. A mark in
+        quotation marks or backticks is named, not used.
+        """
+        found: list[Span] = []
+        begin: int | None = 0 if opened else None
+        end = 0
+        for mark in self.pattern.finditer(text):
+            before, after = (sign in QUOTES for sign in (text[mark.start() - 1 : mark.start()], text[mark.end() :][:1]))
+            if mark["open"]:
+                if not before and (begin is None or not text[begin : mark.start()].strip()):
+                    begin = mark.end()
+            elif (
+                not (before and after)
+                if begin is not None
+                else not (before or after) and (not found or alone(text, mark))
+            ):
+                found.append(Span(end if begin is None else begin, mark.start(), mark.end()))
+                begin, end = None, mark.end()
+        return found if begin is None else [*found, Span(begin, len(text), len(text) + 1)]
+
+    def divide(self, text: str, opened: bool = False) -> tuple[str, Thought | None]:
+        """Return the answer of what a model wrote, and its thought, which comes first.
+
+        `opened` says that its prompt has opened the thought. Marks inside an answer are text, except for a second
+        thought: the answer comes after the last one. Without an end of the thought the answer is empty.
+        """
+        found = self.spans(text, opened)
+        leads = found and (opened or not self.pattern.sub("", text[: found[0].begin]).strip())
+        if not leads:
+            return text, None
+        last = found[-1]
+        words = "\n\n".join(said for span in found if (said := text[span.begin : span.end].strip()))
+        if last.after > len(text):
+            return "", Thought(words, text, closed=False)
+        answer = text[last.after :].lstrip()
+        raw = text[: len(text) - len(answer)]
+        for mark in (mark for family in self.families for mark in family.after):
+            answer = answer.partition(mark)[0]
+        return answer, Thought(words, raw)
+
+    def closing(self, text: str, opened: bool = False, family: Family | None = None) -> str:
+        """Return the text that closes the thought in which a text ends, empty where it ends in none.
+
+        It is that of the mark which opened the thought, or of `family` where the prompt did.
+        """
+        found = self.spans(text, opened)
+        if not found or found[-1].after <= len(text):
+            return ""
+        mark = next(
+            (mark for mark in self.pattern.finditer(text) if mark["open"] and mark.end() == found[-1].begin), None
+        )
+        families = [one for one in self.families if mark and re.fullmatch(one.begins, mark[0], re.IGNORECASE)]
+        return (families or [family or self.families[0]])[0].closing
+
+    def blanked(self, text: str) -> str:
+        """Return a text of the same length with spaces in place of its thoughts."""
+        for begin, end, _ in self.spans(text):
+            text = text[:begin] + " " * (end - begin) + text[end:]
+        return text
+
+    def tokens(self, known: set[str]) -> Iterator[str]:
+        """Yield the special tokens that carry marks, of families whose tokens a vocabulary knows all."""
+        for family in self.families:
+            if set(family.tokens) <= known:
+                yield from {*family.tokens, *family.after}
+
+
+MARKS = Marks()
+
+
+def marks_of(own: tuple[str, str] | None) -> Marks:
+    """Return the marks to look for: those that a user names, before all that are known."""
+    if own is None:
+        return MARKS
+    opened, closed = own
+    family = Family(
+        re.escape(opened.strip()), re.escape(closed.strip()), opened, closed, (opened.strip(), closed.strip())
+    )
+    return Marks((family, *FAMILIES))
 
 
 def alone(text: str, mark: re.Match[str]) -> bool:
@@ -46,16 +207,20 @@ def alone(text: str, mark: re.Match[str]) -> bool:
 
 def blanked(text: str) -> str:
     """Return a text of the same length with spaces in place of its thoughts."""
-    for begin, end in spans(text):
-        text = text[:begin] + " " * (end - begin) + text[end:]
-    return text
+    return MARKS.blanked(text)
 
 
-def closed(text: str) -> str:
-    """Return a text whose thoughts are closed: with a closing mark where it ends inside of one."""
-    found = spans(text)
-    if not found or found[-1][1] < len(text):
-        return text
-    opened = next(mark for mark in MARK.finditer(text) if mark["open"] and mark.end() == found[-1][0])
-    end = next(end for begin, _, end in MARKS if re.fullmatch(begin, opened[0], re.IGNORECASE))
-    return f"{text.rstrip()}\n{end}\n\n"
+NAMES = ("think", "THINK", "thought", "channel|>", "to=self")  # one of them is in every mark
+
+
+def may_think(text: str) -> bool:
+    """Return False if a text has no mark of a thought; a quick test for most texts."""
+    return any(name in text for name in NAMES)
+
+
+def divided(text: str) -> tuple[str | None, str | None]:
+    """Return a stored text as its answer, None where its thought has no end, and its thought, None without one."""
+    answer, thought = MARKS.divide(text)
+    if thought is None:
+        return text, None
+    return answer if thought.closed else None, thought.text

@@ -360,8 +360,10 @@ def test_meta_tells_how_a_file_was_made(srlm: Srlm, command: Command) -> None:
 NOT_IN_A_FINGERPRINT = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "on-error", "rejects", "limit", "help",
     "batch-size", "device", "model", "prompt-model", "dtype", "today",  # these count with a real model
+    "thinking", "template-kwargs", "think-markers", "extra-body",
     "base-url", "concurrency", "retries", "timeout", "check-sampling", "route", "tokenizer",  # of a server
-    "tensor-parallel-size", "data-parallel-size",
+    "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
+    "engine-arg",
     "count", "max-tries", "max-unparsed", "matches",
 }  # fmt: skip
 

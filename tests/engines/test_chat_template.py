@@ -20,8 +20,7 @@ from srlm_cli.records import Record, prompt_record, ranked_record, response_reco
 from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages import Outcome, gen_prompts, head_to_head, judge, make_eft, meta_judge, split
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.render import render
-from tiny import ALONE, DATE, NO_SYSTEM, TEMPLATE, tiny_model, with_template
+from tiny import ALONE, DATE, NO_SYSTEM, TEMPLATE, sequence, tiny_model, with_template
 
 torch.set_num_threads(1)
 
@@ -192,10 +191,10 @@ def test_a_date_is_that_of_the_run(tokenizer, base: Path, tmp_path: Path) -> Non
     tokenizer.chat_template = DATE + TEMPLATE
     text = rendered(tokenizer, SYSTEM, today=MOMENT)
     assert text.startswith("<|system|>\nToday is 03 Feb 2026, 04:05:06.<|end|>\n<|system|>\nBe brief.")
-    assert "03 Feb 2026" in tokenizer.decode(render(tokenizer, "Why?", "So.", MOMENT).ids)
+    assert "03 Feb 2026" in tokenizer.decode(sequence(tokenizer, "Why?", "So.", MOMENT).ids)
     model = with_template(base, tmp_path / "m", DATE + TEMPLATE)
     engine = open_engine(EngineSpec(model=str(model), device="cpu", dtype="float32", today="2026-02-03"))
-    ids = engine._render(Request(SYSTEM, ASKED, (0,)))
+    ids = engine._tokens(engine.template.turn(Request(SYSTEM, ASKED, (0,))))
     assert "03 Feb 2026, 00:00:00" in engine.tokenizer.decode(ids)
 
 

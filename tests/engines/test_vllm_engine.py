@@ -260,3 +260,18 @@ def test_a_model_that_vllm_cannot_load_is_one_line(tiny, tmp_path):
     )  # fmt: skip
     assert done.returncode == 1 and done.stdout == ""
     assert "srlm sample: error: vllm cannot load the model" in done.stderr.splitlines()[-1]
+
+
+def test_arguments_of_the_engine_are_known_and_of_their_kind() -> None:
+    from srlm_cli.engines.vllm import engine_args
+    from srlm_cli.errors import OptionError
+
+    assert engine_args(["--enforce-eager=true", "seed=7"]) == {"enforce_eager": True, "seed": 7}
+    for wrong, why in (
+        ("enforce_egaer=true", "perhaps enforce_eager"),
+        ("enforce_eager=4", "expected a bool"),
+        ("seed", "no argument"),
+        ("max_model_len=9", "srlm sets it"),
+    ):
+        with pytest.raises(OptionError, match=why):
+            engine_args([wrong])

@@ -12,9 +12,8 @@ import tiny_models
 from srlm_cli.errors import EngineError
 from srlm_cli.models.load import load_tokenizer
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.render import render
 from srlm_cli.train.sft import sft
-from tiny import completions, tiny_adapter
+from tiny import completions, sequence, tiny_adapter
 
 START, END, PAD = 256, 257, 258
 
@@ -46,7 +45,7 @@ def test_the_end_is_the_configured_one(model, ends, configured) -> None:
     tokenizer = load_tokenizer(str(model))
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == END
     tokenizer.chat_template = tokenizer.chat_template.replace("<end>", "")
-    ids, start, _ = render(tokenizer, "Hello?", "Hi.")
+    ids, start, *_ = sequence(tokenizer, "Hello?", "Hi.")
     assert ids[-1] == END and ids.count(END) == 1 and start < len(ids)
 
 

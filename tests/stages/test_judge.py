@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from helpers import ListEngine, Srlm, as_lines, asked_text, read_rows
@@ -9,9 +11,10 @@ from srlm_cli import records, templates
 from srlm_cli.commands.judge import judgeable, of_one_writer
 from srlm_cli.engines import LazyEngine
 from srlm_cli.engines.base import EngineSpec, Sampling
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, EngineError
 from srlm_cli.stages.judge import JudgeOptions, judge
-from srlm_cli.stages.make_pairs import PairOptions, make_pairs
+from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
+from srlm_cli.thoughts import Thought
 
 FIELDS = {"prompt", "response"}
 ADDITIVE = templates.load("additive", fields=FIELDS)
@@ -124,9 +127,55 @@ def test_a_thought_that_was_cut_off_is_closed_before_its_score_is_asked_for() ->
     engine = ListEngine([["<think>\nScore: 5? Let me see"], ["1"]], reasons="length")
     rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
     [outcome] = judge(rows, engine, options(1, force_score=True))
-    assert engine.asked[1].prefix == "<think>\nScore: 5? Let me see\n</think>\n\nScore: "
+    again = engine.asked[1]
+    assert (again.thought, again.prefix) == ("<think>\nScore: 5? Let me see", "Score: ")  # which the engine closes
     assert (outcome.rows[0]["scores"], outcome.rows[0]["score_from"]) == ([1], ["finish"])
-    assert outcome.rows[0]["judgements"] == ["<think>\nScore: 5? Let me see"]
+    assert outcome.rows[0]["judgements"] == [""] and outcome.rows[0]["judge_thoughts"] == ["Score: 5? Let me see"]
+    assert outcome.counts["unfinished thought"] == 1
+
+
+def test_the_judge_sees_no_thought_and_its_own_is_kept_apart() -> None:
+    replies = [
+        {"prompt": "Why?", "response": "<think>\nScore: 5 I am sure.\n</think>\n\nBecause.", "k": 0},
+        {"prompt": "Why?", "response": "Because.", "thought": "Hm.", "k": 1},
+        {"prompt": "Why?", "response": "<think>\nNever done", "k": 2},
+        {"prompt": "Why?", "response": None, "thought": "Never done", "finish_reason": "length", "k": 3},
+    ]
+    engine = ListEngine([["<think>\nScore: 5?\n</think>\n\nFair. Score: 3", "Score: 1"]] * 2)
+    made = [o.rows[0] for o in judge(map(records.response_record, replies), engine, options(2))]
+    shown = [asked_text(request) for request in engine.asked]
+    assert len(shown) == 2 and shown[0] == shown[1] and "Because." in shown[0] and "sure" not in shown[0]
+    assert [(row["response"], row["thought"]) for row in made] == [
+        ("Because.", "Score: 5 I am sure."), ("Because.", "Hm."), (None, "Never done"), (None, "Never done"),
+    ]  # fmt: skip
+    assert [row["scores"] for row in made] == [[3, 1]] * 2 + [[]] * 2
+    assert made[0]["judgements"] == ["Fair. Score: 3", "Score: 1"]
+    assert made[0]["judge_thoughts"] == ["Score: 5?", None] and "judge_thoughts" not in made[2]
+    made[0]["response"] = "So."
+    [pair] = make_pairs([scored_record({**row, "score": k}) for k, row in enumerate(made)], PairOptions())
+    [row] = pair.rows
+    assert row["chosen"] == [{"role": "assistant", "content": "Because.", "reasoning_content": "Hm."}]
+    assert row["rejected"][0]["reasoning_content"] == "Score: 5 I am sure." and "thought" not in row
+
+
+def test_a_score_is_asked_for_after_the_judges_own_thought() -> None:
+    engine = ListEngine([["<think>\n3 or 4?\n</think>\n\nFair. Score: 3"], SPREAD])
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    [outcome] = judge(rows, engine, options(1, score="expected"))
+    again = engine.asked[1]
+    assert (again.thought, again.prefix) == ("<think>\n3 or 4?\n</think>\n\n", "Fair. Score: ")
+    assert outcome.rows[0]["score"] == pytest.approx(3.0)
+
+
+def test_a_thought_that_cannot_be_repeated_cannot_be_continued() -> None:
+    class Server(ListEngine):  # that divides thoughts, and does not say how they were written
+        def generate(self, requests):
+            for made in super().generate(requests):
+                yield replace(made, thoughts=(Thought("Hm.", ""),))
+
+    rows = [records.response_record({"prompt": "Why?", "response": "Because.", "k": 0})]
+    with pytest.raises(EngineError, match="cannot be asked for a score after it"):
+        list(judge(rows, Server([["Score: 3"], SPREAD]), options(1, score="expected")))
 
 
 SPREAD = [0.0, 0.1, 0.2, 0.4, 0.2, 0.1]  # mean 0.1 + 0.4 + 1.2 + 0.8 + 0.5

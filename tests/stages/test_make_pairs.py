@@ -26,6 +26,36 @@ def pairs_of(rows: list[dict], **options) -> list[dict]:
     return [row for outcome in make_pairs(rows, PairOptions(**options)) for row in outcome.rows]
 
 
+@pytest.mark.parametrize("unsorted", [False, True])
+@pytest.mark.parametrize(("option", "sides"), [("keep", (0, 3)), ("rejected-only", (1, 3)), ("drop", (1, 2))])
+def test_responses_that_were_cut_off_can_be_kept_out_of_pairs(option: str, sides: tuple, unsorted: bool) -> None:
+    rows = rows_of("Why?", [5, 4, 2, 1])
+    for at in (0, 3):
+        rows[at]["finish_reason"] = "length"
+    [pair] = pairs_of(rows, cut_off=option, unsorted=unsorted)
+    chosen, rejected = sides
+    assert (pair["chosen_id"], pair["rejected_id"]) == (rows[chosen]["id"], rows[rejected]["id"])
+    [outcome] = make_pairs(rows, PairOptions(cut_off=option, unsorted=unsorted))
+    assert outcome.counts.get("cut off") == (None if option == "keep" else 2)
+
+
+@pytest.mark.parametrize("more", [[], ["--unsorted"]])
+def test_a_pair_has_the_thoughts_of_its_replies(srlm: Srlm, more: list[str]) -> None:
+    rows = [{**row, "thought": said} for row, said in zip(rows_of("Why?", [5, 1]), ("Hm.", None), strict=True)]
+    write_rows(srlm.folder / "judged.jsonl", rows)
+    [pair] = srlm("make-pairs", "--in", "judged.jsonl", *more).rows
+    assert pair["chosen"][0]["reasoning_content"] == "Hm." and "reasoning_content" not in pair["rejected"][0]
+
+
+def test_a_prompt_with_one_finished_response_has_a_pair_only_with_one_cut_off() -> None:
+    rows = rows_of("Why?", [5, 4])
+    rows[1]["finish_reason"] = "max_tokens"
+    assert reasons_of(rows, cut_off="drop") == ["fewer than two scored responses"]
+    assert len(pairs_of(rows, cut_off="rejected-only")) == 1
+    rows[0]["finish_reason"] = "length"
+    assert reasons_of(rows, cut_off="rejected-only") == ["fewer than two scored responses"]
+
+
 def reasons_of(rows: list[dict], **options) -> list[str]:
     return [reason for outcome in make_pairs(rows, PairOptions(**options)) for reason in outcome.dropped]
 

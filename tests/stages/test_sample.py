@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from helpers import ListEngine
+from commands_table import ECHO
+from helpers import ListEngine, Srlm, as_lines
 from srlm_cli.engines import LazyEngine, open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.echo import EchoEngine
 from srlm_cli.errors import OptionError
+from srlm_cli.options.common import SamplingOptions
 from srlm_cli.records import prompt_record
 from srlm_cli.stages.sample import SampleOptions, sample
+from tiny import ALONE, tiny_model
 
 PROMPTS = [prompt_record({"prompt": f"Question {n}?", "tag": n}) for n in range(3)]
 TWO = SampleOptions(2, Sampling(), seed=0)
@@ -22,8 +27,8 @@ def test_n_responses_a_prompt_in_the_order_of_the_prompts() -> None:
     assert [[row["response"] for row in rows] for rows in made] == [["a0", "b0"], ["a1", "b1"], ["a2", "b2"]]
     own = PROMPTS[1]["id"]
     assert made[1][1] == {
-        "id": f"{own}/1", "prompt_id": own, "prompt": "Question 1?", "tag": 1, "response": "b1", "k": 1,
-        "finish_reason": "stop", "model": "M1",
+        "id": f"{own}/1", "prompt_id": own, "prompt": "Question 1?", "tag": 1, "response": "b1",
+        "thought": None, "k": 1, "finish_reason": "stop", "model": "M1",
     }  # fmt: skip
 
 
@@ -104,3 +109,54 @@ def test_echo_keeps_to_choices_lengths_and_stop_texts() -> None:
     assert [len(text.split()) for text in cut.texts] == [2, 2] and cut.finish_reasons == ["length"] * 2
     assert set(chosen.texts) <= {"A", "B"} and chosen.probabilities == [0.5, 0.5]
     assert not any("Score" in text for text in stopped.texts) and stopped.finish_reasons == ["stop"] * 2
+
+
+def test_thoughts_stand_beside_the_responses() -> None:
+    texts = ["<think>\nHm.\n</think>\n\nBecause.", "<think>\nHm"]
+    [outcome] = sample(PROMPTS[:1], ListEngine([texts]), TWO)
+    assert [(row["response"], row["thought"], row["finish_reason"]) for row in outcome.rows] == [
+        ("Because.", "Hm.", "stop"), (None, "Hm", "unfinished-thought"),
+    ]  # fmt: skip
+    assert outcome.counts == {"responses": 2, "unfinished thought": 1} and not outcome.bad
+
+
+def test_the_options_of_the_chat_template_are_asked_with_and_written_down() -> None:
+    row = {**PROMPTS[0], "chat_template_kwargs": {"effort": "low"}}
+    engine = ListEngine([["a", "b"]])
+    options = SampleOptions(2, Sampling(), 0, {"enable_thinking": False, "effort": "high"})
+    [outcome] = sample([row], engine, options)
+    wanted = {"enable_thinking": False, "effort": "low"}
+    assert engine.asked[0].template_kwargs == wanted
+    assert all(made["chat_template_kwargs"] == wanted for made in outcome.rows)
+
+
+def test_a_system_message_stands_before_the_prompt(srlm: Srlm) -> None:
+    (srlm.folder / "system.txt").write_text("Be brief.\n")
+    rows = [{"prompt": "Why?"}, {"prompt": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "?"}]}]
+    done = srlm("sample", *ECHO, "-n", "1", "--system", "system.txt", "--on-error", "skip", stdin=as_lines(rows))
+    [made] = done.rows
+    assert made["prompt"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    assert made["prompt_id"] == prompt_record(rows[0])["id"] and "1 dropped: bad row" in done.err
+
+
+def test_the_settings_of_a_model_are_used_only_when_asked_for_and_then_shown(srlm: Srlm, tmp_path) -> None:
+    model = tiny_model(tmp_path / "m")
+    (model / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true}')
+    spec = EngineSpec(model=str(model))
+    own = SamplingOptions(temperature=1.0, min_p=0.1)
+    assert own.sampling(spec) == Sampling(temperature=1.0, min_p=0.1)
+    asked = replace(own, sampling_="model").sampling(spec)
+    assert asked == Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.1)
+    argv = ["sample", "--model", str(model), "-n", "1", "--max-new-tokens", "2", "--sampling", "model"]
+    done = srlm(*argv, stdin=as_lines([{"prompt": "Why?"}]), env=ALONE)
+    assert done.code == 0 and "--sampling model: temperature 0.6, top_p 0.95, top_k 20" in done.err
+    (model / "generation_config.json").write_text("{}")
+    with pytest.raises(OptionError, match="no settings for sampling"):
+        replace(own, sampling_="model").sampling(spec)
+    with pytest.raises(OptionError, match="--engine hf or vllm"):
+        replace(own, sampling_="model").sampling(EngineSpec("openai", "m"))
+
+
+def test_a_limit_of_thoughts_leaves_room_for_an_answer() -> None:
+    with pytest.raises(OptionError, match="leaves no room"):
+        SamplingOptions(max_new_tokens=8, max_thinking_tokens=8).sampling(EngineSpec())

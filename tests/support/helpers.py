@@ -18,6 +18,8 @@ import pytest
 
 from forked import File, Forked, server_for
 from srlm_cli.engines.base import Completion, Request
+from srlm_cli.engines.chat_template import answered
+from srlm_cli.thoughts import MARKS
 
 Record = dict[str, Any]
 HERE = Path(__file__).parent
@@ -152,8 +154,8 @@ class Srlm:
 class ListEngine:
     """An engine that answers from a list: one list of texts a request, in order.
 
-    Where a request has choices, the answer is a list of their probabilities, which may sum to less than 1, or of
-    texts as always.
+    A text is divided into thought and answer as by every engine. Where a request has choices, the answer is a list of
+    their probabilities, which may sum to less than 1, or of texts as always.
     """
 
     name = "list"
@@ -175,7 +177,10 @@ class ListEngine:
                 likely = [probability / mass for probability in texts]
                 yield Completion([best] * len(request.seeds), ["stop"] * len(request.seeds), 10, 1, likely, mass)
                 continue
-            yield Completion(texts, [self.reasons] * len(texts), tokens_in=10, tokens_out=len(texts))
+            ended = [answered(answer, self.reasons, thought) for answer, thought in map(MARKS.divide, texts)]
+            answers, reasons, thoughts = zip(*ended, strict=True)
+            found = thoughts if any(thoughts) else ()
+            yield Completion(list(answers), list(reasons), tokens_in=10, tokens_out=len(texts), thoughts=found)
 
 
 def asked_text(request: Request) -> str:

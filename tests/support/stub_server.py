@@ -84,6 +84,7 @@ class Stub:
         self.behave, self.delay, self.steps, self.takes_n = behave, delay, steps, takes_n
         self.models, self.write, self.reason, self.owner = models, write or words, reason, owner
         self.same_seed = False
+        self.thoughts_in = ""  # the field of a message that holds its thought, as servers with a parser have it
         self.asked: list[Asked] = []
         self.now = self.most = self.listed = 0
         self.models_status = 200  # of the list of models
@@ -231,12 +232,21 @@ def answer_to(asked: Asked, stub: Stub) -> Json:
             "index": k,
             "finish_reason": stub.reason,
             "logprobs": told and (chat_logprobs(told) if chat else text_logprobs(told)),
-            **({"message": {"role": "assistant", "content": text}} if chat else {"text": text}),
+            **({"message": message_of(text, stub)} if chat else {"text": text}),
         }
         for k, text in enumerate(texts)
     ]
     tokens = {"prompt_tokens": len(asked.text.split()), "completion_tokens": sum(len(text.split()) for text in texts)}
     return {"id": "stub", "model": asked.body["model"], "choices": made, "usage": tokens}
+
+
+def message_of(text: str, stub: Stub) -> Json:
+    """Return a message of a text; where the server divides, without its thought, and null where that has no end."""
+    if not stub.thoughts_in:
+        return {"role": "assistant", "content": text}
+    thought, closed, answer = text.removeprefix("<think>").rpartition("</think>")
+    content = answer.strip() if closed else None
+    return {"role": "assistant", "content": content, stub.thoughts_in: (thought if closed else answer).strip()}
 
 
 def chat_logprobs(steps: list[dict[str, float]]) -> Json:

@@ -39,6 +39,15 @@ def tiny_model(folder: Path, seed: int = 0, **config: object) -> Path:
     return folder
 
 
+def sequence(tokenizer, prompt: object, completion: object, today: str | None = None, **row: object):
+    """Return the sequence of a row's completion."""
+    from srlm_cli.engines.chat_template import ChatTemplate
+    from srlm_cli.train.render import Renderer
+
+    renderer = Renderer(tokenizer, ChatTemplate(tokenizer, today=today))
+    return renderer.rendered({"prompt": prompt, "completion": completion, **row}, ("completion",))[0]
+
+
 def tiny_adapter(folder: Path, base: Path, seed: int = 1, rank: int = 2) -> Path:
     """Write an adapter on a model, its weights random and not zero."""
     import torch

@@ -12,13 +12,14 @@ from transformers import AutoTokenizer
 
 from helpers import Srlm, as_lines, write_rows
 from srlm_cli.errors import DataError
-from srlm_cli.train.data import DataReport, dpo_rows, render, sft_rows
+from srlm_cli.train.data import DataReport, dpo_rows, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.render import Renderer
 from srlm_cli.train.setup import device_batch_size
 from srlm_cli.train.sft import sft
 from srlm_cli.train.step_trainer import StepSampler
 from stub_server import MODEL, Stub
-from tiny import ALONE, completions, pairs, tiny_model
+from tiny import ALONE, completions, pairs, sequence, tiny_model
 
 torch.set_num_threads(1)
 
@@ -36,11 +37,11 @@ def tokenizer(base: Path):
 def test_a_pair_is_the_dialogue_that_the_template_makes(tokenizer) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
     row = {"prompt": [*turns, {"role": "user", "content": "Why?"}], "chosen": "So.", "rejected": "No idea"}
-    [made], report = dpo_rows([row], tokenizer, 200)
+    [made], report = dpo_rows([row], Renderer(tokenizer), 200)
     opened = "<|user|>\nHi<|end|>\n<|assistant|>\nYes<|end|>\n<|user|>\nWhy?<|end|>\n<|assistant|>\n"
     assert tokenizer.decode(made["prompt_ids"]) == opened
-    assert tokenizer.decode(made["chosen_ids"]) == "So.<|end|>\n"
-    assert tokenizer.decode(made["rejected_ids"]) == "No idea<|end|>\n"
+    assert tokenizer.decode(made["chosen_ids"]) == "So.<|end|>"
+    assert tokenizer.decode(made["rejected_ids"]) == "No idea<|end|>"
     assert tokenizer.eos_token_id in made["chosen_ids"] and made["label_smoothing"] == 0.0
     assert (report.rows, report.longest) == (1, len(made["prompt_ids"] + made["rejected_ids"]))
     assert report.target_tokens == len(made["chosen_ids"] + made["rejected_ids"])
@@ -48,17 +49,17 @@ def test_a_pair_is_the_dialogue_that_the_template_makes(tokenizer) -> None:
 
 def test_duplicates_are_dropped_and_counted(tokenizer) -> None:
     rows = [*pairs(3), *pairs(2), {**pairs(1)[0], "chosen": "Another"}]
-    made, report = dpo_rows(rows, tokenizer, 200)
+    made, report = dpo_rows(rows, Renderer(tokenizer), 200)
     assert (len(made), report.duplicates) == (4, 2) and "2 duplicates dropped" in report.line("pairs")
-    assert len(dpo_rows(rows, tokenizer, 200, keep_duplicates=True)[0]) == 6
-    made, report = sft_rows([*completions(3), *completions(3)], tokenizer, 200)
+    assert len(dpo_rows(rows, Renderer(tokenizer), 200, keep_duplicates=True)[0]) == 6
+    made, report = sft_rows([*completions(3), *completions(3)], Renderer(tokenizer), 200)
     assert (len(made), report.duplicates, report.rows) == (3, 3, 3)
-    assert len(sft_rows([*completions(3), *completions(3)], tokenizer, 200, keep_duplicates=True)[0]) == 6
+    assert len(sft_rows([*completions(3), *completions(3)], Renderer(tokenizer), 200, keep_duplicates=True)[0]) == 6
 
 
 def test_a_long_pair_is_cut_and_one_without_a_reply_left_out(tokenizer) -> None:
     rows = [{"prompt": "a", "chosen": "x" * 50, "rejected": "y"}, {"prompt": "b" * 99, "chosen": "x", "rejected": "y"}]
-    made, report = dpo_rows(rows, tokenizer, 40)
+    made, report = dpo_rows(rows, Renderer(tokenizer), 40)
     assert (report.rows, report.truncated, report.left_out) == (1, 1, 1)
     assert len(made[0]["prompt_ids"] + made[0]["chosen_ids"]) == 40
     assert tokenizer.eos_token_id not in made[0]["chosen_ids"]
@@ -68,12 +69,12 @@ def test_a_long_pair_is_cut_and_one_without_a_reply_left_out(tokenizer) -> None:
 def test_a_second_bos_is_refused(base: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.bos_token = "<|system|>"
-    assert render(tokenizer, "a", "b")[0].count(tokenizer.bos_token_id) == 0
+    assert sequence(tokenizer, "a", "b")[0].count(tokenizer.bos_token_id) == 0
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
-    assert render(tokenizer, "a", "b")[0].count(tokenizer.bos_token_id) == 1
+    assert sequence(tokenizer, "a", "b")[0].count(tokenizer.bos_token_id) == 1
     tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
     with pytest.raises(DataError, match="begins with two <|system|>"):
-        render(tokenizer, "a", "b")
+        sequence(tokenizer, "a", "b")
 
 
 def test_each_step_has_its_rows_whatever_stands_together() -> None:
@@ -111,7 +112,7 @@ def test_metrics_have_speed_lengths_and_log_probabilities(srlm: Srlm, base: Path
         assert row["tokens_per_second"] > 0 and row["grad_norm"] > 0
         assert row["margin"] == pytest.approx(row["reward_chosen"] - row["reward_rejected"], abs=1e-6)
     tokenizer = AutoTokenizer.from_pretrained(base)
-    made, _ = dpo_rows(pairs(8), tokenizer, 512)
+    made, _ = dpo_rows(pairs(8), Renderer(tokenizer), 512)
     for side in ("chosen", "rejected"):
         mean = sum(len(row[f"{side}_ids"]) for row in made) / 8
         assert sum(row[f"length_{side}"] for row in rows) / 2 == pytest.approx(mean)

@@ -13,6 +13,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig, own_loss
 from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.render import Renderer
 from tiny import pairs, tiny_model
 
 torch.set_num_threads(1)
@@ -83,7 +84,7 @@ def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[l
 
     model, tokenizer = load_model(str(folder), "float32"), load_tokenizer(str(folder))
     found = []
-    for row in dpo_rows(rows, tokenizer, 512)[0]:
+    for row in dpo_rows(rows, Renderer(tokenizer), 512)[0]:
         start, both = len(row["prompt_ids"]), []
         for side in ("chosen_ids", "rejected_ids"):
             ids = torch.tensor([row["prompt_ids"] + row[side]])

@@ -18,9 +18,9 @@ from srlm_cli.records import Record
 from srlm_cli.train import session
 from srlm_cli.train.data import dpo_rows, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
-from srlm_cli.train.render import ADDED, KEPT, SPLIT, render
+from srlm_cli.train.render import ADDED, CLOSED, KEPT, SPLIT, THOUGHT, Renderer
 from srlm_cli.train.sft import sft
-from tiny import ALONE, DATE, NO_SYSTEM, TEMPLATE, completions, tiny_model, with_template
+from tiny import ALONE, DATE, NO_SYSTEM, TEMPLATE, completions, sequence, tiny_model, with_template
 
 torch.set_num_threads(1)
 
@@ -53,11 +53,11 @@ def tokenizer(base: Path):
 
 def shown(tokenizer, row: Record, field: str = "completion") -> tuple[str, str, tuple[str, ...]]:
     """Return the text before the target of a row, the target, and what is told of it."""
-    sequence = render(tokenizer, row["prompt"], row[field])
+    made = sequence(tokenizer, row["prompt"], row[field])
     return (
-        tokenizer.decode(sequence.ids[: sequence.start]),
-        tokenizer.decode(sequence.ids[sequence.start :]),
-        sequence.notes,
+        tokenizer.decode(made.ids[: made.start]),
+        tokenizer.decode(made.ids[made.start :]),
+        made.notes,
     )
 
 
@@ -67,16 +67,17 @@ def shown(tokenizer, row: Record, field: str = "completion") -> tuple[str, str, 
 @pytest.mark.parametrize(
     ("template", "reply", "target", "note"),
     [
-        (TEMPLATE, "No.", "No.<|end|>\n", None),
-        (TEMPLATE, " No.\n", " No.\n<|end|>\n", None),
-        (TEMPLATE.replace("m['content']", "m['content'] | trim"), " No.\n", "No.<|end|>\n", None),
-        (R1, "Three.\n</think>\n\nNo.", "Three.\n</think>\n\nNo.<|end|>\n", KEPT),
-        (R1, "<think>\nThree.\n</think>\n\nNo.", "Three.\n</think>\n\nNo.<|end|>\n", KEPT),
-        (R1, "<think>Three.</think>No.", "Three.</think>No.<|end|>\n", KEPT),
-        (R1, "It goes on and", "It goes on and<|end|>\n", KEPT),
-        (QWEN3, "No.", "<think>\n\n</think>\n\nNo.<|end|>\n", ADDED),
-        (QWEN3, "<think>\nThree.\n</think>\n\nNo.", "<think>\nThree.\n</think>\n\nNo.<|end|>\n", None),
-        (CUTS_THOUGHTS, "<think>\nThree.\n</think>\n\nNo.", "<think>\nThree.\n</think>\n\nNo.<|end|>\n", KEPT),
+        (TEMPLATE, "No.", "No.<|end|>", None),
+        (TEMPLATE, " No.\n", " No.\n<|end|>", None),
+        (TEMPLATE.replace("m['content']", "m['content'] | trim"), " No.\n", "No.<|end|>", None),
+        (TEMPLATE.replace("m['content']", "m['content'] | replace('No', 'Ja')"), "No.", "No.<|end|>", KEPT),
+        (R1, "Three.\n</think>\n\nNo.", "Three.\n</think>\n\nNo.<|end|>", THOUGHT),
+        (R1, "<think>\nThree.\n</think>\n\nNo.", "Three.\n</think>\n\nNo.<|end|>", THOUGHT),
+        (R1, "<think>Three.</think>No.", "Three.\n</think>\n\nNo.<|end|>", THOUGHT),
+        (R1, "It goes on and", "It goes on and<|end|>", CLOSED),
+        (QWEN3, "No.", "No.<|end|>", CLOSED),
+        (QWEN3, "<think>\nThree.\n</think>\n\nNo.", "<think>\nThree.\n</think>\n\nNo.<|end|>", THOUGHT),
+        (CUTS_THOUGHTS, "<think>\nThree.\n</think>\n\nNo.", "<think>\nThree.\n</think>\n\nNo.<|end|>", THOUGHT),
     ],
 )
 def test_the_target_follows_what_sampling_shows(
@@ -85,29 +86,30 @@ def test_the_target_follows_what_sampling_shows(
     tokenizer.chat_template = template
     prompt = [{"role": "user", "content": "Prime?"}]
     before, learned, notes = shown(tokenizer, {"prompt": prompt, "completion": reply})
-    assert before == rendered(tokenizer, prompt, today=None)
+    empty = "<think>\n\n</think>\n\n" if note == CLOSED else ""
+    assert before == rendered(tokenizer, prompt, today=None).removesuffix("<think>\n" if empty else "") + empty
     assert (learned, notes) == (target, (note,) if note else ())
 
 
 def test_a_template_without_a_generation_prompt_has_the_header_in_the_target(tokenizer) -> None:
     tokenizer.chat_template = TEMPLATE.partition("{% if add")[0]
     assert shown(tokenizer, {"prompt": "Why?", "completion": "So."}) == (
-        "<|user|>\nWhy?<|end|>\n", "<|assistant|>\nSo.<|end|>\n", (ADDED,),
+        "<|user|>\nWhy?<|end|>\n", "<|assistant|>\nSo.<|end|>", (ADDED,),
     )  # fmt: skip
 
 
 def test_pairs_that_differ_in_their_thoughts_are_told_apart(tokenizer) -> None:
     tokenizer.chat_template = R1
     row = {"prompt": "Prime?", "chosen": "Three.\n</think>\n\nNo.", "rejected": "Odd.\n</think>\n\nNo."}
-    [made], report = dpo_rows([row], tokenizer, 200)
+    [made], report = dpo_rows([row], Renderer(tokenizer), 200)
     assert made["chosen_ids"] != made["rejected_ids"] and report.identical == 0
-    assert "1 with the reply as it is, where the chat template would change it" in report.line("pairs")
+    assert "1 with a thought, which is trained on" in report.line("pairs")
 
 
 def test_a_pair_with_sides_of_the_same_tokens_is_dropped_and_counted(tokenizer) -> None:
     same = {"prompt": "Up?", "chosen": "Yes.", "rejected": [{"role": "assistant", "content": "Yes."}]}
     cut = {"prompt": "Up?", "chosen": "y" * 50 + "a", "rejected": "y" * 50 + "b"}
-    made, report = dpo_rows([same, cut, {**cut, "rejected": "n"}], tokenizer, 40)
+    made, report = dpo_rows([same, cut, {**cut, "rejected": "n"}], Renderer(tokenizer), 40)
     assert (len(made), report.identical, report.truncated) == (1, 2, 1)
     assert "2 dropped: chosen and rejected are the same tokens" in report.line("pairs")
 
@@ -144,10 +146,10 @@ def test_line_breaks_that_a_tokenizer_joins_are_parted() -> None:
     tokenizer = joining([("Ċ", "Ċ")], metaspace=False)
     head = token_ids(tokenizer, "user:\nWhy?<|end|>assistant:\n")
     assert len(token_ids(tokenizer, "assistant:\n\nSo.")) == len(token_ids(tokenizer, "assistant:\nSo."))
-    sequence = render(tokenizer, "Why?", "\nSo.")
-    assert sequence.ids[: sequence.start] == head and tokenizer.decode(sequence.ids[sequence.start :]) == "\nSo.<|end|>"
-    assert sequence.notes == (SPLIT,) and render(tokenizer, "Why?", "So.").notes == ()
-    made, report = sft_rows([{"prompt": "Why?", "completion": "\n\nSo."}], tokenizer, 99)
+    made = sequence(tokenizer, "Why?", "\nSo.")
+    assert made.ids[: made.start] == head and tokenizer.decode(made.ids[made.start :]) == "\nSo.<|end|>"
+    assert made.notes == (SPLIT,) and sequence(tokenizer, "Why?", "So.").notes == ()
+    made, report = sft_rows([{"prompt": "Why?", "completion": "\n\nSo."}], Renderer(tokenizer), 99)
     assert made[0]["input_ids"][: len(head)] == head and report.notes == {SPLIT: 1}
 
 
@@ -160,8 +162,8 @@ def test_what_a_tokenizer_joins_and_cannot_be_parted_is_a_bad_row() -> None:
         "{% if add_generation_prompt %}assistant:a{% endif %}"
     )
     with pytest.raises(BadRow, match="merges the end of the prompt"):
-        render(tokenizer, "c", "b.")
-    assert render(tokenizer, "c", "c.").notes == ()
+        sequence(tokenizer, "c", "b.")
+    assert sequence(tokenizer, "c", "c.").notes == ()
 
 
 # --- templates that refuse -------------------------------------------------------------------
@@ -171,9 +173,11 @@ def test_a_refused_row_of_a_training_is_named_or_passed(tokenizer) -> None:
     tokenizer.chat_template = NO_SYSTEM + TEMPLATE
     rows = [{"id": "7", "prompt": SYSTEM, "completion": "So."}, *completions(2)]
     with pytest.raises(DataError, match="row 7: the chat template refuses it: no system role"):
-        sft_rows(rows, tokenizer, 99)
+        sft_rows(rows, Renderer(tokenizer), 99)
     refused = []
-    made, report = sft_rows(rows, tokenizer, 99, refuse=lambda row, reason: refused.append((row["id"], reason)))
+    made, report = sft_rows(
+        rows, Renderer(tokenizer), 99, refuse=lambda row, reason: refused.append((row["id"], reason))
+    )
     assert refused == [("7", "the chat template refuses it: no system role")]
     assert (len(made), report.refused) == (2, 1) and "1 bad rows" in report.line("rows")
 

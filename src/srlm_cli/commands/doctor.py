@@ -6,6 +6,9 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
+
+from typer import Option
 
 from srlm_cli import __version__
 from srlm_cli.options.common import new_app
@@ -30,16 +33,32 @@ OPTIONAL = {"numba": "missing, and optional: pip install 'srlm-cli[cpu]' makes a
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    model: Annotated[
+        str | None,
+        Option(
+            "--model", "-m", metavar="MODEL", help="Show how this model thinks, what its template does, its memory."
+        ),
+    ] = None,
+) -> None:
     """Show what is installed, which devices there are and what is missing.
 
     \b
     Examples:
       srlm doctor
       srlm doctor | grep missing
+      srlm doctor --model smollm2-135m-instruct
 
     Prints one line per finding. A line about something missing ends with the command that installs it.
+    With --model the lines are about that model: whether it thinks and how, what its chat template does,
+    the tokens that end a turn, its own settings for sampling, how the engine `hf` runs it, and its memory.
     """
+    if model:
+        from srlm_cli.engines.findings import findings
+
+        for name, text in findings(model):
+            print(f"{name:<12} {text}")
+        return
     print(f"srlm         {__version__} in {Path(__file__).parents[1]}")
     print(f"python       {sys.version.split()[0]} in {sys.prefix}")
     for name in LIBRARIES:

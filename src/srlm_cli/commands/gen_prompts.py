@@ -1,5 +1,6 @@
 """srlm gen-prompts."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from typer import Option
@@ -98,12 +99,15 @@ def gen_prompts(
     if not seeds and count:
         raise OptionError("no seed prompts in the input", "--in takes rows with a `prompt`, for instance ift.jsonl")
     form = templates.load(template, fields={"tasks"})
+    if engine.thinking == "on":  # the beginning of an answer would leave no room for a thought
+        form = replace(form, prefix="")
     old = [row for path in avoid or [] for row in read_all(path, records.prompt_record)]
     model = LazyEngine(engine.spec(prompt_model))
     tries = max_tries or 10 * count
     shots = {"from_seeds": from_seeds, "from_generated": from_generated, "prompt_batch_size": prompt_batch_size}
     shots |= {"max_rouge_l": max_rouge_l, "iteration": iteration}
-    options = stage.GenPromptsOptions(count, tries, form, sampling.sampling(form.stop), sampling.seed, **shots)
+    drawn = sampling.sampling(model.spec, form.stop)
+    options = stage.GenPromptsOptions(count, tries, form, drawn, sampling.seed, **shots)
     prompts = {"seeds": hash_of_prompts(seeds), "avoid": hash_of_prompts(old)}
     decides = identity(sampling, **shots, template=form.hash, **prompts, shard=shard) | model_identity(model.spec)
     StageRun("gen-prompts", stream, None, decides, engine=model, source=rows, total=count).run(

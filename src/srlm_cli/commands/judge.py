@@ -7,15 +7,23 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.engines import LOCAL, LazyEngine
+from srlm_cli.engines import LOCAL, LazyEngine, template_kwargs
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.options import numbers
-from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
+from srlm_cli.options.common import (
+    EngineOptions,
+    SamplingOptions,
+    ShardOption,
+    StreamOptions,
+    System,
+    identity,
+    new_app,
+)
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
-from srlm_cli.runner.stage import Resumed, StageRun
+from srlm_cli.runner.stage import Resumed, StageRun, warn_of_thoughts
 from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
@@ -75,6 +83,7 @@ def judge(
     direct: Annotated[
         bool, Option("--direct/--no-direct", help="With --meta: read the verdict from probabilities, without reasons.")
     ] = False,
+    system: System = None,
     max_unparsed: Annotated[
         float,
         Option(
@@ -126,7 +135,7 @@ def judge(
     if not meta and (force_score or score == "expected") and not (form.choices and form.finish):
         needs = "--score expected" if score == "expected" else "--force-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
-    metas = meta_options(form, meta_template, sampling, meta_replies, direct) if meta else None
+    metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
     check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
     rows = open_reader(stream, check, [stream.in_], shard=shard)
     local = engine.engine in LOCAL
@@ -136,7 +145,15 @@ def judge(
     spec = engine.spec(writer_of(rows) if self_judged else None)
     model = LazyEngine(spec)
     options = stage.JudgeOptions(
-        form, num_judgements, sampling.sampling(), sampling.seed, force_score, score, min_score_mass
+        form,
+        num_judgements,
+        sampling.sampling(spec),
+        sampling.seed,
+        force_score,
+        score,
+        min_score_mass,
+        system,
+        template_kwargs(spec) if rows.peek() else {},
     )
     own = {
         "num_judgements": num_judgements,
@@ -145,6 +162,7 @@ def judge(
         "score": score,
         "min_score_mass": min_score_mass if score == "expected" else None,
         "rescore": False,
+        "system": system,
     }
     own["shard"] = rows.part
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
@@ -161,18 +179,25 @@ def judge(
     if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
         better = "--direct" if metas else "--force-score, and --template score_only"
         say(f"srlm judge: most {asked} cannot be read; see {better}")
+    if not stream.quiet:
+        warn_of_thoughts("judge", tally, sampling)
     if (low := tally.counts["low score mass"]) and not stream.quiet:
         say(f"srlm judge: {low} scores are null: the scores had too little probability (`score_mass`)")
 
 
 def meta_options(
-    judge_form: templates.Template, name: str, sampling: SamplingOptions, replies: int, direct: bool
+    judge_form: templates.Template,
+    name: str,
+    sampling: SamplingOptions,
+    engine: EngineOptions,
+    replies: int,
+    direct: bool,
 ) -> stage_meta.MetaOptions:
     """Return how judgements are compared, by a template of this name."""
     form = templates.load(name, fields={"task", "first", "second"}, reads=True)
     if direct and not (form.finish and form.choices):
         raise OptionError(f"template {name} has no `finish` and `choices`", "--direct needs them")
-    return stage_meta.MetaOptions(judge_form, form, sampling.sampling(), sampling.seed, replies, direct)
+    return stage_meta.MetaOptions(judge_form, form, sampling.sampling(engine.spec()), sampling.seed, replies, direct)
 
 
 def too_many_unparsed(tally: Tally, limit: float, asked: str = "judgements") -> LimitExceeded | None:

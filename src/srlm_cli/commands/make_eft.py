@@ -6,10 +6,18 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records, templates
-from srlm_cli.engines import LazyEngine
+from srlm_cli.engines import LazyEngine, template_kwargs
 from srlm_cli.errors import OptionError
 from srlm_cli.options import numbers
-from srlm_cli.options.common import EngineOptions, SamplingOptions, ShardOption, StreamOptions, identity, new_app
+from srlm_cli.options.common import (
+    EngineOptions,
+    SamplingOptions,
+    ShardOption,
+    StreamOptions,
+    System,
+    identity,
+    new_app,
+)
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.runner.inputs import open_reader
@@ -75,6 +83,7 @@ def make_eft(
     template: Annotated[
         str, Option("--template", help="Judge prompt: built-in template name or .toml file.")
     ] = "additive",
+    system: System = None,
     thin: Annotated[
         bool, Option("--thin", help="Only apply --max-share to the EFT rows of --in; no model runs.")
     ] = False,
@@ -138,9 +147,10 @@ def make_eft(
     reasons = templates.load("hindsight", fields={"prompt", "response", "score", "high"}) if writes_reasons else None
     linear = (score_low, score_high) if scale == "linear" else None
     known = all_scores(stream.in_) if by_rank and not linear else None
+    model = LazyEngine(engine.spec())
     options = stage.EftOptions(
         form,
-        sampling.sampling(),
+        sampling.sampling(model.spec),
         sampling.seed,
         num_judgements,
         rows_per_reply,
@@ -149,12 +159,14 @@ def make_eft(
         force_score,
         RankScores(int(form.low), int(form.high), known, linear),
         reasons,
+        system,
+        template_kwargs(model.spec) if needs_model and rows.peek() else {},
     )
-    model = LazyEngine(engine.spec())
     made_by = stage.hindsight if by_rank else stage.accept
     chosen = {"method": method, "reason": reason, "ties": ties, "max_share": max_share}
     chosen |= {"num_judgements": num_judgements, "rows_per_reply": rows_per_reply}
     chosen |= {"force_score": force_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
+    chosen |= {"system": system}
     decides = identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
     decides |= model_identity(model.spec) if needs_model else {}
     StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
+from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request
 from srlm_cli.engines.echo import EchoEngine, echo_name
@@ -14,6 +15,7 @@ from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.models.collection import without_collection
 
 NAMES = ("hf", "vllm", "openai", "echo")
+FOR_VLLM = ("max_model_len", "gpu_memory_utilization", "quantization", "engine_arg")
 LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
 
 
@@ -23,6 +25,10 @@ def open_engine(spec: EngineSpec) -> Engine:
         raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
     if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
         raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
+    if spec.engine != "vllm" and (given := [name for name in FOR_VLLM if getattr(spec, name)]):
+        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine vllm")
+    if spec.engine != "openai" and spec.extra_body:
+        raise OptionError("--extra-body is for --engine openai")
     if spec.engine == "echo":
         return EchoEngine(spec.model)
     if spec.engine == "openai":
@@ -48,6 +54,23 @@ def open_engine(spec: EngineSpec) -> Engine:
     from srlm_cli.engines.vllm import VllmEngine
 
     return VllmEngine(spec)
+
+
+@cache
+def template_kwargs(spec: EngineSpec) -> dict[str, Any]:
+    """Return what an engine gives to the chat template, by name; raise OptionError for what the template ignores."""
+    if spec.engine == "echo" or (spec.thinking == "auto" and not spec.template_kwargs):
+        return {}
+    if spec.engine == "openai":
+        from srlm_cli.engines.openai import LocalTemplate
+
+        template = LocalTemplate(with_model(spec))
+        return template.load().kwargs if template.at_hand else template.kwargs
+    from srlm_cli.engines.chat_template import ChatTemplate
+    from srlm_cli.models.load import load_tokenizer, quiet_libraries
+
+    quiet_libraries()
+    return ChatTemplate.of(load_tokenizer(spec.model), spec).kwargs
 
 
 @cache

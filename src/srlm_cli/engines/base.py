@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from srlm_cli import thoughts
 from srlm_cli.records import Message
+from srlm_cli.thoughts import MARKS, Marks, Thought
 
 TEMPLATE_REFUSED = "template-refused"
 
@@ -17,7 +17,10 @@ TEMPLATE_REFUSED = "template-refused"
 class EngineSpec:
     """Which engine to open, with which model, and how; the fields from `base_url` on are for a server.
 
-    `today` is the date for chat templates that write it; None is the current date.
+    `today` is the date for chat templates that write it; None is the current date. `thinking` is `on`, `off` or `auto`;
+    `template_kwargs` and `extra_body` (of requests to a server) are JSON objects. `think_markers` open and close a
+    thought, if the marks of the model are not known. The fields from `max_model_len` on are for vLLM; `engine_arg` has
+    further ones, as `KEY=VALUE`.
     """
 
     engine: str = "hf"
@@ -35,13 +38,23 @@ class EngineSpec:
     timeout: float = 600.0
     today: str | None = None
     check_sampling: bool = True
+    thinking: str = "auto"
+    template_kwargs: str | None = None
+    extra_body: str | None = None
+    think_markers: tuple[str, str] | None = None
+    max_model_len: int | None = None
+    gpu_memory_utilization: float | None = None
+    quantization: str | None = None
+    engine_arg: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Sampling parameters. `temperature` 0 is greedy; a `stop` text ends a completion and is removed.
 
-    A line that fully matches the pattern `last_line` also ends a completion, and is kept.
+    A line that fully matches the pattern `last_line` also ends a completion, and is kept. Both count only in the
+    answer. A thought that is open after `max_thinking_tokens` is closed for the model. `top_k` 0, `min_p` 0 and
+    penalties of 1 and 0 change nothing. The order is: penalties, temperature, top-k, top-p, min-p.
     """
 
     temperature: float = 0.7
@@ -49,17 +62,31 @@ class Sampling:
     max_new_tokens: int = 512
     stop: tuple[str, ...] = ()
     last_line: str = ""
+    max_thinking_tokens: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether there is a penalty for tokens that are already in the text."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0
 
 
-def end_of(text: str, sampling: Sampling) -> int | None:
+def end_of(text: str, sampling: Sampling, marks: Marks = MARKS, opened: bool = False) -> int | None:
     """Return where a completion ends: before its first stop text or after its last line; None if neither occurs.
 
-    A line counts when it is complete, that is when the next line starts, and only outside of a thought.
+    A line counts when it is complete, that is when the next line starts. Nothing counts inside the thought that comes
+    first, which the prompt may have `opened`.
     """
-    ends = [at for stop in sampling.stop if (at := text.find(stop)) >= 0]
+    _, thought = marks.divide(text, opened)
+    if thought and not thought.closed:
+        return None
+    first = len(thought.raw) if thought else 0
+    ends = [at for stop in sampling.stop if (at := text.find(stop, first)) >= 0]
     if sampling.last_line:
-        text = thoughts.blanked(text)
-        begin = 0
+        begin = first
         while (end := text.find("\n", begin)) >= 0:
             if re.fullmatch(sampling.last_line, text[begin:end]):
                 ends.append(end)
@@ -73,7 +100,9 @@ class Request:
     """A request for one completion per seed of a chat.
 
     `prefix` is the start of the assistant's turn and is not part of the completion. With `choices` the completion is
-    one of these texts, drawn by its probability after the prefix (the most probable one at temperature 0).
+    one of these texts, drawn by its probability after the prefix (the most probable one at temperature 0). `thought` is
+    a thought before the prefix, with its marks, as in `Thought.raw`. `template_kwargs` go to the chat template and
+    take precedence over those of the engine.
 
     `follow_up` returns a second request about each text. An engine that still has the text in its cache can answer it
     together with the completion.
@@ -85,12 +114,14 @@ class Request:
     prefix: str = ""
     choices: tuple[str, ...] = ()
     follow_up: FollowUp | None = None
+    thought: str = ""
+    template_kwargs: dict[str, Any] | None = None
 
 
 class FollowUp(Protocol):
     """A second request about a completion. It must be picklable, because some engines send it to other processes."""
 
-    def __call__(self, place: int, text: str) -> Request | None:
+    def __call__(self, place: int, text: str, thought: Thought | None) -> Request | None:
         """Return a request with `choices` that continues `text`, the completion of seed number `place`, or None."""
         ...
 
@@ -99,13 +130,15 @@ class FollowUp(Protocol):
 class Completion:
     """The result of one request: a text and a finish reason per seed.
 
-    Finish reasons: `stop` (end of text, or a stop text), `length` (cut at `max_new_tokens`), `no-choice` (no choice has
-    any probability), or the reason why there is no text: `prompt-too-long`, `content_filter`, `refused` (by a server),
-    `template-refused` (by the chat template), `empty`, or the reason that a server gives. `why` is the error message of
-    a refusal. `probabilities` has one number per choice, with a sum of 1, if choices were requested and the engine
-    knows them. `mass` is the total probability of all choices before this normalization, 0 to 1. `tokens_in` counts the
-    prompt once, `tokens_out` all texts. `follow_ups` has one entry per seed, None for those that the engine did not
-    answer; it is empty if the engine answers none.
+    A text is an answer without its thought; `thoughts` has the thoughts, None for a text without one, and is empty if
+    no text has one. Finish reasons: `stop` (end of text, or a stop text), `length` (cut at `max_new_tokens`),
+    `no-choice` (no choice has any probability), or the reason why there is no text: `prompt-too-long`,
+    `unfinished-thought`, `content_filter`, `refused` (by a server), `template-refused` (by the chat template), `empty`,
+    or the reason that a server gives. `why` is the error message of a refusal. `probabilities` has one number per
+    choice, with a sum of 1, if choices were requested and the engine knows them. `mass` is the total probability of all
+    choices before this normalization, 0 to 1. `tokens_in` counts the prompt once, `tokens_out` all texts and thoughts.
+    `follow_ups` has one entry per seed, None for those that the engine did not answer; it is empty if the engine
+    answers none.
     """
 
     texts: list[str]
@@ -116,6 +149,11 @@ class Completion:
     mass: float | None = None
     follow_ups: tuple[Completion | None, ...] = ()
     why: str = ""
+    thoughts: tuple[Thought | None, ...] = ()
+
+    def thought(self, place: int) -> Thought | None:
+        """Return the thought before a text."""
+        return self.thoughts[place] if self.thoughts else None
 
 
 def no_text(request: Request, reason: str, tokens_in: int = 0, why: str = "") -> Completion:

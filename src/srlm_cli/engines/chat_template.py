@@ -1,18 +1,263 @@
-"""A chat as a model reads it: by its own template, once, with no further special tokens."""
+"""A chat as a model reads it: by its own template, once, with no further special tokens; and what it wrote, divided."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable
 from datetime import datetime
-from functools import cache
+from functools import cache, cached_property
 from json import dumps
 from string import ascii_letters
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from srlm_cli.errors import BadRow
-from srlm_cli.records import Message, encodable
+from srlm_cli.engines.base import EngineSpec, Request
+from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.records import KWARGS, Message, encodable
+from srlm_cli.thoughts import MARKS, UNFINISHED, Family, Marks, Thought, marks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+Kwargs = dict[str, Any]
+
+MARK = "A-reply-that-no-template-changes"
+THOUGHT = "A-thought-that-no-template-changes"
+HELLO: list[Message] = [{"role": "user", "content": MARK}]
+SWITCHES = ("enable_thinking", "thinking")  # what templates call the option that turns thoughts on and off
+FIELDS = ("reasoning_content", "reasoning", "thinking")  # where a message holds its thought
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer with the options of a run.
+
+    `today` is the moment, in ISO form, that a template writes which asks for the date; None is now. `thinking` is `on`,
+    `off`, or `auto`, what the template does by itself. `kwargs` go to the template, those of a row over them. `marks`
+    are the marks of thoughts, `name` is what the model is called in errors. Raises OptionError for an option that the
+    template does not know.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        today: str | None = None,
+        thinking: str = "auto",
+        kwargs: Kwargs | None = None,
+        marks: Marks = MARKS,
+        name: str = "the model",
+    ) -> None:
+        self.tokenizer, self.today, self.marks = tokenizer, today or None, marks
+        self.source = str(tokenizer.get_chat_template())
+        self.kwargs: Kwargs = dict(kwargs or {})
+        for key in self.kwargs:
+            if not self._names(key):
+                raise OptionError(f"the chat template of {name} does not use `{key}`", "--template-kwargs without it")
+        if thinking != "auto":
+            if not self.switch:
+                opens = self.marks.opened(self._rendered(HELLO, self.kwargs, True))
+                only = ": it always opens one" if opens else ""
+                raise OptionError(f"the chat template of {name} has no switch for thoughts{only}", "--thinking auto")
+            self.kwargs[self.switch] = thinking == "on"
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, spec: EngineSpec) -> ChatTemplate:
+        """Return the template of a tokenizer with the options of an engine."""
+        kwargs = json.loads(spec.template_kwargs) if spec.template_kwargs else {}
+        return cls(
+            tokenizer, today=spec.today, thinking=spec.thinking, kwargs=kwargs, marks=marks_of(spec.think_markers),
+            name=spec.tokenizer or spec.model or "the model",
+        )  # fmt: skip
+
+    # --- rendering ---------------------------------------------------------------------------
+
+    def render(self, messages: list[Message], more: Kwargs | None = None, *, add_generation_prompt: bool = True) -> str:
+        """Return a dialogue as its model reads it, ready for the assistant's turn where a generation prompt is added.
+
+        `more` are the options of a row. Raises BadRow where the template refuses the dialogue, or does not know them.
+        """
+        return self._rendered(messages, self._with(more), add_generation_prompt)
+
+    def turn(self, request: Request) -> str:
+        """Return the chat of a request with its thought, which is closed, and its prefix.
+
+        A prefix starts an answer. Without a thought in the request it comes after an empty, closed one.
+        """
+        if request.thought or not request.prefix or not self.family:
+            chat = self.render(request.messages, request.template_kwargs)
+            closing = self.closing(chat, request.thought) if request.thought else ""
+            return chat + request.thought + closing + request.prefix
+        return "".join(self.answering(request.messages, request.template_kwargs)) + request.prefix
+
+    def answering(self, messages: list[Message], more: Kwargs | None = None) -> tuple[str, str]:
+        """Return a dialogue ready for an answer without a thought, and the spaces that the template puts before one.
+
+        That is the generation prompt, with thoughts turned off where the template knows how, or with an empty one that
+        is closed.
+        """
+        kwargs = self._with(more)
+        if self.family and self.switch:
+            kwargs[self.switch] = False
+        head = self._rendered(messages, kwargs, True)
+        if self.marks.opened(head):
+            return head.rstrip("\n") + self._closing(head), ""
+        lead = self._lead(messages, kwargs, head)
+        if lead.strip() and self.marks.pattern.search(lead):  # an empty thought, or the mark of an answer
+            return head + lead, ""
+        return head, lead
+
+    def lead(self, messages: list[Message], more: Kwargs | None = None) -> str:
+        """Return what a model writes between the generation prompt and an answer, if it does not think."""
+        kwargs = self._with(more)
+        lead = self._lead(messages, kwargs, self._rendered(messages, kwargs, True))
+        return "" if any(mark["open"] for mark in self.marks.pattern.finditer(lead)) else lead
+
+    def _lead(self, messages: list[Message], kwargs: Kwargs, head: str) -> str:
+        """Return what the template writes between its generation prompt and an answer."""
+        try:
+            before, _, _ = self._rendered([*messages, assistant(MARK)], kwargs, False).partition(MARK)
+        except BadRow:
+            return ""
+        return before[len(head) :] if before.startswith(head) else ""
+
+    def thinking(self, messages: list[Message], more: Kwargs | None = None) -> Kwargs:
+        """Return the options of a row with a thought: with thoughts on, where the generation prompt turns them off."""
+        kwargs = self._with(more)
+        if self.switch and kwargs.get(self.switch) is None:
+            marks = list(self.marks.pattern.finditer(head := self._rendered(messages, kwargs, True)))
+            if marks and marks[-1]["close"] and not head[marks[-1].end() :].strip():
+                return {**kwargs, self.switch: True}
+        return kwargs
+
+    def around(self, messages: list[Message], more: Kwargs | None = None) -> tuple[str, str]:
+        """Return the text between the generation prompt and a thought, and the text between the thought and its answer.
+
+        They are the template's, where it shows the thoughts of messages, else those of its family.
+        """
+        head = self.render(messages, more)
+        for field in FIELDS:
+            reply = {**assistant(MARK), field: THOUGHT}
+            try:
+                whole = self.render([*messages, reply], more, add_generation_prompt=False)
+            except BadRow:
+                continue
+            before, found, rest = whole.partition(THOUGHT)
+            between, shown, _ = rest.partition(MARK)
+            if found and shown and before.startswith(head):
+                return before[len(head) :], between
+        family = self.family or self.marks.families[0]
+        return "" if self.marks.opened(head) else family.opening, family.closing
+
+    def end(self, messages: list[Message], stops: set[str], more: Kwargs | None = None) -> str:
+        """Return what the template writes after an answer up to the first of the tokens that end a turn.
+
+        A template that writes none has the header of the next turn there (GLM). It is empty where there is none either.
+        """
+        for rest in ([], HELLO):
+            try:
+                whole = self.render([*messages, assistant(MARK), *rest], more, add_generation_prompt=False)
+            except BadRow:
+                continue
+            after = whole.rpartition(MARK)[0].rpartition(MARK)[2] if rest else whole.rpartition(MARK)[2]
+            ends = [at + len(stop) for stop in stops if (at := after.find(stop)) >= 0]
+            if ends:
+                return after[: min(ends)]
+        return ""
+
+    def _with(self, more: Kwargs | None) -> Kwargs:
+        """Return the options of the run with those of a row."""
+        for key in more or ():
+            if not self._names(key):
+                raise BadRow(f"the chat template does not use `{key}` of `{KWARGS}`")
+        return {**self.kwargs, **(more or {})}
+
+    def _closing(self, head: str) -> str:
+        """Return what closes the thought that a generation prompt has opened."""
+        family = self.marks.named_in(head[-200:]) or self.family or self.marks.families[0]
+        return "\n" + family.closing if family.opening.endswith("\n") else family.closing
+
+    def _rendered(self, messages: list[Message], kwargs: Kwargs, add_generation_prompt: bool) -> str:
+        if self.takes_parts:
+            messages = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in messages]
+        return rendered(
+            self.tokenizer, messages, today=self.today, add_generation_prompt=add_generation_prompt, kwargs=kwargs
+        )
+
+    # --- what the template knows -------------------------------------------------------------
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template takes the content of a message as a list of parts, and loses a text (Idefics 3)."""
+        if "content" not in self.source:
+            return False
+        parts = [{"role": "user", "content": [{"type": "text", "text": MARK}]}]
+        shown = []
+        for messages in (HELLO, parts):
+            try:
+                shown.append(MARK in rendered(self.tokenizer, messages, today=self.today))
+            except BadRow:
+                shown.append(False)
+        return shown == [False, True]
+
+    @cached_property
+    def switch(self) -> str | None:
+        """The option that turns thoughts on and off, None where the template has none."""
+        for name in SWITCHES:
+            if self._names(name):
+                try:
+                    on, off = (self._rendered(HELLO, {**self.kwargs, name: value}, True) for value in (True, False))
+                except BadRow:
+                    continue
+                if on != off:
+                    return name
+        return None
+
+    @cached_property
+    def family(self) -> Family | None:
+        """How the template marks thoughts, by its source, or by the vocabulary if it only has a switch."""
+        if found := self.marks.named_in(self.source):
+            return found
+        known = set(self.tokenizer.get_added_vocab()) if self.switch else set()
+        return next((one for one in self.marks.families if one.tokens and set(one.tokens) <= known), None)
+
+    def _names(self, option: str) -> bool:
+        return re.search(rf"\b{re.escape(option)}\b", self.source) is not None
+
+    # --- what was written --------------------------------------------------------------------
+
+    @cached_property
+    def kept(self) -> frozenset[int]:
+        """The special tokens that stay in a text, since they mark its thought."""
+        known = self.tokenizer.get_added_vocab()
+        return frozenset(known[token] for token in self.marks.tokens(set(known)))
+
+    @cached_property
+    def skipped(self) -> frozenset[int]:
+        """The special tokens that are not text."""
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})  # all_special_ids has only those with a role
+        special = {at for at, token in added.items() if token.special}
+        return frozenset(special.union(self.tokenizer.all_special_ids)) - self.kept
+
+    def text(self, ids: list[int]) -> str:
+        """Return tokens that a model wrote as its text, marks of thoughts included."""
+        if self.kept.isdisjoint(ids):
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode([token for token in ids if token not in self.skipped])
+
+    def closing(self, prompt: str, text: str) -> str:
+        """Return what closes the thought in which a text ends, empty where it ends in none."""
+        opened = self.marks.opened(prompt)
+        return self.marks.closing(text, opened, self.marks.named_in(prompt[-200:]) if opened else None)
+
+
+def answered(text: str, reason: str, thought: Thought | None) -> tuple[str, str, Thought | None]:
+    """Return an answer, why it ended, and its thought; without an end of the thought there is no answer."""
+    return (text, reason, thought) if thought is None or thought.closed else ("", UNFINISHED, thought)
+
+
+def assistant(content: str) -> Message:
+    """Return a message of the assistant."""
+    return {"role": "assistant", "content": content}
 
 
 def rendered(
@@ -21,16 +266,13 @@ def rendered(
     *,
     today: str | None,
     add_generation_prompt: bool = True,
+    kwargs: Kwargs | None = None,
 ) -> str:
-    """Return a dialogue as its model reads it, ready for the assistant's turn where a generation prompt is added.
-
-    `today` is the moment, in ISO form, that a template writes which asks for the date; None is now. Raises BadRow where
-    the template refuses the dialogue.
-    """
+    """Return a dialogue by a tokenizer's template; raise BadRow where that refuses it."""
     dated = {"chat_template": clock(today) + tokenizer.get_chat_template()} if today and writes_date(tokenizer) else {}
     try:
         return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **dated
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **dated, **(kwargs or {})
         )
     except Exception as error:  # a template is a program of the model's makers: anything can be raised
         said = " ".join(str(error).split()) or type(error).__name__
@@ -65,7 +307,7 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(encodable(text), add_special_tokens=False)["input_ids"]
 
 
-def stop_ids(configured: int | list[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def stop_ids(configured: int | Iterable[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
-    ids = configured if isinstance(configured, list) else [configured]
+    ids = [configured] if configured is None or isinstance(configured, int) else list(configured)
     return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})

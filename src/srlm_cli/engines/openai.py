@@ -7,32 +7,33 @@ runs in an asyncio loop of its own, in a thread that ends with the engine.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
+from typing import Any
 
 import openai
 
 from srlm_cli.engines import choice_probabilities
-from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, end_of, no_text
-from srlm_cli.engines.chat_template import rendered
+from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
+from srlm_cli.engines.chat_template import SWITCHES, ChatTemplate, answered
 from srlm_cli.engines.openai_answers import Answer, Json, Reply, read_answer
 from srlm_cli.engines.openai_draws import Draws
 from srlm_cli.engines.openai_refusals import names, refusal, words
 from srlm_cli.engines.openai_server import Server
-from srlm_cli.errors import BadRow, EngineError
+from srlm_cli.errors import BadRow, EngineError, OptionError
 from srlm_cli.models.embedded import EMBEDDED
 from srlm_cli.models.load import load_tokenizer, quiet_libraries
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from srlm_cli.streams.console import say
+from srlm_cli.thoughts import Thought, marks_of
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 LOOK_AHEAD = 4  # requests begun before the oldest is done, as a multiple of those in flight
@@ -45,6 +46,8 @@ FIRST = 16  # choices that tell whether a server continues turns at all
 RARE = 1e-4  # a choice less probable than this has no share worth asking for
 CONTEXT = re.compile(r"context length (?:is|of) (\d+)")
 HELLO = [{"role": "user", "content": "Hello!"}]  # a prompt that no server has a reason to refuse
+HELLO_TOKENS = 2048  # room for what a thinking model thinks about a greeting
+FILTERS = ("top_k", "min_p", "repetition_penalty", "presence_penalty")  # sent where they are not neutral
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 
@@ -64,7 +67,7 @@ class OpenAIEngine:
         self.model = spec.model
         self.server = Server(spec)
         self.noted = self.server.noted
-        self.template = ChatTemplate(spec.tokenizer, spec.model, spec.today)
+        self.template = LocalTemplate(spec)
         self.chat = spec.route != "completion"
         if not self.chat:
             self.template.load()
@@ -73,6 +76,9 @@ class OpenAIEngine:
         self.masses: list[float] = []
         self.look_ahead = LOOK_AHEAD * spec.concurrency
         self.draws = Draws(self._texts, self.server.url, spec.check_sampling)
+        self.extra_body: Json = json.loads(spec.extra_body) if spec.extra_body else {}
+        self.marks = marks_of(spec.think_markers)
+        self.opens: bool | None = False if spec.thinking == "off" else True if spec.think_markers else None
         self.takes_others: bool | None = None
         self.trying = asyncio.Lock()
         self.loop = asyncio.new_event_loop()
@@ -84,6 +90,11 @@ class OpenAIEngine:
         begun: deque[Future[Completion]] = deque()
         try:
             for request in requests:
+                if request.sampling.max_thinking_tokens:
+                    raise OptionError(
+                        "--max-thinking-tokens: a server closes thoughts itself",
+                        """vLLM: --extra-body '{"thinking_token_budget": 512}'""",
+                    )
                 begun.append(asyncio.run_coroutine_threadsafe(self._answer(request), self.loop))
                 while begun and (begun[0].done() or len(begun) >= self.look_ahead):
                     yield begun.popleft().result()
@@ -135,9 +146,81 @@ class OpenAIEngine:
         if len(seeds) > 1 and len({reply.text for reply in replies}) == 1 and await self.draws.shared(len(seeds)):
             rest += (again := await self._ask_apart(request, seeds[1 : len(first.replies)]))
             replies[1 : len(first.replies)] = [answer.replies[0] for answer in again]
-        ended = [ended_as_asked(reply, request) for reply in replies]
-        texts, reasons = map(list, zip(*(ended * size)[:size], strict=True))
-        return Completion(texts, reasons, first.tokens_in, sum(answer.tokens_out for answer in (first, *rest)))
+        ended = [await self._ended(reply, request) for reply in replies]
+        texts, reasons, thoughts = zip(*(ended * size)[:size], strict=True)
+        spent = sum(answer.tokens_out for answer in (first, *rest))
+        found = thoughts if any(thoughts) else ()
+        return Completion(list(texts), list(reasons), first.tokens_in, spent, thoughts=found)
+
+    # --- thoughts ----------------------------------------------------------------------------
+
+    async def _ended(self, reply: Reply, request: Request) -> tuple[str, str, Thought | None]:
+        """Return the answer of a reply, why it ended, and its thought, cut where the server has not heeded its end.
+
+        A text that did not end, or that is not there, is no reply: its reason says why. One that ended by itself is
+        left whole but for stop texts: it is there, and its last verdict may not be the first.
+        """
+        if reply.finish_reason not in ("stop", "length"):
+            return "", reply.finish_reason, None
+        if reply.reasoning:
+            self.opens = False  # the server divides
+            thought = Thought(
+                reply.reasoning.strip(), self._as_written(reply, request), closed=bool(reply.text.strip())
+            )
+            return answered(*cut(reply.text, reply.finish_reason, request), thought)
+        text = behind_prefix(reply.text, request.prefix)
+        if not text.strip():
+            return "", "empty", None
+        opened = await self._opened(text, reply.finish_reason, request)
+        _, thought = self.marks.divide(text, opened)
+        if thought is None:
+            return *cut(text, reply.finish_reason, request), None
+        if not thought.closed:
+            return answered("", reply.finish_reason, thought)
+        answer, reason = cut(text[len(thought.raw) :], reply.finish_reason, request)
+        return answered(self.marks.divide(thought.raw + answer, opened)[0], reason, thought)
+
+    def _as_written(self, reply: Reply, request: Request) -> str:
+        """Return a thought as the model wrote it, where the chat template is at hand to tell."""
+        if not self.template.at_hand:
+            return ""
+        before, between = self.template.load().around(request.messages, request.template_kwargs)
+        return before + reply.reasoning + (between if reply.text.strip() else "")
+
+    async def _opened(self, text: str, reason: str, request: Request) -> bool:
+        """Return whether the prompt of a text has opened a thought; for a text without marks only a template shows it.
+
+        Without a template, other replies show it. If there are none, the server is asked for one, once.
+        """
+        if request.prefix or request.thought:
+            return False
+        if not self.chat or (reason == "length" and self.template.at_hand and not self.marks.pattern.search(text)):
+            return await asyncio.to_thread(self.template.opens, request)
+        if found := self.marks.pattern.search(text):
+            self.opens = bool(self.opens or found["close"])
+            return False
+        if reason == "stop":
+            self.opens = bool(self.opens)  # a thought would have been closed
+            return False
+        async with self.trying:
+            if self.opens is None:
+                await self._greet()
+        return bool(self.opens)
+
+    async def _greet(self) -> None:
+        """Ask for a reply to a greeting, to see whether it begins within a thought."""
+        greedy = Sampling(0.0, 1.0, HELLO_TOKENS)
+        try:
+            (reply, *_) = (await self._ask(Request(HELLO, greedy, (0,)), (0,))).replies
+        except openai.OpenAIError:
+            reply = Reply("", "stop", None)
+        found = self.marks.pattern.search(reply.text)
+        self.opens = bool(found and found["close"])
+        if not found and not reply.reasoning and reply.finish_reason == "length":
+            say(
+                f"srlm: {self.server.url} does not tell whether its replies begin with a thought: those that were cut "
+                "are taken as answers. --tokenizer MODEL tells, or --think-markers OPEN CLOSE"
+            )
 
     async def _ask_apart(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
         """Return an answer for each seed, asked for by itself."""
@@ -154,6 +237,8 @@ class OpenAIEngine:
             "seed": seeds[0] % SEEDS,
             **({"n": len(seeds)} if len(seeds) > 1 else {}),
             **({"stop": list(sampling.stop)} if sampling.stop else {}),
+            **{name: value for name in FILTERS if (value := getattr(sampling, name)) != getattr(Sampling, name)},
+            **self.extra_body,
             **more,
         }
         return read_answer(await self._post(request, body), len(seeds))
@@ -165,8 +250,10 @@ class OpenAIEngine:
     async def _post(self, request: Request, body: Json) -> Json:
         """Send a request by the route, and go on with its prefix in the first way that the server takes."""
         async with self.server.gate:
-            if not self.chat or not request.prefix:
+            if not self.chat or not (request.prefix or request.thought):
                 return await self._fitting(request, body, "turn" if self.chat else "template")
+            if request.thought:
+                return await self._fitting(request, body, self._way_after_a_thought())
             while True:
                 way = self.ways[0]
                 try:
@@ -177,12 +264,23 @@ class OpenAIEngine:
                     if self.ways[0] == way:  # requests beside this one may have found it out already
                         self.ways.popleft()
 
+    def _way_after_a_thought(self) -> str:
+        """Return how a turn is continued after a thought: only as text, since templates drop or change thoughts."""
+        if "template" in self.ways:
+            return "template"
+        raise EngineError(
+            "the server cannot continue after a thought by its chat route",
+            "--route completion --tokenizer MODEL sends the prompt as text; or --score text without --force-score",
+        )
+
     async def _fitting(self, request: Request, body: Json, way: str) -> Json:
         """Send a request; where prompt and completion do not fit together, leave the completion what remains."""
         if way == "template":
             path, shown = COMPLETIONS, {"prompt": await asyncio.to_thread(self.template.render, request)}
         else:
             path, shown = CHAT, chat_of(request, way)
+            if kwargs := {**self.template.kwargs, **(request.template_kwargs or {})}:
+                shown["chat_template_kwargs"] = {**body.get("chat_template_kwargs", {}), **kwargs}
         if path == COMPLETIONS and body.get("logprobs"):
             body = {**body, "logprobs": body["top_logprobs"]}
             del body["top_logprobs"]
@@ -268,7 +366,7 @@ class OpenAIEngine:
 
     async def _next_tokens(self, request: Request) -> Answer:
         """Return the next two tokens and the most probable ones beside them; the first may be a space."""
-        greedy = replace(request.sampling, temperature=0.0, top_p=1.0, max_new_tokens=2, stop=())
+        greedy = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=2)
         return await self._ask(replace(request, sampling=greedy), request.seeds[:1], logprobs=True, top_logprobs=TOP)
 
     async def _choose_by_text(self, request: Request) -> Completion:
@@ -284,33 +382,48 @@ def run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
     loop.close()
 
 
-class ChatTemplate:
+class LocalTemplate:
     """A model's chat template, for the route that takes a text; its tokenizer is loaded by the first use."""
 
-    def __init__(self, tokenizer: str | None, model: str, today: str | None = None) -> None:
-        self.model, self.today = tokenizer or model, today
-        self.at_hand = bool(tokenizer) or model in EMBEDDED or Path(model).is_dir()
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec, self.model = spec, spec.tokenizer or spec.model
+        here = spec.model in EMBEDDED or Path(spec.model).is_dir()
+        self.at_hand = bool(spec.tokenizer) or (here and find_spec("transformers") is not None)
         self.lock = Lock()
-        self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.loaded: ChatTemplate | None = None
 
-    def load(self) -> PreTrainedTokenizerBase:
-        """Return the tokenizer; raise EngineError when there is none of that name."""
+    def load(self) -> ChatTemplate:
+        """Return the template; raise EngineError when there is no tokenizer of that name."""
         with self.lock:
-            if self.tokenizer is None:
+            if self.loaded is None:
                 quiet_libraries()
-                self.tokenizer = load_tokenizer(self.model)
-            return self.tokenizer
+                self.loaded = ChatTemplate.of(load_tokenizer(self.model), self.spec)
+            return self.loaded
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """What the server's chat template is given; without the template itself, by the option's usual name."""
+        if self.loaded:
+            return self.loaded.kwargs
+        switch = {} if self.spec.thinking == "auto" else {SWITCHES[0]: self.spec.thinking == "on"}
+        return {**(json.loads(self.spec.template_kwargs) if self.spec.template_kwargs else {}), **switch}
+
+    def opens(self, request: Request) -> bool:
+        """Return whether the prompt of a request ends in a thought that it has opened."""
+        template = self.load()
+        return template.marks.opened(template.turn(request))
 
     def render(self, request: Request) -> str:
         """Return a chat as text, up to and with its prefix, without the BOS that the server will add."""
-        tokenizer = self.load()
-        text = rendered(tokenizer, request.messages, today=self.today)
+        template = self.load()
+        text, tokenizer = template.turn(request), template.tokenizer
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-        return (text.removeprefix(tokenizer.bos_token) if adds_bos else text) + request.prefix.rstrip()
+        text = text.removeprefix(tokenizer.bos_token) if adds_bos else text
+        return text.rstrip() if request.prefix else text
 
     def count(self, text: str) -> int:
         """Return the number of tokens that a server makes of a text."""
-        return len(self.load()(text)["input_ids"])
+        return len(self.load().tokenizer(text)["input_ids"])
 
 
 def chat_of(request: Request, way: str) -> Json:
@@ -341,20 +454,11 @@ def behind_prefix(text: str, prefix: str) -> str:
     return text.lstrip() if prefix != prefix.rstrip() else text
 
 
-def ended_as_asked(reply: Reply, request: Request) -> tuple[str, str]:
-    """Return text and finish reason of a reply, cut where the server has not heeded its end.
-
-    A text that did not end, or that is not there, is no reply: its reason says why. One that ended by itself is left
-    whole but for stop texts: it is there, and its last verdict may not be the first.
-    """
-    if reply.finish_reason not in ("stop", "length"):
-        return "", reply.finish_reason
-    if not reply.text.strip():
-        return "", "empty"
-    text = behind_prefix(reply.text, request.prefix)
-    sampling = request.sampling if reply.finish_reason == "length" else replace(request.sampling, last_line="")
-    cut = end_of(text, sampling)
-    return (text, reply.finish_reason) if cut is None else (text[:cut], "stop")
+def cut(text: str, reason: str, request: Request) -> tuple[str, str]:
+    """Return an answer, cut where the server has not heeded its end, and why it ended."""
+    sampling = request.sampling if reason == "length" else replace(request.sampling, last_line="")
+    end = end_of(text, sampling)
+    return (text, reason) if end is None else (text[:end], "stop")
 
 
 def room_told(said: str) -> int | None:

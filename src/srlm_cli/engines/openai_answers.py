@@ -12,16 +12,21 @@ from srlm_cli.records import ENDS
 
 Json = dict[str, Any]
 
+REASONING = ("reasoning", "reasoning_content")  # vLLM since 0.11 and OpenRouter; llama.cpp, SGLang, older vLLM
 COLUMNS = ("tokens", "token_logprobs", "top_logprobs")  # of the completions route
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One completion of an answer; `steps` are its tokens, None where the server gave no log-probabilities."""
+    """One completion of an answer; `steps` are its tokens, None where the server gave no log-probabilities.
+
+    `reasoning` is the thought where the server has divided it from the text.
+    """
 
     text: str
     finish_reason: str
     steps: list[Step] | None
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,13 +58,15 @@ def read_reply(choice: Json) -> Reply:
     A server that gives no reason is taken to have ended. One of a text that nobody wrote (a filter, a tool, an
     error) stays as the server calls it; so does one that is not known.
     """
-    text = choice["message"].get("content") if "message" in choice else choice["text"]
+    message = choice.get("message") or {}
+    text = message.get("content") if "message" in choice else choice["text"]
     if isinstance(text, list):  # of parts, the text among them
         text = "".join(part.get("text") or "" for part in text)
     reason = str(choice.get("finish_reason") or "stop")
-    if not text and (choice.get("message") or {}).get("refusal"):
+    if not text and message.get("refusal"):
         reason = "refusal"
-    return Reply(text or "", ENDS.get(reason.lower(), reason), read_steps(choice.get("logprobs") or {}))
+    reasoning = next((said for name in REASONING if isinstance(said := message.get(name), str) and said.strip()), "")
+    return Reply(text or "", ENDS.get(reason.lower(), reason), read_steps(choice.get("logprobs") or {}), reasoning)
 
 
 def read_steps(logprobs: Json) -> list[Step] | None:

@@ -35,7 +35,7 @@ OWN_SAMPLING = {
     "llamacpp": ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
 }
 OWN_SAMPLING["sglang"] = OWN_SAMPLING["vllm"]
-OPTIONS = {"temperature": "--temperature", "top_p": "--top-p"}
+OPTIONS = {name: "--" + name.replace("_", "-") for name in DEFAULTS} | {"repeat_penalty": "--repetition-penalty"}
 
 
 class Server:
@@ -76,7 +76,11 @@ class Server:
         Raises the library's errors, ValueError for an answer that is no JSON object, and EngineError for a temperature
         or top-p that the server refuses: its own instead would be another distribution.
         """
-        body = encodable_value({**await self._neutral(), **body})
+        own = await self._neutral()
+        if "repeat_penalty" in own and "repetition_penalty" in body:  # its name in llama.cpp
+            body = {**body, "repeat_penalty": body["repetition_penalty"]}
+            del body["repetition_penalty"]
+        body = encodable_value({**own, **body})
         while True:
             sent = self._accepted(path, body)
             try:

@@ -17,15 +17,18 @@ os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: nothing is left behind
 
+import dataclasses
 import json
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from itertools import count
 from os.path import commonprefix
 from pathlib import Path
+from typing import Any
 
 import vllm
 from vllm import SamplingParams
@@ -35,8 +38,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 
 from srlm_cli.engines import choice_probabilities
-from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
-from srlm_cli.engines.chat_template import rendered, stop_ids, token_ids
+from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, no_text
+from srlm_cli.engines.chat_template import ChatTemplate, token_ids
+from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.errors import BadRow, EngineError, OptionError
 from srlm_cli.models.hardware import pick_dtype
 from srlm_cli.models.load import load_tokenizer, quiet_libraries
@@ -44,6 +48,12 @@ from srlm_cli.models.locate import is_adapter, locate
 
 BATCHES_AHEAD = 4
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+# Arguments that have an option of their own, or that completions in order depend on.
+OWN_ARGS = {
+    "model": "--model", "tokenizer": "--model", "dtype": "--dtype", "tensor_parallel_size": "--tensor-parallel-size",
+    "max_num_seqs": "--batch-size", "max_model_len": "--max-model-len", "quantization": "--quantization",
+    "gpu_memory_utilization": "--gpu-memory-utilization", "enable_lora": "an adapter folder as --model",
+}  # fmt: skip
 CPU_CACHE_BYTES = 4 << 30
 
 
@@ -54,14 +64,15 @@ class VllmEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         quiet_libraries()
-        self.model, self.today = spec.model, spec.today
+        self.model = spec.model
         self.rows_ahead = spec.batch_size * BATCHES_AHEAD
         self.tokenizer = load_tokenizer(spec.model)
+        self.template = ChatTemplate.of(self.tokenizer, spec)
         self.lora = _lora(spec.model)
         self.llm = _load(spec, self.lora)
         self.context = self.llm.model_config.max_model_len
         configured = self.llm.model_config.try_get_generation_config().get("eos_token_id")
-        self.stop_ids = stop_ids(configured, self.tokenizer)
+        self.stops = Stops(configured, self.template)
         self._names = map(str, count())
         self._finished: dict[str, vllm.RequestOutput] = {}
 
@@ -92,16 +103,17 @@ class VllmEngine:
     def _ask(self, request: Request) -> _Asked:
         """Hand one request to the scheduler, unless the chat template refuses it."""
         try:
-            chat = self._chat(request)
+            chat = self.template.turn(request)
         except BadRow as refusal:
             return _Asked(request, 0, fits=False, refusal=no_text(request, TEMPLATE_REFUSED, why=str(refusal)))
         prompt = self._tokens(chat)
         if request.choices:
             return self._ask_choices(request, prompt, [self._tokens(chat + choice) for choice in request.choices])
         room = self.context - len(prompt)
-        asked = _Asked(request, len(prompt), fits=room > 0)
+        asked = _Asked(request, len(prompt), fits=room > 0, prompt=prompt, chat=chat)
         if asked.fits:
-            asked.names = [self._add(prompt, self._params(request.sampling, seed, room)) for seed in request.seeds]
+            first = min(room, request.sampling.max_thinking_tokens or room)
+            asked.names = [self._add(prompt, self._params(request.sampling, seed, first)) for seed in request.seeds]
         return asked
 
     def _answer(self, asked: _Asked) -> Completion:
@@ -111,9 +123,32 @@ class VllmEngine:
             return asked.refusal or no_text(asked.request, "prompt-too-long", asked.tokens_in)
         if asked.request.choices:
             return self._chosen(asked, outputs)
-        drawn = [self._text(output.outputs[0], asked.request.sampling) for output in outputs]
-        texts, reasons, counts = map(list, zip(*drawn, strict=True))
-        return Completion(texts, reasons, asked.tokens_in, sum(counts))
+        written = self._with_closed_thoughts(asked, [list(output.outputs[0].token_ids) for output in outputs])
+        opened = self.template.marks.opened(asked.chat)
+        ended = [self.stops.finished(tokens, asked.request.sampling, opened, at_limit) for tokens, at_limit in written]
+        texts, reasons, thoughts, counts = zip(*ended, strict=True)
+        found = thoughts if any(thoughts) else ()
+        return Completion(list(texts), list(reasons), asked.tokens_in, sum(counts), thoughts=found)
+
+    def _with_closed_thoughts(self, asked: _Asked, written: list[list[int]]) -> list[tuple[list[int], bool]]:
+        """Return the tokens of completions; those that are open in a thought at its limit go on to their answer."""
+        limit, most = asked.request.sampling.max_thinking_tokens, asked.request.sampling.max_new_tokens
+        if limit is None:
+            return [(tokens, False) for tokens in written]
+        more: dict[int, tuple[list[int], str | None]] = {}
+        for place, tokens in enumerate(written):
+            if len(tokens) < limit or not self.stops.ids.isdisjoint(tokens):
+                continue
+            closing = self.stops.closing(tokens, asked.chat)
+            begun = [*tokens, *closing]
+            room = min(most, self.context - len(asked.prompt)) - len(begun)
+            params = self._params(asked.request.sampling, asked.request.seeds[place], room) if room > 0 else None
+            more[place] = begun, params and self._add([*asked.prompt, *begun], params)
+            written[place] = begun
+        for place, (begun, name) in more.items():
+            if name:
+                written[place] = [*begun, *self._wait(name).outputs[0].token_ids]
+        return [(tokens, place in more and len(more[place][0]) > limit) for place, tokens in enumerate(written)]
 
     # --- the scheduler ---------------------------------------------------------------------------
 
@@ -143,37 +178,33 @@ class VllmEngine:
 
     # --- tokens and texts ------------------------------------------------------------------------
 
-    def _chat(self, request: Request) -> str:
-        return rendered(self.tokenizer, request.messages, today=self.today) + request.prefix
-
     def _tokens(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)
 
     def _params(self, sampling: Sampling, seed: int, room: int) -> SamplingParams:
-        """Return the sampling of one completion; vLLM knows no top-p of 0, which is greedy."""
+        """Return the sampling of one completion; vLLM knows no top-p of 0, which is greedy.
+
+        Its stop texts would end a thought, too: where the template knows thoughts, texts are cut afterwards.
+        """
+        stop = [] if self.template.family else list(sampling.stop)
         greedy = sampling.temperature <= 0 or sampling.top_p <= 0
         try:
             return SamplingParams(
                 temperature=0.0 if greedy else sampling.temperature,
                 top_p=1.0 if greedy else sampling.top_p,
+                top_k=sampling.top_k,
+                min_p=sampling.min_p,
+                repetition_penalty=sampling.repetition_penalty,
+                presence_penalty=sampling.presence_penalty,
                 seed=seed,
                 max_tokens=min(sampling.max_new_tokens, room),
-                stop=list(sampling.stop),
-                stop_token_ids=self.stop_ids,
-                detokenize=bool(sampling.stop),
+                stop=stop,
+                stop_token_ids=sorted(self.stops.ids),
+                detokenize=bool(stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         except ValueError as error:
             raise EngineError(f"vllm refused the sampling: {_first_line(error)}") from error
-
-    def _text(self, output: vllm.CompletionOutput, sampling: Sampling) -> tuple[str, str, int]:
-        """Return (text, finish reason, tokens) of what was written, cut at its end."""
-        tokens = list(output.token_ids)
-        end = next((at for at, token in enumerate(tokens) if token in self.stop_ids), None)
-        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        cut = end_of(text, sampling)
-        reason = "length" if end is None and cut is None else "stop"
-        return text[:cut], reason, len(tokens)
 
     # --- choices ---------------------------------------------------------------------------------
 
@@ -221,6 +252,8 @@ class _Asked:
     tokens_in: int
     fits: bool
     refusal: Completion | None = None
+    prompt: list[int] = field(default_factory=list)
+    chat: str = ""
     names: list[str] = field(default_factory=list)
     ends: list[tuple[int, ...]] = field(default_factory=list)
     nodes: list[tuple[int, ...]] = field(default_factory=list)
@@ -240,26 +273,58 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
     options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora.lora_path)} if lora else {}
     if kind == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # else it takes nearly all of the memory
         options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    options |= {name: value for name in ("gpu_memory_utilization", "quantization") if (value := getattr(spec, name))}
+    options |= engine_args(spec.engine_arg)
     folder = locate(spec.model)
     try:
-        asked = vllm.EngineArgs(
-            model=locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
-            tokenizer=folder,
-            dtype=pick_dtype(spec.dtype, kind),
-            tensor_parallel_size=spec.tensor_parallel_size,
-            max_model_len=-1,  # the model's own, or what the memory holds
-            max_num_seqs=spec.batch_size,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
+        own = {
+            "model": locate(_adapter(folder)["base_model_name_or_path"]) if lora else folder,
+            "tokenizer": folder,
+            "dtype": pick_dtype(spec.dtype, kind),
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "max_model_len": spec.max_model_len or -1,  # the model's own, or what the memory holds
+            "max_num_seqs": spec.batch_size,
+            "enable_prefix_caching": True,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        asked = vllm.EngineArgs(**own | options)
         with _hidden("llvmlite.binding.ffi"):
             return vllm.LLMEngine.from_engine_args(asked)
     except Exception as error:  # of vLLM, and of whatever reads the model for it
         raise EngineError(
             f"vllm cannot load the model {spec.model}: {_first_line(error)}", "VLLM_LOGGING_LEVEL=INFO shows more"
         ) from error
+
+
+def engine_args(given: Iterable[str]) -> dict[str, Any]:
+    """Return arguments of vLLM's engine from `KEY=VALUE`; raise OptionError for an unknown or a wrong one.
+
+    A value is JSON, else a text. It has to be of the kind of the argument's default, where that has one.
+    """
+    known = {one.name: one.default for one in dataclasses.fields(vllm.EngineArgs)}
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        name = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or name not in known:
+            close = get_close_matches(name, known, 1)
+            raise OptionError(
+                f"--engine-arg {text}: vLLM {vllm.__version__} has no argument {name!r}",
+                f"perhaps {close[0]}" if close else "KEY=VALUE, by the names of vllm.EngineArgs",
+            )
+        if name in OWN_ARGS:
+            raise OptionError(f"--engine-arg {name}: srlm sets it", OWN_ARGS[name])
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+        default = known[name]
+        kind = type(default) if isinstance(default, bool | int | float | str) else None
+        right = isinstance(found[name], (int, float) if kind is float else kind) if kind else True
+        if not right or (kind in (int, float) and isinstance(found[name], bool)):
+            raise OptionError(f"--engine-arg {text}: expected a {kind.__name__}, as its default {default!r}")
+    return found
 
 
 @contextmanager

@@ -43,7 +43,7 @@ class Numbers:
     def add(self, row: Record) -> None:
         """Add one judged record; missing fields are not counted."""
         self.scores.append(row["score"])
-        self.lengths.append(len(row["response"]))
+        self.lengths.append(len(row["response"] or ""))
         sources = listed(row, "score_from")
         reasons = listed(row, "judgement_finish_reasons")
         self.read += [source in READ for source in sources]

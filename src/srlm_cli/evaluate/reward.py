@@ -72,7 +72,7 @@ def replies_of(group: list[Record], seed: int, best: float) -> Replies:
         human=[row["human"] for row in group],
         scores=[row["score"] for row in group],
         perfect=[is_perfect(row, best) for row in group],
-        lengths=[len(row["response"]) for row in group],
+        lengths=[len(row["response"] or "") for row in group],
         draws=[float(derive(seed, "random", row["id"])) for row in group],
     )
 

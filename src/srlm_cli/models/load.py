@@ -16,6 +16,8 @@ from srlm_cli.models.load_errors import in_one_line
 from srlm_cli.models.locate import adapter_base, is_adapter, locate, lowest_base
 from srlm_cli.records import PROVENANCE
 
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -63,6 +65,12 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Return the end-of-turn token from the settings of a model; if there are several, the one in its chat template."""
+    ends = [end for end in tokenizer.convert_ids_to_tokens(end_of_turn_ids(model)) if end is not None]
+    return next((end for end in ends if end in tokenizer.chat_template), ends[0] if ends else None)
+
+
+def end_of_turn_ids(model: str) -> list[int]:
+    """Return the tokens that end a turn by the generation settings of a model, or else by its configuration."""
     from srlm_cli.models.light_transformers import AutoConfig, GenerationConfig
 
     where = lowest_base(model)
@@ -73,9 +81,18 @@ def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | Non
         pass
     if ids is None:
         ids = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where).get_text_config().eos_token_id)
-    ends = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [ids] if ids is not None else [])
-    ends = [end for end in ends if end is not None]
-    return next((end for end in ends if end in tokenizer.chat_template), ends[0] if ends else None)
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def sampling_of(model: str) -> dict[str, float]:
+    """Return what the generation settings of a model say of sampling, by the names of our options."""
+    from srlm_cli.models.light_transformers import GenerationConfig
+
+    try:
+        found = GenerationConfig.from_pretrained(lowest_base(model)).to_diff_dict()
+    except OSError:  # no such file
+        return {}
+    return {name: found[name] for name in SAMPLING if found.get(name) is not None}
 
 
 def context_of(model: str) -> int | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import json
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,9 @@ from typer import BadParameter, Context, Option, Typer
 
 from srlm_cli import settings
 from srlm_cli.engines.base import EngineSpec, Sampling
+from srlm_cli.errors import OptionError
 from srlm_cli.options.renamed import RENAMED, Command, note_setting, rename_environment, section
+from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Shard
 
 OnError = Literal["stop", "skip"]
@@ -20,6 +23,8 @@ OnStale = Literal["stop", "restart"]
 OnLimit = Literal["write", "hold"]
 EngineName = Literal["hf", "vllm", "openai", "echo"]
 Route = Literal["auto", "chat", "completion"]
+SamplingBy = Literal["options", "model"]
+ThinkingMode = Literal["auto", "on", "off"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 Seed = Annotated[int, Option("--seed", min=0, help="Random seed.", envvar="SRLM_SEED")]
@@ -45,6 +50,50 @@ def moment_of(text: str) -> str:
     except ValueError:
         raise BadParameter(f"expected a date such as 2026-07-01, got {text!r}") from None
 
+
+def json_object(text: str) -> str:
+    """Return a JSON object in one spelling; srlm.toml may have a table."""
+    try:
+        found = json.loads(text) if isinstance(text, str) else dict(text)
+        if isinstance(found, dict):
+            return json.dumps(found, sort_keys=True, allow_nan=False)
+    except (ValueError, TypeError):
+        pass
+    raise BadParameter(f"expected a JSON object such as '{{\"name\": 1}}', got {text!r}")
+
+
+def text_or_file(text: str) -> str:
+    """Return the text of a file of this name, or the text itself."""
+    path = Path(text)
+    try:
+        return path.read_text(encoding="utf-8").strip() if len(text) < 256 and path.is_file() else text
+    except (OSError, ValueError) as error:
+        raise BadParameter(f"cannot read {text}: {error}") from None
+
+
+Thinking = Annotated[
+    ThinkingMode,
+    Option("--thinking", help="Thinking mode of the chat template (enable_thinking); auto is its own default."),
+]
+TemplateKwargs = Annotated[
+    str | None,
+    Option(
+        "--template-kwargs", metavar="JSON", parser=json_object,
+        help="Options for the chat template, such as '{\"reasoning_effort\": \"low\"}'; chat_template_kwargs of a row "
+        "override them.",
+    ),
+]  # fmt: skip
+ThinkMarkers = Annotated[
+    tuple[str, str] | None,
+    Option(
+        "--think-markers", metavar="OPEN CLOSE", show_default="those of the known model families",
+        help="How the model begins and ends a thought.",
+    ),
+]  # fmt: skip
+System = Annotated[
+    str | None,
+    Option("--system", metavar="TEXT|FILE", parser=text_or_file, help="System message before every prompt."),
+]
 
 Today = Annotated[
     str | None,
@@ -148,6 +197,9 @@ class EngineOptions:
     dtype: Annotated[
         Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, if the hardware is faster with it.")
     ] = "auto"
+    thinking: Thinking = "auto"
+    template_kwargs: TemplateKwargs = None
+    think_markers: ThinkMarkers = None
     today: Today = None
     tensor_parallel_size: Annotated[
         int,
@@ -156,6 +208,40 @@ class EngineOptions:
     data_parallel_size: Annotated[
         int, Option("--data-parallel-size", min=1, help="With --engine vllm: copies of the model.")
     ] = 1
+    max_model_len: Annotated[
+        int | None,
+        Option(
+            "--max-model-len",
+            min=1,
+            show_default="the model's own",
+            help="With --engine vllm: maximum tokens of prompt and completion.",
+        ),
+    ] = None
+    gpu_memory_utilization: Annotated[
+        float | None,
+        Option(
+            "--gpu-memory-utilization",
+            min=0.01,
+            max=1.0,
+            show_default="vLLM's own",
+            help="With --engine vllm: share of the GPU memory to use.",
+        ),
+    ] = None
+    quantization: Annotated[
+        str | None,
+        Option(
+            "--quantization",
+            metavar="NAME",
+            show_default="as the model says",
+            help="With --engine vllm: quantization of the weights, such as fp8.",
+        ),
+    ] = None
+    engine_arg: Annotated[
+        list[str] | None,
+        Option(
+            "--engine-arg", metavar="KEY=VALUE", help="With --engine vllm: further argument of its engine (repeatable)."
+        ),
+    ] = None
     base_url: Annotated[
         str | None,
         Option(
@@ -180,6 +266,10 @@ class EngineOptions:
         int, Option("--retries", min=0, help="Retries after 408, 409, 429, 5xx, a dropped connection or a timeout.")
     ] = 8
     timeout: Annotated[float, Option("--timeout", min=0.001, help="Timeout of a server request in seconds.")] = 600.0
+    extra_body: Annotated[
+        str | None,
+        Option("--extra-body", metavar="JSON", parser=json_object, help="Further fields of every server request."),
+    ] = None
     check_sampling: Annotated[
         bool,
         Option("--check-sampling/--no-check-sampling", help="Stop when a server ignores temperature and seed."),
@@ -188,13 +278,20 @@ class EngineOptions:
     def spec(self, model: str | None = None) -> EngineSpec:
         """Return what to open: these options, with another model where one is given."""
         own = {field.name: getattr(self, field.name) for field in fields(self)}
-        return EngineSpec(**{**own, "model": model or self.model})
+        return EngineSpec(**{**own, "model": model or self.model, "engine_arg": tuple(self.engine_arg or ())})
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How tokens are drawn; the defaults are the paper's."""
 
+    sampling_: Annotated[
+        SamplingBy,
+        Option(
+            "--sampling",
+            help="model: use what generation_config.json of the model says, in place of these options, and print it.",
+        ),
+    ] = "options"
     temperature: Annotated[float, Option("--temperature", min=0.0, help="Sampling temperature; 0 is greedy.")] = 0.7
     top_p: Annotated[
         float,
@@ -205,12 +302,65 @@ class SamplingOptions:
             help="Nucleus sampling: keep the most probable tokens up to this total probability.",
         ),
     ] = 0.9
-    max_new_tokens: Annotated[int, Option("--max-new-tokens", min=1, help="Maximum tokens per completion.")] = 512
+    top_k: Annotated[int, Option("--top-k", min=0, help="Keep the N most probable tokens; 0 keeps all.")] = 0
+    min_p: Annotated[
+        float,
+        Option("--min-p", min=0.0, max=1.0, help="Keep tokens with at least this share of the largest probability."),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        Option("--repetition-penalty", min=0.01, help="Penalty for tokens of prompt and completion; 1 is none."),
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, Option("--presence-penalty", min=-2.0, max=2.0, help="Penalty for tokens of the completion; 0 is none.")
+    ] = 0.0
+    stop: Annotated[
+        list[str] | None,
+        Option("--stop", metavar="TEXT", help="End the answer before this text (repeatable)."),
+    ] = None
+    max_new_tokens: Annotated[
+        int, Option("--max-new-tokens", min=1, help="Maximum tokens per completion, the thought included.")
+    ] = 512
+    max_thinking_tokens: Annotated[
+        int | None,
+        Option(
+            "--max-thinking-tokens", min=1, show_default="no limit",
+            help="Close a thought after N tokens; the answer then begins.",
+        ),
+    ] = None  # fmt: skip
     seed: Seed = 0
 
-    def sampling(self, stop: tuple[str, ...] = ()) -> Sampling:
-        """Return these options as the engines take them."""
-        return Sampling(self.temperature, self.top_p, self.max_new_tokens, stop)
+    def sampling(self, spec: EngineSpec, stop: tuple[str, ...] = ()) -> Sampling:
+        """Return these options as the engines take them, or those of the model to open."""
+        if self.max_thinking_tokens is not None and self.max_thinking_tokens >= self.max_new_tokens:
+            raise OptionError(
+                f"--max-thinking-tokens {self.max_thinking_tokens} leaves no room for an answer",
+                f"it has to be below --max-new-tokens, {self.max_new_tokens}",
+            )
+        own = Sampling(
+            self.temperature,
+            self.top_p,
+            self.max_new_tokens,
+            (*stop, *(self.stop or ())),
+            max_thinking_tokens=self.max_thinking_tokens,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+        )
+        return own if self.sampling_ == "options" else replace(own, **sampling_of_model(spec))
+
+
+def sampling_of_model(spec: EngineSpec) -> dict[str, float]:
+    """Return what a model's own settings say of sampling, and print it; raise OptionError where there are none."""
+    if spec.engine not in ("hf", "vllm") or not spec.model:
+        raise OptionError("--sampling model reads the settings of a model here: --engine hf or vllm, and --model")
+    from srlm_cli.models.load import sampling_of
+
+    if not (found := sampling_of(spec.model)):
+        raise OptionError(f"{spec.model} has no settings for sampling in generation_config.json", "--sampling options")
+    say(f"srlm: --sampling model: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
+    return found
 
 
 def option_names(*groups: type) -> set[str]:
@@ -224,14 +374,14 @@ SHARED = option_names(StreamOptions, EngineOptions, SamplingOptions) - {"config"
 OPERATIONAL = {
     "in", "out", "config", "quiet", "restart", "on-stale", "on-limit", "rejects", "batch-size", "device",
     "base-url", "concurrency", "retries", "timeout", "check-sampling",
-    "tensor-parallel-size", "data-parallel-size",
+    "tensor-parallel-size", "data-parallel-size", "gpu-memory-utilization",
     "device-batch-size", "accelerate-config", "num-processes", "save-steps", "report-to", "dry-run", "checkpointing",
 }  # fmt: skip
 
 
 def identity(*groups: Any, **values: Any) -> dict[str, Any]:
     """Return what of a command's options decides its rows: all but how rows come and go."""
-    own = {f.name: getattr(group, f.name) for group in groups for f in fields(group)}
+    own = {f.name.strip("_"): getattr(group, f.name) for group in groups for f in fields(group)}
     return {**own, **values}
 
 

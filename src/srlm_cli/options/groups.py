@@ -11,10 +11,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 # Help shows input and output first, and run control after the command's own options.
 FIRST = ("in_", "out")
 LAST = (
-    "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype", "today",
-    "tensor_parallel_size", "data_parallel_size", "base_url", "route", "tokenizer", "concurrency", "retries",
-    "timeout", "check_sampling", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale", "on_limit",
-    "config", "quiet",
+    "engine", "batch_size", "accelerate_config", "num_processes", "device", "dtype",
+    "thinking", "template_kwargs", "think_markers", "today",
+    "tensor_parallel_size", "data_parallel_size", "max_model_len", "gpu_memory_utilization", "quantization",
+    "engine_arg", "base_url", "route", "tokenizer", "concurrency", "retries",
+    "timeout", "extra_body", "check_sampling", "seed", "shard", "limit", "on_error", "rejects", "restart", "on_stale",
+    "on_limit", "config", "quiet",
 )  # fmt: skip
 
 

@@ -8,14 +8,21 @@ from typing import Any
 OWN = "Options"
 SECTIONS = {
     "Input and output": "in out html shard limit on_error rejects",
-    "Model": "model engine device dtype today batch_size tokenizer tensor_parallel_size data_parallel_size",
+    "Model": (
+        "model engine device dtype thinking template_kwargs think_markers today batch_size tokenizer "
+        "tensor_parallel_size data_parallel_size max_model_len gpu_memory_utilization quantization engine_arg"
+    ),
     OWN: "",
-    "Sampling": "temperature top_p max_new_tokens",
+    "Sampling": (
+        "sampling temperature top_p top_k min_p repetition_penalty presence_penalty stop max_new_tokens "
+        "max_thinking_tokens"
+    ),
     "Training": (
         "learning_rate final_learning_rate train_batch_size device_batch_size epochs max_steps warmup_steps "
-        "weight_decay dropout max_length lora_r lora_alpha merge load_in_4bit checkpointing eval_file on_duplicate"
+        "weight_decay dropout max_length lora_r lora_alpha merge load_in_4bit checkpointing eval_file on_duplicate "
+        "train_thoughts"
     ),
-    "Server": "base_url route concurrency retries timeout check_sampling",
+    "Server": "base_url route concurrency retries timeout extra_body check_sampling",
     "Run control": (
         "dry_run restart on_stale on_limit save_steps keep_checkpoints accelerate_config num_processes report_to "
         "seed config quiet help"

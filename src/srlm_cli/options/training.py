@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli.errors import OptionError
-from srlm_cli.options.common import OnStale, ReadOptions, Seed, Today
+from srlm_cli.options.common import OnStale, ReadOptions, Seed, TemplateKwargs, Thinking, ThinkMarkers, Today
 from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
 
@@ -122,6 +122,13 @@ class TrainOptions(ReadOptions):
             "else float32. Weights stay float32.",
         ),
     ] = "auto"
+    train_thoughts: Annotated[
+        bool,
+        Option("--train-thoughts/--no-train-thoughts", help="Train on the thoughts of the rows, or leave them out."),
+    ] = True
+    thinking: Thinking = "auto"
+    template_kwargs: TemplateKwargs = None
+    think_markers: ThinkMarkers = None
     today: Today = None
     seed: Seed = 0
 
@@ -168,6 +175,10 @@ class TrainOptions(ReadOptions):
             dtype=self.dtype,
             seed=self.seed,
             today=self.today or "",
+            thinking=self.thinking,
+            template_kwargs=self.template_kwargs,
+            think_markers=self.think_markers,
+            train_thoughts=self.train_thoughts,
             checkpointing=self.checkpointing,
         )
 

@@ -27,9 +27,12 @@ def meta(name: str, rows: Reader | None, tally: Tally, engine: LazyEngine | None
         "counts": tally.as_dict(),
         **({"warnings": warnings} if warnings else {}),
         **({"engine": engine.name, "model": engine.model} if engine else {}),
+        **({"today": engine.today} if engine and engine.today else {}),
         **({"base_url": redacted((engine.spec.base_url or "").strip()) or None} if with_server else {}),
     }
 
+
+VLLM = ("max_model_len", "quantization", "engine_arg")  # what of its own decides rows
 
 # Each by the names of its distributions: vLLM for a CPU goes by one of its own.
 LIBRARIES = {name: (name,) for name in ("torch", "transformers", "trl", "peft", "datasets", "openai")}
@@ -63,6 +66,8 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
         from srlm_cli.engines.echo import echo_name
 
         return {"engine": "echo", "model": echo_name(spec.model)}
+    names = ("thinking", "template_kwargs", "think_markers")
+    rendering = {name: getattr(spec, name) for name in names}
     if spec.engine == "openai":  # not its URL: a server may move, or be many
         return {
             "engine": "openai",
@@ -70,6 +75,8 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
             "route": spec.route,
             "tokenizer": spec.tokenizer,
             "today": spec.today,
+            "extra_body": spec.extra_body,
+            **rendering,
         }
     from srlm_cli.models.fingerprint import fingerprint
 
@@ -81,4 +88,6 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
         "model_fingerprint": fingerprint(spec.model),
         "dtype": spec.dtype,
         "today": spec.today,
+        **rendering,
+        **({name: getattr(spec, name) for name in VLLM} if spec.engine == "vllm" else {}),
     }

@@ -11,7 +11,7 @@ from srlm_cli import __version__
 from srlm_cli.engines import LazyEngine
 from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
-from srlm_cli.options.common import StreamOptions
+from srlm_cli.options.common import SamplingOptions, StreamOptions
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, count_skipped, expected, warn
 from srlm_cli.runner.outputs import close_quietly, commit, how_to_go_on, open_writer, refuse_own_input, write_error
@@ -182,6 +182,15 @@ class StageRun:
         reader = self.reader
         refused = {"refused": reader.refused} if reader is not None and reader.refused else {}
         return {**self.tally.as_dict(), "digest": reader.digest.hex() if reader is not None else "", **refused}
+
+
+def warn_of_thoughts(name: str, tally: Tally, sampling: SamplingOptions) -> None:
+    """Say on stderr how many texts were cut off in their thought, and which option to raise."""
+    if count := tally.counts["unfinished thought"]:
+        say(
+            f"srlm {name}: {count} thoughts were not finished within --max-new-tokens {sampling.max_new_tokens}: they "
+            "have no answer. Raise it, or let --max-thinking-tokens close them"
+        )
 
 
 def write_metrics(

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from srlm_cli.records import Record
+from srlm_cli.thoughts import Thought
 
 
 @dataclass
@@ -37,3 +38,9 @@ def counts_of_ends(finish_reasons: Iterable[str]) -> dict[str, int]:
     """Return the number of texts that were cut off, and of those that the engine did not write, by reason."""
     named = (reason.replace("-", " ").replace("_", " ") for reason in finish_reasons if reason != "stop")
     return Counter("cut off" if name == "length" else name for name in named)
+
+
+def closed_thoughts(thoughts: Iterable[Thought | None]) -> dict[str, int]:
+    """Return how many thoughts were closed for the model at their limit, nothing where none was."""
+    count = sum(thought.at_limit for thought in thoughts if thought)
+    return {"thoughts closed at --max-thinking-tokens": count} if count else {}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import fmean
+from typing import Any
 
-from srlm_cli import thoughts
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import ENDS, Record, as_messages, as_text, is_reply
+from srlm_cli.records import ENDS, KWARGS, Record, as_messages, as_text, is_reply, with_system
 from srlm_cli.seeds import derive
-from srlm_cli.stages import Outcome, counts_of_ends
+from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import Template
+from srlm_cli.thoughts import UNFINISHED, Thought
 
 READ_TOGETHER = 64
 # Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
@@ -30,6 +31,7 @@ class JudgeOptions:
     template's choices at the position of that number: sum of p(k) k. With `force_score` a judgement without a score
     gets one: the template's `finish` is appended and the score is requested. An expectation is null if the choices
     have less than `min_score_mass` of the probability, because the judge would have written something else.
+    `system` is the system message of the judge, `template_kwargs` are the options of its chat template.
     """
 
     template: Template
@@ -39,6 +41,8 @@ class JudgeOptions:
     force_score: bool = False
     score: str = "text"
     min_score_mass: float = MIN_SCORE_MASS
+    system: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def asks_again(self) -> bool:
@@ -48,7 +52,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """One text of the judge, with its score, or None if it cannot be read.
+    """One text of the judge without its `thought`, with its score, or None if it cannot be read.
 
     `score_from` is `text` or `expected` if the judge wrote a score, `finish` if a missing score was requested,
     `direct` if only the score was requested, None without a score. `mass` is the total probability of all scores at
@@ -60,6 +64,7 @@ class Judgement:
     score_from: str | None
     finish_reason: str
     mass: float | None = None
+    thought: Thought | None = None
 
 
 @dataclass
@@ -86,7 +91,7 @@ def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) ->
             yield Outcome(bad=judged.refusal)
             continue
         yield Outcome(
-            rows=[judged_row(judged.response, judged.judgements, engine.model, options.template, options.asks_again)],
+            rows=[judged_row(judged.response, judged.judgements, judge_of(engine, options), options.asks_again)],
             counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}),
             tokens_in=judged.tokens_in,
             tokens_out=judged.tokens_out,
@@ -136,7 +141,12 @@ def judge_request(row: Record, options: JudgeOptions) -> Request:
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
     sampling = replace(options.sampling, last_line=options.template.last_line)
     follow_up = AskAgain(row, options) if options.asks_again else None
-    return Request(judge_prompt(row["prompt"], row["response"], options.template), sampling, seeds, follow_up=follow_up)
+    return Request(asked_about(row, options), sampling, seeds, follow_up=follow_up)
+
+
+def asked_about(row: Record, options: JudgeOptions) -> list[dict[str, str]]:
+    """Return the judge's prompt about a response, after the system message where there is one."""
+    return judge_prompt(row["prompt"], row["response"], options.template, options.system)
 
 
 @dataclass(frozen=True)
@@ -150,30 +160,37 @@ class AskAgain:
     row: Record
     options: JudgeOptions
 
-    def __call__(self, k: int, text: str) -> Request | None:
+    def __call__(self, k: int, text: str, thought: Thought | None) -> Request | None:
         """Return the question about judgement `k` of the row, or None where there is none."""
-        return self.about(k, read_judgement(text, "stop", self.options.template))
+        reason = "stop" if thought is None or thought.closed else UNFINISHED
+        return self.about(k, read_judgement(text, reason, self.options.template, thought))
 
     def about(self, k: int, judgement: Judgement) -> Request | None:
         """Return the question about a judgement that was read."""
         options = self.options
-        if judgement.finish_reason not in (*ENDS, "empty"):  # it never came: there is nothing to continue
+        if judgement.finish_reason not in (*ENDS, "empty", UNFINISHED):  # it never came: there is nothing to continue
             return None
         if not (options.force_score if judgement.score is None else options.score == "expected"):
             return None
+        if judgement.thought and not judgement.thought.raw:
+            raise EngineError(
+                "the server tells a thought, but not how the model wrote it: it cannot be asked for a score after it",
+                "--tokenizer MODEL; or --score text, without --force-score",
+            )
         return Request(
-            judge_prompt(self.row["prompt"], self.row["response"], options.template),
+            asked_about(self.row, options),
             options.sampling,
             (derive(options.seed, "finish", self.row["id"], k),),
             prefix=before_score(judgement, options.template),
             choices=options.template.choices,
+            thought=judgement.thought.raw if judgement.thought else "",
         )
 
 
 def direct_request(row: Record, options: JudgeOptions) -> Request:
     """Return the request for a score without reasons, after `finish`."""
     return Request(
-        judge_prompt(row["prompt"], row["response"], options.template),
+        asked_about(row, options),
         replace(options.sampling, temperature=0.0),
         (derive(options.seed, "judge", row["id"], 0),),
         prefix=options.template.finish,
@@ -181,23 +198,24 @@ def direct_request(row: Record, options: JudgeOptions) -> Request:
     )
 
 
-def judge_prompt(prompt, response: str, template: Template) -> list[dict[str, str]]:
+def judge_prompt(prompt, response: str, template: Template, system: str | None = None) -> list[dict[str, str]]:
     """Return the judge's prompt as messages: the same for judging and for EFT rows."""
-    return as_messages(template.render(prompt=as_text(prompt), response=response).strip())
+    asked = as_messages(template.render(prompt=as_text(prompt), response=response).strip())
+    return asked if system is None else with_system(asked, system)
 
 
 def read_judgements(completion: Completion, template: Template) -> list[Judgement]:
     """Return the K judgements of a completion, with the last well-formed score of each."""
     return [
-        read_judgement(text, reason, template)
-        for text, reason in zip(completion.texts, completion.finish_reasons, strict=True)
+        read_judgement(text, reason, template, completion.thought(k))
+        for k, (text, reason) in enumerate(zip(completion.texts, completion.finish_reasons, strict=True))
     ]
 
 
-def read_judgement(text: str, finish_reason: str, template: Template) -> Judgement:
+def read_judgement(text: str, finish_reason: str, template: Template, thought: Thought | None = None) -> Judgement:
     """Return a judgement with its last well-formed score."""
     score = template.score(text)
-    return Judgement(text.strip(), score, None if score is None else "text", finish_reason)
+    return Judgement(text.strip(), score, None if score is None else "text", finish_reason, thought=thought)
 
 
 def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
@@ -224,13 +242,10 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
-    """Return the text of the judge before its score, or all of it and `finish` if it has no score.
-
-    An open thought is closed first, because a score inside it would be part of the thought.
-    """
+    """Return the text of the judge before its score, or all of it and `finish` if it has no score."""
+    text = judgement.text
     if judgement.score is not None:
-        return judgement.text[: template.last_match(judgement.text).start]
-    text = thoughts.closed(judgement.text)
+        return text[: template.last_match(text).start]
     return (text if text.endswith("\n") or not text else text + "\n") + template.finish
 
 
@@ -251,21 +266,28 @@ def expectation(completion: Completion, options: JudgeOptions) -> float | None:
     return sum(p * float(choice) for p, choice in zip(completion.probabilities, choices, strict=True))
 
 
-def judged_row(
-    row: Record, judgements: list[Judgement], model: str, template: Template, with_mass: bool = False
-) -> Record:
+def judge_of(engine: Engine, options: JudgeOptions) -> Record:
+    """Return the field `judge`: the model and its settings."""
+    about = {"model": engine.model, "template": options.template.name, "template_hash": options.template.hash}
+    about |= {} if options.system is None else {"system": options.system}
+    return about | ({KWARGS: options.template_kwargs} if options.template_kwargs else {})
+
+
+def judged_row(row: Record, judgements: list[Judgement], judge: Record, with_mass: bool = False) -> Record:
     """Return a response record with its judgements and scores, and with the mass of the scores if requested."""
     scores = [judgement.score for judgement in judgements]
+    thoughts = [judgement.thought and judgement.thought.text for judgement in judgements]
     readable = [score for score in scores if score is not None]
     return {
-        **{key: value for key, value in row.items() if key != "score_mass"},
+        **{key: value for key, value in row.items() if key not in ("score_mass", "judge_thoughts")},
         "score": fmean(readable) if readable else None,
         "scores": scores,
         "score_from": [judgement.score_from for judgement in judgements],
         **({"score_mass": [judgement.mass for judgement in judgements]} if with_mass else {}),
         "judgements": [judgement.text for judgement in judgements],
+        **({"judge_thoughts": thoughts} if any(thoughts) else {}),
         "judgement_finish_reasons": [judgement.finish_reason for judgement in judgements],
-        "judge": {"model": model, "template": template.name, "template_hash": template.hash},
+        "judge": judge,
     }
 
 
@@ -277,4 +299,5 @@ def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
         "forced scores": sum(judgement.score_from == "finish" for judgement in judgements),
         "low score mass": sum(judgement.score is None and judgement.mass is not None for judgement in judgements),
         **counts_of_ends(judgement.finish_reason for judgement in judgements),
+        **closed_thoughts(judgement.thought for judgement in judgements),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from srlm_cli.records import Record
+from srlm_cli.records import KWARGS, Record, reply_message
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.pair_choice import Choice, choose, sampled
 
@@ -33,9 +33,10 @@ def judge_pair(row: Record, rate: Rate, choice: Choice) -> tuple[Record | None, 
 
 def rated_judgements(row: Record, rate: Rate) -> list[Record]:
     """Return the judgements of a reply as candidates for `choose`: `score` is the rating, `response` the text."""
+    thoughts = row.get("judge_thoughts") or [None] * len(row["targets"])
     return [
-        {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target}
-        for k, (rating, target) in enumerate(zip(rate(row), row["targets"], strict=True))
+        {"id": f"{row['id']}/j{k}", "prompt_id": row["id"], "score": rating, "response": target, "thought": thought}
+        for k, (rating, target, thought) in enumerate(zip(rate(row), row["targets"], thoughts, strict=True))
         if rating is not None and target is not None
     ]
 
@@ -55,13 +56,15 @@ def all_candidates(rows: Iterable[Record], rate: Rate, choice: Choice) -> Iterat
 def judge_pair_row(row: Record, chosen: Record, rejected: Record, choice: Choice) -> Record:
     """Return a pair row as `make_pairs` writes it, of two judgements."""
     about = {key: row[key] for key in ("prompt_key", "judge", "meta_judge") if key in row}
+    judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
+    about |= {KWARGS: judge[KWARGS]} if judge.get(KWARGS) else {}
     return {
         **about,
         **({"length_alpha": choice.alpha} if choice.alpha else {}),
         "id": row["id"],
         "prompt": row["judge_prompt"],
-        "chosen": [{"role": "assistant", "content": chosen["response"]}],
-        "rejected": [{"role": "assistant", "content": rejected["response"]}],
+        "chosen": [reply_message(chosen)],
+        "rejected": [reply_message(rejected)],
         "prompt_id": row["prompt_id"],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
-from srlm_cli.records import Record, as_messages, as_text, prompt_key, responses_of
+from srlm_cli.records import KWARGS, Record, as_messages, as_text, prompt_key, responses_of
 from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
@@ -30,7 +31,8 @@ class EftOptions:
     """The judge's template, how it is sampled, and the maximum share of the rows with the same score.
 
     `num_judgements` are drawn for each reply (`accept`), `rows_per_reply` are made from it (`hindsight`).
-    `ties` lets equal scores of the model agree with any order of people's.
+    `ties` lets equal scores of the model agree with any order of people's. `system` is the judge's system message, and
+    `template_kwargs` are what its chat template is given: the rows name them.
     """
 
     template: Template
@@ -43,6 +45,8 @@ class EftOptions:
     force_score: bool = False
     rank_scores: RankScores | None = None
     reason_template: Template | None = None
+    system: str | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Thinning:
@@ -84,7 +88,12 @@ def accept(
     """
     thinning = Thinning(options.max_share, kept)
     judging = JudgeOptions(
-        options.template, options.num_judgements, options.sampling, options.seed, force_score=options.force_score
+        options.template,
+        options.num_judgements,
+        options.sampling,
+        options.seed,
+        force_score=options.force_score,
+        system=options.system,
     )
     waiting: list[Record] = []
 
@@ -127,7 +136,8 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
         else:
             for one, judgement in zip(group, judgements, strict=True):
                 target = ending_in_score(judgement, options.template)
-                rows.append(eft_row(one.response, target, judgement.score, options.template, f"/{j}"))
+                row = eft_row(one.response, target, judgement.score, options, f"/{j}")
+                rows.append({**row, "thought": judgement.thought.text} if judgement.thought else row)
     outcome.counts = {"judgements": judgements_asked, "accepted": len(rows)}
     outcome.rows, thinned = thinning.split(rows)
     if thinned:
@@ -180,7 +190,7 @@ def hindsight(
                 continue
             target = with_score(reason, str(score), options.template)
             sample = f"/{at % options.rows_per_reply}" if options.rows_per_reply > 1 else ""
-            rows.append(eft_row(response, target, float(score), options.template, sample))
+            rows.append(eft_row(response, target, float(score), options, sample))
         rows, thinned = thinning.split(rows)
         if thinned:
             dropped["targets: score too common"] += thinned
@@ -263,12 +273,15 @@ def shared_words(text: str, other: str) -> bool:
     return bool(runs[0] & runs[1])
 
 
-def eft_row(response: Record, target: str, score: float, template: Template, sample: str = "") -> Record:
+def eft_row(response: Record, target: str, score: float, options: EftOptions, sample: str = "") -> Record:
     """Return an EFT row: the judge's prompt, the judgement to learn, and where it comes from."""
+    template = options.template
+    asked = judge_prompt(response["prompt"], response["response"], template, options.system)
     return {
-        **{key: value for key, value in response.items() if key not in ("response", "k", "human")},
+        **{key: value for key, value in response.items() if key not in ("response", "thought", "k", "human", KWARGS)},
+        **({KWARGS: options.template_kwargs} if options.template_kwargs else {}),
         "id": response["id"] + sample,
-        "prompt": judge_prompt(response["prompt"], response["response"], template),
+        "prompt": asked,
         "completion": [{"role": "assistant", "content": target}],
         "prompt_id": response["prompt_id"],
         "prompt_key": prompt_key(response["prompt"]),

@@ -16,7 +16,9 @@ from srlm_cli.records import (
     ranked_record,
     refuse_two_prompts,
     refuse_two_replies,
+    reply_message,
     responses_of,
+    was_cut_off,
 )
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.agreement import agreement
@@ -38,13 +40,15 @@ class PairOptions(Choice):
     `unsorted` groups the responses by prompt first. `earlier` finds the replies of an earlier model, from which the
     rejected one is picked (arXiv 2508.06026). `before` finds the same responses with the scores of another judge; the
     pair then has `agreement`, of the prompt or `mean_agreement`, and `label_smoothing`, 1 minus the agreement
-    (arXiv 2410.12735).
+    (arXiv 2410.12735). `cut_off` is what happens to responses that were cut off at their limit: `keep`,
+    `rejected-only` or `drop`.
     """
 
     unsorted: bool = False
     earlier: Find | None = None
     before: Find | None = None
     mean_agreement: float | None = None
+    cut_off: str = "keep"
 
 
 def scored_record(row: Record) -> Record | list[Record]:
@@ -83,7 +87,11 @@ def make_pairs(
             rows=[pair] if pair else [],
             read=len(responses),
             dropped={reason: 1} if reason else {},
-            counts={"prompts": 1, "unscored": [row["score"] for row in responses].count(None)},
+            counts={
+                "prompts": 1,
+                "unscored": [row["score"] for row in responses].count(None),
+                **cut(responses, options),
+            },
             at_end=at_end,
         )
 
@@ -96,7 +104,7 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
     chosen_from, rejected_from = candidates(responses, options)
     if options.earlier and not rejected_from:
         return None, "no scored response of the earlier model"
-    if len(chosen_from) < (1 if options.earlier else 2):
+    if not chosen_from or (not options.earlier and len(paired(responses, options)) < 2):
         return None, "fewer than two scored responses" if not options.earlier else "no scored response"
     picked, reason = choose(chosen_from, rejected_from, options)
     if not picked:
@@ -111,20 +119,28 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
 
 def candidates(responses: list[Record], options: PairOptions) -> tuple[list[Record], list[Record]]:
     """Return the candidates for chosen and those for rejected: replies with a score."""
-    chosen_from = scored(responses)
-    rejected_from = chosen_from
+    rejected_from = paired(responses, options)
+    chosen_from = rejected_from
+    if options.cut_off == "rejected-only":
+        chosen_from = [row for row in rejected_from if not was_cut_off(row)]
     if options.earlier:
         earlier = options.earlier(group_of(responses[0]))
         refuse_two_prompts([*responses[:1], *earlier])
-        rejected_from = scored(earlier)
+        rejected_from = paired(earlier, options)
     if options.rejected_of:
         rejected_from = sampled(rejected_from, options.rejected_of, options.seed)
     return chosen_from, rejected_from
 
 
-def scored(responses: list[Record]) -> list[Record]:
-    """Return the responses that have a score."""
-    return [row for row in responses if row["score"] is not None]
+def paired(responses: list[Record], options: PairOptions) -> list[Record]:
+    """Return the responses that may be in a pair: those that have a score and, with `cut_off` drop, an end."""
+    found = [row for row in responses if row["score"] is not None]
+    return [row for row in found if not was_cut_off(row)] if options.cut_off == "drop" else found
+
+
+def cut(responses: list[Record], options: PairOptions) -> dict[str, int]:
+    """Return how many responses were cut off, where that decides something."""
+    return {} if options.cut_off == "keep" else {"cut off": sum(map(was_cut_off, responses))}
 
 
 def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
@@ -153,8 +169,8 @@ def pair_row(chosen: Record, rejected: Record) -> Record:
         "prompt": as_messages(chosen["prompt"]),
         **shared,
         "id": chosen["prompt_id"],
-        "chosen": [{"role": "assistant", "content": chosen["response"]}],
-        "rejected": [{"role": "assistant", "content": rejected["response"]}],
+        "chosen": [reply_message(chosen)],
+        "rejected": [reply_message(rejected)],
         "score_chosen": chosen["score"],
         "score_rejected": rejected["score"],
         "chosen_id": chosen["id"],
@@ -165,10 +181,11 @@ def pair_row(chosen: Record, rejected: Record) -> Record:
 
 # Fields of a response or of its judgements; any other field with the same value in both responses is copied.
 NOT_OF_A_PAIR = {
-    "k", "response", "finish_reason", "human",
-    "score", "scores", "score_from", "judgements", "judgement_finish_reasons",
+    "k", "response", "thought", "finish_reason", "human",
+    "score", "scores", "score_from", "judgements", "judgement_finish_reasons", "judge_thoughts",
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
 }  # fmt: skip
+OF_A_REPLY = {"response", "thought", "finish_reason", "score", "score_from"}
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
 
 
@@ -210,7 +227,7 @@ def consecutive(judged: Iterable[Record], is_new: IsNew) -> Iterator[tuple[list[
 
 def without_judgements(row: Record) -> Record:
     """Return a judged record without the fields that no pair needs, to save space until all are read."""
-    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in ("response", "score", "score_from")}
+    return {key: row[key] for key in row if key not in NOT_OF_A_PAIR or key in OF_A_REPLY}
 
 
 def in_memory(parts: Parts) -> Iterator[list[Record]]:

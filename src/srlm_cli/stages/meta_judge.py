@@ -135,7 +135,8 @@ def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Sessio
 
 def task_of(row: Record, template: Template) -> list[dict[str, str]]:
     """Return the judge's prompt for a row."""
-    return judge_prompt(row["prompt"], row["response"], template)
+    judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
+    return judge_prompt(row["prompt"], row["response"], template, judge.get("system"))
 
 
 def targets_of(row: Record, template: Template) -> list[str | None]:

@@ -10,6 +10,7 @@ from srlm_cli.records import Record
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
 from srlm_cli.templates import Template
+from srlm_cli.thoughts import Thought
 
 
 def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
@@ -22,15 +23,17 @@ def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
         row = stored_record(row)
         reasons = row.get("judgement_finish_reasons") or ["stop"] * len(row["judgements"])
         scores = map(template.score, row["judgements"])
+        thoughts = [said and Thought(said, "") for said in row.get("judge_thoughts") or [None] * len(reasons)]
         judgements = [
-            Judgement(text, score, None if score is None else "text", reason)
-            for text, score, reason in zip(row["judgements"], scores, reasons, strict=True)
+            Judgement(text, score, None if score is None else "text", reason, thought=thought)
+            for text, score, reason, thought in zip(row["judgements"], scores, reasons, thoughts, strict=True)
         ]
         judge = row["judge"] if isinstance(row.get("judge"), dict) else {"model": row.get("judge")}
-        again = judged_row(row, judgements, judge.get("model"), template)
+        by = {"template": template.name, "template_hash": template.hash}
+        again = judged_row(row, judgements, {"model": judge.get("model"), **judge, **by})
         if "judgement_finish_reasons" not in row:
             del again["judgement_finish_reasons"]
-        yield Outcome(rows=[{**again, "judge": {**judge, **again["judge"]}}], counts=count_judgements(judgements))
+        yield Outcome(rows=[again], counts=count_judgements(judgements))
 
 
 def stored_record(row: Record) -> Record:
@@ -42,4 +45,8 @@ def stored_record(row: Record) -> Record:
     reasons = row.get("judgement_finish_reasons") or texts
     if not isinstance(reasons, list) or len(reasons) != len(texts):
         raise BadRow(f"expected {len(texts)} `judgement_finish_reasons`, one a judgement")
+    thoughts = row.get("judge_thoughts") or [None] * len(texts)
+    right = isinstance(thoughts, list) and all(said is None or isinstance(said, str) for said in thoughts)
+    if not right or len(thoughts) != len(texts):
+        raise BadRow(f"expected {len(texts)} `judge_thoughts`, a text or null a judgement")
     return row

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srlm_cli.errors import BadRow, DataError
-from srlm_cli.records import Record, short_hash
+from srlm_cli.records import KWARGS, Record, short_hash
 from srlm_cli.seeds import share
 from srlm_cli.streams.reader import FIX, named
 from srlm_cli.streams.writer import dumps
-from srlm_cli.train.render import Sequence, render
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from srlm_cli.train.render import Renderer, Sequence
 
 IGNORED = -100
 SIDES = ("chosen", "rejected")
@@ -38,6 +35,7 @@ class DataReport:
     not_drawn: int = 0
     longest: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, Sequence] = field(default_factory=dict)  # the sequences of the first row, by name
 
     def add(self, tokens: int, targets: int) -> None:
         """Count one sequence."""
@@ -47,7 +45,8 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures."""
-        return {**vars(self), "notes": dict(self.notes)}  # `asdict` counts the items of a Counter
+        kept = {name: value for name, value in vars(self).items() if name != "examples"}
+        return {**kept, "notes": dict(self.notes)}  # `asdict` counts the items of a Counter
 
     def line(self, unit: str) -> str:
         """Return the figures in one line for people; what did not happen is not named."""
@@ -79,7 +78,7 @@ def distinct(rows: Iterable[Record], fields: tuple[str, ...], report: DataReport
     """Yield the rows without those whose `fields` are those of an earlier one; they are counted."""
     seen = set()
     for row in rows:
-        key = short_hash(dumps([row[field] for field in fields]))
+        key = short_hash(dumps([row[field] for field in fields] + [row.get(name) for name in ("thought", KWARGS)]))
         if key in seen and not keep:
             report.duplicates += 1
             continue
@@ -89,13 +88,12 @@ def distinct(rows: Iterable[Record], fields: tuple[str, ...], report: DataReport
 
 def sft_rows(
     rows: Iterable[Record],
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     max_length: int,
     *,
     drop_long: bool = False,
     keep_duplicates: bool = False,
     seed: int = 0,
-    today: str = "",
     refuse: Refuse = stop,
 ) -> tuple[list[Record], DataReport]:
     """Return `{input_ids, labels}` of IFT and EFT rows; only target tokens have labels.
@@ -104,13 +102,13 @@ def sft_rows(
     `max_length` is cut at its end and counted; it is dropped if its prompt alone is as long. An EFT record (with a
     `score`) must not lose its end, which is the score: this raises DataError, or drops it with `drop_long`. A record
     with a `mix_weight` of 2.5 occurs twice, or three times with a probability of one half (`seed`). A record that
-    cannot be rendered (see `render`) goes to `refuse`, and is dropped.
+    cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", "completion"), report, keep_duplicates):
-        if (sequences := _rendered(row, ("completion",), tokenizer, today, report, refuse)) is None:
+        if (sequences := _rendered(row, ("completion",), renderer, report, refuse)) is None:
             continue
-        [(ids, start, _)] = sequences
+        [(ids, start, _, _)] = sequences
         if len(ids) > max_length:
             if "score" in row and drop_long:
                 report.left_out += 1
@@ -137,12 +135,11 @@ def sft_rows(
 
 def dpo_rows(
     rows: Iterable[Record],
-    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
     max_length: int,
     *,
     smoothing: float = 0.0,
     keep_duplicates: bool = False,
-    today: str = "",
     refuse: Refuse = stop,
 ) -> tuple[list[Record], DataReport]:
     """Return `{prompt_ids, chosen_ids, rejected_ids}` of pairs, as TRL's DPOTrainer collates them.
@@ -150,11 +147,11 @@ def dpo_rows(
     A duplicate of an earlier pair is dropped, unless `keep_duplicates`; so is a pair with equal tokens on both sides. A
     side longer than `max_length` is cut at its end and counted; the pair is dropped if its prompt alone is as long.
     Each pair has the probability that its sides are swapped: its own `label_smoothing`, else `smoothing`. A pair that
-    cannot be rendered (see `render`) goes to `refuse`, and is dropped.
+    cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped.
     """
     made, report = [], DataReport()
     for row in distinct(rows, ("prompt", *SIDES), report, keep_duplicates):
-        if (sequences := _rendered(row, SIDES, tokenizer, today, report, refuse)) is None:
+        if (sequences := _rendered(row, SIDES, renderer, report, refuse)) is None:
             continue
         start = sequences[0].start  # the prompt is the same tokens on both sides
         if start >= max_length:
@@ -177,18 +174,18 @@ def dpo_rows(
 def _rendered(
     row: Record,
     replies: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    today: str,
+    renderer: Renderer,
     report: DataReport,
     refuse: Refuse,
 ) -> list[Sequence] | None:
     """Return the sequence of each reply of a record, or None if one cannot be rendered; count their notes."""
     try:
-        sequences = [render(tokenizer, row["prompt"], row[reply], today) for reply in replies]
+        sequences = renderer.rendered(row, replies)
     except BadRow as error:
         refuse(row, str(error))
         report.refused += 1
         return None
+    report.examples = report.examples or dict(zip(replies, sequences, strict=True))
     report.notes.update({note for sequence in sequences for note in sequence.notes})
     return sequences
 

@@ -10,7 +10,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_model
 from srlm_cli.records import Record
-from srlm_cli.train import dry_run, reference, session, setup
+from srlm_cli.train import reference, session, setup
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import DataReport, Refuse, dpo_rows, stop
 from srlm_cli.train.losses import SMOOTHED, DPOLossConfig
@@ -64,17 +64,16 @@ class Dpo(session.Method):
             )
         return dpo_rows(
             rows,
-            tokenizer,
+            setup.renderer(tokenizer, spec),
             spec.max_length,
             smoothing=self.loss_config.label_smoothing,
             keep_duplicates=run.keep_duplicates,
-            today=spec.today,
             refuse=self.refuse,
         )
 
     def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
         smoothing = self.loss_config.label_smoothing
-        return dpo_rows(rows, tokenizer, spec.max_length, smoothing=smoothing, today=spec.today)[0]
+        return dpo_rows(rows, setup.renderer(tokenizer, spec), spec.max_length, smoothing=smoothing)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         reference_model = reference.resolve(self.ref, spec.model)
@@ -85,9 +84,6 @@ class Dpo(session.Method):
 
     def length(self, row: Record) -> int:
         return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
-
-    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
-        return dry_run.of_pair(row)
 
     def make_trainer(
         self,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.records import Record
 from srlm_cli.streams.console import clock, say
-from srlm_cli.train.data import IGNORED, DataReport
+from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import TrainSpec
+from srlm_cli.train.render import Sequence
 from srlm_cli.train.setup import device_batch_size
 
 if TYPE_CHECKING:
@@ -28,13 +31,8 @@ def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> l
     return ordered[:count] + ordered[middle : middle + count]
 
 
-def show(
-    trainer: Trainer, name: str, examples: dict[str, tuple[list[int], int]], report: DataReport, spec: TrainSpec
-) -> dict[str, Any]:
-    """Print estimates of a training on stderr, measured in one real step on the records of `sample`; return them.
-
-    `examples` are sequences of one row by name: token ids, and where the trained ones begin.
-    """
+def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> dict[str, Any]:
+    """Print estimates of a training on stderr, measured in one real step on the records of `sample`; return them."""
     from srlm_cli.train.packing import TOKENS
 
     at_a_time = device_batch_size(spec)
@@ -49,10 +47,10 @@ def show(
     seconds, tokens = timed(trainer, rows[-at_a_time:])
     rate = tokens / seconds
     wanted = report.tokens * (epochs + FORWARD * (name == "dpo"))
-    say(f"srlm {name}: one row as the model sees it; it is trained on the lines after `>`")
-    for label, (ids, start) in examples.items():
+    say(f"srlm {name}: one row as the model sees it; it is trained on the lines after `~` (thought) and `>` (answer)")
+    for label, sequence in report.examples.items():
         say(f"--- {label}")
-        say(marked(trainer.processing_class, ids, start))
+        say(marked(trainer.processing_class, sequence))
     say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time, in {spec.dtype}")
     say(
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
@@ -91,25 +89,23 @@ def peak_bytes(model: Any) -> int:
 
         return torch.cuda.max_memory_allocated(model.device)
     import resource
-    import sys
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def marked(tokenizer: PreTrainedTokenizerBase, ids: list[int], start: int) -> str:
-    """Return a sequence as text with special tokens: target lines start with `>`, all others with `|`."""
-    parts = (("|", tokenizer.decode(ids[:start])), (">", tokenizer.decode(ids[start:])))
-    return "\n".join(f"{mark} {line}" for mark, text in parts for line in text.removesuffix("\n").split("\n"))
+def marked(tokenizer: PreTrainedTokenizerBase, sequence: Sequence) -> str:
+    """Return a sequence as text, special tokens too: the prompt after `|`, a thought after `~`, an answer after `>`.
 
-
-def of_sft(row: Record) -> dict[str, tuple[list[int], int]]:
-    """Return the one sequence of an SFT row."""
-    start = sum(label == IGNORED for label in row["labels"])
-    return {"prompt and completion": (row["input_ids"], start)}
-
-
-def of_pair(row: Record) -> dict[str, tuple[list[int], int]]:
-    """Return both sequences of a pair."""
-    prompt = row["prompt_ids"]
-    return {side: (prompt + row[f"{side}_ids"], len(prompt)) for side in ("chosen", "rejected")}
+    On a terminal each is in a colour of its own.
+    """
+    ids, start, answer, _ = sequence
+    parts = zip("|~>", (ids[:start], ids[start:answer], ids[answer:]), (2, 33, 32), strict=True)
+    colours = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+    lines = [
+        (f"{mark} {line}", colour)
+        for mark, tokens, colour in parts
+        if tokens
+        for line in tokenizer.decode(tokens).removesuffix("\n").split("\n")
+    ]
+    return "\n".join(f"\033[{colour}m{line}\033[0m" if colours else line for line, colour in lines)

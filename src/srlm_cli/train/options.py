@@ -18,7 +18,8 @@ class TrainSpec:
     adapter folder, this adapter is trained further. `merge` merges the adapter into the weights at the end, and
     `load_in_4bit` trains it on 4-bit weights (QLoRA). `dtype` is that of matrix products: float32, bfloat16 (autocast)
     or auto, which `session.take` resolves. `today` is the date, in ISO format, for chat templates that write it;
-    `session.dated` sets an empty one.
+    `session.dated` sets an empty one. `thinking`, `template_kwargs` and `think_markers` are as in
+    `EngineSpec`; with `train_thoughts` thoughts are part of the targets.
     """
 
     model: str
@@ -42,6 +43,10 @@ class TrainSpec:
     seed: int = 0
     checkpointing: bool = False
     today: str = ""
+    thinking: str = "auto"
+    template_kwargs: str | None = None
+    think_markers: tuple[str, str] | None = None
+    train_thoughts: bool = True
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,6 @@ class Method(Protocol):
         """Return the tokens of a rendered row."""
         ...
 
-    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
-        """Return the sequences of a rendered record by name: token ids, and the index of the first target."""
-        ...
-
     def make_trainer(
         self,
         dataset: list[Record],
@@ -117,7 +113,7 @@ def train(
         if run.dry_run:
             few = dry_run.sample(dataset, method.length, device_batch_size(spec))
             trainer = method.make_trainer(few, [], spec, run, tokenizer, workdir)
-            return dry_run.show(trainer, method.name, method.examples(dataset[0]), report, spec)
+            return dry_run.show(trainer, method.name, report, spec)
         with without_collection():
             trainer = method.make_trainer(dataset, eval_dataset, spec, run, tokenizer, workdir)
         results = {"data": report.as_dict(), **run_training(trainer, workdir, method.name, run)}

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli import distributed, threads
+from srlm_cli.engines.base import EngineSpec
+from srlm_cli.engines.chat_template import ChatTemplate
 from srlm_cli.errors import DataError, EngineError, OptionError
 from srlm_cli.models import adapters
 from srlm_cli.models.collection import without_collection
 from srlm_cli.models.hardware import pick_device, pick_training_dtype
-from srlm_cli.models.load import context_of, load_model, load_tokenizer, quiet_libraries
+from srlm_cli.models.load import context_of, end_of_turn_ids, load_model, load_tokenizer, quiet_libraries
 from srlm_cli.models.locate import is_adapter, locate
 from srlm_cli.records import Record
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, router
 from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.render import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -39,6 +42,19 @@ def open_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
         )
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def renderer(tokenizer: PreTrainedTokenizerBase, spec: TrainSpec) -> Renderer:
+    """Return what renders the rows of a training; raise OptionError for an option that the chat template ignores."""
+    engine = EngineSpec(
+        model=spec.model,
+        today=spec.today or None,
+        thinking=spec.thinking,
+        template_kwargs=spec.template_kwargs,
+        think_markers=spec.think_markers,
+    )
+    stops = end_of_turn_ids(spec.model)
+    return Renderer(tokenizer, ChatTemplate.of(tokenizer, engine), stops, spec.train_thoughts)
 
 
 def within_context(spec: TrainSpec, name: str, quiet: bool) -> TrainSpec:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from srlm_cli.records import Record
-from srlm_cli.train import dry_run, session, setup
+from srlm_cli.train import session, setup
 from srlm_cli.train.data import DataReport, Refuse, sft_rows, stop
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.workdir import Workdir
@@ -47,26 +47,22 @@ class Sft(session.Method):
     ) -> tuple[list[Record], DataReport]:
         return sft_rows(
             rows,
-            tokenizer,
+            setup.renderer(tokenizer, spec),
             spec.max_length,
             drop_long=self.drop_long,
             keep_duplicates=run.keep_duplicates,
             seed=spec.seed,
-            today=spec.today,
             refuse=self.refuse,
         )
 
     def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
-        return sft_rows(rows, tokenizer, spec.max_length, drop_long=True, today=spec.today)[0]
+        return sft_rows(rows, setup.renderer(tokenizer, spec), spec.max_length, drop_long=True)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         return {}
 
     def length(self, row: Record) -> int:
         return len(row["input_ids"])
-
-    def examples(self, row: Record) -> dict[str, tuple[list[int], int]]:
-        return dry_run.of_sft(row)
 
     def make_trainer(
         self,

@@ -68,7 +68,7 @@ def ask(text: str, sampling: Sampling = GREEDY, seeds: tuple[int, ...] = (0,), *
 
 def by_generate(engine, request: Request) -> list[int]:
     """Return what `generate` itself writes, one prompt at a time, without padding."""
-    return generated(engine, tuple(engine._render(request)), request.sampling.max_new_tokens)
+    return generated(engine, tuple(engine._tokens(engine.template.turn(request))), request.sampling.max_new_tokens)
 
 
 @cache
@@ -88,11 +88,11 @@ def expect_generate(engine, requests: list[Request]) -> None:
     assert len(completions) == len(requests)
     for request, completion in zip(requests, completions, strict=True):
         tokens = by_generate(engine, request)
-        text, reason, count = engine.stops.finished(tokens, request.sampling)
+        text, reason, _, count = engine.stops.finished(tokens, request.sampling)
         assert completion.texts == [text] * len(request.seeds)
         assert completion.finish_reasons == [reason] * len(request.seeds)
         assert completion.tokens_out == count * len(request.seeds)
-        assert completion.tokens_in == len(engine._render(request))
+        assert completion.tokens_in == len(engine._tokens(engine.template.turn(request)))
 
 
 # --- the same as generate --------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_rubric_that_prompts_share_is_read_once_and_shared(opened, kind, monke
     monkeypatch.setattr(PackedModel, "read", lambda *a: read.extend(len(t.fresh) for t in a[1]) or reading(*a))
     requests = [ask(RUBRIC + text, seeds=(0, 1, 2)) for text in PROMPTS] + [ask("none"), ask(RUBRIC + "late")]
     expect_generate(engine, requests)
-    whole = [len(engine._render(request)) for request in requests]
+    whole = [len(engine._tokens(engine.template.turn(request))) for request in requests]
     assert sum(read) < sum(whole) - 8 * len(RUBRIC)
 
 
@@ -518,7 +518,7 @@ def test_a_call_within_a_call_is_answered(opened):
 
 def test_completions_end_where_the_context_does(opened):
     engine = opened()
-    room = engine.context - len(engine._render(ask("")))
+    room = engine.context - len(engine._tokens(engine.template.turn(ask(""))))
     fits, over = engine.generate([ask("x" * (room - 5)), ask("x" * room)])
     assert fits.finish_reasons == ["length"] and fits.tokens_out == 5
     assert over.finish_reasons == ["prompt-too-long"] and over.texts == [""]
@@ -566,7 +566,10 @@ def test_a_last_line_ends_a_row(opened, monkeypatch):
 
 def whole_probability(engine, request: Request, choice: str) -> float:
     """Return the probability of a text behind the prompt, from one plain pass over all."""
-    before, whole = engine._tokens(engine._chat(request)), engine._tokens(engine._chat(request) + choice)
+    before, whole = (
+        engine._tokens(engine.template.turn(request)),
+        engine._tokens(engine.template.turn(request) + choice),
+    )
     with torch.inference_mode():
         steps = torch.log_softmax(engine.net(torch.tensor([whole])).logits[0].double(), -1)
     return math.exp(sum(float(steps[at - 1, whole[at]]) for at in range(len(before), len(whole))))
@@ -606,7 +609,7 @@ def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, f
         monkeypatch.setattr(scheduler.Scheduler, "_keep", lambda *a: taken_back.append(a[1]) or keep(*a))
     lengths = [Sampling(1.0, 1.0, (3, 80, 200)[at % 3]) for at in range(len(PROMPTS))]
     requests = [
-        ask(rubric + text, length, (0, 1, 2), follow_up=lambda _, made, text=text: behind(made, rubric + text))
+        ask(rubric + text, length, (0, 1, 2), follow_up=lambda _, made, thought, text=text: behind(made, rubric + text))
         for text, length in zip(PROMPTS, lengths, strict=True)
     ]
     plain = [completion.texts for completion in engine.generate(replace(asked, follow_up=None) for asked in requests)]
@@ -634,9 +637,11 @@ def test_what_cannot_be_answered_at_once_is_left_to_be_asked(opened):
         4: lambda made: ask(PROMPTS[0], prefix="x" * 600, choices=("0", "1")),  # longer than the context
         5: lambda made: behind(made, PROMPTS[0]),
     }
-    (completion,) = engine.generate([ask(PROMPTS[0], seeds=tuple(about), follow_up=lambda k, made: about[k](made))])
+    (completion,) = engine.generate(
+        [ask(PROMPTS[0], seeds=tuple(about), follow_up=lambda k, made, thought: about[k](made))]
+    )
     assert [answer is not None for answer in completion.follow_ups] == [False] * 5 + [True]
-    (plain,) = opened("mamba").generate([ask(PROMPTS[0], follow_up=lambda k, made: behind(made, PROMPTS[0]))])
+    (plain,) = opened("mamba").generate([ask(PROMPTS[0], follow_up=lambda k, made, thought: behind(made, PROMPTS[0]))])
     assert plain.follow_ups == ()
 
 
@@ -648,7 +653,7 @@ def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(o
     monkeypatch.setattr(choices, "MAX_TOKENS", 400)
     requests = [ask(RUBRIC + text, GREEDY, choices=("0", "1")) for text in PROMPTS]
     together = [completion.probabilities for completion in engine.generate(requests)]
-    whole = sum(len(engine._render(request)) for request in requests)
+    whole = sum(len(engine._tokens(engine.template.turn(request))) for request in requests)
     assert len(read) == len(PROMPTS) and sum(read) < whole - (len(PROMPTS) - 1) * len(RUBRIC)
     for request, probabilities in zip(requests, together, strict=True):
         assert next(engine.generate([request])).probabilities == pytest.approx(probabilities, abs=1e-5)
@@ -684,3 +689,26 @@ def test_large_tensors_are_given_huge_pages(monkeypatch, asked):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     seen = subprocess.run([sys.executable, "-c", HUGE], env=os.environ | asked, capture_output=True, text=True)
     assert seen.stdout.split() == [str(not asked)] * 2, seen.stderr
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba"])
+def test_penalties_and_filters_hold_in_every_scheduler(opened, kind):
+    """Greedy text with a repetition penalty is that of `generate`; the one most probable token is greedy."""
+    engine = opened(kind)
+    request = ask("tell me more", replace(GREEDY, repetition_penalty=20.0))
+    prompt = torch.tensor([engine._tokens(engine.template.turn(request))])
+    with torch.inference_mode():
+        wanted = engine.net.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=40, do_sample=False, repetition_penalty=20.0,
+            eos_token_id=sorted(engine.stops.ids), pad_token_id=0,
+        )[0, prompt.shape[1] :].tolist()  # fmt: skip
+    plain, penalized, filtered, scarce = engine.generate(
+        [
+            ask("tell me more"),
+            request,
+            ask("tell me more", replace(GREEDY, temperature=1.5, top_k=1)),
+            ask("tell me more", replace(GREEDY, temperature=1.5, min_p=1.0)),
+        ]
+    )
+    assert penalized.texts[0] == engine.stops.finished(wanted, GREEDY).text != plain.texts[0]
+    assert filtered.texts == scarce.texts == plain.texts

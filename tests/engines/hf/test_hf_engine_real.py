@@ -47,12 +47,12 @@ def expect_generate(engine: HfEngine, requests: list[Request]) -> None:
     assert isinstance(engine.reader, PackedModel)
     ties = 0
     for request, completion in zip(requests, engine.generate(requests), strict=True):
-        ids = torch.tensor([engine._render(request)])
+        ids = torch.tensor([engine._tokens(engine.template.turn(request))])
         with torch.inference_mode():
             whole = engine.net.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=LENGTH, do_sample=False, pad_token_id=2
             )[0, ids.shape[1] :].tolist()
-            text, reason, _ = engine.stops.finished(whole, request.sampling)
+            text, reason, _, _ = engine.stops.finished(whole, request.sampling)
             if completion.texts != [text] * len(request.seeds):
                 logits = engine.net(torch.cat([ids, torch.tensor([whole])], 1)).logits[0, ids.shape[1] - 1 : -1]
                 best = logits.topk(2).values

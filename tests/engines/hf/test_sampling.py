@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy.stats import chisquare
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from srlm_cli.engines.base import Sampling
 from srlm_cli.engines.hf import sampling
-from srlm_cli.engines.hf.sampling import PREFILTER, draw, draw_nucleus, most_probable, uniforms
+from srlm_cli.engines.hf.sampling import PREFILTER, draw, draw_nucleus, most_probable, penalized, uniforms
 
 VOCABULARY = 1031
 DRAWS = 4000
@@ -139,3 +147,58 @@ def test_each_row_is_drawn_by_its_own_settings():
 def test_random_numbers_belong_to_a_seed_and_do_not_change_with_their_count():
     assert uniforms(7, 100)[:20] == uniforms(7, 20) != uniforms(8, 20)
     assert all(0 <= number < 1 for number in uniforms(7, 1000))
+
+
+FILTERS = [
+    (20, 1.0, 0.0),
+    (20, 0.8, 0.0),
+    (5, 0.95, 0.0),
+    (0, 1.0, 0.05),
+    (0, 0.9, 0.1),
+    (40, 0.95, 0.02),
+    (2, 1.0, 0.0),
+]
+
+
+def by_transformers(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> torch.Tensor:
+    """Return the probabilities of tokens after the filters of `transformers`, in its order."""
+    scores = TemperatureLogitsWarper(temperature)(None, logits[None])
+    scores = TopKLogitsWarper(top_k)(None, scores) if top_k else scores
+    scores = TopPLogitsWarper(top_p)(None, scores) if top_p < 1 else scores
+    scores = MinPLogitsWarper(min_p)(None, scores) if min_p else scores
+    return torch.softmax(scores[0].double(), -1)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), FILTERS)
+def test_frequencies_are_those_of_the_filters_of_transformers(top_k, top_p, min_p, temperature) -> None:
+    torch.manual_seed(3)
+    logits = torch.randn(600) * 2
+    settings = [torch.full((DRAWS,), float(value)) for value in (temperature, top_p)]
+    filters = [torch.full((DRAWS,), float(value)) for value in (top_k, min_p)]
+    tokens = draw(logits.expand(DRAWS, -1), *settings, torch.rand(DRAWS), *filters)
+    assert p_value(tokens, by_transformers(logits, temperature, top_k, top_p, min_p)) > 1e-4
+
+
+def test_each_row_is_drawn_by_its_own_filters() -> None:
+    torch.manual_seed(4)
+    logits, uniform = torch.randn(6, 300), torch.rand(6)
+    temperature, top_p = torch.tensor([1.0, 0.5, 0.0, 2.0, 1.0, 1.0]), torch.tensor([0.9, 1.0, 0.9, 0.5, 1.0, 0.3])
+    top_k, min_p = torch.tensor([0.0, 7.0, 3.0, 0.0, 2.0, 9.0]), torch.tensor([0.0, 0.0, 0.0, 0.2, 0.1, 0.0])
+    settings = (temperature, top_p, uniform, top_k, min_p)
+    together = draw(logits, *settings)
+    alone = [draw(logits[at : at + 1], *(values[at : at + 1] for values in settings)).item() for at in range(6)]
+    assert together.tolist() == alone
+    plain = draw(logits[:1], temperature[:1], top_p[:1], uniform[:1])
+    assert together[0] == plain[0] and together[2] == logits[2].argmax()
+
+
+def test_penalties_are_those_of_transformers_and_of_the_api() -> None:
+    torch.manual_seed(5)
+    logits, prompt, written = torch.randn(50), [3, 4, 4], [7, 3]
+    repeated = penalized(logits, prompt, written, Sampling(repetition_penalty=1.7))
+    wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([[*prompt, *written]]), logits[None].clone())[0]
+    assert torch.equal(repeated, wanted)
+    present = penalized(logits, prompt, written, Sampling(presence_penalty=0.5))
+    moved = (present != logits).nonzero()[:, 0].tolist()
+    assert moved == [3, 7] and torch.allclose(present[moved], logits[moved] - 0.5)

@@ -78,7 +78,7 @@ class Ask:
 
     messages: list
 
-    def __call__(self, place: int, text: str) -> Request:
+    def __call__(self, place: int, text: str, thought: object) -> Request:
         return Request(self.messages, Sampling(0.0, 1.0, 1), (0,), prefix=text, choices=("1", "2"))
 
 

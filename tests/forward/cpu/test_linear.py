@@ -165,7 +165,7 @@ def test_each_token_written_in_16_bits_is_among_the_most_probable_in_float32(eng
         patch.setattr(halved.stops, "finished", lambda ids, *of: (written.append(list(ids)), finished(ids, *of))[1])
         assert len(list(halved.generate(asked))) == len(written) == 6  # what two seeds write alike is written once
     for request, tokens in zip(asked, written, strict=True):
-        prompt = exact._render(request)
+        prompt = exact._tokens(exact.template.turn(request))
         with torch.inference_mode():
             logits = exact.net(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         behind = logits.amax(-1) - logits[torch.arange(len(tokens)), torch.tensor(tokens)]

@@ -85,7 +85,7 @@ def head_to_head(
     first = [reader.peek(), *(next(iter(other.responses.values()), None) for other in others)]
     names = compare.names_of([row.get("model") if row else None for row in first], files)
     model = LazyEngine(engine.spec())
-    options = compare.HeadToHeadOptions(form, sampling.sampling(), sampling.seed, direct, by)
+    options = compare.HeadToHeadOptions(form, sampling.sampling(engine.spec()), sampling.seed, direct, by)
     played = spill.Rows()
 
     def play(rows, done):

@@ -25,6 +25,7 @@ app = new_app()
 
 Of = Literal["responses", "judgements"]
 Agreement = Literal["mean", "prompt"]
+CutOff = Literal["keep", "rejected-only", "drop"]
 
 
 @app.command()
@@ -80,6 +81,13 @@ def make_pairs(
         Agreement,
         Option("--agreement", help="With --consistency-with: the mean over all prompts, or that of each prompt."),
     ] = "mean",
+    cut_off: Annotated[
+        CutOff,
+        Option(
+            "--cut-off",
+            help="Responses that were cut off (finish_reason length): keep, use as rejected only, or drop them.",
+        ),
+    ] = "keep",
     unsorted: Annotated[
         bool, Option("--unsorted", help="Input not grouped by prompt: group the rows on disk first.")
     ] = False,
@@ -114,15 +122,20 @@ def make_pairs(
     choice = Choice(min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed)
     files = {"rejected_pool": rejected_pool, "consistency_with": consistency_with}
     decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
+    decides |= {"cut_off": cut_off}
     if of == "judgements":
-        if any(files.values()):
-            raise OptionError("--of judgements cannot be used with --rejected-pool or --consistency-with")
+        if any(files.values()) or cut_off != "keep":
+            raise OptionError("--of judgements cannot be used with --rejected-pool, --consistency-with or --cut-off")
         pair_judgements(stream, choice, length_penalty, decides)
         return
     refuse_own_input(stream.out, [path for path in files.values() if path])
     found = {name: Lookup(path, stage.scored_record, stage.group_of) for name, path in files.items() if path}
     options = stage.PairOptions(
-        **vars(choice), unsorted=unsorted, earlier=found.get("rejected_pool"), before=found.get("consistency_with")
+        **vars(choice),
+        unsorted=unsorted,
+        earlier=found.get("rejected_pool"),
+        before=found.get("consistency_with"),
+        cut_off=cut_off,
     )
     if length_penalty == AUTO:
         options = replace(options, alpha=balanced(stream, stage.scored_record, reply_candidates(options)))

@@ -15,13 +15,13 @@ from contextlib import closing
 import torch
 
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request
-from srlm_cli.engines.chat_template import rendered, token_ids
+from srlm_cli.engines.chat_template import ChatTemplate, token_ids
 from srlm_cli.engines.hf import workers
 from srlm_cli.engines.hf.choices import ChoiceScorer, ScoringRequest
 from srlm_cli.engines.hf.fallback import FallbackModel, FallbackScheduler
 from srlm_cli.engines.hf.scheduler import Scheduler
 from srlm_cli.engines.hf.stopping import Stops
-from srlm_cli.engines.hf.tasks import BaseScheduler, Task
+from srlm_cli.engines.hf.tasks import TAIL, BaseScheduler, Task
 from srlm_cli.engines.hf.workers import WorkerPool
 from srlm_cli.errors import BadRow
 from srlm_cli.forward import cpu
@@ -42,13 +42,14 @@ class HfEngine:
 
     def __init__(self, spec: EngineSpec) -> None:
         quiet_libraries()
-        self.model, self.today = spec.model, spec.today
+        self.model = spec.model
         self.batch_size = spec.batch_size
         self.device = pick_device(spec.device)
         self.tokenizer = load_tokenizer(spec.model)
+        self.template = ChatTemplate.of(self.tokenizer, spec)
         self.reader = _reader(spec, self.device)
         self.net = self.reader.net
-        self.stops = Stops(self.net, self.tokenizer)
+        self.stops = Stops(self.net.generation_config.eos_token_id, self.template)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -124,7 +125,7 @@ class HfEngine:
 
     def _scoring_request(self, request: Request) -> ScoringRequest | None:
         """Return a request with choices in tokens, or None if it is longer than the context."""
-        chat = self._chat(request)
+        chat = self.template.turn(request)
         branches = [self._tokens(chat + choice) for choice in request.choices]
         if max(map(len, branches)) > self.context:
             return None
@@ -133,19 +134,14 @@ class HfEngine:
     def _task(self, request: Request) -> Task:
         """Return a request in tokens; if the chat template refuses it, it is answered already."""
         try:
-            prompt = self._render(request)
+            chat = self.template.turn(request)
         except BadRow as refusal:
             task = Task(request, [], 0)
             task.refuse(TEMPLATE_REFUSED, str(refusal))
             return task
-        return Task(request, prompt, min(request.sampling.max_new_tokens, self.context - len(prompt)))
-
-    def _render(self, request: Request) -> list[int]:
-        """Return the token ids of a chat, ready for the assistant's turn: one template, one BOS."""
-        return self._tokens(self._chat(request))
-
-    def _chat(self, request: Request) -> str:
-        return rendered(self.tokenizer, request.messages, today=self.today) + request.prefix
+        prompt = self._tokens(chat)  # one template, one BOS
+        budget = min(request.sampling.max_new_tokens, self.context - len(prompt))
+        return Task(request, prompt, budget, tail=chat[-TAIL:], opened=self.template.marks.opened(chat))
 
     def _tokens(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessor, StoppingCriteria
 
 from srlm_cli.engines.base import Sampling
-from srlm_cli.engines.hf.sampling import draw, uniforms
+from srlm_cli.engines.hf.sampling import draw, penalized, uniforms
 from srlm_cli.engines.hf.stopping import Stops
 from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.forward import memory
@@ -52,20 +52,23 @@ class FallbackScheduler(BaseScheduler):
         except RuntimeError as error:
             self.limit = memory.halve(len(rows), error)
             return
-        for (task, place), tokens in zip(rows, written, strict=True):
+        for (task, place), (tokens, at_limit) in zip(rows, written, strict=True):
             task.left.remove(place)
-            task.finish(place, self.stops.finished(tokens, task.request.sampling))
+            task.finish(place, self.stops.finished(tokens, task.request.sampling, task.opened, at_limit))
         self.waiting = deque(task for task in self.waiting if task.left)
 
-    def _generate(self, rows: list[tuple[Task, int]], sampling: Sampling) -> list[list[int]]:
-        """Return the tokens of each sequence up to and with its last one."""
+    def _generate(self, rows: list[tuple[Task, int]], sampling: Sampling) -> list[tuple[list[int], bool]]:
+        """Return the tokens of each sequence with its last one, and whether its thought was closed at the limit."""
         prompts = torch.tensor([task.prompt for task, _ in rows], device=self.model.device)
         seeds = [task.request.seeds[place] for task, place in rows]
-        width, budget = prompts.shape[1], rows[0][0].budget
+        first, width = rows[0][0], prompts.shape[1]
+        drawn = [Drawn(seeds, sampling, first.budget)] if sampling.temperature > 0 else []
+        penalized = [Penalized(width, sampling)] if sampling.penalizes else []
+        closed = ClosedThoughts(self.stops, width, first)
         output = self.model.net.generate(
             input_ids=prompts,
             attention_mask=torch.ones_like(prompts),
-            max_new_tokens=budget,
+            max_new_tokens=first.budget,
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -74,14 +77,20 @@ class FallbackScheduler(BaseScheduler):
             no_repeat_ngram_size=0,
             eos_token_id=sorted(self.stops.ids),
             pad_token_id=self.stops.tokenizer.pad_token_id,
-            logits_processor=[Drawn(seeds, sampling, budget)] if sampling.temperature > 0 else [],
-            stopping_criteria=[Ended(self.stops, width, sampling)],
+            logits_processor=[*penalized, *drawn, closed],
+            stopping_criteria=[Ended(self.stops, width, first, closed)],
         )
-        return [self._cut(row, sampling) for row in output[:, width:].tolist()]
+        cut = [self._cut(row, first, closed.until(at)) for at, row in enumerate(output[:, width:].tolist())]
+        return [(tokens, closed.until(at) > 0) for at, tokens in enumerate(cut)]
 
-    def _cut(self, tokens: list[int], sampling: Sampling) -> list[int]:
-        end = next((at for at in range(1, len(tokens) + 1) if self.stops.ended(tokens[:at], sampling)), len(tokens))
-        return tokens[:end]
+    def _cut(self, tokens: list[int], task: Task, begin: int) -> list[int]:
+        ends = (
+            at
+            for at in range(1, len(tokens) + 1)
+            if (at > begin or at <= (task.request.sampling.max_thinking_tokens or 0))
+            and self.stops.ended(tokens[:at], task.request.sampling, task.opened)
+        )
+        return tokens[: next(ends, len(tokens))]
 
 
 class Drawn(LogitsProcessor):
@@ -93,22 +102,67 @@ class Drawn(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         uniform = self.uniforms[:, self.step].to(scores.device)
-        settings = (torch.full_like(uniform, value) for value in (self.sampling.temperature, self.sampling.top_p))
-        token = draw(scores.float(), *settings, uniform)
+        temperature, top_p, top_k, min_p = (
+            torch.full_like(uniform, value)
+            for value in (self.sampling.temperature, self.sampling.top_p, self.sampling.top_k, self.sampling.min_p)
+        )
+        token = draw(scores.float(), temperature, top_p, uniform, top_k, min_p)
         self.step += 1
         return torch.full_like(scores, float("-inf")).scatter_(1, token[:, None], 0.0)
 
 
-class Ended(StoppingCriteria):
-    """End a sequence where `Stops` ends it."""
+class Penalized(LogitsProcessor):
+    """Apply the penalties for tokens that are already in the prompt or the completion."""
 
-    def __init__(self, stops: Stops, width: int, sampling: Sampling) -> None:
-        self.stops, self.width, self.sampling = stops, width, sampling
+    def __init__(self, width: int, sampling: Sampling) -> None:
+        self.width, self.sampling = width, sampling
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        rows = zip(input_ids.tolist(), scores.float(), strict=True)
+        return torch.stack([penalized(row, ids[: self.width], ids[self.width :], self.sampling) for ids, row in rows])
+
+
+class ClosedThoughts(LogitsProcessor):
+    """Force the tokens that close a thought, in sequences whose thought is open at its limit."""
+
+    def __init__(self, stops: Stops, width: int, task: Task) -> None:
+        self.stops, self.width, self.tail = stops, width, task.tail
+        self.limit = task.request.sampling.max_thinking_tokens
+        self.closing: dict[int, list[int]] = {}
+
+    def until(self, row: int) -> int:
+        """Return the number of tokens up to the end of a forced closing mark; 0 for a sequence without one."""
+        return self.limit + len(self.closing[row]) if self.closing.get(row) else 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        written = input_ids.shape[1] - self.width
+        if self.limit is None or written < self.limit:
+            return scores
+        for row, tokens in enumerate(input_ids[:, self.width :].tolist()):
+            if written == self.limit and self.stops.ids.isdisjoint(tokens):
+                self.closing[row] = self.stops.closing(tokens, self.tail)
+            if written < self.until(row):
+                token = self.closing[row][written - self.limit]
+                scores = scores.clone()
+                scores[row] = float("-inf")
+                scores[row, token] = 0.0
+        return scores
+
+
+class Ended(StoppingCriteria):
+    """End a sequence where `Stops` ends it, but not inside a forced closing mark."""
+
+    def __init__(self, stops: Stops, width: int, task: Task, closed: ClosedThoughts) -> None:
+        self.stops, self.width, self.task, self.closed = stops, width, task, closed
 
     def __call__(self, input_ids: torch.Tensor, scores, **kwargs) -> torch.Tensor:
-        ended = [self.stops.ended(row, self.sampling) for row in input_ids[:, self.width :].tolist()]
+        rows = input_ids[:, self.width :].tolist()
+        ended = [
+            len(row) > self.closed.until(at) and self.stops.ended(row, self.task.request.sampling, self.task.opened)
+            for at, row in enumerate(rows)
+        ]
         return torch.tensor(ended, device=input_ids.device)
 
 
-def _kind(task: Task) -> tuple[int, int, Sampling]:
-    return len(task.prompt), task.budget, task.request.sampling
+def _kind(task: Task) -> tuple[int, int, bool, Sampling]:
+    return len(task.prompt), task.budget, task.opened, task.request.sampling

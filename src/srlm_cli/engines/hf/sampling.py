@@ -1,4 +1,4 @@
-"""Draw tokens from their nucleus, exactly, without a sort of the whole vocabulary.
+"""Draw tokens from their nucleus, exactly, without a sort of the whole vocabulary; and by further filters.
 
 The nucleus is the smallest set of most probable tokens whose probability reaches top-p (Holtzman et
 al., arXiv 1904.09751).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from srlm_cli.engines.base import Sampling
 from srlm_cli.forward import cpu
 
 BLOCK = 16
@@ -20,10 +21,17 @@ def uniforms(seed: int, count: int) -> list[float]:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+def draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_p: torch.Tensor,
+    uniform: torch.Tensor,
+    top_k: torch.Tensor | None = None,
+    min_p: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Return one token per row, each row with its own settings; the most probable token at temperature 0.
 
-    logits: (rows, vocabulary), float32. temperature, top_p, uniform: (rows,). Returns (rows,) token ids.
+    logits: (rows, vocabulary), float32. The settings: (rows,). Returns (rows,) token ids.
     """
     greedy = temperature <= 0
     if bool(greedy.all()):
@@ -35,7 +43,48 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
         drawn = compiled.draw(logits, temperature, top_p, uniform)
     else:
         drawn = draw_nucleus(logits / temperature[:, None], top_p, uniform)
+    if top_k is not None and min_p is not None and len(some := ((top_k > 0) | (min_p > 0)).nonzero()[:, 0]):
+        settings = (values[some] for values in (top_k, top_p, min_p, uniform))
+        drawn[some] = draw_filtered(logits[some] / temperature[some, None], *settings)
     return torch.where(greedy, logits.argmax(-1), drawn) if bool(greedy.any()) else drawn
+
+
+def draw_filtered(
+    logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, uniform: torch.Tensor
+) -> torch.Tensor:
+    """Return one token per row, drawn from those that top-k, then top-p, then min-p keep, as in `transformers`.
+
+    logits: (rows, vocabulary), already divided by the temperature. top_k (0 is all), top_p, min_p, uniform: (rows,).
+    The nucleus is that of the tokens that top-k keeps. min-p is a share of the largest probability (arXiv 2407.01082).
+    """
+    vocabulary = logits.shape[-1]
+    count = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary).long()
+    best, ids = torch.topk(logits, int(count.max()), dim=-1)
+    place = torch.arange(best.shape[-1], device=best.device)
+    best = best.masked_fill(place >= count[:, None], -torch.inf)
+    probabilities = torch.softmax(best, -1)
+    below = probabilities < min_p[:, None] * probabilities[:, :1]
+    cumulative = torch.cumsum(probabilities, -1)
+    sizes = torch.stack([(cumulative < top_p[:, None]).sum(-1) + 1, count, (~below).sum(-1)])
+    last = (sizes.amin(0) - 1)[:, None]
+    at = torch.searchsorted(cumulative, uniform[:, None] * cumulative.gather(-1, last), right=True).minimum(last)
+    return ids.gather(-1, at)[:, 0]
+
+
+def penalized(logits: torch.Tensor, prompt: list[int], written: list[int], sampling: Sampling) -> torch.Tensor:
+    """Return logits, (vocabulary,), after the penalties for tokens that are already in the text.
+
+    The repetition penalty divides a logit above 0 and multiplies one below, of all tokens of prompt and text, as in
+    `transformers` (arXiv 1909.05858). The presence penalty is taken from those of the text, as in OpenAI's API.
+    """
+    logits = logits.clone()
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt, *written}), device=logits.device)
+        values, penalty = logits[seen], sampling.repetition_penalty
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if sampling.presence_penalty and written:
+        logits[torch.tensor(sorted(set(written)), device=logits.device)] -= sampling.presence_penalty
+    return logits
 
 
 def draw_nucleus(logits: torch.Tensor, top_p: torch.Tensor | float, uniform: torch.Tensor) -> torch.Tensor:

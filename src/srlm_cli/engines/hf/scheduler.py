@@ -13,9 +13,9 @@ import torch
 
 from srlm_cli.engines.base import Request
 from srlm_cli.engines.hf.choices import ScoringRequest, answer
-from srlm_cli.engines.hf.sampling import draw, uniforms
-from srlm_cli.engines.hf.stopping import Stops
-from srlm_cli.engines.hf.tasks import BaseScheduler, Task, Written
+from srlm_cli.engines.hf.sampling import draw, penalized, uniforms
+from srlm_cli.engines.hf.stopping import Stops, Written
+from srlm_cli.engines.hf.tasks import BaseScheduler, Task
 from srlm_cli.errors import EngineError
 from srlm_cli.forward import memory
 from srlm_cli.forward.kv_cache import BLOCK_SIZE, OutOfBlocks, PagedKVCache, Span, blocks_for
@@ -51,13 +51,18 @@ class FollowUpState:
 
 @dataclass(eq=False)
 class Sequence:
-    """Completions of a prompt that are equal so far; `uniforms` has the random numbers of each, by its index."""
+    """Completions of a prompt that are equal so far; `uniforms` has the random numbers of each, by its index.
+
+    The tokens in `closing` come next in place of drawn ones. They close a thought that is `at_limit`.
+    """
 
     read: PrefilledPrompt
     uniforms: dict[int, list[float]]
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     follow_up: FollowUpState | None = None
+    closing: deque[int] = field(default_factory=deque)
+    at_limit: bool = False
 
 
 class Scheduler(BaseScheduler):
@@ -273,18 +278,26 @@ class Scheduler(BaseScheduler):
     def _draw(self, sequences: list[Sequence], logits: torch.Tensor) -> list[dict[int, int]]:
         """Return the next token of each completion of each sequence, by its index."""
         drawn: list[dict[int, int]] = [{} for _ in sequences]
+        if any(seq.read.task.request.sampling.penalizes for seq in sequences):
+            logits = torch.stack([_penalized(seq, row) for seq, row in zip(sequences, logits, strict=True)])
         for nth in range(max(len(seq.uniforms) for seq in sequences)):
             some = [at for at, seq in enumerate(sequences) if nth < len(seq.uniforms)]
             places = [list(sequences[at].uniforms)[nth] for at in some]
             samplings = [sequences[at].read.task.request.sampling for at in some]
             settings = [
-                (sampling.temperature, sampling.top_p, sequences[at].uniforms[place][len(sequences[at].tokens)])
+                (
+                    sampling.temperature,
+                    sampling.top_p,
+                    sequences[at].uniforms[place][len(sequences[at].tokens)],
+                    sampling.top_k,
+                    sampling.min_p,
+                )
                 for at, place, sampling in zip(some, places, samplings, strict=True)
             ]
             of_some = logits if len(some) == len(sequences) else logits[some]
             tokens = draw(of_some, *torch.tensor(settings, device=logits.device).unbind(1)).tolist()
             for at, place, token in zip(some, places, tokens, strict=True):
-                drawn[at][place] = token
+                drawn[at][place] = sequences[at].closing[0] if sequences[at].closing else token
         return drawn
 
     def _part(self, seq: Sequence, tokens: dict[int, int]) -> list[tuple[Sequence, int]]:
@@ -298,7 +311,7 @@ class Scheduler(BaseScheduler):
     def _fork(self, seq: Sequence, places: list[int]) -> Sequence:
         """Move some completions of a sequence to a new sequence."""
         apart = {place: seq.uniforms.pop(place) for place in places}
-        fork = Sequence(seq.read, apart, list(seq.tokens), self.cache.copied(seq.blocks))
+        fork = Sequence(seq.read, apart, list(seq.tokens), self.cache.copied(seq.blocks), at_limit=seq.at_limit)
         seq.read.num_sequences += 1
         self.sequences.append(fork)
         return fork
@@ -307,9 +320,17 @@ class Scheduler(BaseScheduler):
         """Add a token to the completions of a sequence; return the sequences that have ended without a follow-up."""
         task, sampling = seq.read.task, seq.read.task.request.sampling
         seq.tokens.append(token)
-        if not self.stops.ended(seq.tokens, sampling) and len(seq.tokens) < task.budget:
+        if seq.closing:
+            seq.closing.popleft()
+            ended = False
+        else:
+            ended = self.stops.ended(seq.tokens, sampling, task.opened)
+        if not ended and len(seq.tokens) == sampling.max_thinking_tokens:
+            seq.closing = deque(self.stops.closing(seq.tokens, task.tail))
+            seq.at_limit = bool(seq.closing)
+        if not ended and len(seq.tokens) < task.budget:
             return []
-        written = self.stops.finished(seq.tokens, sampling)
+        written = self.stops.finished(seq.tokens, sampling, task.opened, seq.at_limit)
         more = list(seq.uniforms)[1:] if task.request.follow_up else []  # each may be asked something else
         ended = [seq, *(self._fork(seq, [place]) for place in more)]
         for one in ended:
@@ -321,7 +342,7 @@ class Scheduler(BaseScheduler):
     def _begin_follow_up(self, seq: Sequence, written: Written) -> FollowUpState | None:
         """Return a sequence cut to the common prefix of its tokens and its follow-up, or None without a follow-up."""
         task, (place, *_) = seq.read.task, seq.uniforms
-        asked = task.request.follow_up(place, written[0]) if task.request.follow_up else None
+        asked = task.request.follow_up(place, written.text, written.thought) if task.request.follow_up else None
         choice = self.choice_of(asked) if asked else None
         if choice is None or not choice.single_token:
             return None
@@ -386,3 +407,11 @@ class Scheduler(BaseScheduler):
             self._forget(read)
         again = [task for task in reversed(back) if task not in self.waiting]
         self.waiting.extendleft(reversed(again))
+
+
+def _penalized(seq: Sequence, logits: torch.Tensor) -> torch.Tensor:
+    """Return the logits of a sequence's next token, (vocabulary,), after the penalties of its sampling."""
+    task = seq.read.task
+    return (
+        penalized(logits, task.prompt, seq.tokens, task.request.sampling) if task.request.sampling.penalizes else logits
+    )

@@ -6,14 +6,17 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from srlm_cli.engines.base import Completion, Request, no_text
-from srlm_cli.engines.hf.stopping import Stops
+from srlm_cli.engines.hf.stopping import Stops, Written
 
-Written = tuple[str, str, int]  # text, finish reason, tokens
+TAIL = 200  # characters at the end of a prompt, in which the mark of an opened thought is looked for
 
 
 @dataclass(eq=False)
 class Task:
-    """A request in progress; `left` are the indices of the seeds that have not started."""
+    """A request in progress; `left` are the indices of the seeds that have not started.
+
+    `tail` is the end of the prompt as text; `opened` is true if the prompt ends inside a thought.
+    """
 
     request: Request
     prompt: list[int]
@@ -22,6 +25,8 @@ class Task:
     done: dict[int, Written] = field(default_factory=dict)
     follow_ups: dict[int, Completion] = field(default_factory=dict)
     answer: Completion | None = None
+    tail: str = ""
+    opened: bool = False
 
     def finish(self, place: int, written: Written, follow_up: Completion | None = None) -> None:
         """Store one completion and the answer to its follow-up; with the last one the task is answered."""
@@ -29,9 +34,12 @@ class Task:
         if follow_up:
             self.follow_ups[place] = follow_up
         if len(self.done) == len(self.request.seeds):
-            texts, reasons, counts = map(list, zip(*(self.done[at] for at in sorted(self.done)), strict=True))
+            texts, reasons, thoughts, counts = zip(*(self.done[at] for at in sorted(self.done)), strict=True)
             answers = tuple(map(self.follow_ups.get, sorted(self.done))) if self.follow_ups else ()
-            self.answer = Completion(texts, reasons, len(self.prompt), sum(counts), follow_ups=answers)
+            self.answer = Completion(
+                list(texts), list(reasons), len(self.prompt), sum(counts), follow_ups=answers,
+                thoughts=thoughts if any(thoughts) else (),
+            )  # fmt: skip
 
     def refuse(self, reason: str, why: str = "") -> None:
         """Answer with empty texts."""

@@ -1,0 +1,109 @@
+"""What `srlm doctor --model` reports: how a model thinks, what its chat template does, and what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from srlm_cli.engines.base import EngineSpec
+from srlm_cli.engines.chat_template import HELLO, MARK, ChatTemplate, assistant, stop_ids, writes_date
+from srlm_cli.errors import BadRow, SrlmError
+from srlm_cli.models.hardware import pick_device, pick_dtype
+from srlm_cli.models.load import end_of_turn_ids, load_tokenizer, quiet_libraries, sampling_of
+from srlm_cli.models.locate import locate, lowest_base
+
+GIGABYTE = 1e9
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+TRAINING_BYTES = 16  # of each trained weight: itself, its gradient and two moments of AdamW, in float32
+LARGEST = 2e9  # weights of a model that is loaded to try how it is run
+
+
+def findings(model: str) -> Iterator[tuple[str, str]]:
+    """Yield what there is to know of a model, as pairs of a name and a text; raise SrlmError if it is not a model."""
+    from srlm_cli.models.light_transformers import AutoConfig
+
+    quiet_libraries()
+    folder = locate(model)
+    config = AutoConfig.from_pretrained(lowest_base(model))
+    count = parameters(config)
+    yield "model", f"{folder}, {config.model_type}, {count / 1e6:.0f}M parameters" if count else folder
+    template = ChatTemplate(load_tokenizer(model), name=model)
+    yield "thinking", thinking(template)
+    yield from about(template)
+    ends = template.tokenizer.convert_ids_to_tokens(stop_ids(end_of_turn_ids(model), template.tokenizer))
+    yield "stop tokens", ", ".join(ends) or "none: completions end at --max-new-tokens only"
+    own = sampling_of(model)
+    yield "sampling", ", ".join(f"{name} {value:g}" for name, value in own.items()) or "no settings of its own"
+    device = pick_device("auto")
+    dtype = pick_dtype("auto", device, float16=True)
+    yield "engine hf", path_of(model, count, device)
+    if count:
+        yield (
+            "memory",
+            (
+                f"{count * BYTES[dtype] / GIGABYTE:.1f} GB of weights to sample ({dtype}), "
+                f"{count * TRAINING_BYTES / GIGABYTE:.1f} GB to train all weights, "
+                f"{count * BYTES['float32'] / GIGABYTE:.1f} GB and the adapter with --lora-r; activations not counted"
+            ),
+        )
+
+
+def parameters(config) -> int | None:
+    """Return how many weights a model of this configuration has, without making them; None if it is unknown."""
+    import torch
+
+    from srlm_cli.models.light_transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            net = AutoModelForCausalLM.from_config(config)
+        return sum(weight.numel() for weight in net.parameters())
+    except Exception:  # of the model's code
+        return None
+
+
+def thinking(template: ChatTemplate) -> str:
+    """Return whether and how a model thinks, by its chat template."""
+    if not template.family:
+        return "the chat template knows no thoughts"
+    mark = template.family.opening.strip()
+    opened = template.marks.opened(template.render(HELLO))
+    how = f"the generation prompt opens a thought ({mark})" if opened else f"the model may begin a thought ({mark})"
+    return f"{how}, {f'--thinking on|off sets {template.switch}' if template.switch else 'no switch'}"
+
+
+def about(template: ChatTemplate) -> Iterator[tuple[str, str]]:
+    """Yield what a chat template does with dialogues."""
+    opened = template.render(HELLO)
+    try:
+        whole = template.render([*HELLO, assistant(MARK)], add_generation_prompt=False)
+        same = whole.startswith(opened) and whole[len(opened) :].lstrip().startswith(MARK)
+    except BadRow as refusal:
+        yield "template", f"refuses a dialogue that ends with a reply: {refusal}"
+        same = True
+    kept = "its rendered replies follow the generation prompt"
+    yield "template", kept if same else f"not {kept}: training rows are built from the generation prompt and the reply"
+    if writes_date(template.tokenizer):
+        yield "template", "writes the current date: --today DATE, else the date when a run began"
+    if template.takes_parts:
+        yield "template", "takes the content of a message in parts; texts are given as one part"
+    try:
+        shown = MARK in template.render([{"role": "system", "content": MARK}, {"role": "user", "content": "?"}])
+        yield "system", "accepted" if shown else "left out: the template does not show a system message"
+    except BadRow as refusal:
+        yield "system", f"refused: {refusal}"
+
+
+def path_of(model: str, count: int | None, device: str) -> str:
+    """Return by which path the engine `hf` runs a model; a large one is not loaded to find out."""
+    if count is None or count > LARGEST:
+        return "not tried: the model is large"
+    from srlm_cli.engines.hf.engine import HfEngine
+    from srlm_cli.engines.hf.fallback import FallbackModel
+
+    try:
+        engine = HfEngine(EngineSpec(model=model, device=device))
+    except SrlmError as error:
+        return f"cannot load it: {error}"
+    if isinstance(engine.reader, FallbackModel):
+        return "plain: `generate` of transformers, since its layers keep more than keys and values of each token"
+    return "packed: continuous batching with a paged cache"
