@@ -274,16 +274,16 @@ def rendered(
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **dated, **(kwargs or {})
         )
-    except Exception as error:  # a template is a program of the model's makers: anything can be raised
+    except Exception as error:  # a template is a program of the model's authors: it can raise anything
         said = " ".join(str(error).split()) or type(error).__name__
         raise BadRow(f"the chat template refuses it: {said}") from error
 
 
 @cache
 def clock(today: str) -> str:
-    """Return the beginning of a chat template that writes this moment as the current one, by what strftime knows.
+    """Return a Jinja macro `strftime_now` that writes this time; it goes before a chat template.
 
-    It is a macro: transformers makes a text of a function that is given to a template.
+    It is a macro because transformers turns a function that is given to a template into text.
     """
     moment = datetime.fromisoformat(today)
     directives = [f"%{flag}{letter}" for flag in ("-", "") for letter in ascii_letters]
@@ -293,21 +293,21 @@ def clock(today: str) -> str:
 
 
 def now() -> str:
-    """Return this moment as `rendered` takes it."""
+    """Return the current time in the form that `rendered` takes."""
     return datetime.now().isoformat(timespec="seconds")
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a chat template asks for the date, as those of Llama 3.1 and Granite 3 do."""
+    """Return whether a chat template writes the date, as those of Llama 3.1 and Granite 3 do."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the tokens of a rendered text; the template has written its special tokens already."""
+    """Return the tokens of a rendered text; special tokens are not added, as the template has written them."""
     return tokenizer(encodable(text), add_special_tokens=False)["input_ids"]
 
 
 def stop_ids(configured: int | Iterable[int] | None, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every token that ends a turn: the tokenizer's EOS and those of the generation settings."""
+    """Return all tokens that end a turn: the tokenizer's EOS and those of the generation config."""
     ids = [configured] if configured is None or isinstance(configured, int) else list(configured)
     return sorted({token for token in [*ids, tokenizer.eos_token_id] if token is not None})

@@ -1,7 +1,7 @@
-"""Ask any OpenAI-compatible server: many requests in flight, completions in input order.
+"""The engine for OpenAI-compatible servers: many requests in flight, completions in input order.
 
-The requests are pulled and the completions yielded in the caller's thread; the HTTP of one engine
-runs in an asyncio loop of its own, in a thread that ends with the engine.
+Requests are read and completions are yielded in the caller's thread. The HTTP traffic of an engine runs in an asyncio
+loop in a thread of its own, which ends with the engine.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from srlm_cli.streams.console import say
 from srlm_cli.thoughts import Thought, marks_of
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
-LOOK_AHEAD = 4  # requests begun before the oldest is done, as a multiple of those in flight
-SEEDS = 2**31  # what every server takes as a seed
-TOP = 20  # what OpenAI and vLLM tell at most
-CHOICE_TOKENS = 8  # room for a choice and the marks around it
-# Where a turn is continued, all choices together have more of the probability (see `stages.judge.MIN_SCORE_MASS`).
+LOOK_AHEAD = 4  # requests started before the oldest is complete, as a multiple of --concurrency
+SEEDS = 2**31  # seeds below this limit are accepted by every server
+TOP = 20  # the most log-probabilities per token that OpenAI and vLLM return
+CHOICE_TOKENS = 8  # enough for a choice and punctuation around it
+# If a server continues the turn, the total probability of the choices is above this (`stages.judge.MIN_SCORE_MASS`).
 CONTINUED = 0.2
-FIRST = 16  # choices that tell whether a server continues turns at all
-RARE = 1e-4  # a choice less probable than this has no share worth asking for
+FIRST = 16  # requests with choices that decide whether a server continues turns at all
+RARE = 1e-4  # below this probability a choice is not divided among its extensions
 CONTEXT = re.compile(r"context length (?:is|of) (\d+)")
-HELLO = [{"role": "user", "content": "Hello!"}]  # a prompt that no server has a reason to refuse
+HELLO = [{"role": "user", "content": "Hello!"}]  # a prompt that no server refuses
 HELLO_TOKENS = 2048  # room for what a thinking model thinks about a greeting
 FILTERS = ("top_k", "min_p", "repetition_penalty", "presence_penalty")  # sent where they are not neutral
 CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
 
 
 class OpenAIEngine:
-    """A model behind a server.
+    """An engine that sends requests to a server.
 
-    The completions of one request are asked for together (`n`), under a `seed` made of its first
-    one; a server that gives fewer is asked for each of the rest under its own. The beginning of an
-    assistant's turn is sent in the first of these ways that the server takes: vLLM's
-    `continue_final_message`; the completions route with the chat template rendered here, where its
-    tokenizer is at hand; a last message of the assistant, which most servers go on from.
+    All completions of one request are requested together (`n`), with a `seed` made from the first seed. If the server
+    returns fewer, each of the others is requested by itself with its own seed. The start of the assistant's turn is
+    sent in the first of these ways that the server accepts: vLLM's `continue_final_message`; the completions route with
+    the chat template rendered here, if the tokenizer is available; a last message of the assistant, which most servers
+    continue.
     """
 
     name = "openai"
@@ -86,7 +86,7 @@ class OpenAIEngine:
         weakref.finalize(self, self.loop.call_soon_threadsafe, self.loop.stop).atexit = False
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield completions in order; what is still asked for when the caller stops is called off."""
+        """Yield completions in order; requests in flight are cancelled when the caller stops."""
         begun: deque[Future[Completion]] = deque()
         try:
             for request in requests:
@@ -105,7 +105,7 @@ class OpenAIEngine:
                 future.cancel()
 
     async def _answer(self, request: Request) -> Completion:
-        """Return the completion of a request, which may have been refused; other failures become EngineError."""
+        """Return the completion of a request, also of a refused one; raise EngineError for other failures."""
         try:
             return await (self._choose(request) if request.choices else self._write(request))
         except openai.APIStatusError as error:
@@ -115,13 +115,13 @@ class OpenAIEngine:
             if not reason:
                 raise await self.server.explained(error) from error
             return no_text(request, reason, tokens_told(error), why=f"{error.status_code} {words(error)[:300]}")
-        except BadRow as error:  # of a chat template that is rendered here
+        except BadRow as error:  # from the chat template rendered here
             return no_text(request, TEMPLATE_REFUSED, why=str(error))
         except (openai.OpenAIError, OSError, ValueError) as error:
             raise await self.server.explained(error) from error
 
     async def _takes_others(self, request: Request) -> bool:
-        """Return whether the server accepts such a request with other messages: then these messages are at fault."""
+        """Return whether the server accepts this request with other messages: then its own messages are the reason."""
         async with self.trying:
             if self.takes_others is None:
                 try:
@@ -134,9 +134,9 @@ class OpenAIEngine:
     # --- free text ---------------------------------------------------------------------------
 
     async def _write(self, request: Request) -> Completion:
-        """Return a text for each seed; greedy ones are all the same and asked for once."""
+        """Return one text per seed; greedy texts are all equal and requested once."""
         size = len(request.seeds)
-        if request.sampling.top_p == 0:  # which servers refuse, and which is the most probable token
+        if request.sampling.top_p == 0:  # servers refuse it; it means the most probable token
             request = replace(request, sampling=replace(request.sampling, temperature=0.0, top_p=1.0))
         seeds = request.seeds if request.sampling.temperature > 0 else request.seeds[:1]
         first = await self._ask(request, seeds)
@@ -155,10 +155,10 @@ class OpenAIEngine:
     # --- thoughts ----------------------------------------------------------------------------
 
     async def _ended(self, reply: Reply, request: Request) -> tuple[str, str, Thought | None]:
-        """Return the answer of a reply, why it ended, and its thought, cut where the server has not heeded its end.
+        """Return the answer of a reply, its finish reason and its thought, cut at an end that the server ignored.
 
-        A text that did not end, or that is not there, is no reply: its reason says why. One that ended by itself is
-        left whole but for stop texts: it is there, and its last verdict may not be the first.
+        A reply with another finish reason than `stop` or `length`, or without text, becomes an empty text with that
+        reason. A text that ended by itself is cut at stop texts only: its last verdict may not be the first.
         """
         if reply.finish_reason not in ("stop", "length"):
             return "", reply.finish_reason, None
@@ -181,16 +181,16 @@ class OpenAIEngine:
         return answered(self.marks.divide(thought.raw + answer, opened)[0], reason, thought)
 
     def _as_written(self, reply: Reply, request: Request) -> str:
-        """Return a thought as the model wrote it, where the chat template is at hand to tell."""
+        """Return a thought as the model wrote it, if the chat template is available."""
         if not self.template.at_hand:
             return ""
         before, between = self.template.load().around(request.messages, request.template_kwargs)
         return before + reply.reasoning + (between if reply.text.strip() else "")
 
     async def _opened(self, text: str, reason: str, request: Request) -> bool:
-        """Return whether the prompt of a text has opened a thought; for a text without marks only a template shows it.
+        """Return whether the prompt of a text has opened a thought; for a text without marks the template decides.
 
-        Without a template, other replies show it. If there are none, the server is asked for one, once.
+        Without a template, other replies decide. If there are none, one is requested from the server, once.
         """
         if request.prefix or request.thought:
             return False
@@ -208,7 +208,7 @@ class OpenAIEngine:
         return bool(self.opens)
 
     async def _greet(self) -> None:
-        """Ask for a reply to a greeting, to see whether it begins within a thought."""
+        """Request a reply to a greeting, to see whether it starts inside a thought."""
         greedy = Sampling(0.0, 1.0, HELLO_TOKENS)
         try:
             (reply, *_) = (await self._ask(Request(HELLO, greedy, (0,)), (0,))).replies
@@ -223,11 +223,11 @@ class OpenAIEngine:
             )
 
     async def _ask_apart(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
-        """Return an answer for each seed, asked for by itself."""
+        """Return one answer per seed, each from a request of its own."""
         return await asyncio.gather(*(self._ask(request, (seed,)) for seed in seeds))
 
     async def _ask(self, request: Request, seeds: tuple[int, ...], **more: object) -> Answer:
-        """Return the server's answer to one POST: a reply for each seed, or for fewer of them."""
+        """Return the server's answer to one POST: one reply per seed, or fewer."""
         sampling = request.sampling
         body: Json = {
             "model": self.model,
@@ -244,11 +244,11 @@ class OpenAIEngine:
         return read_answer(await self._post(request, body), len(seeds))
 
     async def _texts(self, request: Request, seeds: tuple[int, ...]) -> list[str]:
-        """Return what the server writes in one answer."""
+        """Return the texts of one answer."""
         return [reply.text for reply in (await self._ask(request, seeds)).replies]
 
     async def _post(self, request: Request, body: Json) -> Json:
-        """Send a request by the route, and go on with its prefix in the first way that the server takes."""
+        """Send a request, with its prefix in the first way that the server accepts."""
         async with self.server.gate:
             if not self.chat or not (request.prefix or request.thought):
                 return await self._fitting(request, body, "turn" if self.chat else "template")
@@ -261,11 +261,11 @@ class OpenAIEngine:
                 except (openai.BadRequestError, openai.UnprocessableEntityError, openai.NotFoundError) as error:
                     if way == "turn" or not refuses_way(error, way):
                         raise
-                    if self.ways[0] == way:  # requests beside this one may have found it out already
+                    if self.ways[0] == way:  # concurrent requests may have removed it already
                         self.ways.popleft()
 
     def _way_after_a_thought(self) -> str:
-        """Return how a turn is continued after a thought: only as text, since templates drop or change thoughts."""
+        """Return the way to continue a turn after a thought: only as text, as templates drop or change thoughts."""
         if "template" in self.ways:
             return "template"
         raise EngineError(
@@ -274,7 +274,7 @@ class OpenAIEngine:
         )
 
     async def _fitting(self, request: Request, body: Json, way: str) -> Json:
-        """Send a request; where prompt and completion do not fit together, leave the completion what remains."""
+        """Send a request; if prompt and completion do not fit in the context, shorten the completion."""
         if way == "template":
             path, shown = COMPLETIONS, {"prompt": await asyncio.to_thread(self.template.render, request)}
         else:
@@ -297,9 +297,9 @@ class OpenAIEngine:
         raise refused
 
     def _limits(self, error: openai.APIStatusError, prompt: str | None) -> list[Json]:
-        """Return the limits to try where a prompt and its completion do not fit: what is left, or none at all.
+        """Return the `max_tokens` fields to try if prompt and completion do not fit: the rest of the context, or none.
 
-        Without one a chat server goes on to the end of its context; a completions server does not.
+        Without the field a chat server continues to the end of its context; a completions server does not.
         """
         if refusal(error) != "prompt-too-long":
             return []
@@ -313,10 +313,10 @@ class OpenAIEngine:
     # --- choices -----------------------------------------------------------------------------
 
     async def _choose(self, request: Request) -> Completion:
-        """Return a choice for each seed by the log-probabilities behind the prefix.
+        """Return one choice per seed, from the log-probabilities after the prefix.
 
-        They are asked for at temperature 0, where servers tell those of the model itself; the draw at
-        the request's own temperature is made here. Without log-probabilities a text is drawn.
+        They are requested at temperature 0, at which servers return those of the model itself. The choice is then drawn
+        here at the temperature of the request. A server without log-probabilities writes a text instead.
         """
         answer = await self._next_tokens(request)
         steps = answer.replies[0].steps
@@ -334,9 +334,9 @@ class OpenAIEngine:
         return replace(choice_probabilities.completion(request, probabilities, mass, tokens_in), tokens_out=tokens_out)
 
     def _continued(self, request: Request, mass: float) -> bool:
-        """Return whether a server has continued the beginning of a turn, by the probability of the choices there.
+        """Return whether the server continued the start of a turn, judged by the probability of the choices.
 
-        Raise EngineError where it has not continued most of the first ones.
+        Raise EngineError if it did not continue most of the first ones.
         """
         if not request.prefix or not self.chat or self.ways[0] == "template":
             return True
@@ -351,7 +351,7 @@ class OpenAIEngine:
         return mass >= CONTINUED
 
     async def _divide(self, request: Request, short: str, found: dict[str, float]) -> list[Answer]:
-        """Divide what was found for a choice ("1") among it and those that go on from it ("10")."""
+        """Divide the probability of a choice ("1") between it and the choices that extend it ("10")."""
         rest = {other: other[len(short) :] for other in choice_probabilities.longer(short, request.choices)}
         if not rest or found[short] < RARE:
             return []
@@ -365,25 +365,25 @@ class OpenAIEngine:
         return [answer]
 
     async def _next_tokens(self, request: Request) -> Answer:
-        """Return the next two tokens and the most probable ones beside them; the first may be a space."""
+        """Return the next two tokens with the most probable alternatives; the first token can be a space."""
         greedy = Sampling(temperature=0.0, top_p=1.0, max_new_tokens=2)
         return await self._ask(replace(request, sampling=greedy), request.seeds[:1], logprobs=True, top_logprobs=TOP)
 
     async def _choose_by_text(self, request: Request) -> Completion:
-        """Return, for each seed, the choice that a drawn text begins with, or an empty text."""
+        """Return, per seed, the choice that a sampled text starts with, or an empty text."""
         short = replace(request.sampling, max_new_tokens=CHOICE_TOKENS, stop=())
         written = await self._write(replace(request, sampling=short, choices=()))
         return replace(written, texts=[choice_probabilities.named_in(text, request.choices) for text in written.texts])
 
 
 def run_until_stopped(loop: asyncio.AbstractEventLoop) -> None:
-    """Run a loop until its engine is no longer used."""
+    """Run the event loop until its engine is no longer used."""
     loop.run_forever()
     loop.close()
 
 
 class LocalTemplate:
-    """A model's chat template, for the route that takes a text; its tokenizer is loaded by the first use."""
+    """A model's chat template, for the completions route; its tokenizer is loaded on first use."""
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec, self.model = spec, spec.tokenizer or spec.model
@@ -393,7 +393,7 @@ class LocalTemplate:
         self.loaded: ChatTemplate | None = None
 
     def load(self) -> ChatTemplate:
-        """Return the template; raise EngineError when there is no tokenizer of that name."""
+        """Return the template; raise EngineError if there is no tokenizer of this name."""
         with self.lock:
             if self.loaded is None:
                 quiet_libraries()
@@ -414,7 +414,7 @@ class LocalTemplate:
         return template.marks.opened(template.turn(request))
 
     def render(self, request: Request) -> str:
-        """Return a chat as text, up to and with its prefix, without the BOS that the server will add."""
+        """Return a chat as text, up to and including its prefix, without the BOS that the server adds."""
         template = self.load()
         text, tokenizer = template.turn(request), template.tokenizer
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
@@ -422,14 +422,14 @@ class LocalTemplate:
         return text.rstrip() if request.prefix else text
 
     def count(self, text: str) -> int:
-        """Return the number of tokens that a server makes of a text."""
+        """Return the number of tokens of a text, with special tokens as the server adds them."""
         return len(self.load().tokenizer(text)["input_ids"])
 
 
 def chat_of(request: Request, way: str) -> Json:
-    """Return the messages of a request, the beginning of the assistant's turn as the last one.
+    """Return the messages of a request, with the start of the assistant's turn as the last message.
 
-    Spaces at its end are left to the model, whose tokens most often begin with them.
+    Spaces at its end are removed, because most tokens start with a space themselves.
     """
     if not request.prefix:
         return {"messages": request.messages}
@@ -438,7 +438,7 @@ def chat_of(request: Request, way: str) -> Json:
 
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:
-    """Return whether an error says that the server cannot go on with a turn in this way."""
+    """Return whether an error means that the server cannot continue a turn in this way."""
     if refusal(error):
         return False
     if way == "template":
@@ -447,7 +447,7 @@ def refuses_way(error: openai.APIStatusError, way: str) -> bool:
 
 
 def behind_prefix(text: str, prefix: str) -> str:
-    """Return a text without the prefix, should the server repeat it, and without the spaces that belong to it."""
+    """Return a text without the prefix, if the server repeats it, and without the spaces at the end of the prefix."""
     if not prefix:
         return text
     text = text.removeprefix(prefix.rstrip())
@@ -455,14 +455,14 @@ def behind_prefix(text: str, prefix: str) -> str:
 
 
 def cut(text: str, reason: str, request: Request) -> tuple[str, str]:
-    """Return an answer, cut where the server has not heeded its end, and why it ended."""
+    """Return an answer, cut at an end that the server ignored, and its finish reason."""
     sampling = request.sampling if reason == "length" else replace(request.sampling, last_line="")
     end = end_of(text, sampling)
     return (text, reason) if end is None else (text[:end], "stop")
 
 
 def room_told(said: str) -> int | None:
-    """Return how many tokens a completion may have by a server's words, None where they do not tell."""
+    """Return the number of tokens left for a completion, read from an error message; None if it has no number."""
     context = CONTEXT.search(said) or re.search(r"`inputs` tokens \+ `max_new_tokens` must be <= (\d+)", said)
     prompt = re.search(r"(?<!at least )\b(\d+) (?:in the messages|tokens from the input|`inputs` tokens)", said)
     if context and prompt:
@@ -472,6 +472,6 @@ def room_told(said: str) -> int | None:
 
 
 def tokens_told(error: openai.APIStatusError) -> int:
-    """Return the length of a prompt that is too long, where the server's message tells it."""
+    """Return the length of a prompt that is too long, read from the error message; 0 if it has no number."""
     told = re.search(r"(\d+) (?:input tokens|tokens? in the (?:messages|prompt))", words(error))
     return int(told[1]) if told else 0

@@ -1,4 +1,4 @@
-"""The answers of an OpenAI-compatible server, of either route, as replies with their tokens."""
+"""Read the answers of an OpenAI-compatible server, from the chat and the completions route."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from srlm_cli.records import ENDS
 Json = dict[str, Any]
 
 REASONING = ("reasoning", "reasoning_content")  # vLLM since 0.11 and OpenRouter; llama.cpp, SGLang, older vLLM
-COLUMNS = ("tokens", "token_logprobs", "top_logprobs")  # of the completions route
+COLUMNS = ("tokens", "token_logprobs", "top_logprobs")  # in answers of the completions route
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One completion of an answer; `steps` are its tokens, None where the server gave no log-probabilities.
+    """One completion of an answer; `steps` are its tokens, None if the server returned no log-probabilities.
 
     `reasoning` is the thought where the server has divided it from the text.
     """
@@ -31,7 +31,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Answer:
-    """The replies to one request, and what they cost."""
+    """The replies to one request, with the number of tokens."""
 
     replies: list[Reply]
     tokens_in: int
@@ -39,7 +39,7 @@ class Answer:
 
 
 def read_answer(answer: Json, wanted: int) -> Answer:
-    """Return an answer of either route, `wanted` replies at most; raise ValueError where it is none."""
+    """Return an answer with at most `wanted` replies; raise ValueError if it cannot be read."""
     try:
         made = sorted(answer["choices"], key=lambda choice: choice.get("index") or 0)[:wanted]
         replies = [read_reply(choice) for choice in made]
@@ -53,14 +53,13 @@ def read_answer(answer: Json, wanted: int) -> Answer:
 
 
 def read_reply(choice: Json) -> Reply:
-    """Return one choice of a chat or of a completion; its finish reason is `stop` or `length` where it has ended.
+    """Return one choice of a chat or of a completion; the finish reason of a complete text is `stop` or `length`.
 
-    A server that gives no reason is taken to have ended. One of a text that nobody wrote (a filter, a tool, an
-    error) stays as the server calls it; so does one that is not known.
+    A missing reason counts as `stop`. Other reasons (a filter, a tool, an error, an unknown one) are not changed.
     """
     message = choice.get("message") or {}
     text = message.get("content") if "message" in choice else choice["text"]
-    if isinstance(text, list):  # of parts, the text among them
+    if isinstance(text, list):  # a list of parts
         text = "".join(part.get("text") or "" for part in text)
     reason = str(choice.get("finish_reason") or "stop")
     if not text and message.get("refusal"):
@@ -70,9 +69,9 @@ def read_reply(choice: Json) -> Reply:
 
 
 def read_steps(logprobs: Json) -> list[Step] | None:
-    """Return the tokens of a reply with the most probable ones at their places, in either route's shape.
+    """Return the tokens of a reply, each with the most probable tokens at its position; reads both formats.
 
-    An answer without any token has none; None is a server that tells nothing.
+    The list is empty if the answer has no tokens. None means that the server returned no log-probabilities.
     """
     if (tokens := logprobs.get("content")) is not None:
         return [
@@ -88,12 +87,12 @@ def read_steps(logprobs: Json) -> list[Step] | None:
 
 
 def tops(step: Json) -> list[Json]:
-    """Return the most probable tokens of a step, the written one if the server tells of no other."""
+    """Return the most probable tokens of a step, or only the generated one if the server returned no others."""
     return step.get("top_logprobs") or [step]
 
 
 def summed(logprobs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Return probabilities by text; tokens of the same text add up."""
+    """Return the probability of each text; tokens with equal text are added."""
     found: dict[str, float] = {}
     for token, logprob in logprobs:
         if token is None or logprob is None:

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server: POST by POST, what it refuses remembered, its errors as one plain line."""
+"""The client of an OpenAI-compatible server: it remembers refused fields and turns errors into one line."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from srlm_cli.redact import redacted
 from srlm_cli.streams.console import say
 
 SECONDS_TO_CONNECT = 10.0
-SECONDS_TO_WAIT = 120  # for a server that says when to come again; the openai library does not wait longer
-FEW_LOGPROBS = 5  # what servers that refuse more than that take
-LEAST_TEMPERATURE = 0.01  # for servers that refuse 0; vLLM raises what is below to it
-# Fields that are left out from when a server refuses them: what they ask for is done here, or nothing depends on it.
+SECONDS_TO_WAIT = 120  # the longest `Retry-After` that the openai library waits for
+FEW_LOGPROBS = 5  # for servers that refuse more
+LEAST_TEMPERATURE = 0.01  # for servers that refuse 0; vLLM also raises lower values to it
+# Fields that are no longer sent after a server refused them: srlm does the same itself, or no result depends on them.
 OPTIONAL = ("n", "seed", "stop", "logprobs", "top_logprobs", "max_tokens")
-# Fields that are left out only at the value that they have when they are left out, by the API's own reference.
+# Fields that can be left out only if they have the default value of the API reference.
 DEFAULTS = {"temperature": 1, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "repeat_penalty": 1}
 DEFAULTS |= {"presence_penalty": 0, "frequency_penalty": 0}
-# Servers by the `owned_by` of their models that draw by more than was asked unless each field is set: vLLM and SGLang
-# take them from the model's generation_config.json, llama.cpp has a top-k of 40 and a min-p of 0.05 of its own.
+# Servers, by the `owned_by` of their models, that apply further sampling settings unless these fields are set: vLLM and
+# SGLang read them from generation_config.json, llama.cpp uses top-k 40 and min-p 0.05 by default.
 OWN_SAMPLING = {
     "vllm": ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     "llamacpp": ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
@@ -39,20 +39,20 @@ OPTIONS = {name: "--" + name.replace("_", "-") for name in DEFAULTS} | {"repeat_
 
 
 class Server:
-    """A server behind a base URL; whoever posts to it passes its `gate`, `concurrency` at a time.
+    """A server with a base URL. Callers of `post` hold `gate`, which allows `concurrency` requests at a time.
 
-    `noted` counts answers that were not taken as they are.
+    `noted` counts the answers that were changed.
 
-    Requests that meet 408, 409, 429, 5xx, a lost connection or the timeout are tried again by the
-    openai library: exponential backoff with jitter, up to 8 s, or what `Retry-After` says; one of more than
-    120 s ends the tries. So are answers that are errors in all but their status (see `correct_status`).
+    The openai library retries requests after status 408, 409, 429 and 5xx, a dropped connection or a timeout. It waits
+    with exponential backoff and jitter, up to 8 s, or as long as `Retry-After` asks; a wait of more than 120 s ends the
+    retries. Answers that are errors with status 200 are retried as well (`correct_status`).
     """
 
     def __init__(self, spec: EngineSpec) -> None:
         url = base_url(spec.base_url)
         self.url = redacted(url)  # for people
         self.spec = spec
-        # A transport of our own: the library's client opens a proxy for each variable, of protocols it lacks too.
+        # An explicit transport, because the library's client opens every proxy in the environment, supported or not.
         transport = httpx2.AsyncHTTPTransport(proxy=proxy_for(url), limits=openai.DEFAULT_CONNECTION_LIMITS)
         self.client = openai.AsyncOpenAI(
             api_key=key_for(url),
@@ -71,10 +71,10 @@ class Server:
         self.getting_to_know = asyncio.Lock()
 
     async def post(self, path: str, body: Json) -> Json:
-        """Return the answer to a request, without the fields that the server has refused.
+        """Send a request, without the fields that the server has refused, and return the answer.
 
-        Raises the library's errors, ValueError for an answer that is no JSON object, and EngineError for a temperature
-        or top-p that the server refuses: its own instead would be another distribution.
+        Raises the library's errors, ValueError if the answer is not a JSON object, and EngineError if the server
+        refuses the temperature or top-p: with its own values the responses would have another distribution.
         """
         own = await self._neutral()
         if "repeat_penalty" in own and "repetition_penalty" in body:  # its name in llama.cpp
@@ -94,7 +94,7 @@ class Server:
             return encodable_value(answer, self.noted, "answers of the server")
 
     async def models(self) -> list[str] | None:
-        """Return the names that the server lists, or None where it lists none that can be read."""
+        """Return the names of the server's models, or None if there is no readable list."""
         try:
             listed = await self.client.with_options(max_retries=0, timeout=SECONDS_TO_CONNECT).get(
                 "/models", cast_to=object
@@ -104,10 +104,10 @@ class Server:
             return None
 
     async def _neutral(self) -> Json:
-        """Return the fields without which this server would draw by more than temperature and top-p.
+        """Return the fields that stop this server from applying more than temperature and top-p.
 
-        It is asked once, without retries: `transformers serve` 5.23 has a `/models` that fails on a machine without a
-        hub cache. Where it cannot be reached the request itself is retried, and says why.
+        The server is asked once, without retries: `/models` of `transformers serve` 5.23 fails on a machine without a
+        hub cache. If the server cannot be reached, the request that follows is retried and reports it.
         """
         async with self.getting_to_know:
             if self.own_sampling is None:
@@ -122,20 +122,20 @@ class Server:
         return self.own_sampling
 
     def _accepted(self, path: str, body: Json) -> Json:
-        """Return a request as this server takes it."""
+        """Return a request in the form that this server accepts."""
         sent = {key: value for key, value in body.items() if (path, key) not in self.refused or not spare(key, value)}
         if "max_tokens" in body and "max_tokens" not in sent:
-            sent["max_completion_tokens"] = body["max_tokens"]  # its name for newer models of OpenAI's own
+            sent["max_completion_tokens"] = body["max_tokens"]  # the name for newer OpenAI models
         for field in ("logprobs", "top_logprobs"):
             if type(sent.get(field)) is int and path in self.most_logprobs:
                 sent[field] = min(sent[field], self.most_logprobs[path])
         if sent.get("temperature") == 0 and self.greedy:
-            # Some servers tell the log-probabilities that they have drawn by: at 1 they are those of the model.
+            # Some servers return log-probabilities after temperature: at 1 they are those of the model.
             sent["temperature"] = 1 if "logprobs" in sent else self.greedy
         return sent
 
     def _learn(self, path: str, sent: Json, error: openai.APIStatusError) -> bool:
-        """Remember what an error says of a field; False where it names none, EngineError for one that is needed."""
+        """Remember the field that an error names; return False if none, raise EngineError if the field is required."""
         named = [field for field in sent if (field in OPTIONAL or field in DEFAULTS) and names(error, field)]
         if not named:
             return False
@@ -165,7 +165,7 @@ class Server:
     # --- errors ----------------------------------------------------------------------------------
 
     async def explained(self, error: Exception) -> EngineError:
-        """Return an error of the library, or of an answer that cannot be read, as one line with a hint."""
+        """Return a library error, or an unreadable answer, as an error of one line with a hint."""
         if isinstance(error, openai.APIStatusError):
             return await self._status(error)
         tries = f"in {self.spec.retries + 1} tries"
@@ -182,7 +182,7 @@ class Server:
         )
 
     def _tried_again(self, error: openai.APIStatusError) -> bool:
-        """Return whether the library tried again: not where a server asks to wait for longer than it will."""
+        """Return whether the library retried: it does not if the server asks for too long a wait."""
         wait = error.response.headers.get("retry-after", "")
         return not (wait.isdecimal() and int(wait) > SECONDS_TO_WAIT)
 
@@ -206,7 +206,7 @@ class Server:
 
 
 def only_model(spec: EngineSpec) -> str:
-    """Return the one model that a server offers; raise OptionError where there is a choice, EngineError without any."""
+    """Return the only model of a server; raise OptionError if there are several, EngineError if there are none."""
     server = Server(spec)
 
     async def ask() -> list[str] | None:
@@ -222,10 +222,10 @@ def only_model(spec: EngineSpec) -> str:
 
 
 def spare(field: str, value: Any) -> bool:
-    """Return whether a request means the same without a field of this value, once the rest is done here."""
+    """Return whether a field with this value can be left out without a change of the result."""
     return field in OPTIONAL or (field in DEFAULTS and value == DEFAULTS[field])
 
 
 def listing(models: list[str]) -> str:
-    """Return some names for people."""
+    """Return the first names as one text for an error message."""
     return ", ".join(models[:8]) + (f" and {len(models) - 8} more" if len(models) > 8 else "")

@@ -1,8 +1,8 @@
-"""Run a causal LM in this process with vLLM: the rows of the hf engine, at the rate of a GPU server.
+"""Run a causal LM in this process with vLLM.
 
-One vLLM request is one seed: `n` of vLLM's SamplingParams would give the completions of a prompt
-the seeds s, s+1, ... instead of their own. It costs nothing, since vLLM takes `n` apart into single
-requests too (`LLMEngine.add_request`), and the prefix cache reads the common prompt once.
+Each seed is one vLLM request: with `n` of vLLM's SamplingParams the completions of a prompt would have the seeds s,
+s+1, ... instead of their own. This costs nothing, because vLLM also splits `n` into single requests
+(`LLMEngine.add_request`), and the prefix cache computes the common prompt once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of worker pr
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: nothing is left behind
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the scheduler in this process: no process is left
 
 import dataclasses
 import json
@@ -58,7 +58,7 @@ CPU_CACHE_BYTES = 4 << 30
 
 
 class VllmEngine:
-    """A model and its tokenizer in vLLM, loaded once; an adapter stays beside its base."""
+    """A model and its tokenizer in vLLM, loaded once; an adapter is not merged into its base."""
 
     name = "vllm"
 
@@ -117,7 +117,7 @@ class VllmEngine:
         return asked
 
     def _answer(self, asked: _Asked) -> Completion:
-        """Step until all of a request has finished and return its completion."""
+        """Step until all parts of a request have finished, and return its completion."""
         outputs = [self._wait(name) for name in asked.names]
         if not asked.fits:
             return asked.refusal or no_text(asked.request, "prompt-too-long", asked.tokens_in)
@@ -131,7 +131,7 @@ class VllmEngine:
         return Completion(list(texts), list(reasons), asked.tokens_in, sum(counts), thoughts=found)
 
     def _with_closed_thoughts(self, asked: _Asked, written: list[list[int]]) -> list[tuple[list[int], bool]]:
-        """Return the tokens of completions; those that are open in a thought at its limit go on to their answer."""
+        """Return the tokens of completions; those inside a thought at its limit continue with their answer."""
         limit, most = asked.request.sampling.max_thinking_tokens, asked.request.sampling.max_new_tokens
         if limit is None:
             return [(tokens, False) for tokens in written]
@@ -161,7 +161,7 @@ class VllmEngine:
         return name
 
     def _wait(self, name: str) -> vllm.RequestOutput:
-        """Step until one request has finished; what else finishes is kept for who asked."""
+        """Step until one request has finished; other finished requests are kept for their callers."""
         while name not in self._finished:
             try:
                 outputs = self.llm.step()
@@ -171,7 +171,7 @@ class VllmEngine:
         return self._finished.pop(name)
 
     def _abort(self, names: Iterable[str]) -> None:
-        """Forget requests that nobody waits for any more."""
+        """Abort requests that are no longer needed."""
         left = [name for name in names if not self._finished.pop(name, None)]
         if left:
             self.llm.abort_request(left)
@@ -209,11 +209,11 @@ class VllmEngine:
     # --- choices ---------------------------------------------------------------------------------
 
     def _ask_choices(self, request: Request, prompt: list[int], branches: list[list[int]]) -> _Asked:
-        """Ask for the next token's probability wherever the choices part.
+        """Request the probabilities of the next token at each branching point of the choices.
 
-        Each choice is tokenized together with the text before it, since a tokenizer may merge the
-        two. The texts behind which something of a choice comes next are the inner nodes of a tree;
-        each is a request of one token, and the prefix cache has what they have in common.
+        Each choice is tokenized together with the text before it, because a tokenizer can merge the
+        two. The choices are a tree of tokens. Each inner node is one request for one token, and the prefix cache has
+        their common tokens.
         """
         shared = len(commonprefix(branches))
         ends = [tuple(branch[shared:]) for branch in branches]
@@ -242,9 +242,9 @@ class VllmEngine:
 
 @dataclass
 class _Asked:
-    """A request and the names of its vLLM requests: one a seed, or one a node where choices part.
+    """A request and the names of its vLLM requests: one per seed, or one per branching point of the choices.
 
-    `ends` are the tokens of each choice behind what all have in common. Without `fits` nothing was
+    `ends` are the tokens of each choice after the tokens that all have in common. Without `fits` nothing was
     asked: the prompt is too long, or has met a `refusal`.
     """
 
@@ -263,7 +263,7 @@ class _Asked:
 
 
 def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
-    """Return vLLM with the model loaded; raise EngineError where it cannot be."""
+    """Return vLLM with the model loaded; raise EngineError if this is not possible."""
     kind = current_platform.device_type
     if spec.device not in ("auto", kind):
         raise OptionError(
@@ -300,7 +300,7 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
 def engine_args(given: Iterable[str]) -> dict[str, Any]:
     """Return arguments of vLLM's engine from `KEY=VALUE`; raise OptionError for an unknown or a wrong one.
 
-    A value is JSON, else a text. It has to be of the kind of the argument's default, where that has one.
+    A value is JSON, otherwise a text. It needs the type of the argument's default, if there is one.
     """
     known = {one.name: one.default for one in dataclasses.fields(vllm.EngineArgs)}
     found: dict[str, Any] = {}
@@ -360,6 +360,6 @@ def _rank(folder: str) -> int:
 
 
 def _first_line(error: Exception) -> str:
-    """Return what vLLM says of an error, without the frame that pydantic puts around it."""
+    """Return vLLM's error message without the text that pydantic adds."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[1].partition(" [type=")[0] if "validation error" in lines[0] and lines[1:] else lines[0]

@@ -1,4 +1,4 @@
-"""One dialogue as tokens: the prompt as sampling shows it to the model, then what the model would have to write."""
+"""Render a dialogue as tokens: the prompt exactly as in sampling, then the target."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Renderer:
         """Return the sequence of each reply of a row, all after the same tokens of the prompt.
 
         Where one has a thought, no thought is put before the others: their turns begin with the answer. Raises BadRow
-        where the template refuses the dialogue, where prompt and reply cannot be told apart, or where the turn of a
+        where the template refuses the dialogue, where prompt and reply cannot be separated, or where the turn of a
         reply without a thought begins within one.
         """
         kwargs = row.get(KWARGS)
@@ -92,7 +92,7 @@ class Renderer:
 
         It begins with the tokens that sampling would show the model: one BOS, up to and with the generation prompt. The
         target is the rest, up to the token that ends a turn in sampling. A reply without a thought comes after a
-        thought that is turned off, or closed, and is no part of the target.
+        thought that is turned off, or closed, and is not part of the target.
         """
         template, notes = self.template, []
         if held := next((stop for stop in self.stops if stop in reply.text), ""):

@@ -26,7 +26,7 @@ from srlm_cli.forward.prefix import LOOK_BACK, CachedPrefix, common_prefix_len, 
 MIN_COMMON = 64
 MAX_READ_TOKENS = 1 << 13
 ROOM_TO_READ = 8  # prompts are read when one in eight sequences is free
-# Tokens that a sequence reads one by one after what it wrote; with more to read its text is read anew.
+# Tokens that a sequence reads one by one after what it wrote; with more to read its text is read again.
 MAX_FOLLOW_UP_TOKENS = 16
 
 
