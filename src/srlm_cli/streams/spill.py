@@ -151,6 +151,7 @@ def group_by_key(parts: Iterable[tuple[Hashable, Iterable[Record]]]) -> Iterator
     """Yield the rows of each key together, in the order of first appearance of the keys."""
     database = Spill().database
     database.execute("CREATE TABLE part (at INTEGER PRIMARY KEY, key TEXT, lines BLOB)")
+    database.execute("BEGIN")  # never ended: no page is written for each part
     with full_disk():
         for key, rows in parts:
             database.execute("INSERT INTO part (key, lines) VALUES (?, ?)", (ascii(key), encode(rows)))
