@@ -93,3 +93,11 @@ LAST = Sampling(last_line=r"Score: \d")
 def test_no_line_of_a_thought_ends_a_completion(text: str, end: str | None) -> None:
     cut = end_of(text, LAST)
     assert (None if cut is None else text[:cut]) == end
+
+
+def test_every_mark_has_a_sign_of_the_quick_test() -> None:
+    for family in thoughts.FAMILIES:
+        for mark in (family.opening, family.closing, *family.tokens):
+            assert any(sign in mark for sign in thoughts.SIGNS), mark
+        thought = f"{family.opening}Score: 1{family.closing}Score: 4"
+        assert "Score: 1" not in thoughts.blanked(thought) and thoughts.blanked(thought).endswith("Score: 4")

@@ -205,9 +205,12 @@ def alone(text: str, mark: re.Match[str]) -> bool:
     return not before.strip() and not after.strip()
 
 
+SIGNS = ("<", "[", "\u25c1")  # one of them is in every mark
+
+
 def blanked(text: str) -> str:
     """Return a text of the same length with spaces in place of its thoughts."""
-    return MARKS.blanked(text)
+    return MARKS.blanked(text) if any(sign in text for sign in SIGNS) else text
 
 
 NAMES = ("think", "THINK", "thought", "channel|>", "to=self")  # one of them is in every mark
