@@ -59,13 +59,30 @@ class TrainOptions(ReadOptions):
     epochs: Annotated[float, Option("--epochs", min=0.0, max=1e6, help="Number of passes over the rows.")] = 1.0
     max_steps: Annotated[int, Option("--max-steps", min=-1, help="Stop after N steps; 0 or -1: unlimited.")] = -1
     warmup_steps: Annotated[int, Option("--warmup-steps", min=0, help="Warm-up steps of the learning rate.")] = 0
-    weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay of AdamW.")] = 0.0
+    weight_decay: Annotated[float, Option("--weight-decay", min=0.0, help="Weight decay.")] = 0.0
+    optim: Annotated[
+        str, Option("--optim", metavar="NAME", help="Optimizer, by its name in transformers, such as adamw_8bit.")
+    ] = "adamw_torch_fused"
     dropout: Annotated[
         float, Option("--dropout", min=0.0, max=0.9, help="Dropout of the model or adapter (the paper: 0.1).")
     ] = 0.0
     max_length: Annotated[int, Option("--max-length", min=8, help="Maximum tokens per row.")] = 2048
     lora_r: Annotated[int, Option("--lora-r", min=0, help="LoRA rank; 0 trains all weights.")] = 0
     lora_alpha: Annotated[int, Option("--lora-alpha", min=0, show_default="2 x r", help="LoRA alpha.")] = 0
+    lora_target: Annotated[
+        list[str] | None,
+        Option(
+            "--lora-target", metavar="NAME", show_default="linear layers, without routers of experts",
+            help="With --lora-r: layers that get an adapter, such as q_proj (repeatable).",
+        ),
+    ] = None  # fmt: skip
+    lora_target_parameters: Annotated[
+        list[str] | None,
+        Option(
+            "--lora-target-parameters", metavar="NAME",
+            help="With --lora-r: also fused experts, such as experts.down_proj (repeatable).",
+        ),
+    ] = None  # fmt: skip
     merge: Annotated[bool, Option("--merge", help="Merge the adapter into the weights and save a full model.")] = False
     load_in_4bit: Annotated[
         bool, Option("--load-in-4bit", help="QLoRA: load the base weights in 4 bits with bitsandbytes.")
@@ -171,6 +188,9 @@ class TrainOptions(ReadOptions):
             load_in_4bit=self.load_in_4bit,
             lora_r=self.lora_r,
             lora_alpha=self.lora_alpha,
+            lora_target=tuple(self.lora_target or ()),
+            lora_target_parameters=tuple(self.lora_target_parameters or ()),
+            optim=self.optim,
             device=self.device,
             dtype=self.dtype,
             seed=self.seed,

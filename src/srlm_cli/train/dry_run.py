@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli.records import Record
 from srlm_cli.streams.console import clock, say
 from srlm_cli.train.data import DataReport
+from srlm_cli.train.optimizers import BYTES
 from srlm_cli.train.options import TrainSpec
 from srlm_cli.train.render import Sequence
 from srlm_cli.train.setup import device_batch_size
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 GIGABYTE = 1e9
-MOMENTS = 8  # bytes AdamW keeps of each trained weight: two float32 moments
 FORWARD = 1 / 3  # of the time of a step; the backward pass takes two
 
 
@@ -43,7 +43,7 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
     rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
     timed(trainer, rows[:at_a_time])
     measured = peak_bytes(trainer.model)
-    moments = MOMENTS * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    moments = BYTES[spec.optim] * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds, tokens = timed(trainer, rows[-at_a_time:])
     rate = tokens / seconds
     wanted = report.tokens * (epochs + FORWARD * (name == "dpo"))
@@ -54,7 +54,7 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
     say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time, in {spec.dtype}")
     say(
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
-        f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for AdamW's moments"
+        f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for the optimizer {spec.optim}"
     )
     reference = ", a third of a step per row for the reference" if name == "dpo" else ""
     say(

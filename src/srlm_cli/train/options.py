@@ -13,13 +13,14 @@ OPERATIONAL = {"out", "device_batch_size", "device", "checkpointing"}
 class TrainSpec:
     """How to train: `batch` sequences (or pairs) per step, `device_batch_size` per forward and backward pass.
 
-    `device_batch_size` 0 selects the fastest number on a CPU (see `packing`), and 4 elsewhere. The learning rate decays
-    by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full fine-tuning; if the model is an
-    adapter folder, this adapter is trained further. `merge` merges the adapter into the weights at the end, and
-    `load_in_4bit` trains it on 4-bit weights (QLoRA). `dtype` is that of matrix products: float32, bfloat16 (autocast)
-    or auto, which `session.take` resolves. `today` is the date, in ISO format, for chat templates that write it;
-    `session.dated` sets an empty one. `thinking`, `template_kwargs` and `think_markers` are as in
-    `EngineSpec`; with `train_thoughts` thoughts are part of the targets.
+    `device_batch_size` 0 selects the fastest number on a CPU (see `packing`), and 4 elsewhere. The learning rate
+    decays by a cosine from `learning_rate` to `final_learning_rate`. `lora_r` 0 is full fine-tuning; if the model is
+    an adapter folder, this adapter is trained further. `lora_target` and `lora_target_parameters` name what gets a
+    new adapter (see `lora.add_adapter`), `optim` is the optimizer by its name in transformers. `merge` merges the
+    adapter into the weights at the end, and `load_in_4bit` trains it on 4-bit weights (QLoRA). `dtype` is that of
+    matrix products: float32, bfloat16 (autocast) or auto, which `session.take` resolves. `today` is the date, in ISO
+    format, for chat templates that write it; `session.dated` sets an empty one. `thinking`, `template_kwargs` and
+    `think_markers` are as in `EngineSpec`; with `train_thoughts` thoughts are part of the targets.
     """
 
     model: str
@@ -36,6 +37,9 @@ class TrainSpec:
     dropout: float = 0.0
     lora_r: int = 0
     lora_alpha: int = 0
+    lora_target: tuple[str, ...] = ()
+    lora_target_parameters: tuple[str, ...] = ()
+    optim: str = "adamw_torch_fused"
     merge: bool = False
     load_in_4bit: bool = False
     device: str = "auto"

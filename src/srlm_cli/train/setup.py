@@ -17,7 +17,7 @@ from srlm_cli.models.load import context_of, end_of_turn_ids, load_model, load_t
 from srlm_cli.models.locate import is_adapter, locate
 from srlm_cli.records import Record
 from srlm_cli.streams.console import say
-from srlm_cli.train import dropout, router
+from srlm_cli.train import dropout, optimizers, router
 from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import Renderer
@@ -82,6 +82,9 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
     """
     from transformers import set_seed
 
+    if (spec.lora_target or spec.lora_target_parameters) and not spec.lora_r:
+        raise OptionError("--lora-target and --lora-target-parameters need --lora-r", "--lora-r 16")
+    optimizers.check(spec.optim)
     keep_freed_memory()
     set_seed(spec.seed)  # a new adapter begins with random numbers
     if spec.load_in_4bit and (spec.merge or not (spec.lora_r or is_adapter(locate(spec.model)))):
@@ -97,6 +100,8 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",
             "omit --lora-r: the adapter itself is trained further",
         )
+    elif spec.lora_target or spec.lora_target_parameters:
+        raise OptionError(f"{spec.model} is an adapter: its layers are set", "omit --lora-target")
     if hasattr(model, "peft_config"):
         adapters.sort_settings(model)
     if spec.load_in_4bit:  # where TRL sees it, it rounds the adapter to bfloat16, which small steps do not move
@@ -183,6 +188,7 @@ def trainer_settings(spec: TrainSpec, run: RunOptions, folder: Path) -> dict[str
         "max_steps": spec.max_steps,
         "warmup_steps": spec.warmup_steps,
         "weight_decay": spec.weight_decay,
+        "optim": optimizers.check(spec.optim),
         "gradient_checkpointing": spec.checkpointing,  # the name before transformers 5.20, too
         "max_length": spec.max_length,
         "use_cpu": device == "cpu",
