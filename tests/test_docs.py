@@ -125,7 +125,7 @@ def test_every_option_of_the_docs_exists():
                 assert not unknown, f"{name_of(page)}: {unknown}"
 
 
-OF_BENCHMARKS = {"--only", "--prompts", "--rows", "--texts", "--write"}
+OF_BENCHMARKS = {"--only", "--prompts", "--rows", "--runs", "--texts", "--write"}
 
 # Habits of this project's earlier English, each with the words to use. A reader of the field has to read them twice.
 HABITS = {
