@@ -25,7 +25,7 @@ from srlm_cli.train.sft import sft
 
 torch.set_num_threads(1)
 SCORE_ONLY = templates.load("score_only", fields={"prompt", "response"})
-FEW = ("gptoss", "qwen3_6")  # channels, and a thought that the prompt opens
+FEW = ("qwen3_6",)  # a thought that the prompt opens
 USER = [{"role": "user", "content": "Is 7 prime?"}]
 
 

@@ -57,12 +57,14 @@ def test_named_layers_alone_get_an_adapter(dense: Path, tmp_path: Path) -> None:
     assert trained(tmp_path / "m") == {f"{n}.{name}" for n in (0, 1) for name in ("self_attn.q_proj", "mlp.down_proj")}
 
 
+@pytest.mark.slow
 def test_routers_and_experts_have_no_adapter_by_default(mixture: Path, tmp_path: Path) -> None:
     learn(mixture, tmp_path / "m", lora_r=2)
     layers = [f"self_attn.{one}_proj" for one in "qkvo"]
     assert trained(tmp_path / "m") == {f"{n}.{name}" for n in (0, 1) for name in layers}
 
 
+@pytest.mark.slow
 def test_the_linear_layers_of_gpt2_have_an_adapter(tmp_path: Path) -> None:
     learn(tiny_models.save(tmp_path / "gpt2", "gpt2"), tmp_path / "m", lora_r=2)
     names = load_file(tmp_path / "m" / "adapter_model.safetensors")
@@ -104,7 +106,7 @@ def test_the_names_of_experts_are_told_where_one_is_wrong(mixture: Path, tmp_pat
         learn(mixture, tmp_path / "n", lora_r=2, dropout=0.1, lora_target_parameters=("experts.down_proj",))
 
 
-@pytest.mark.parametrize("optim", ["adafactor", "sgd"])
+@pytest.mark.parametrize("optim", ["adafactor", pytest.param("sgd", marks=pytest.mark.slow)])
 def test_a_model_learns_with_another_optimizer(dense: Path, tmp_path: Path, optim: str) -> None:
     weights = []
     for name in (optim, "adamw_torch_fused"):
