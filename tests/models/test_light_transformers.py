@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from tiny import tiny_adapter, tiny_model
 
 LEFT_OUT = ("torch._dynamo", "torch.distributed.tensor", "scipy.optimize", "sympy")
 
@@ -26,6 +29,15 @@ def test_the_engine_imports_none_of_them() -> None:
     assert run(code) == []
 
 
+def test_an_adapter_is_loaded_where_nothing_else_has_imported_sharded_tensors(tmp_path: Path) -> None:
+    adapter = tiny_adapter(tmp_path / "adapter", tiny_model(tmp_path / "base"))
+    code = f"""
+from srlm_cli.models.load import load_model
+print(json.dumps(type(load_model({str(adapter)!r}, "float32")).__name__))
+"""
+    assert run(code) == "LlamaForCausalLM"
+
+
 @pytest.mark.slow  # three processes that import all
 def test_what_was_left_out_is_itself_when_it_is_used() -> None:
     code = """
@@ -39,14 +51,15 @@ past = masking_utils.sliding_window_causal_mask_function(2)
 mask = masking_utils.create_causal_mask(  # it indexes in a vmap, which needs the class of the compiler
     config, torch.zeros(1, 4, 8), None, None, torch.arange(4)[None], and_mask_function=past
 )
+tensor = torch.distributed.tensor.DTensor  # as peft has it
 import torch.distributed.tensor
 print(json.dumps([
     mask[0, 0].int().tolist(), type(torch._dynamo).__name__, torch._dynamo.__name__ in sys.modules,
-    torch.distributed.tensor.DTensor.__name__,
+    tensor is torch.distributed.tensor.DTensor,
 ]))
 """
     mask = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    assert run(code) == [mask, "module", True, "DTensor"]
+    assert run(code) == [mask, "module", True, True]
 
 
 @pytest.mark.slow

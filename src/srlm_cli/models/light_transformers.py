@@ -21,7 +21,7 @@ import torch
 
 from srlm_cli import distributed
 
-COMPILER = "torch._dynamo"
+COMPILER, SHARDED = "torch._dynamo", "torch.distributed.tensor"
 MASKS = f"{COMPILER}._trace_wrapped_higher_order_op"  # transformers.masking_utils imports one class of it
 
 
@@ -75,6 +75,8 @@ def stand_ins() -> Iterator[None]:
                 del torch._dynamo
             if sys.modules.get(MASKS) is masks:
                 del sys.modules[MASKS]
+            if SHARDED not in sys.modules:  # peft 0.21 uses it without an import
+                torch.distributed.tensor = Late(SHARDED)
 
 
 def one_process_without_accelerator() -> bool:
