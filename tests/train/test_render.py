@@ -153,6 +153,16 @@ def test_line_breaks_that_a_tokenizer_joins_are_parted() -> None:
     assert made[0]["input_ids"][: len(head)] == head and report.notes == {SPLIT: 1}
 
 
+def test_an_end_of_turn_that_is_no_special_token_is_text(tokenizer) -> None:
+    """As where a configuration has the default number of Llama's vocabulary, which is a letter here."""
+    letter = token_ids(tokenizer, "o")
+    [made], _ = sft_rows([{"prompt": "Why?", "completion": "So so"}], Renderer(tokenizer, stops=letter), 99)
+    assert tokenizer.decode(made["input_ids"]).endswith("So so<|end|>") and len(letter) == 1
+    special = tokenizer.convert_tokens_to_ids("<|pad|>")
+    with pytest.raises(BadRow, match="ends a turn"):
+        Renderer(tokenizer, stops=[special]).rendered({"prompt": "Why?", "completion": "So <|pad|>"}, ("completion",))
+
+
 def test_what_a_tokenizer_joins_and_cannot_be_parted_is_a_bad_row() -> None:
     """A tokenizer that puts a space before each text makes another text of two halves."""
     tokenizer = joining([("a", "b")], metaspace=True)

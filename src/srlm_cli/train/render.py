@@ -42,7 +42,8 @@ class Reply(NamedTuple):
 class Renderer:
     """Renders the rows of a training by a model's chat template.
 
-    `stops` are tokens at which sampling ends a turn, beside the tokenizer's EOS. With `train_thoughts` the thought of a
+    `stops` are tokens at which sampling ends a turn, beside the tokenizer's EOS; only special tokens count, since a
+    configuration may still have the default number of another vocabulary. With `train_thoughts` the thought of a
     reply is a part of the target, else it is left out.
     """
 
@@ -55,7 +56,8 @@ class Renderer:
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template or ChatTemplate(tokenizer)
-        self.stop_ids = {tokenizer.eos_token_id, *stops} - {None}
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        self.stop_ids = ({*stops} & special | {tokenizer.eos_token_id}) - {None}
         self.stops = {str(token) for token in tokenizer.convert_ids_to_tokens(sorted(self.stop_ids))} - {"None"}
         self.train_thoughts = train_thoughts
 
