@@ -26,13 +26,13 @@ TIE = 1e-3
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    """100 prompts: 40 of koala, some of them long, and 60 of vicuna_bench."""
+    """50 prompts: 20 of koala, some of them long, and 30 of vicuna_bench."""
     if not PROMPTS.is_dir():
         pytest.skip("no ../shared/data/eval_prompts")
     read = [
         json.loads(line)
-        for name, count in (("koala", 40), ("vicuna_bench", 60))
-        for line in (PROMPTS / f"{name}.jsonl").read_text().splitlines()[:count]
+        for name, chosen in (("koala", slice(20, 40)), ("vicuna_bench", slice(30)))
+        for line in (PROMPTS / f"{name}.jsonl").read_text().splitlines()[chosen]
     ]
     return [row["turns"][0] if "turns" in row else row["prompt"] for row in read]
 
@@ -73,7 +73,7 @@ def test_greedy_is_generate_on_real_prompts(engine, prompts):
 
 def test_greedy_is_generate_behind_a_shared_rubric(engine, prompts):
     rubric = templates.load("additive", fields={"prompt", "response"})
-    expect_generate(engine, [ask(judge_prompt(text[:400], f"{text[:200]}?", rubric), (0,)) for text in prompts[30:50]])
+    expect_generate(engine, [ask(judge_prompt(text[:400], f"{text[:200]}?", rubric), (0,)) for text in prompts[15:25]])
 
 
 def test_greedy_is_generate_with_an_adapter(engine, prompts, tmp_path):
@@ -92,7 +92,7 @@ def test_greedy_is_generate_with_an_adapter(engine, prompts, tmp_path):
     net.save_pretrained(tmp_path)
     engine.tokenizer.save_pretrained(tmp_path)
     adapted = open_engine(EngineSpec(model=str(tmp_path), dtype="float32", batch_size=32))
-    requests = [ask([{"role": "user", "content": text}], (0,)) for text in prompts[40:60]]
+    requests = [ask([{"role": "user", "content": text}], (0,)) for text in prompts[20:30]]
     expect_generate(adapted, requests)
     plain = [completion.texts for completion in engine.generate(requests)]
     assert plain != [completion.texts for completion in adapted.generate(requests)]
