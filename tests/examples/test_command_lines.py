@@ -102,10 +102,14 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"{folder}judged{end}": answers(model, 2)
             for folder, end, model in (("", "", "M1"), ("", "-1", "M1"), ("M1/", "", "M1"), ("M2/", "", "M2"))
         },
+        **{f"judged-{juror}": [{**row, "judge": juror} for row in answers("M1", 2)] for juror in "abc"},
+        "corpus": [{"text": "Air scatters short waves of light.", "title": "Sky", "source": "a book"}],
     }.items():  # fmt: skip
         write_rows(here / f"{name}.jsonl", rows)
     shutil.copy(QUICKSTART / "srlm.toml", here / "srlm.toml")
     shutil.copy(ROOT / "src/srlm_cli/templates/additive.toml", here / "own.toml")
+    (here / "notes").mkdir()
+    (here / "notes" / "sky.md").write_text("# Sky\n\nAir scatters short waves of light.\n")
     first = here / "runs" / "first" / "M1"
     first.mkdir(parents=True)
     shutil.copy(here / "judged.jsonl", first)
@@ -120,6 +124,8 @@ def made_before(here: Path) -> None:
         "srlm make-pairs --in M1/judged.jsonl --out pairs.jsonl",
         "srlm judge --in judged.jsonl --meta --out meta.jsonl",
         "srlm eval head-to-head --in m2.jsonl --against m1.jsonl --engine echo --matches matches.jsonl",
+        *[f"srlm judge --in ranked_eval.jsonl --engine echo --model {name} --out eval-{juror}.jsonl"
+          for juror, name in (("a", "random"), ("b", "longest"))],
         *[f"srlm judge --in ranked_eval.jsonl --engine echo --model random --seed {n} | srlm eval reward --out "
           f"M{n}/eval-reward.jsonl" for n in (1, 2)],
     ):  # fmt: skip
