@@ -124,13 +124,15 @@ def made_before(here: Path) -> None:
         "srlm make-pairs --in M1/judged.jsonl --out pairs.jsonl",
         "srlm judge --in judged.jsonl --meta --out meta.jsonl",
         "srlm eval head-to-head --in m2.jsonl --against m1.jsonl --engine echo --matches matches.jsonl",
-        *[f"srlm judge --in ranked_eval.jsonl --engine echo --model {name} --out eval-{juror}.jsonl"
-          for juror, name in (("a", "random"), ("b", "longest"))],
+        "srlm judge --in ranked_eval.jsonl --engine echo --model random --out eval-a.jsonl",
         *[f"srlm judge --in ranked_eval.jsonl --engine echo --model random --seed {n} | srlm eval reward --out "
           f"M{n}/eval-reward.jsonl" for n in (1, 2)],
     ):  # fmt: skip
         done = run(line, here)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
+    ranks = {text["text"]: text["rank"] for row in read_rows(here / "ranked_eval.jsonl") for text in row["responses"]}
+    as_people_do = [{**row, "score": 5.0 - ranks[row["response"]]} for row in read_rows(here / "eval-a.jsonl")]
+    write_rows(here / "eval-b.jsonl", as_people_do)
     preferences = [
         {"model": model, "index": n, "len_baseline": 900 + n, "len_model": 800 + 40 * n, "preference": 1 + n % 2}
         for model in ("a", "b") for n in range(12)
