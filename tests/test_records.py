@@ -83,6 +83,8 @@ def test_completions_come_in_many_forms(row: dict, prompt: object, completion: o
         (records.prompt_record, {"prompt": [{"role": "user"}]}, "{role, content}"),
         (records.prompt_record, {"conversations": [{"from": "robot", "value": "x"}]}, "robot"),
         (records.prompt_record, {"conversations": "x"}, "`conversations`"),
+        (records.prompt_record, {"prompt": "Hello?", "chat_template_kwargs": 1}, "to be an object, got 1"),
+        (records.completion_record, {"prompt": "Hello?", "completion": "Yes.", "chat_template_kwargs": []}, "object"),
         (records.completion_record, {"prompt": "Hello?"}, "`completion`"),
         (records.completion_record, {"prompt": "Hello?", "completion": ""}, "empty"),
         (records.completion_record, {"messages": SPOKEN}, "assistant turn"),

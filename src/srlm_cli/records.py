@@ -335,6 +335,8 @@ def _id(row: Record) -> str | None:
 
 def _prompt(own: Record, row: Record) -> Prompt:
     """Return the prompt of a record in `own_form`; `row` is the record as it was in the file."""
+    if not isinstance(own.get(KWARGS), dict | None):
+        raise BadRow(f"expected `{KWARGS}` to be an object, got {own[KWARGS]!r}")
     if own.get("prompt") is None and row.get("prompt", own) is own:
         raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
     prompt = own.get("prompt")
