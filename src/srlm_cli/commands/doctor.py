@@ -54,9 +54,9 @@ def doctor(
     the tokens that end a turn, its own settings for sampling, how the engine `hf` runs it, and its memory.
     """
     if model:
-        from srlm_cli.engines.findings import findings
+        from srlm_cli.engines.model_summary import model_summary
 
-        for name, text in findings(model):
+        for name, text in model_summary(model):
             print(f"{name:<12} {text}")
         return
     print(f"srlm         {__version__} in {Path(__file__).parents[1]}")

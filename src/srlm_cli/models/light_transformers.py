@@ -53,6 +53,11 @@ def stand_ins() -> Iterator[None]:
     from transformers.utils import import_utils
 
     models, names_in = Path(utils.__file__).parents[1] / "models", import_utils.create_import_structure_from_path
+
+    def once(path: str | Path) -> Any:
+        """Read the models' sources for their folder alone, which is remembered, and not again for its __init__.py."""
+        return names_in(models if Path(path) == models / "__init__.py" else path)
+
     compiler, masks = Late(COMPILER), Late(MASKS)
     decorators = ("allow_in_graph", "assume_constant_result", "disable")
     for name in decorators:
@@ -64,8 +69,6 @@ def stand_ins() -> Iterator[None]:
         for name in decorators:
             changed.enter_context(patch.object(torch.compiler, name, unchanged))
         changed.enter_context(patch.object(utils, "is_scipy_available", lambda: False))
-        # All sources of models are read once for the folder, which is remembered, and once more for its __init__.py.
-        once = lambda path: names_in(models if Path(path) == models / "__init__.py" else path)  # noqa: E731
         changed.enter_context(patch.object(import_utils, names_in.__name__, once))
         torch._dynamo, sys.modules[MASKS] = compiler, masks
         try:

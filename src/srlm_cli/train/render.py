@@ -98,7 +98,7 @@ class Renderer:
         """
         template, notes = self.template, []
         if held := next((stop for stop in self.stops if stop in reply.text), ""):
-            raise BadRow(f"the reply holds {held}, which ends a turn")
+            raise BadRow(f"the reply contains {held}, which ends a turn")
         if reply.before:
             return self._turns(messages, reply, kwargs)
         plain = template.render(messages, kwargs)

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from srlm_cli.engines import LazyEngine, open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
-from srlm_cli.engines.findings import findings
+from srlm_cli.engines.model_summary import model_summary
 from srlm_cli.errors import OptionError
 from srlm_cli.records import prompt_record
 from srlm_cli.stages.sample import SampleOptions, sample
@@ -137,9 +137,9 @@ def test_rows_of_unfinished_thoughts_have_no_response(folder) -> None:
     [
         ("llama", SWITCH, ["the generation prompt opens a thought (<think>), --thinking on|off sets enable_thinking",
                            "engine hf    packed", "system       accepted", "stop tokens  <end>"]),
-        ("mamba", CHAT, ["thinking     the chat template knows no thoughts", "engine hf    plain"]),
+        ("mamba", CHAT, ["thinking     the chat template has no thinking mode", "engine hf    plain"]),
     ],
 )  # fmt: skip
 def test_doctor_shows_what_there_is_to_know_of_a_model(folder, kind: str, template: str, wanted: list[str]) -> None:
-    shown = "\n".join(f"{name:<12} {text}" for name, text in findings(str(folder(kind, template))))
+    shown = "\n".join(f"{name:<12} {text}" for name, text in model_summary(str(folder(kind, template))))
     assert all(line in shown for line in wanted) and "GB of weights to sample" in shown

@@ -17,7 +17,7 @@ TRAINING_BYTES = 16  # of each trained weight: itself, its gradient and two mome
 LARGEST = 2e9  # weights of a model that is loaded to try how it is run
 
 
-def findings(model: str) -> Iterator[tuple[str, str]]:
+def model_summary(model: str) -> Iterator[tuple[str, str]]:
     """Yield what there is to know of a model, as pairs of a name and a text; raise SrlmError if it is not a model."""
     from srlm_cli.models.light_transformers import AutoConfig
 
@@ -64,7 +64,7 @@ def parameters(config) -> int | None:
 def thinking(template: ChatTemplate) -> str:
     """Return whether and how a model thinks, by its chat template."""
     if not template.family:
-        return "the chat template knows no thoughts"
+        return "the chat template has no thinking mode"
     mark = template.family.opening.strip()
     opened = template.marks.opened(template.render(HELLO))
     how = f"the generation prompt opens a thought ({mark})" if opened else f"the model may begin a thought ({mark})"
