@@ -47,8 +47,8 @@ test-cpus: $(READY) ## the tests as on six kinds of processor, from AVX2 alone t
 	$(VENV)/bin/python tests/instruction_sets.py
 
 faults: $(READY) ## generated inputs, and commands that are ended at random moments and resumed
-	$(VENV)/bin/python benchmarks/faults/fuzz.py $(FAULTS)
-	$(VENV)/bin/python benchmarks/faults/kills.py $(ENDS)
+	$(VENV)/bin/python benchmarks/faults/fuzz.py $(FAULTS); fuzz=$$?; \
+	$(VENV)/bin/python benchmarks/faults/kills.py $(ENDS) && exit $$fuzz
 
 test-vllm: $(VLLM)/.ready ## the tests of the vllm engine, with vLLM for a CPU in .venv-vllm
 	$(VLLM)/bin/python -m pytest -q -m vllm
