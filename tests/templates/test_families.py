@@ -133,7 +133,8 @@ def test_a_pair_with_one_thought_is_refused_where_the_prompt_opens_one(template_
 
 
 @pytest.mark.parametrize(
-    ("reply", "why"), [("<think>\nThree", "a thought without an end"), ("No.<|im_end|>", "holds <|im_end|>")]
+    ("reply", "why"),
+    [("<think>\nThree", "a thought without an end"), ("No.<|im_end|>", "contains <|im_end|>, which ends a turn")],
 )
 def test_a_reply_that_would_be_trained_wrong_is_a_bad_row(template_of, reply: str, why: str) -> None:
     template = template_of("qwen3")
