@@ -257,12 +257,19 @@ def fuzz_command(name: str, folder: Path) -> Any:
 
 def fuzz_template(folder: Path) -> Any:
     """Return a test of `judge --template` with generated templates."""
+    example = st.fixed_dictionaries(
+        {"prompt": st.one_of(TEXT, ODD), "response": TEXT}, optional={"answer": st.one_of(ODD, st.just("Score: 4"))}
+    )
     good = {"text": "$prompt $response", "pattern": r"Score:\s*(\d+)", "high": 5}
     odd = {
-        "text": st.sampled_from(["$prompt: $response", "$response $oops", "${prompt", ""]),
+        "text": st.sampled_from([
+            "$prompt: $response", "$response $oops", "${prompt", "", "$prompt $response $[ $oops ${a.0} $]",
+            "$prompt $response ${prompt.a}", "$prompt $response $]",
+        ]),
         "pattern": st.sampled_from([r"Score: (.*)", r"(?P<a>\d) (?P<b>\d)", r"(\d", "", "x"]),
         "high": st.sampled_from([5.0, 1e9, -1, "x"]),
         "low": NUMBER, "last_line": TEXT, "prefix": TEXT, "finish": TEXT, "choices": ODD, "direct": ODD, "other": ODD,
+        "system": st.one_of(TEXT, st.just("$a $[ $prompt $]")), "examples": st.one_of(ODD, st.lists(example, max_size=2)),
     }  # fmt: skip
     changes = st.lists(st.sampled_from(sorted(odd)), max_size=2, unique=True)
     keys = changes.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
@@ -292,6 +299,10 @@ def toml(value: Any) -> str:
         return str(bool(value)).lower()
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(held)}" for key, held in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
     return json.dumps(value)
 
 

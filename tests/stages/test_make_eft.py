@@ -64,7 +64,9 @@ def test_accept_keeps_the_rankings_that_agree() -> None:
         ([{"role": "assistant", "content": "Good. Score: 5"}], 5),
         ([{"role": "assistant", "content": "Bad.\nScore: 2"}], 2),
     ]
-    assert [row["prompt"] for row in outcome.rows] == [judge_prompt("Why?", f"reply {k}", FORM) for k in (0, 1)]
+    assert [row["prompt"] for row in outcome.rows] == [
+        judge_prompt({"prompt": "Why?", "response": f"reply {k}"}, FORM) for k in (0, 1)
+    ]
     assert outcome.dropped == {"judgements: no score": 2, "judgements: not in the order of people": 2}
     assert outcome.counts == {"judgements": 6, "accepted": 2}
     assert outcome.read == 1 and outcome.tokens_out == 6

@@ -27,11 +27,13 @@ TWO_SCORES = templates.load("compare_scores", fields=PAIRWISE)
 READERS = [ADDITIVE, SCORE_ONLY, RATING, VERDICT, TWO_SCORES]
 
 
-def own(folder: Path, text: str, *, fields: set[str] = POINTWISE, reads: bool = False) -> Template:
+def own(
+    folder: Path, text: str, *, fields: set[str] = POINTWISE, reads: bool = False, of_rows: bool = False
+) -> Template:
     """Return a template of the user's own."""
     path = folder / "own.toml"
     path.write_text(text, encoding="utf-8")
-    return templates.load(str(path), fields=fields, reads=reads)
+    return templates.load(str(path), fields=fields, reads=reads, of_rows=of_rows)
 
 
 # --- the score of 0 to 5 ---------------------------------------------------------------------
@@ -558,11 +560,14 @@ def test_a_judge_of_single_replies_takes_no_template_of_two_scores(srlm: Srlm) -
 
 def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
-    strict, grade = (own(tmp_path, text, reads=True) for text in re.findall(r"```toml\n(.*?)```", page, re.DOTALL))
+    blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    strict, grade, fields = (own(tmp_path, text, reads=True, of_rows=True) for text in blocks)
+    assert fields.system and fields.examples and fields.uses("reference") and fields.uses("task.language")
     assert strict.score("Fine. Score: 4/5") == 4 and strict.choices == ADDITIVE.choices
     assert grade.score("Fine.\nGrade: 6") == 6 and grade.score("Grade: 7") is None
     listed = re.findall(r"^\| `(\w+)` \| `(?:judge|eval)", page, re.MULTILINE)
-    assert listed == [t.name for t in (ADDITIVE, SCORE_ONLY, RATING, VERDICT, META, TWO_SCORES)]
+    pointwise, others = (ADDITIVE, SCORE_ONLY, RATING), (VERDICT, META, TWO_SCORES)
+    assert listed == [*(t.name for t in pointwise), "reference", "rubric", *(t.name for t in others)]
     assert set(listed) | {"hindsight", "new_prompt"} == set(templates.names())
 
 

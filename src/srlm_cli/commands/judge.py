@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import islice
 from typing import Annotated, Literal
 
 from typer import Option
 
 from srlm_cli import records, templates
 from srlm_cli.engines import LOCAL, LazyEngine, template_kwargs
+from srlm_cli.engines.base import Sampling
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.options import numbers
 from srlm_cli.options.common import (
@@ -20,8 +22,9 @@ from srlm_cli.options.common import (
     new_app,
 )
 from srlm_cli.options.groups import grouped
+from srlm_cli.options.judging import judge_template
 from srlm_cli.records import Record
-from srlm_cli.runner.inputs import open_reader
+from srlm_cli.runner.inputs import finished, open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import Resumed, StageRun, warn_of_thoughts
 from srlm_cli.runner.tally import Tally
@@ -90,6 +93,9 @@ def judge(
             "--max-unparsed", min=0.0, max=1.0, help="Exit with 4 when a larger share of the judgements has no score."
         ),
     ] = 1.0,
+    show: Annotated[
+        int | None, Option("--show", min=1, metavar="N", help="Print the judge's prompt for the first N rows and stop.")
+    ] = None,
     shard: ShardOption = None,
 ) -> None:
     """Score responses with a model as the judge, K judgements each.
@@ -99,6 +105,7 @@ def judge(
       srlm judge --in responses.jsonl --out judged.jsonl
       srlm judge --in responses.jsonl --model M2/model --template score_only --force-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
+      srlm judge --in responses.jsonl --template own.toml --show 1
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
       srlm judge --in judged.jsonl --meta --out meta.jsonl
 
@@ -123,7 +130,7 @@ def judge(
         )
     if meta and rescore:
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
-    form = templates.load(template, fields={"prompt", "response"}, reads=True)
+    form = judge_template(template, system)
     if rescore:
         stored = open_reader(stream, stage_rescore.stored_record, [stream.in_], shard=shard)
         decides = {"rescore": True, "template": form.hash, "shard": stored.part}
@@ -137,7 +144,11 @@ def judge(
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
     check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
-    rows = open_reader(stream, check, [stream.in_], shard=shard)
+    rows = open_reader(stream, stage.with_fields_of(form, check), [stream.in_], shard=shard)
+    if show:
+        options = stage.JudgeOptions(form, 1, Sampling(), sampling.seed, score=score, system=system)
+        show_prompts(rows, options, show)
+        return
     local = engine.engine in LOCAL
     if rows.peek() is None and rows.error:
         raise rows.error  # before there is a FILE.part: it would be one without a model
@@ -183,6 +194,14 @@ def judge(
         warn_of_thoughts("judge", tally, sampling)
     if (low := tally.counts["low score mass"]) and not stream.quiet:
         say(f"srlm judge: {low} scores are null: the scores had too little probability (`score_mass`)")
+
+
+def show_prompts(rows: Reader, options: stage.JudgeOptions, count: int) -> None:
+    """Print the judge's prompts for the first rows, without a model."""
+    for row in islice(finished(rows), count):
+        print(stage.prompt_shown(row, options, rows.at), end="")
+    if rows.error:
+        raise rows.error
 
 
 def meta_options(

@@ -175,7 +175,7 @@ def scale_of(judge: Record) -> tuple[float, float] | None:
     if name not in templates.names():
         return None
     try:
-        form = templates.load(name, fields={"prompt", "response"}, reads=True)
+        form = templates.load_judge(name)
     except OptionError:
         return None
     return (form.low, form.high) if form.hash == judge.get("template_hash") else None

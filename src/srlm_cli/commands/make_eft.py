@@ -20,9 +20,11 @@ from srlm_cli.options.common import (
 )
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
+from srlm_cli.options.judging import judge_template
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun
+from srlm_cli.stages import judge as stage_judge
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages import split as stage_split
 from srlm_cli.stages.rank_scores import RankScores
@@ -126,8 +128,10 @@ def make_eft(
         raise OptionError(f"--score-low {score_low} is not below --score-high {score_high}")
     if split == "eval" and not eval_share:
         raise OptionError("--split eval without --eval-share", "for instance --eval-share 0.25")
+    form = judge_template(template, system)
     is_eval = lambda row: stage_split.held_out(row, eval_share, sampling.seed)  # noqa: E731
     check = refusing(records.ranked_record, held_out, unless=is_eval)
+    check = check if split == "eval" else stage_judge.with_fields_of(form, check, records.responses_of)
     rows = open_reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
     parts = {"eval_share": eval_share, "split": split, "held_out": [file_hash(path) for path in held_out or []]}
     parts |= {"thin": False, "shard": rows.part}
@@ -136,7 +140,6 @@ def make_eft(
             lambda rows, _: stage_split.eval_part(rows, eval_share, sampling.seed)
         )
         return
-    form = templates.load(template, fields={"prompt", "response"}, reads=True)
     by_rank = method == "hindsight"
     if (by_rank or force_score) and not form.finish:
         raise OptionError(f"template {template} has no `finish`", "the line before the score")

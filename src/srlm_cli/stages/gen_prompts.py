@@ -16,7 +16,7 @@ from rapidfuzz.distance import Indel
 
 from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import Record, as_messages, as_text, prompt_id
+from srlm_cli.records import Record, as_text, prompt_id
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, counts_of_ends
 from srlm_cli.stages.words import length, words_of
@@ -103,7 +103,7 @@ def few_shot(seeds: list[Record], generated: list[Record], number: int, options:
     draw.shuffle(shown)
     tasks = "\n".join(f"Task {at}: {as_text(row['prompt'])}" for at, row in enumerate(shown, 1))
     return Request(
-        as_messages(options.template.render(tasks=tasks).strip()),
+        options.template.chat(tasks=tasks),
         options.sampling,
         (derive(options.seed, "gen-prompts", options.iteration, number),),
         prefix=options.template.start(next=str(len(shown) + 1)),

@@ -11,7 +11,7 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import DataError
-from srlm_cli.records import Record, as_messages, as_text, has_ended, refuse_two_prompts
+from srlm_cli.records import Record, as_text, has_ended, refuse_two_prompts
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.lookahead import generate_for
@@ -188,10 +188,10 @@ def numbers_of(match: Record) -> Record:
 def request(a: Record, b: Record, swapped: bool, place: list[str], options: HeadToHeadOptions) -> Request:
     """Return the request to compare two responses to one prompt, in one order."""
     first, second = (b, a) if swapped else (a, b)
-    text = options.template.render(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
+    asked = options.template.chat(prompt=as_text(a["prompt"]), first=first["response"], second=second["response"])
     seeds = (derive(options.seed, "head-to-head", a["id"], b["id"], swapped, *place),)
     begin = {"prefix": options.template.finish, "choices": options.template.choices} if options.direct else {}
-    return Request(as_messages(text.strip()), options.sampling, seeds, **begin)
+    return Request(asked, options.sampling, seeds, **begin)
 
 
 def _place(a: int, b: int, entries: Sequence[Entry]) -> list[str]:

@@ -10,12 +10,14 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import ENDS, KWARGS, Record, as_messages, as_text, is_reply, with_system
+from srlm_cli.records import ENDS, KWARGS, Message, Record, as_text, is_reply, with_system
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
-from srlm_cli.templates import Template
+from srlm_cli.templates import JUDGED, Template
 from srlm_cli.thoughts import UNFINISHED, Thought
+
+Check = Callable[[Record], Record | list[Record]]
 
 READ_TOGETHER = 64
 # Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
@@ -146,7 +148,7 @@ def judge_request(row: Record, options: JudgeOptions) -> Request:
 
 def asked_about(row: Record, options: JudgeOptions) -> list[dict[str, str]]:
     """Return the judge's prompt about a response, after the system message where there is one."""
-    return judge_prompt(row["prompt"], row["response"], options.template, options.system)
+    return judge_prompt(row, options.template, options.system)
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,38 @@ def direct_request(row: Record, options: JudgeOptions) -> Request:
     )
 
 
-def judge_prompt(prompt, response: str, template: Template, system: str | None = None) -> list[dict[str, str]]:
-    """Return the judge's prompt as messages: the same for judging and for EFT rows."""
-    asked = as_messages(template.render(prompt=as_text(prompt), response=response).strip())
+def judge_prompt(row: Record, template: Template, system: str | None = None) -> list[Message]:
+    """Return the judge's prompt about a response record as messages: the same for judging and for EFT rows.
+
+    Raises BadRow if the record lacks a field that the template needs.
+    """
+    asked = template.chat(row, prompt=as_text(row["prompt"]), response=row["response"] or "")
     return asked if system is None else with_system(asked, system)
+
+
+def with_fields_of(template: Template, check: Check, replies: Callable[[Record], list[Record]] | None = None) -> Check:
+    """Return a check of rows that also refuses those without a field that the template needs.
+
+    `replies` returns the response records of a row, if it is another kind of row.
+    """
+
+    def checked(row: Record) -> Record | list[Record]:
+        found = check(row)
+        for one in replies(found) if replies else found if isinstance(found, list) else [found]:
+            template.refuse_without_fields(one, JUDGED)
+        return found
+
+    return checked
+
+
+def prompt_shown(row: Record, options: JudgeOptions, at: str) -> str:
+    """Return the judge's prompt about a response as a text for people, with the place that the row was read `at`."""
+    if not is_reply(row):
+        return f"--- {at}: no reply, it is not judged\n"
+    turns = asked_about(row, options)
+    if options.template.direct and options.score == "expected":
+        turns = [*turns, {"role": "assistant", "content": options.template.finish}]
+    return "".join(f"--- {at}: {turn['role']}\n{turn['content']}\n" for turn in turns)
 
 
 def read_judgements(completion: Completion, template: Template) -> list[Judgement]:

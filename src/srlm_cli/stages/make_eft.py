@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
-from srlm_cli.records import KWARGS, Record, as_messages, as_text, prompt_key, responses_of
+from srlm_cli.records import KWARGS, Record, as_text, prompt_key, responses_of
 from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
@@ -218,10 +218,10 @@ def with_reasons(ranked: Iterable[Record], engine: Engine | None, options: EftOp
     def ask(place: tuple[Record, list[int | None], int]) -> Request:
         row, scores, at = place
         response = row["responses"][at // options.rows_per_reply]["text"]
-        text = options.reason_template.render(
+        asked = options.reason_template.chat(
             prompt=as_text(row["prompt"]), response=response, score=str(scores[at]), high=f"{options.template.high:g}"
         )
-        return Request(as_messages(text.strip()), options.sampling, (derive(options.seed, "reason", row["id"], at),))
+        return Request(asked, options.sampling, (derive(options.seed, "reason", row["id"], at),))
 
     def places() -> Iterator[tuple[Record, list[int | None], int]]:
         for row in ranked:
@@ -276,7 +276,7 @@ def shared_words(text: str, other: str) -> bool:
 def eft_row(response: Record, target: str, score: float, options: EftOptions, sample: str = "") -> Record:
     """Return an EFT row: the judge's prompt, the judgement to learn, and where it comes from."""
     template = options.template
-    asked = judge_prompt(response["prompt"], response["response"], template, options.system)
+    asked = judge_prompt(response, template, options.system)
     return {
         **{key: value for key, value in response.items() if key not in ("response", "thought", "k", "human", KWARGS)},
         **({KWARGS: options.template_kwargs} if options.template_kwargs else {}),

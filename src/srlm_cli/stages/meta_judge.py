@@ -10,7 +10,7 @@ from statistics import pvariance
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import BadRow
-from srlm_cli.records import Record, as_messages, as_text, is_number, judged_record, prompt_key
+from srlm_cli.records import Record, as_text, is_number, judged_record, prompt_key
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import judge_prompt
@@ -136,7 +136,7 @@ def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Sessio
 def task_of(row: Record, template: Template) -> list[dict[str, str]]:
     """Return the judge's prompt for a row."""
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
-    return judge_prompt(row["prompt"], row["response"], template, judge.get("system"))
+    return judge_prompt(row, template, judge.get("system"))
 
 
 def targets_of(row: Record, template: Template) -> list[str | None]:
@@ -158,12 +158,12 @@ def request(contest: Contest, a: int, b: int, swapped: bool, options: MetaOption
     """Return the request to compare two judgements, in one order."""
     first, second = (b, a) if swapped else (a, b)
     template = options.meta_template
-    text = template.render(
+    asked = template.chat(
         task=as_text(contest.task), first=contest.targets[first] or "", second=contest.targets[second] or ""
     )
     seeds = (derive(options.seed, "meta", contest.row["id"], a, b, swapped),)
     begin = {"prefix": template.finish, "choices": template.choices} if options.direct else {}
-    return Request(as_messages(text.strip()), options.sampling, seeds, **begin)
+    return Request(asked, options.sampling, seeds, **begin)
 
 
 def outcome(session: Session, model: str, options: MetaOptions) -> Outcome:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from importlib.resources import files
 from pathlib import Path
-from string import Template as Fields
 from typing import Any
 
-from srlm_cli.errors import OptionError
-from srlm_cli.records import is_number, short_hash
+from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.records import Message, Record, is_number, short_hash
+from srlm_cli.templates.fields import Fields, names_in, rendered, value_of
 from srlm_cli.templates.reading import Found, read, verdict_groups
 
 
@@ -24,10 +25,12 @@ from srlm_cli.templates.reading import Found, read, verdict_groups
 class Template:
     """A prompt for a model, and the pattern that reads its answer.
 
-    `text` has `$fields`. `pattern` has one group, the verdict, or two groups `a` and `b`, the scores of two replies;
-    its last match counts. `choices` are all possible verdicts. `finish` is the line that asks for a verdict if an
-    answer ended without one. `low` and `high` are the bounds of a score. With `direct` the answer starts with
-    `finish`, without reasons before the verdict. An answer ends after a line that matches `last_line`.
+    `text` has `$fields` and optional blocks (see `fields`), and so has `system`, the system message. Each of `examples`
+    has such fields and an `answer`: two turns before the text. `pattern` has one group, the verdict, or two groups `a`
+    and `b`, the scores of two replies; its last match counts. `choices` are all possible verdicts. `finish` is the line
+    that asks for a verdict if an answer ended without one. `low` and `high` are the bounds of a score. With `direct`
+    the answer starts with `finish`, without reasons before the verdict. An answer ends after a line that matches
+    `last_line`.
     """
 
     name: str
@@ -41,11 +44,31 @@ class Template:
     prefix: str = ""
     stop: tuple[str, ...] = ()
     last_line: str = ""
+    system: str = ""
+    examples: tuple[Record, ...] = field(default=(), hash=False)
     hash: str = field(default="", compare=False)
 
-    def render(self, **values: str) -> str:
-        """Return the text with its fields replaced; a `$` in a value is not changed."""
-        return Fields(self.text).substitute(values)
+    def chat(self, row: Mapping[str, Any] | None = None, **known: str) -> list[Message]:
+        """Return the prompt as messages: the system message, the examples and the text.
+
+        Fields are those that are `known`, and those of a record. Raises BadRow if a field is missing.
+        """
+        row = row or {}
+        turns = [("system", rendered(self.system, row, **known))] if self.system else []
+        for example in self.examples:
+            turns += [("user", rendered(self.text, example)), ("assistant", example["answer"])]
+        turns.append(("user", rendered(self.text, row, **known)))
+        return [{"role": role, "content": text.strip()} for role, text in turns]
+
+    def uses(self, name: str) -> bool:
+        """Return whether the text or the system message has a field of this name."""
+        return name in names_in(self.text) | names_in(self.system)
+
+    def refuse_without_fields(self, row: Mapping[str, Any], known: Container[str]) -> None:
+        """Raise BadRow if a field is missing in a record that the template needs, beside those that are `known`."""
+        for name in sorted(names_in(self.text, needed=True) | names_in(self.system, needed=True)):
+            if name not in known and value_of(row, name) is None:
+                raise BadRow(f"expected `{name}`, a field that template {self.name} uses, got none")
 
     def start(self, **values: str) -> str:
         """Return the start of the answer, if the template sets it."""
@@ -89,10 +112,18 @@ class Template:
         return {"a", "b"} <= set(re.compile(self.pattern).groupindex)
 
 
-def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
+JUDGED = frozenset({"prompt", "response"})  # the fields of every judge template
+
+
+def load_judge(name: str) -> Template:
+    """Return a template that judges one reply, by name or path; it can use any field of the row."""
+    return load(name, fields=set(JUDGED), reads=True, of_rows=True)
+
+
+def load(name: str, *, fields: set[str], reads: bool = False, of_rows: bool = False) -> Template:
     """Return a template by name or path; raise OptionError if it is missing, invalid or lacks one of `fields`.
 
-    With `reads` the template needs a pattern.
+    With `reads` the template needs a pattern. With `of_rows` it can have other fields, too: those of a row.
     """
     content, source = _content(name)
     keys = {field.name for field in dataclass_fields(Template)} - {"name", "hash"}
@@ -105,11 +136,12 @@ def load(name: str, *, fields: set[str], reads: bool = False) -> Template:
         _check_kinds(content)
         template = Template(name=Path(name).stem, hash=short_hash(source), **content)
         re.compile(template.last_line)
-        _check_fields(template, fields)
+        _check_fields(template, fields, of_rows)
         if template.pattern or reads:
             _check_groups(template, two={"first", "second"} <= fields)
             if template.compares or not {"first", "second"} <= fields:
                 _check_scores(template)
+        _check_examples(template)
     except (TypeError, ValueError, re.error) as error:
         raise OptionError(f"template {name}: {error}") from None
     return template
@@ -140,7 +172,9 @@ def _check_kinds(content: dict[str, Any]) -> None:
     """Raise TypeError if a value has another type than the default of its key."""
     for key, value in content.items():
         default = getattr(Template, key, "")
-        if isinstance(default, tuple):
+        if key == "examples":
+            right, kind = isinstance(value, tuple) and all(map(_is_example, value)), "tables with an `answer`"
+        elif isinstance(default, tuple):
             right, kind = isinstance(value, tuple) and all(isinstance(part, str) for part in value), "a list of texts"
         elif isinstance(default, float):
             right, kind = is_number(value), "a number"
@@ -150,17 +184,19 @@ def _check_kinds(content: dict[str, Any]) -> None:
             raise TypeError(f"its `{key}` has to be {kind}")
 
 
-def _check_fields(template: Template, fields: set[str]) -> None:
-    """Raise ValueError unless the text has exactly these fields."""
-    text = Fields(template.text)
-    if not text.is_valid():
-        raise ValueError("a `$` of its text that begins no field has to be doubled, `$$`")
+def _is_example(part: Any) -> bool:
+    return isinstance(part, dict) and isinstance(part.get("answer"), str)
+
+
+def _check_fields(template: Template, fields: set[str], of_rows: bool) -> None:
+    """Raise ValueError unless the text has these fields outside of blocks, and no others except those `of_rows`."""
+    used, beside = names_in(template.text, needed=True), names_in(template.text) | names_in(template.system)
     begin = Fields(template.prefix)
     if not begin.is_valid() or not set(begin.get_identifiers()) <= {"next"}:
         raise ValueError("its `prefix` takes the field $next only")
-    used = set(text.get_identifiers())
-    if used != fields:
-        wanted, wrong = (", ".join(sorted(some)) for some in ({"$" + field for field in fields}, used ^ fields))
+    wrong = (fields - used) | (set() if of_rows else beside - fields)
+    if wrong:
+        wanted, wrong = (", ".join(sorted(some)) for some in ({"$" + field for field in fields}, wrong))
         raise ValueError(f"its text has to use the fields {wanted}; missing or not known: {wrong}")
 
 
@@ -181,6 +217,18 @@ def _check_scores(template: Template) -> None:
             float(choice)
         except ValueError:
             raise ValueError(f"its choice {choice!r} is not a number") from None
+
+
+def _check_examples(template: Template) -> None:
+    """Raise ValueError if an example lacks a field of the text, or has an answer without a verdict."""
+    for number, example in enumerate(template.examples, 1):
+        try:
+            rendered(template.text, example)
+        except BadRow as error:
+            raise ValueError(f"its example {number}: {error}") from None
+        verdict = template.verdict if template.compares or not template.high > template.low else template.score
+        if template.pattern and verdict(example["answer"]) is None:
+            raise ValueError(f"its `pattern` finds no verdict in the answer of example {number}")
 
 
 def names() -> list[str]:

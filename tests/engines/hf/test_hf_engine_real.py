@@ -73,7 +73,13 @@ def test_greedy_is_generate_on_real_prompts(engine, prompts):
 
 def test_greedy_is_generate_behind_a_shared_rubric(engine, prompts):
     rubric = templates.load("additive", fields={"prompt", "response"})
-    expect_generate(engine, [ask(judge_prompt(text[:400], f"{text[:200]}?", rubric), (0,)) for text in prompts[15:25]])
+    expect_generate(
+        engine,
+        [
+            ask(judge_prompt({"prompt": text[:400], "response": f"{text[:200]}?"}, rubric), (0,))
+            for text in prompts[15:25]
+        ],
+    )
 
 
 def test_greedy_is_generate_with_an_adapter(engine, prompts, tmp_path):
