@@ -269,7 +269,8 @@ def fuzz_template(folder: Path) -> Any:
         "pattern": st.sampled_from([r"Score: (.*)", r"(?P<a>\d) (?P<b>\d)", r"(\d", "", "x"]),
         "high": st.sampled_from([5.0, 1e9, -1, "x"]),
         "low": NUMBER, "last_line": TEXT, "prefix": TEXT, "finish": TEXT, "choices": ODD, "direct": ODD, "other": ODD,
-        "system": st.one_of(TEXT, st.just("$a $[ $prompt $]")), "examples": st.one_of(ODD, st.lists(example, max_size=2)),
+        "system": st.one_of(TEXT, st.just("$a $[ $prompt $]")),
+        "examples": st.one_of(ODD, st.lists(example, max_size=2)),
     }  # fmt: skip
     changes = st.lists(st.sampled_from(sorted(odd)), max_size=2, unique=True)
     keys = changes.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
