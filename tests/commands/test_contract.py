@@ -364,7 +364,7 @@ NOT_IN_A_FINGERPRINT = {
     "base-url", "concurrency", "retries", "timeout", "check-sampling", "route", "tokenizer",  # of a server
     "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
     "engine-arg",
-    "count", "max-tries", "max-unparsed", "matches",
+    "count", "max-tries", "max-unparsed", "matches", "show",
 }  # fmt: skip
 
 
