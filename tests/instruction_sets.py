@@ -12,7 +12,9 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-ARGUMENTS = ["-q", "-n", "2", "-m", "not slow and not vllm"]
+# What computes: the rest is the same on every processor.
+COMPUTES = ["tests/test_model.py", *(f"tests/{folder}" for folder in ("engines/hf", "forward", "models", "train"))]
+ARGUMENTS = ["-q", "-n", "2", "--dist", "loadfile", "-m", "not slow and not vllm", *COMPUTES]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def test_help_pages_are_those_of_the_program():
     assert help_pages.PAGE.read_text() == help_pages.render(), "run `make docs`"
 
 
+@pytest.mark.slow
 def test_the_quickstart_shows_what_its_commands_print():
     page = quickstart_page.PAGE.read_text(encoding="utf-8")
     assert quickstart_page.without_times(page) == quickstart_page.without_times(quickstart_page.render()), (

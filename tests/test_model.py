@@ -177,6 +177,7 @@ def test_a_choice_that_another_one_begins_with_has_what_is_left(engine):
     assert given == pytest.approx([p / (p_one + p_seven) for p in (p_one - p_ten, p_ten, p_seven)], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_an_expected_score_lies_at_the_place_of_the_written_one(tmp_path):
     ranked = head("ranked_eval.jsonl", 1, tmp_path / "ranked.jsonl")
     argv = ["judge", "--in", ranked, "--model", MODEL, "--max-new-tokens", 30, "-k", 2]
@@ -247,6 +248,7 @@ def test_pipe_of_sample_judge_and_pairs(tmp_path):
         assert by_id[pair["chosen_id"]]["score"] == pair["score_chosen"] > pair["score_rejected"]
 
 
+@pytest.mark.slow
 def test_judge_without_finishing_leaves_null(tmp_path):
     """The untrained model hardly ever writes a score: null, counted, and --max-unparsed says so."""
     write(tmp_path / "r.jsonl", [{"prompt": chat, "response": "I do not know.", "model": MODEL} for chat in CHATS[:2]])
@@ -276,6 +278,7 @@ def test_gen_prompts_keeps_what_it_promises(tmp_path):
         known.append(words_of(row["prompt"]))
 
 
+@pytest.mark.slow
 def test_make_eft_accept_counts_every_judgement(tmp_path):
     ranked = head("ranked.jsonl", 2, tmp_path / "ranked.jsonl")
     srlm(
@@ -310,7 +313,8 @@ def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     assert json.loads(reply.out)["response"]
 
 
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_dpo_on_an_adapter_has_that_adapter_as_reference(dtype, pairs, adapter, tmp_path):
     """A chained adapter: with the bare base as the reference the first loss would not be ln 2."""
     done = srlm(
@@ -358,6 +362,7 @@ def test_an_eft_row_that_is_too_long_can_be_dropped(engine):
     assert len(made) == report.rows == 1 and (report.left_out, report.truncated) == (1, 0)
 
 
+@pytest.mark.slow
 def test_the_loss_on_targets_alone_is_that_of_all_logits(engine, tmp_path):
     """Rows of unlike lengths and targets in one batch, against the model's own loss on each."""
     import torch

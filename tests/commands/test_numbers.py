@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from commands_table import AGAINST, RESPONSES, ROW_COMMANDS, SAMPLE, Command
-from helpers import Srlm, as_lines, write_rows
+from helpers import Srlm, as_lines, slow, write_rows
 from srlm_cli import cli
 from srlm_cli.options.numbers import DRAWS, LARGEST, NUMBERS
 
@@ -60,7 +60,9 @@ def borders(option: str, whole: bool) -> list[str]:
     return ["0", "1", "-1", str(most), str(-LARGEST)]
 
 
-@pytest.mark.parametrize("command", ROW_COMMANDS, ids=str)
+@pytest.mark.parametrize(
+    "command", [one if str(one) in ("sample", "judge", "make-pairs") else slow(one) for one in ROW_COMMANDS], ids=str
+)
 def test_a_number_at_the_border_works_or_is_a_usage_error(
     srlm: Srlm, command: Command, capsys: pytest.CaptureFixture
 ) -> None:

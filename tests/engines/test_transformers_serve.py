@@ -17,6 +17,7 @@ from srlm_cli.models.embedded import SMOLLM2
 from srlm_cli.models.locate import locate
 
 pytestmark = pytest.mark.model
+pytestmark = pytest.mark.slow
 for library in ("openai", "fastapi", "uvicorn"):
     pytest.importorskip(library)
 
@@ -24,7 +25,7 @@ CHATS = ["Why is the sky blue?", "Name three rivers in Europe.", "Write a haiku 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=16)
 
 
-@pytest.fixture(scope="module", params=["llama", pytest.param(SMOLLM2.name, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["llama", SMOLLM2.name])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     if request.param == SMOLLM2.name:
         return locate(request.param)
@@ -78,7 +79,6 @@ def test_sample_and_judge_through_the_server(url: str, folder: str, srlm: Srlm) 
     assert expected.code == 1 and "no log-probabilities" in expected.err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("folder", [SMOLLM2.name], indirect=True)
 def test_a_server_that_ignores_the_temperature_is_found_out(url: str, folder: str) -> None:
     """The embedded model's generation_config.json has no `do_sample`, without which the server is greedy."""

@@ -66,6 +66,7 @@ def check_server_only(run: Run) -> None:
         ), failed.err
 
 
+@pytest.mark.slow
 def test_nothing_for_a_server_imports_what_a_local_model_needs(tmp_path: Path) -> None:
     program = [sys.executable, "-c", WITHOUT.replace("MISSING", repr(LOCAL_MODELS))]
     check_server_only(runner(program, tmp_path))

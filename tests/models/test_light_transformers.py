@@ -29,6 +29,7 @@ def test_the_engine_imports_none_of_them() -> None:
     assert run(code) == []
 
 
+@pytest.mark.slow
 def test_an_adapter_is_loaded_where_nothing_else_has_imported_sharded_tensors(tmp_path: Path) -> None:
     adapter = tiny_adapter(tmp_path / "adapter", tiny_model(tmp_path / "base"))
     code = f"""

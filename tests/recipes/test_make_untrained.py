@@ -63,6 +63,7 @@ def planned(folder: Path, *args: str) -> set[str]:
     return {line[line.index("--out") + 1].removeprefix("runs/first/") for line in words}
 
 
+@pytest.mark.slow
 def test_meta_mixes_pairs_for_the_judge_in(folder: Path) -> None:
     make(folder)
     run = folder / "runs" / "first"

@@ -265,6 +265,7 @@ def peak(srlm: Srlm, *args: str) -> int:
     return used.ru_maxrss // 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("unsorted", "most"), [((), 10), (("--unsorted",), 60)], ids=["sorted", "unsorted"])
 def test_memory_does_not_grow_with_the_input(srlm: Srlm, unsorted: tuple[str, ...], most: int) -> None:
     with open(srlm.folder / "judged.jsonl", "w") as file:  # 50 MB

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from helpers import Srlm, as_lines
+from helpers import Srlm, as_lines, slow
 from tiny import ALONE, completions, pairs, tiny_model
 
 MOST = "1.7e308"
@@ -21,15 +21,15 @@ def base(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     "line",
     [
-        "sft --learning-rate 0",
+        slow("sft --learning-rate 0"),
         "sft --learning-rate 5e-324 --final-learning-rate 5e-324 --weight-decay 5e-324",
-        "sft --epochs 0",
+        slow("sft --epochs 0"),
         "sft --epochs 5e-324 --train-batch-size 65536 --save-steps 4294967295 --warmup-steps 4294967295",
-        "sft --epochs 1e6 --max-steps 1 --device-batch-size 4294967295",
-        "sft --max-steps 0 --max-length 4294967295 --seed 4294967295",
+        slow("sft --epochs 1e6 --max-steps 1 --device-batch-size 4294967295"),
+        slow("sft --max-steps 0 --max-length 4294967295 --seed 4294967295"),
         "dpo --beta 0 --label-smoothing 0.499 --nll-alpha 0",
-        "dpo --ld-alpha 0 --train-batch-size 65536",
-        "dpo --loss r-dpo --rdpo-alpha 5e-324 --beta 5e-324",
+        slow("dpo --ld-alpha 0 --train-batch-size 65536"),
+        slow("dpo --loss r-dpo --rdpo-alpha 5e-324 --beta 5e-324"),
     ],
 )
 def test_a_number_at_the_border_makes_a_model_of_finite_weights(srlm: Srlm, base: Path, line: str) -> None:

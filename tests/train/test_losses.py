@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import Srlm, as_lines
+from helpers import Srlm, as_lines, slow
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig, own_loss
@@ -133,17 +133,17 @@ def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
     "about",
     [
         DPOLossConfig(),
-        DPOLossConfig(nll_alpha=0.7),
-        DPOLossConfig(label_smoothing=0.2),
+        slow(DPOLossConfig(nll_alpha=0.7)),
+        slow(DPOLossConfig(label_smoothing=0.2)),
         DPOLossConfig(label_smoothing=0.2, nll_alpha=0.7),
-        DPOLossConfig(loss="robust", label_smoothing=0.2),
-        DPOLossConfig(loss="hinge"),
+        slow(DPOLossConfig(loss="robust", label_smoothing=0.2)),
+        slow(DPOLossConfig(loss="hinge")),
         DPOLossConfig(loss="ipo"),
-        DPOLossConfig(loss="apo-zero", beta=0.5),
+        slow(DPOLossConfig(loss="apo-zero", beta=0.5)),
         DPOLossConfig(loss="apo-down", beta=0.5),
         DPOLossConfig(loss="length-normalised", beta=5.0),
-        DPOLossConfig(ld_alpha=0.3),
-        DPOLossConfig(loss="r-dpo", rdpo_alpha=0.05),
+        slow(DPOLossConfig(ld_alpha=0.3)),
+        slow(DPOLossConfig(loss="r-dpo", rdpo_alpha=0.05)),
         DPOLossConfig(loss="simpo", beta=2.0, gamma=0.5),
         DPOLossConfig(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
     ],

@@ -129,7 +129,7 @@ def test_dropout_and_checkpointing_need_rows_alone(tmp_path, dropout):
     assert Packing(net.eval()).now()
 
 
-@pytest.mark.parametrize("kind", ["full", "adapter"])
+@pytest.mark.parametrize("kind", [slow("full"), "adapter"])
 def test_checkpointing_computes_a_layer_again_for_its_gradient(kind, tmp_path, monkeypatch):
     base = tiny_model(tmp_path / "base")
     model = tiny_adapter(tmp_path / "adapter", base) if kind == "adapter" else base
@@ -159,13 +159,13 @@ def test_rows_are_read_together_up_to_so_many_tokens(monkeypatch):
     ("kind", "dtype"),
     [
         ("sft", "float32"),
-        ("dpo", "bfloat16"),
-        ("sft-adapter", "bfloat16"),
-        ("dpo-adapter", "float32"),
+        ("dpo-adapter", "bfloat16"),
+        slow("dpo", "bfloat16"),
+        slow("sft-adapter", "bfloat16"),
+        slow("dpo-adapter", "float32"),
         slow("sft", "bfloat16"),
         slow("dpo", "float32"),
         slow("sft-adapter", "float32"),
-        slow("dpo-adapter", "bfloat16"),
     ],
 )
 def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from statistics import fmean
 import pytest
 import torch
 
-from helpers import Srlm
+from helpers import Srlm, slow
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_model, load_tokenizer
@@ -80,17 +80,21 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list:
     return kept
 
 
-@pytest.mark.parametrize("dtype", NEAR)
 @pytest.mark.parametrize(
-    ("model", "more"),
+    ("model", "more", "dtype"),
     [
-        ("base", {}),
-        ("base", {"lora_r": 2}),
-        ("adapter", {}),
-        ("adapter", {"merge": True}),
-        ("base", {"device_batch_size": 3}),
+        ("base", {}, "bfloat16"),
+        ("base", {"lora_r": 2}, "float32"),
+        ("adapter", {}, "bfloat16"),
+        ("adapter", {"merge": True}, "float32"),
+        ("base", {"device_batch_size": 3}, "bfloat16"),
+        slow("base", {}, "float32"),
+        slow("base", {"lora_r": 2}, "bfloat16"),
+        slow("adapter", {}, "float32"),
+        slow("adapter", {"merge": True}, "bfloat16"),
+        slow("base", {"device_batch_size": 3}, "float32"),
     ],
-    ids=["full", "new-adapter", "adapter-goes-on", "adapter-merged", "padded"],
+    ids=str,
 )
 def test_previous_is_the_model_that_training_starts_from(model, more, dtype, request, tmp_path, monkeypatch):
     start, kept = request.getfixturevalue(model), scored(monkeypatch)

@@ -109,11 +109,11 @@ def wholes(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "model", "more", "at"),
     [
-        ("dpo", "base", {}, 11),
-        ("dpo", "base", {}, 27),
         ("dpo", "base", {"lora_r": 2, "dropout": 0.1}, 27),
-        ("dpo", "adapter", {"device_batch_size": 2}, 11),
         ("sft", "base", {"dropout": 0.1}, 27),
+        slow("dpo", "base", {}, 11),
+        slow("dpo", "base", {}, 27),
+        slow("dpo", "adapter", {"device_batch_size": 2}, 11),
         slow("dpo", "base", {"lora_r": 2, "dropout": 0.1}, 11),
         slow("dpo", "adapter", {"device_batch_size": 2}, 27),
         slow("sft", "base", {"dropout": 0.1}, 11),
@@ -247,7 +247,7 @@ def test_a_torn_checkpoint_is_thrown_away(unfinished: TrainSpec) -> None:
     assert [row["step"] for row in read_rows(unfinished.out / "metrics.jsonl")] == list(range(1, 11))
 
 
-@pytest.mark.parametrize("fails", ["checkpoint", "model"])
+@pytest.mark.parametrize("fails", ["checkpoint", slow("model")])
 def test_a_full_disk_leaves_the_last_checkpoint(base: Path, tmp_path: Path, monkeypatch, fails: str) -> None:
     from transformers import Trainer
     from transformers.modeling_utils import PreTrainedModel
@@ -351,7 +351,8 @@ def test_an_older_model_is_replaced_when_the_new_one_is_whole(base: Path, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["m"]
 
 
-@pytest.mark.parametrize("kind", [slow("sft"), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_the_checkpoint_that_is_best_on_held_out_rows_is_the_model(
     kind, base: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -403,7 +404,8 @@ def test_a_best_checkpoint_that_could_not_be_written_is_not_the_best(tmp_path: P
         assert (part.checkpoint, part.best, part.best_value) == (4, 2, 1.0)
 
 
-@pytest.mark.parametrize("kind", [slow("sft"), "dpo"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_all_checkpoints_are_kept_as_models(kind: str, base: Path, adapter: Path, tmp_path: Path, monkeypatch) -> None:
     """Also those before a kill; each is the model of a training that ends at its step, but for the learning rate."""
     run = replace(EVERY_2, keep_checkpoints=True)

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import tiny_models
+from helpers import slow
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling, end_of
 from srlm_cli.engines.hf import choices, scheduler, workers
@@ -98,7 +99,13 @@ def expect_generate(engine, requests: list[Request]) -> None:
 # --- the same as generate --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", tiny_models.PACKED + tiny_models.PLAIN)
+# What is read in another way each: plain, with windows, without rotary positions; packed or as transformers does it.
+FEW = ("llama", "gemma3", "gpt2", "mamba", "lfm2")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in FEW else slow(kind) for kind in tiny_models.PACKED + tiny_models.PLAIN]
+)
 def test_greedy_is_generate_token_for_token(opened, kind):
     engine = opened(kind)
     assert isinstance(engine.reader, PackedModel if kind in tiny_models.PACKED else FallbackModel)
@@ -114,16 +121,17 @@ def test_greedy_is_generate_token_for_token(opened, kind):
 @pytest.mark.parametrize(
     ("kind", "batch_size"),
     [
-        *(("llama", size) for size in (1, 2, 7, 64)),
-        *(("gemma3", size) for size in (1, 7)),
-        *(pytest.param("gemma3", size, marks=pytest.mark.slow) for size in (2, 64)),
+        *(("llama", size) for size in (1, 7, 64)),
+        ("gemma3", 7),
+        slow("llama", 2),
+        *(slow("gemma3", size) for size in (1, 2, 64)),
     ],
 )
 def test_greedy_is_generate_at_any_batch_size(opened, kind, batch_size):
     expect_generate(opened(kind, batch_size), [ask(text, seeds=(0, 1)) for text in PROMPTS])
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gemma3", slow("mistral"), slow("gpt2")])
 def test_a_rubric_that_prompts_share_is_read_once_and_shared(opened, kind, monkeypatch):
     """Also by prompts that come later, and beside prompts that do not begin with it."""
     engine = opened(kind)
@@ -285,7 +293,7 @@ def test_out_of_memory_with_one_row_is_told(opened, monkeypatch):
             list(engine.generate([request]))
 
 
-@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize("at", [slow(0), 1, slow(3)])
 def test_completions_go_on_when_a_draw_ran_out_of_memory(opened, monkeypatch, at):
     engine = opened(batch_size=4)
     requests = [ask(text, replace(GREEDY, temperature=1.0), seeds=(at, 7)) for text in PROMPTS]
@@ -353,8 +361,9 @@ def test_a_page_is_free_when_all_that_hold_it_gave_it_back(device):
     assert store.num_free == 8
 
 
-@pytest.mark.parametrize("few_blocks", [False, True])
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize(
+    ("kind", "few_blocks"), [("llama", True), ("mistral", False), slow("llama", False), slow("mistral", True)]
+)
 def test_prompts_that_begin_alike_have_blocks_in_common(opened, monkeypatch, kind, few_blocks):
     """Replies to one prompt: some share a block more, one is another's beginning, and one comes when it is gone."""
     engine, used = opened(kind, batch_size=8), []
@@ -425,7 +434,7 @@ def test_the_store_goes_when_its_requests_are_answered(opened, monkeypatch):
 # --- seeds and order -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "gemma3", "mamba"])
+@pytest.mark.parametrize("kind", ["llama", slow("gemma3"), slow("mamba")])
 def test_a_seed_gives_its_row_whatever_stands_beside_it(opened, kind):
     engine = opened(kind)
     sampling = Sampling(0.9, 0.95, 24)
@@ -450,7 +459,8 @@ def test_completions_that_are_alike_so_far_are_computed_once(opened, monkeypatch
     assert len(set(greedy.texts)) == 1 and set(rows) == {1}
 
 
-@pytest.mark.parametrize("kind", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gemma3"])
 def test_completions_part_where_they_draw_different_tokens(opened, monkeypatch, kind):
     engine, taken_back, numbers, keep = opened(kind, batch_size=12), [], scheduler.uniforms, scheduler.Scheduler._keep
     monkeypatch.setattr(
@@ -575,7 +585,7 @@ def whole_probability(engine, request: Request, choice: str) -> float:
     return math.exp(sum(float(steps[at - 1, whole[at]]) for at in range(len(before), len(whole))))
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", "mamba"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gpt2", slow("mamba")])
 @pytest.mark.parametrize("texts", [("0", "1", "2"), ("yes", "no", "perhaps")])
 def test_choices_have_their_whole_probability(opened, kind, texts):
     engine = opened(kind)
@@ -595,9 +605,10 @@ def behind(text: str, prompt: str) -> Request:
 @pytest.mark.parametrize(
     ("kind", "few_blocks"),
     [
-        *((kind, False) for kind in ("llama", "mistral", "gpt2", "gemma3")),
         ("llama", True),
-        *(pytest.param(kind, True, marks=pytest.mark.slow) for kind in ("mistral", "gpt2", "gemma3")),
+        ("gemma3", False),
+        *(slow(kind, False) for kind in ("llama", "mistral", "gpt2")),
+        *(slow(kind, True) for kind in ("mistral", "gpt2", "gemma3")),
     ],
 )
 def test_a_choice_behind_a_written_text_is_that_of_a_new_reading(opened, kind, few_blocks, monkeypatch):

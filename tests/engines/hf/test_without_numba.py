@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 import tiny_models
 from helpers import Srlm, as_lines
 
@@ -19,6 +21,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.slow
 def test_without_numba_the_texts_are_the_same(srlm: Srlm, tmp_path: Path) -> None:
     sample = ["sample", "--quiet", "--model", str(tiny_models.save(tmp_path / "model")), "--max-new-tokens", "20"]
     exact = [*sample, "--dtype", "float32", "--top-p", "0.8"]

@@ -119,6 +119,7 @@ def test_a_call_within_a_call_is_answered(engine, three):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_a_lane_that_runs_out_of_memory_goes_on_with_fewer_rows(engine, three, monkeypatch, tmp_path):
     wanted = texts(engine.generate(requests()))
     draw = scheduler.draw
@@ -190,6 +191,7 @@ def test_an_interrupt_ends_a_pass_between_two_layers(engine, three, monkeypatch,
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_end_when_the_process_that_asks_is_killed(srlm, engine, tmp_path):
     code = f"""
 import multiprocessing

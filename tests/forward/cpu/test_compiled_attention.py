@@ -147,7 +147,7 @@ def test_texts_get_what_the_reading_of_torch_gives_them(size, window, dtype):
         torch.testing.assert_close(compiled, expected, **CLOSE.get(dtype, {}))
 
 
-@pytest.mark.parametrize("members", [[], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("members", [slow([]), [0, 1, 2]], ids=str)
 def test_a_processor_without_products_of_pairs_gives_the_same(monkeypatch, members):
     expected, given = both(64, torch.bfloat16, None, members)
     monkeypatch.setattr(llvm, "has_pairs", lambda: False)

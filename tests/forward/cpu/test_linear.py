@@ -175,9 +175,8 @@ def test_each_token_written_in_16_bits_is_among_the_most_probable_in_float32(eng
 @pytest.mark.parametrize(
     ("kind", "half"),
     [
-        *((kind, torch.bfloat16) for kind in tiny_models.KINDS),
-        *((kind, torch.float16) for kind in ("llama", "mamba")),
-        *(slow(kind, torch.float16) for kind in tiny_models.KINDS if kind not in ("llama", "mamba")),
+        *((kind, half) for kind in ("llama", "mamba") for half in HALVES),
+        *(slow(kind, half) for kind in tiny_models.KINDS if kind not in ("llama", "mamba") for half in HALVES),
     ],
     ids=str,
 )
