@@ -34,8 +34,8 @@ demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show 
 test: $(READY) ## install, and pass the tests
 	$(IN_TWO) -m "not slow and not vllm"
 
-test-fast: $(READY) ## the tests that need no model, in a minute
-	$(IN_TWO) -m "not model and not slow and not vllm" $(NO_MODEL)
+test-fast: $(READY) ## the tests that need no model and no process of their own, in a minute
+	$(IN_TWO) -m "not model and not command and not slow and not vllm" $(NO_MODEL)
 
 test-slow: $(READY) ## the slow tests, which make test leaves out
 	$(IN_TWO) -m "slow and not alone and not vllm"

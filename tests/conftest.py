@@ -34,13 +34,16 @@ LONGEST_FIRST = ("test_model.py", "engines/hf", "train", "recipes", "forward", "
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first."""
+    """Put the files that take longest first, and mark the tests that run commands."""
 
     def place(item: pytest.Item) -> int:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         return next((at for at, start in enumerate(LONGEST_FIRST) if path.startswith(start)), len(LONGEST_FIRST))
 
     items.sort(key=place)
+    for item in items:
+        if "srlm" in getattr(item, "fixturenames", ()) or item.path.parent.name in ("recipes", "examples"):
+            item.add_marker("command")
 
 
 def pytest_collection_finish() -> None:
