@@ -25,8 +25,13 @@ from sample import prompts
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import sampling, workers
-from srlm_cli.forward.cpu import llama_layer, paged_attention
+from srlm_cli.forward.cpu import linear, llama_layer, paged_attention
 from srlm_cli.models.hardware import pick_dtype
+
+
+def fast(half: torch.dtype) -> bool:
+    """Return whether `--dtype` of this name computes by compiled products on this CPU."""
+    return linear.type_for(str(half)[6:], "cpu") is half
 
 
 def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
@@ -34,7 +39,13 @@ def draw_by_torch(logits, temperature, top_p, uniform) -> torch.Tensor:
     return sampling.draw_nucleus(logits / temperature[:, None], top_p, uniform)
 
 
-WAYS = {  # the dtype, and what is done otherwise
+OPENED = {  # the dtype, and what is done otherwise while the model is loaded
+    "auto": ("auto", []),
+    "float32": ("float32", []),
+    "bfloat16 by torch": ("bfloat16", [patch.object(linear, "type_for", lambda dtype, device: None)]),
+    **{str(half)[6:]: (str(half)[6:], []) for half in (torch.bfloat16, torch.float16) if fast(half)},
+}
+WAYS = {  # the model of OPENED, and what is done otherwise
     "all": ("auto", []),
     "one worker": ("auto", [patch.object(workers, "count", lambda rows, device: 1)]),
     "layers by their modules": ("auto", [patch.object(llama_layer, "current_pass", lambda: None)]),
@@ -44,6 +55,8 @@ WAYS = {  # the dtype, and what is done otherwise
         "float32",
         [patch.object(paged_attention, "fits", lambda layers, dtype, device: False)],
     ),
+    "products by torch, bfloat16": ("bfloat16 by torch", []),
+    **{f"compiled products, {name}": (name, []) for name in OPENED if name in ("bfloat16", "float16")},
 }
 
 
@@ -57,19 +70,21 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=1)
     given = parser.parse_args()
-    engines = {
-        dtype: open_engine(EngineSpec("hf", given.model, dtype=dtype, batch_size=given.batch_size))
-        for dtype in ("auto", "float32")
-    }
+    engines = {}
+    for opened, (dtype, patches) in OPENED.items():
+        with ExitStack() as stack:
+            for one in patches:
+                stack.enter_context(one)
+            engines[opened] = open_engine(EngineSpec("hf", given.model, dtype=dtype, batch_size=given.batch_size))
     sampling = Sampling(0.7, 0.9, given.max_new_tokens)
     asked = [
         Request([{"role": "user", "content": row["prompt"]}], sampling, tuple(range(4 * at, 4 * at + 4)))
         for at, row in enumerate(prompts(given.data, given.prompts))
     ]
 
-    def rate(dtype: str, requests: list[Request]) -> float:
+    def rate(opened: str, requests: list[Request]) -> float:
         started = time.perf_counter()
-        tokens = sum(done.tokens_out for done in engines[dtype].generate(requests))
+        tokens = sum(done.tokens_out for done in engines[opened].generate(requests))
         return tokens / (time.perf_counter() - started)
 
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -78,12 +93,12 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {given.model}, {len(asked)} prompts x 4")
     print(f"all is {auto}")
     for _ in range(given.repeats):
-        for way, (dtype, patches) in WAYS.items():
+        for way, (opened, patches) in WAYS.items():
             with ExitStack() as stack:
                 for one in patches:
                     stack.enter_context(one)
-                rate(dtype, asked[:2])
-                rates[way].append(rate(dtype, asked))
+                rate(opened, asked[:2])
+                rates[way].append(rate(opened, asked))
             print(f"  {way}: {rates[way][-1]:.0f} tokens/s", flush=True)
     for way, found in rates.items():
         ratios = sorted(whole / part for whole, part in zip(rates["all"], found, strict=True))
