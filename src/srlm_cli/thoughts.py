@@ -1,4 +1,4 @@
-"""Thoughts apart from answers: where a model's text is a thought, which nobody reads as its answer."""
+"""Finds the thought (reasoning) in a model's text, and separates it from the answer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from functools import cached_property
 from typing import NamedTuple
 
 QUOTES = tuple("`\"'")
-UNFINISHED = "unfinished-thought"  # why there is no answer: the thought was never closed
+UNFINISHED = "unfinished-thought"  # the finish reason of a text whose thought has no closing mark
 
 
 @dataclass(frozen=True)
 class Family:
-    """How a family of models marks a thought.
+    """The marks that a family of models writes around a thought.
 
-    `begins` and `ends` are patterns of its marks, `opening` and `closing` what is written for them where no template
-    says so. `tokens` are special tokens that carry the marks; in an answer, one of `after` ends it.
+    `begins` and `ends` are regular expressions that match the marks. `opening` and `closing` are the texts to write
+    if the chat template does not define them. `tokens` are the special tokens of the marks. A token in `after` ends
+    the answer.
     """
 
     begins: str
@@ -68,10 +69,10 @@ FAMILIES = (
 
 
 class Thought(NamedTuple):
-    """What a model thought: its words; all that it wrote up to its answer; whether it came to an end.
+    """A thought: its text without marks, and `raw`, all that the model wrote before the answer, with the marks.
 
-    `raw` has the marks as they were written, so that the turn can be continued. A thought `at_limit` was closed for
-    the model.
+    `closed` is False if the model did not write the closing mark. `at_limit` is True if srlm wrote the closing mark
+    because the thought reached its limit of tokens.
     """
 
     text: str
@@ -81,7 +82,7 @@ class Thought(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A thought in a text: where its words begin and end, and where its closing mark ends."""
+    """The place of a thought in a text, in characters: its begin and end, and the end of its closing mark."""
 
     begin: int
     end: int
@@ -90,23 +91,23 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Marks:
-    """The marks of thoughts that are looked for."""
+    """The marks to search for in a text."""
 
     families: tuple[Family, ...] = FAMILIES
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """A mark."""
+        """A regular expression for any opening or closing mark."""
         begins, ends = ("|".join(getattr(one, kind) for one in self.families) for kind in ("begins", "ends"))
         return re.compile(rf"(?i)(?P<open>{begins})|(?P<close>{ends})")
 
     @cached_property
     def at_end(self) -> re.Pattern[str]:
-        """A text that ends in an opened thought, as a generation prompt may."""
+        """A regular expression for a text that ends with an opening mark, as some generation prompts do."""
         return re.compile(rf"(?i)(?:{'|'.join(one.begins for one in self.families)})\s*\Z")
 
     def opened(self, prompt: str) -> bool:
-        """Return whether a prompt ends in a thought that it has opened."""
+        """Return whether a prompt ends with an opening mark."""
         return bool(self.at_end.search(prompt[-200:]))
 
     def named_in(self, text: str) -> Family | None:
@@ -117,9 +118,9 @@ class Marks:
     def spans(self, text: str, opened: bool = False) -> list[Span]:
         """Return the thoughts of a text.
 
-        One that is never closed goes to the end. A closing mark without an opening one ends a thought that the prompt
-        has opened: all before it. After a closed thought, such a mark counts where it is alone on its line. A mark in
-        quotation marks or backticks is named, not used.
+        A thought without a closing mark ends with the text. A closing mark without an opening mark ends a thought that
+        the prompt opened: all text before it. A second such mark counts only if it is alone on its line. A mark in
+        quotation marks or backticks is part of the text.
         """
         found: list[Span] = []
         begin: int | None = 0 if opened else None
@@ -139,10 +140,10 @@ class Marks:
         return found if begin is None else [*found, Span(begin, len(text), len(text) + 1)]
 
     def divide(self, text: str, opened: bool = False) -> tuple[str, Thought | None]:
-        """Return the answer of what a model wrote, and its thought, which comes first.
+        """Return the answer and the thought of a text that a model wrote; the thought is None if there is none.
 
-        `opened` says that its prompt has opened the thought. Marks inside an answer are text, except for a second
-        thought: the answer comes after the last one. Without an end of the thought the answer is empty.
+        `opened` means that the prompt ended with the opening mark. A text with several thoughts has its answer after
+        the last one. If the last thought has no closing mark, the answer is empty.
         """
         found = self.spans(text, opened)
         leads = found and (opened or not self.pattern.sub("", text[: found[0].begin]).strip())
@@ -159,9 +160,9 @@ class Marks:
         return answer, Thought(words, raw)
 
     def closing(self, text: str, opened: bool = False, family: Family | None = None) -> str:
-        """Return the text that closes the thought in which a text ends, empty where it ends in none.
+        """Return the text that closes an open thought at the end of a text, or an empty text if no thought is open.
 
-        It is that of the mark which opened the thought, or of `family` where the prompt did.
+        The family is that of the opening mark in the text, or `family` if the prompt opened the thought.
         """
         found = self.spans(text, opened)
         if not found or found[-1].after <= len(text):
@@ -179,7 +180,7 @@ class Marks:
         return text
 
     def tokens(self, known: set[str]) -> Iterator[str]:
-        """Yield the special tokens that carry marks, of families whose tokens a vocabulary knows all."""
+        """Yield the special tokens of each family whose tokens are all in a vocabulary."""
         for family in self.families:
             if set(family.tokens) <= known:
                 yield from {*family.tokens, *family.after}
@@ -189,7 +190,7 @@ MARKS = Marks()
 
 
 def marks_of(own: tuple[str, str] | None) -> Marks:
-    """Return the marks to look for: those that a user names, before all that are known."""
+    """Return the marks to search for: first the pair (opening, closing) of the user, then the known ones."""
     if own is None:
         return MARKS
     opened, closed = own
@@ -222,7 +223,10 @@ def may_think(text: str) -> bool:
 
 
 def divided(text: str) -> tuple[str | None, str | None]:
-    """Return a stored text as its answer, None where its thought has no end, and its thought, None without one."""
+    """Return the answer and the thought of a stored text.
+
+    The answer is None if the thought has no closing mark. The thought is None if there is none.
+    """
     answer, thought = MARKS.divide(text)
     if thought is None:
         return text, None

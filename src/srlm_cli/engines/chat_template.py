@@ -1,4 +1,4 @@
-"""A chat as a model reads it: by its own template, once, with no further special tokens; and what it wrote, divided."""
+"""Renders conversations with the chat template of a model, and separates thought and answer in its output."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Kwargs = dict[str, Any]
 MARK = "A-reply-that-no-template-changes"
 THOUGHT = "A-thought-that-no-template-changes"
 HELLO: list[Message] = [{"role": "user", "content": MARK}]
-SWITCHES = ("enable_thinking", "thinking")  # what templates call the option that turns thoughts on and off
+SWITCHES = ("enable_thinking", "thinking")  # names in templates of the option that turns thinking on and off
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # where a message holds its thought
 
 
 class ChatTemplate:
     """The chat template of a tokenizer with the options of a run.
 
-    `today` is the moment, in ISO form, that a template writes which asks for the date; None is now. `thinking` is `on`,
-    `off`, or `auto`, what the template does by itself. `kwargs` go to the template, those of a row over them. `marks`
-    are the marks of thoughts, `name` is what the model is called in errors. Raises OptionError for an option that the
-    template does not know.
+    `today` is the time, in ISO format, for templates that write the date; None is the current time. `thinking` is `on`,
+    `off` or `auto` (the default of the template). `kwargs` are variables for the template; those of a row replace them.
+    `marks` are the marks of thoughts. `name` is the model's name in errors. Raises OptionError for a variable that the
+    template does not use.
     """
 
     def __init__(
@@ -72,16 +72,17 @@ class ChatTemplate:
     # --- rendering ---------------------------------------------------------------------------
 
     def render(self, messages: list[Message], more: Kwargs | None = None, *, add_generation_prompt: bool = True) -> str:
-        """Return a dialogue as its model reads it, ready for the assistant's turn where a generation prompt is added.
+        """Return a rendered dialogue, with the generation prompt by default.
 
-        `more` are the options of a row. Raises BadRow where the template refuses the dialogue, or does not know them.
+        `more` are the template variables of a row. Raises BadRow if the template refuses the dialogue or does not use
+        one of the variables.
         """
         return self._rendered(messages, self._with(more), add_generation_prompt)
 
     def turn(self, request: Request) -> str:
-        """Return the chat of a request with its thought, which is closed, and its prefix.
+        """Return the rendered messages of a request, followed by its thought, closed, and its prefix.
 
-        A prefix starts an answer. Without a thought in the request it comes after an empty, closed one.
+        A prefix is the beginning of the answer. If the request has no thought, the prefix follows an empty one.
         """
         if request.thought or not request.prefix or not self.family:
             chat = self.render(request.messages, request.template_kwargs)
@@ -165,7 +166,7 @@ class ChatTemplate:
         return ""
 
     def _with(self, more: Kwargs | None) -> Kwargs:
-        """Return the options of the run with those of a row."""
+        """Return the template variables of the run, updated with those of a row."""
         for key in more or ():
             if not self._names(key):
                 raise BadRow(f"the chat template does not use `{key}` of `{KWARGS}`")
@@ -187,7 +188,7 @@ class ChatTemplate:
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether the template takes the content of a message as a list of parts, and loses a text (Idefics 3)."""
+        """Whether the template needs the content of a message as a list of parts, as that of Idefics 3 does."""
         if "content" not in self.source:
             return False
         parts = [{"role": "user", "content": [{"type": "text", "text": MARK}]}]
@@ -201,7 +202,7 @@ class ChatTemplate:
 
     @cached_property
     def switch(self) -> str | None:
-        """The option that turns thoughts on and off, None where the template has none."""
+        """The name of the variable that turns thinking on and off, or None if the template has none."""
         for name in SWITCHES:
             if self._names(name):
                 try:
@@ -214,7 +215,7 @@ class ChatTemplate:
 
     @cached_property
     def family(self) -> Family | None:
-        """How the template marks thoughts, by its source, or by the vocabulary if it only has a switch."""
+        """The family of the marks in the template's source, or in the vocabulary if the template only has a switch."""
         if found := self.marks.named_in(self.source):
             return found
         known = set(self.tokenizer.get_added_vocab()) if self.switch else set()
@@ -227,31 +228,31 @@ class ChatTemplate:
 
     @cached_property
     def kept(self) -> frozenset[int]:
-        """The special tokens that stay in a text, since they mark its thought."""
+        """The special tokens that are kept in a decoded text, because they mark the thought."""
         known = self.tokenizer.get_added_vocab()
         return frozenset(known[token] for token in self.marks.tokens(set(known)))
 
     @cached_property
     def skipped(self) -> frozenset[int]:
-        """The special tokens that are not text."""
+        """The special tokens that are removed from a decoded text."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {})  # all_special_ids has only those with a role
         special = {at for at, token in added.items() if token.special}
         return frozenset(special.union(self.tokenizer.all_special_ids)) - self.kept
 
     def text(self, ids: list[int]) -> str:
-        """Return tokens that a model wrote as its text, marks of thoughts included."""
+        """Return the decoded text of tokens, with the marks of thoughts."""
         if self.kept.isdisjoint(ids):
             return self.tokenizer.decode(ids, skip_special_tokens=True)
         return self.tokenizer.decode([token for token in ids if token not in self.skipped])
 
     def closing(self, prompt: str, text: str) -> str:
-        """Return what closes the thought in which a text ends, empty where it ends in none."""
+        """Return the text that closes an open thought at the end of a text, or an empty text if no thought is open."""
         opened = self.marks.opened(prompt)
         return self.marks.closing(text, opened, self.marks.named_in(prompt[-200:]) if opened else None)
 
 
 def answered(text: str, reason: str, thought: Thought | None) -> tuple[str, str, Thought | None]:
-    """Return an answer, why it ended, and its thought; without an end of the thought there is no answer."""
+    """Return the answer, the finish reason and the thought; a thought without an end has an empty answer."""
     return (text, reason, thought) if thought is None or thought.closed else ("", UNFINISHED, thought)
 
 

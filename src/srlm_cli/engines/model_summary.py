@@ -1,4 +1,4 @@
-"""What `srlm doctor --model` reports: how a model thinks, what its chat template does, and what it needs."""
+"""The report of `srlm doctor --model`: thinking mode, chat template, stop tokens, sampling, engine and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 2e9  # weights of a model that is loaded to try how it is run
 
 
 def model_summary(model: str) -> Iterator[tuple[str, str]]:
-    """Yield what there is to know of a model, as pairs of a name and a text; raise SrlmError if it is not a model."""
+    """Yield pairs (name, text) that describe a model. Raises SrlmError if the folder is not a model."""
     from srlm_cli.models.light_transformers import AutoConfig
 
     quiet_libraries()
@@ -48,7 +48,7 @@ def model_summary(model: str) -> Iterator[tuple[str, str]]:
 
 
 def parameters(config) -> int | None:
-    """Return how many weights a model of this configuration has, without making them; None if it is unknown."""
+    """Return the number of weights of a model with this configuration, or None if it cannot be computed."""
     import torch
 
     from srlm_cli.models.light_transformers import AutoModelForCausalLM
@@ -62,7 +62,7 @@ def parameters(config) -> int | None:
 
 
 def thinking(template: ChatTemplate) -> str:
-    """Return whether and how a model thinks, by its chat template."""
+    """Return a text about the thinking mode of a chat template."""
     if not template.family:
         return "the chat template has no thinking mode"
     mark = template.family.opening.strip()
@@ -72,7 +72,7 @@ def thinking(template: ChatTemplate) -> str:
 
 
 def about(template: ChatTemplate) -> Iterator[tuple[str, str]]:
-    """Yield what a chat template does with dialogues."""
+    """Yield pairs (name, text) about a chat template: replies, dates, message parts, system messages."""
     opened = template.render(HELLO)
     try:
         whole = template.render([*HELLO, assistant(MARK)], add_generation_prompt=False)
@@ -94,7 +94,7 @@ def about(template: ChatTemplate) -> Iterator[tuple[str, str]]:
 
 
 def path_of(model: str, count: int | None, device: str) -> str:
-    """Return by which path the engine `hf` runs a model; a large one is not loaded to find out."""
+    """Return how the engine `hf` runs a model; a model with more than LARGEST weights is not loaded."""
     if count is None or count > LARGEST:
         return "not tried: the model is large"
     from srlm_cli.engines.hf.engine import HfEngine
