@@ -96,7 +96,7 @@ def files(*folders: str) -> list[Path]:
 
 
 ALL = sorted(HOUSE.rglob("*.py"))
-LOWER = {"records", "seeds", "errors", "thoughts", "templates", "engines.base", "stats"}
+LOWER = {"records", "seeds", "errors", "thoughts", "templates", "engines.base", "stats", "rules"}
 
 
 def known(name: str, allowed: set[str]) -> bool:
@@ -113,7 +113,7 @@ FLOORS = (
     {"errors", "seeds", "redact", "thoughts"},
     {"dataset_formats"},
     {"records", "settings", "distributed", "threads"},
-    {"streams", "templates", "stats", "recipes"},
+    {"streams", "templates", "stats", "recipes", "rules"},
     {"evidence"},
     {"models"},
     {"forward"},

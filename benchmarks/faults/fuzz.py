@@ -92,8 +92,16 @@ PROMPTS = st.one_of(
 )
 COMPLETIONS = st.one_of(PROMPTS, rows_of({"prompt": PROMPT, "completion": st.one_of(TEXT, DIALOGUE)}))
 RANKED = rows_of({"prompt": PROMPT, "responses": st.lists(REPLY, max_size=4)})
+RULE = st.sampled_from(
+    ["no-commas", "words:..3", "not-json", "equal=question", "number=k~1", "regex:^a+$", "count:1..:blue", "words", "x",
+     "regex:(", "number:1~", "equal=id"]
+)  # fmt: skip
+RULES = st.one_of(
+    st.lists(RULE, max_size=3), st.lists(RULE, max_size=3), ODD, st.dictionaries(RULE, st.one_of(NUMBER, TEXT))
+)
 RESPONSES = rows_of(
-    {"prompt": PROMPT, "response": TEXT}, {"k": NUMBER, "prompt_id": ODD, "finish_reason": TEXT, "model": ODD}
+    {"prompt": PROMPT, "response": TEXT},
+    {"rules": RULES, "k": NUMBER, "prompt_id": ODD, "finish_reason": TEXT, "model": ODD},
 )
 JUDGED = rows_of(
     {"prompt": PROMPT, "response": TEXT, "score": st.one_of(NUMBER, st.none())},
@@ -147,7 +155,9 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     "judge": (
         st.one_of(RESPONSES, RANKED),
         [*READING, *ENGINE, option("template", "additive", "score_only", "rating"), option("score", "expected"),
-         option("max-unparsed", 0.5, 1), option("model", "random", "longest", "constant:3")],
+         option("max-unparsed", 0.5, 1), option("model", "random", "longest", "constant:3", "rules"),
+         option("combine", "gate", "mean", "min"),
+         option("rule", "no-commas", "words:..3", "regex:[a-z]", "number=k", "json")],
         ("--engine", "echo"),
     ),
     "make-pairs": (
@@ -161,6 +171,11 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     "gen-prompts": (PROMPTS, [*READING, *ENGINE, option("count", 1, 2), option("max-tries", 4)], ("--engine", "echo")),
     "eval reward": (JUDGED, READING, ()),
     "eval health": (JUDGED, READING, ()),
+    "eval rules": (
+        st.one_of(RESPONSES, RANKED),
+        [*READING, option("rule", "no-commas", "equal=question"), option("max-fall", 0.1)],
+        (),
+    ),
     "eval length-control": (PREFERENCES, READING, ()),
 }  # fmt: skip
 

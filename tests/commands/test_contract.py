@@ -17,6 +17,7 @@ import pytest
 from commands_table import (
     ACCEPT,
     AGAINST,
+    BOTH,
     COMMANDS,
     ECHO,
     GEN_PROMPTS,
@@ -25,6 +26,7 @@ from commands_table import (
     HINDSIGHT,
     JUDGE,
     JURY,
+    KEPT,
     MAKE_PAIRS,
     META,
     PAGES,
@@ -32,6 +34,7 @@ from commands_table import (
     RESPONSES,
     REWARD,
     ROW_COMMANDS,
+    RULES,
     SAMPLE,
     STAGES,
     Command,
@@ -87,7 +90,7 @@ def test_empty_input_makes_an_empty_complete_file(srlm: Srlm, command: Command) 
     assert (srlm.folder / "out.jsonl").read_bytes() == b""
 
 
-@each([REWARD, HEAD_TO_HEAD, HEALTH])
+@each([REWARD, HEAD_TO_HEAD, HEALTH, KEPT])
 def test_metrics_of_empty_input_are_null_of_n_0(srlm: Srlm, command: Command) -> None:
     result = srlm(*command.argv())
     assert result.code == 0
@@ -240,6 +243,8 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
     made = {
         SAMPLE: 4 * counts["read"],
         JUDGE: counts["read"],
+        RULES: counts["read"],
+        BOTH: counts["read"],
         META: counts["read"],
         JURY: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),

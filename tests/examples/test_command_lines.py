@@ -103,6 +103,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for folder, end, model in (("", "", "M1"), ("", "-1", "M1"), ("M1/", "", "M1"), ("M2/", "", "M2"))
         },
         **{f"judged-{juror}": [{**row, "judge": juror} for row in answers("M1", 2)] for juror in "abc"},
+        "ruled": [{"id": f"p{n}", "prompt": f"Ask {n}?", "rules": ["no-commas", "words:..30"]} for n in range(2)],
         "corpus": [{"text": "Air scatters short waves of light.", "title": "Sky", "source": "a book"}],
     }.items():  # fmt: skip
         write_rows(here / f"{name}.jsonl", rows)
@@ -125,6 +126,7 @@ def made_before(here: Path) -> None:
         "srlm judge --in judged.jsonl --meta --out meta.jsonl",
         "srlm eval head-to-head --in m2.jsonl --against m1.jsonl --engine echo --matches matches.jsonl",
         "srlm judge --in ranked_eval.jsonl --engine echo --model random --out eval-a.jsonl",
+        "srlm eval rules --in M1/responses.jsonl --rule words:5.. --out M1/eval-rules.jsonl",
         *[f"srlm judge --in ranked_eval.jsonl --engine echo --model random --seed {n} | srlm eval reward --out "
           f"M{n}/eval-reward.jsonl" for n in (1, 2)],
     ):  # fmt: skip

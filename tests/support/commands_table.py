@@ -32,6 +32,7 @@ RANKED = [
 ]
 COMPLETIONS = [{"prompt": text, "completion": "Well."} for text in QUESTIONS]
 PAIRS = [{"prompt": text, "chosen": "Well.", "rejected": "Bad."} for text in QUESTIONS]
+RULED = [{**row, "rules": ["no-commas", "words:..3"]} for row in RESPONSES]
 ECHO = ("--engine", "echo")
 AGAINST = "against.jsonl"
 
@@ -56,12 +57,18 @@ class Command:
         return [*self.name.split(), *self.options, *more]
 
     def __str__(self) -> str:
-        words = [word for word in self.options if word in ("accept", "hindsight", "--meta", "judgements")]
+        words = [
+            word
+            for word in self.options
+            if word in ("accept", "hindsight", "--meta", "judgements", "rules", "--combine")
+        ]
         return "-".join([*self.name.split(), *(word.strip("-") for word in words)])
 
 
 SAMPLE = Command("sample", PROMPTS)
 JUDGE = Command("judge", RESPONSES, field="response")
+RULES = Command("judge", RULED, options=(*ECHO, "--model", "rules"), field="response")
+BOTH = Command("judge", RULED, options=(*ECHO, "--combine", "mean"), field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 JURY = Command("jury", JUDGED, options=(), field="score")
@@ -77,17 +84,18 @@ COMPARISONS = [
     for n in range(12)
 ]
 LENGTH_CONTROL = Command("eval length-control", COMPARISONS, options=(), field="preference", lazy=False)
+KEPT = Command("eval rules", RULED, options=(), field="response", lazy=False)
 HEALTH = Command("eval health", JUDGED, options=(), field="score", lazy=False)
 SFT = Command(
     "sft", COMPLETIONS, options=("--model", "./nowhere", "--out", "model"), field="completion", lazy=False, trains=True
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
-STAGES = [SAMPLE, JUDGE, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
-ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, LENGTH_CONTROL]
+STAGES = [SAMPLE, JUDGE, RULES, BOTH, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
-    "eval reward", "eval head-to-head", "eval health", "eval length-control",
+    "eval reward", "eval head-to-head", "eval health", "eval length-control", "eval rules",
     "index", "report", "settings",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from srlm_cli.options.common import (
 )
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.judging import judge_template
+from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
 from srlm_cli.runner.provenance import model_identity
@@ -32,6 +33,7 @@ from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages import meta_judge as stage_meta
 from srlm_cli.stages import rescore as stage_rescore
+from srlm_cli.stages import rules as stage_rules
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
 
@@ -46,6 +48,7 @@ def judge(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    rules: RulesOfJudge,
     num_judgements: Annotated[
         int,
         Option(
@@ -107,6 +110,8 @@ def judge(
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
       srlm judge --in responses.jsonl --template own.toml --show 1
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
+      srlm judge --in responses.jsonl --rule no-commas --rule words:..30 --combine gate
+      srlm judge --in responses.jsonl --engine echo --model rules --rule no-commas
       srlm judge --in judged.jsonl --meta --out meta.jsonl
 
     Without --model the judge is the model in the `model` field of the responses: the model judges
@@ -118,6 +123,11 @@ def judge(
     the probability of all scores together at that position. If it is below --min-score-mass, the judge was
     about to write something else: the score is null and counted (`low score mass`). The defaults are
     the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+
+    With --rule, --rule-file or --combine, rules that a program checks are a part of the score: those for all
+    rows and those in the field `rules` of a row. `score_judge` is then the score of the judge, `score_rules`
+    that of the rules, and `rules` has the result of each. `--engine echo --model rules` uses the rules alone.
+    Without these options the field `rules` is not read. docs/rules.md lists the rules.
 
     With --meta the command reads judged rows. For each prompt it compares the judgements of the response
     with the most varied scores, pair by pair, in both orders (arXiv 2407.19594, with K=11). --template must
@@ -131,11 +141,17 @@ def judge(
     if meta and rescore:
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
     form = judge_template(template, system)
+    by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
+    combined = None if meta else rules.options(form, alone=by_rules)
+    for_all = combined and combined.rules
+    ruled = partial(stage_rules.with_rules, options=combined) if combined else iter
     if rescore:
-        stored = open_reader(stream, stage_rescore.stored_record, [stream.in_], shard=shard)
-        decides = {"rescore": True, "template": form.hash, "shard": stored.part}
+        stored = open_reader(
+            stream, with_rules_checked(stage_rescore.stored_record, for_all), [stream.in_], shard=shard
+        )
+        decides = {"rescore": True, "template": form.hash, "shard": stored.part, **rules.identity()}
         StageRun("judge", stream, stored, decides).run(
-            lambda rows, _: stage_rescore.rescore(rows, form),
+            lambda rows, _: ruled(stage_rescore.rescore(rows, form)),
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
         return
@@ -143,8 +159,8 @@ def judge(
         needs = "--score expected" if score == "expected" else "--force-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
-    check = partial(stage_meta.meta_judgeable, template=form) if metas else judgeable
-    rows = open_reader(stream, stage.with_fields_of(form, check), [stream.in_], shard=shard)
+    check = partial(stage_meta.meta_judgeable, template=form) if metas else with_rules_checked(judgeable, for_all)
+    rows = open_reader(stream, check if by_rules else stage.with_fields_of(form, check), [stream.in_], shard=shard)
     if show:
         options = stage.JudgeOptions(form, 1, Sampling(), sampling.seed, score=score, system=system)
         show_prompts(rows, options, show)
@@ -177,11 +193,14 @@ def judge(
     }
     own["shard"] = rows.part
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
+    own |= rules.identity()
     own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
 
     def make(rows: Iterable[Record], _: Resumed) -> Iterator[Outcome]:
         rows = of_one_writer(rows, spec.model) if self_judged else rows
-        return stage_meta.meta_judge(rows, model, metas) if metas else stage.judge(rows, model, options)
+        if by_rules:
+            return stage_rules.judge_by_rules(rows, combined)
+        return stage_meta.meta_judge(rows, model, metas) if metas else ruled(stage.judge(rows, model, options))
 
     asked = "verdicts" if metas else "judgements"
     decides = identity(sampling, **own) | model_identity(spec) if rows.peek() else {}

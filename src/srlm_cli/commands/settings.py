@@ -93,6 +93,9 @@ def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
             values[name] = value
             if name.endswith("template") and Path(str(value)).is_file():
                 values[f"{name}-hash"] = file_hash(value)
+            if name == "rule-file":
+                files = [place.rpartition(":")[0] for place in value or ()]
+                values["rule-file-hash"] = [file_hash(path) for path in files if Path(path).is_file()]
     return values
 
 

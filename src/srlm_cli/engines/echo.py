@@ -19,7 +19,7 @@ ocean olive orchid paddle pebble pepper pillow planet pocket prairie quartz rabb
 saffron shadow signal silver spiral spring summit sunset temple thistle thunder timber tunnel valley velvet
 violet walnut whistle willow window winter""".split()
 BEST = 5
-JUDGES = ("random", "longest", "shortest", "constant:N")
+JUDGES = ("rules", "random", "longest", "shortest", "constant:N")
 
 
 class EchoEngine:
@@ -27,7 +27,8 @@ class EchoEngine:
 
     The same request gives the same completion on every machine. Every text ends with a readable
     score, so one engine serves every stage of the loop. As one of `JUDGES` it writes nothing but a
-    score of 0 to 5: a whole number at random, more for a longer (or shorter) request, or always N.
+    score of 0 to 5: a whole number at random, more for a longer (or shorter) request, or always N. `rules`
+    is none of the engine: `srlm judge` checks the rules itself.
     """
 
     name = "echo"
@@ -36,6 +37,8 @@ class EchoEngine:
     def __init__(self, judge: str | None = None) -> None:
         """Take one of `JUDGES`, or a model's name, which does not matter; raise OptionError for another word."""
         self.model = echo_name(judge)
+        if self.model == "echo:rules":
+            raise OptionError("the echo judge `rules` is for srlm judge", f"--model one of {', '.join(JUDGES[1:])}")
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield a made-up completion for each request."""

@@ -180,8 +180,8 @@ class EngineOptions:
         Option(
             "--model", "-m", "--model-name-or-path", metavar="MODEL", envvar="SRLM_MODEL",
             help="Folder, adapter folder, hub id, .gguf file, or smollm2-135m-instruct (embedded); "
-            "with --engine openai the server's model name; with --engine echo: random, longest, shortest "
-            "or constant:N.",
+            "with --engine openai the server's model name; with --engine echo: random, longest, shortest, "
+            "constant:N or, for srlm judge, rules.",
         ),
     ] = None  # fmt: skip
     engine: Annotated[EngineName, Option("--engine", help="Engine that runs the model.", envvar="SRLM_ENGINE")] = "hf"

@@ -11,6 +11,7 @@ from typing import Any
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
 from srlm_cli.records import ENDS, KWARGS, Message, Record, as_text, is_reply, with_system
+from srlm_cli.rules import asked_in
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
 from srlm_cli.stages.lookahead import generate_for
@@ -20,6 +21,7 @@ from srlm_cli.thoughts import UNFINISHED, Thought
 Check = Callable[[Record], Record | list[Record]]
 
 READ_TOGETHER = 64
+OF_JUDGES_BEFORE = ("score_mass", "judge_thoughts", "score_judge", "score_rules")
 # Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
 # at most where an answer begins.
 MIN_SCORE_MASS = 0.2
@@ -309,7 +311,8 @@ def judged_row(row: Record, judgements: list[Judgement], judge: Record, with_mas
     thoughts = [judgement.thought and judgement.thought.text for judgement in judgements]
     readable = [score for score in scores if score is not None]
     return {
-        **{key: value for key, value in row.items() if key not in ("score_mass", "judge_thoughts")},
+        **{key: value for key, value in row.items() if key not in OF_JUDGES_BEFORE},
+        **({"rules": asked_in(row["rules"])} if isinstance(row.get("rules"), dict) and "score_rules" in row else {}),
         "score": fmean(readable) if readable else None,
         "scores": scores,
         "score_from": [judgement.score_from for judgement in judgements],

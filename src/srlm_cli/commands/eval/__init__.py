@@ -4,6 +4,7 @@ from srlm_cli.commands.eval.head_to_head import head_to_head
 from srlm_cli.commands.eval.health import health
 from srlm_cli.commands.eval.length_control import length_control
 from srlm_cli.commands.eval.reward import reward
+from srlm_cli.commands.eval.rules import rules
 from srlm_cli.options.common import new_app
 
 app = new_app("Measure: a judge against people, one model against another.")
@@ -11,3 +12,4 @@ app.command()(reward)
 app.command("head-to-head")(head_to_head)
 app.command()(health)
 app.command("length-control")(length_control)
+app.command()(rules)
