@@ -13,6 +13,7 @@ from srlm_cli.evaluate.reward import (
     Replies,
     at_matched_length,
     baselines,
+    best_of_n,
     by_number_of_replies,
     exact_match,
     is_perfect,
@@ -23,6 +24,7 @@ from srlm_cli.evaluate.reward import (
     reward_metrics,
     spearman,
     tops_among_perfect,
+    weighted_kappa,
 )
 from srlm_cli.records import judged_record
 from srlm_cli.stats.bootstrap import metrics
@@ -54,6 +56,7 @@ def test_the_five_metrics_by_hand() -> None:
         "pairwise_accuracy_without_ties": (2 / 3, 3),
         "pairwise_accuracy_ties_half": (2.5 / 4, 4),
         "tie_rate": (1 / 4, 4),
+        "best_of_n": ((1.0 + 0.5) / 2, 2),
         "5_best": (1.0, 1),
         "exact_match": (0.0, 2),
         "spearman": ((0.5 + 0.0) / 2, 2),
@@ -376,3 +379,57 @@ def test_two_rankings_of_one_prompt_need_ids(srlm: Srlm) -> None:
 
 def test_a_seed_is_not_negative(srlm: Srlm) -> None:
     assert srlm("eval", "reward", "--seed", "-1", stdin="").code == 2
+
+
+@pytest.mark.parametrize(
+    ("human", "scores", "share"),
+    [
+        ([0, -1, -1, -1], [4, 3, 2, 1], [1.0]),
+        ([0, -1, -1, -1], [3, 3, 3, 1], [1 / 3]),
+        ([0, -1, -1, -1], [None, 3, 2, 1], [0.0]),
+        ([0, 0, -1], [3, 2, 2], [1.0]),  # two are right
+        ([0, -1], [None, None], [0.0]),
+        ([0, 0], [1, 2], []),  # nothing is best
+    ],
+)
+def test_best_of_n_shares_the_top_among_those_that_tie(human, scores, share):
+    assert best_of_n(human, scores) == share
+
+
+def test_weighted_kappa_is_that_of_the_table_of_both():
+    """Against the definition: weights (i - j) squared over the table of both raters' scores, and over chance."""
+    random_ = random.Random(3)
+    prompts = [
+        replies([random_.randint(1, 5) for _ in range(4)], [random_.randint(1, 5) for _ in range(4)]) for _ in range(9)
+    ]
+    pairs = [(h, s) for one in prompts for h, s in zip(one.human, one.scores, strict=True)]
+    chance = sum((h - s) ** 2 for h, _ in pairs for _, s in pairs) / len(pairs) ** 2
+    (row,) = weighted_kappa(prompts)
+    assert row["value"] == pytest.approx(1 - sum((h - s) ** 2 for h, s in pairs) / len(pairs) / chance)
+    assert row["n"] == 36 and row["ci_low"] < row["value"] < row["ci_high"]
+    (same,) = weighted_kappa([replies([1, 5, 3], [1, 5, 3])])
+    assert same["value"] == 1
+    assert not list(weighted_kappa([replies([0, -1], [4, 2])]))  # ranks are no scores
+
+
+def test_accuracy_by_category_comes_before_that_over_all():
+    ones = [(["Math"] * 2, [5, 4]), (["Math"] * 2, [1, 2]), (["Focus"] * 2, [3, 1])]
+    rows = [
+        {
+            "prompt": f"q{n}", "response": str(k), "id": f"{n}/{k}", "prompt_id": str(n), "human": -k,
+            "score": scores[k], "category": names[k],
+        }
+        for n, (names, scores) in enumerate(ones)
+        for k in range(2)
+    ]  # fmt: skip
+    found = judge_metrics([[judged_record(row) for row in rows[at : at + 2]] for at in (0, 2, 4)])
+    of = {
+        (row["metric"], row.get("category")): row["value"]
+        for row in found
+        if row["metric"] in ("pairwise_accuracy", "best_of_n") and "replies" not in row
+    }
+    assert of == {
+        ("pairwise_accuracy", "Focus"): 1.0, ("pairwise_accuracy", "Math"): 0.5, ("pairwise_accuracy", None): 2 / 3,
+        ("best_of_n", "Focus"): 1.0, ("best_of_n", "Math"): 0.5, ("best_of_n", None): 2 / 3,
+    }  # fmt: skip
+    assert "category" not in [row for row in found if row["metric"] == "pairwise_accuracy"][-1]

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import sqrt
 from statistics import correlation
+from typing import TYPE_CHECKING
 
+from srlm_cli.evaluate import tied_answers
 from srlm_cli.records import Record
 from srlm_cli.seeds import derive
-from srlm_cli.stats.bootstrap import measured
+from srlm_cli.stats.bootstrap import columns_of, measured, of_sums
+
+if TYPE_CHECKING:
+    import numpy as np
 
 BEST = 5.0
 MATCHED_LENGTH = 0.25
@@ -22,7 +27,8 @@ class Replies:
     """The replies to one prompt, one value per reply; a larger `human` or `scores` value is better.
 
     A score is null if it is unreadable. `perfect` is whether the judge gave the best score; `lengths` are in
-    characters; `draws` are the scores of a random judge.
+    characters; `draws` are the scores of a random judge. `categories` and `ties` are texts of the rows or None; see
+    `by_category` and `tied_answers`.
     """
 
     human: list[float]
@@ -30,19 +36,25 @@ class Replies:
     perfect: list[bool]
     lengths: list[int]
     draws: list[float]
+    categories: list[str | None] = field(default_factory=list)
+    ties: list[str | None] = field(default_factory=list)
 
 
 def judge_metrics(
-    prompts: Iterable[list[Record]], seed: int = 0, best: float = BEST, matched_length: float = MATCHED_LENGTH
+    prompts: Iterable[list[Record]],
+    seed: int = 0,
+    best: float = BEST,
+    matched_length: float = MATCHED_LENGTH,
+    by: str = "category",
 ) -> list[Record]:
     """Return the metrics of judged records with `human`, one list per prompt; `docs/metrics.md` defines each.
 
-    Metrics by number of replies, which have the field `replies`, come first, so the last one of a name is the metric
-    over all prompts. Prompts with one reply have no order.
+    Metrics by the value of the field `by`, which have `category`, and by number of replies, which have `replies`, come
+    first, so the last one of a name is the metric over all prompts. Prompts with one reply have no order.
     """
     prompts = list(prompts)
     judges = {judge_name(row) for group in prompts for row in group}
-    return metric_rows([replies_of(group, seed, best) for group in prompts], judges, seed, matched_length)
+    return metric_rows([replies_of(group, seed, best, by) for group in prompts], judges, seed, matched_length)
 
 
 def metric_rows(
@@ -51,8 +63,10 @@ def metric_rows(
     """Return the metrics of `judge_metrics` from the numbers alone; iterates over `prompts` several times."""
     several = Where(prompts, lambda one: len(one.human) > 1)
     name = {"model": next(iter(judges))} if len(judges) == 1 else {}
-    rows = [*by_number_of_replies(several, seed), *reward_metrics(several, seed), *baselines(several, seed)]
-    return [{**row, **name} for row in [*rows, *at_matched_length(several, seed, matched_length)]]
+    rows = [*by_category(several, seed), *by_number_of_replies(several, seed), *reward_metrics(several, seed)]
+    rows += [*baselines(several, seed), *at_matched_length(several, seed, matched_length)]
+    rows += [*weighted_kappa(prompts, seed), *tied_answers.metrics(several, seed)]
+    return [{**row, **name} for row in rows]
 
 
 @dataclass(frozen=True)
@@ -66,14 +80,17 @@ class Where:
         return filter(self.fits, self.prompts)
 
 
-def replies_of(group: list[Record], seed: int, best: float) -> Replies:
-    """Return the judged rows of one prompt as numbers."""
+def replies_of(group: list[Record], seed: int, best: float, by: str = "category") -> Replies:
+    """Return the judged rows of one prompt as numbers, with their values of the field `by` if these are texts."""
+    texts = lambda field: [value if isinstance(value := row.get(field), str) else None for row in group]  # noqa: E731
     return Replies(
         human=[row["human"] for row in group],
         scores=[row["score"] for row in group],
         perfect=[is_perfect(row, best) for row in group],
         lengths=[len(row["response"] or "") for row in group],
         draws=[float(derive(seed, "random", row["id"])) for row in group],
+        categories=texts(by),
+        ties=texts(tied_answers.FIELD),
     )
 
 
@@ -109,7 +126,7 @@ def judge_name(row: Record) -> str | None:
 
 
 def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
-    """Return the paper's five metrics, the ways to count ties, and the share of replies with a score.
+    """Return the paper's five metrics, the ways to count ties, best-of-n, and the share of replies with a score.
 
     A reply with a null score counts as a disagreement: its pairs are misses and its prompt is not an exact match. It is
     left out of the correlations.
@@ -120,6 +137,7 @@ def reward_metrics(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
         "pairwise_accuracy_without_ties": lambda one: ties_left_out(ends(one)),
         "pairwise_accuracy_ties_half": lambda one: [0.5 if o is None else float(o) for o in ends(one)],
         "tie_rate": lambda one: [outcome is None for outcome in ends(one)],
+        "best_of_n": lambda one: best_of_n(one.human, one.scores),
         "5_best": lambda one: tops_among_perfect(one.human, one.perfect),
         "exact_match": lambda one: [exact_match(one.human, one.scores)],
         "spearman": lambda one: spearman(one.human, one.scores),
@@ -167,6 +185,42 @@ def by_number_of_replies(prompts: Iterable[Replies], seed: int = 0) -> list[Reco
     return rows
 
 
+def by_category(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
+    """Return pairwise accuracy and best-of-n of the prompts of each category, as `category`."""
+    rows = []
+    values = {
+        "pairwise_accuracy": lambda one: agreement(one.human, one.scores),
+        "best_of_n": lambda one: best_of_n(one.human, one.scores),
+    }
+    for name in sorted({name for one in prompts for name in one.categories[:1] if name is not None}):
+        some = Where(prompts, lambda one, name=name: one.categories[:1] == [name])
+        rows += [row | {"category": name} for row in measured("reward", some, values, seed)]
+    return rows
+
+
+def weighted_kappa(prompts: Iterable[Replies], seed: int = 0) -> Iterator[Record]:
+    """Yield the kappa with quadratic weights of the judge's scores and people's scores (Cohen, 1968).
+
+    There is none if people gave ranks, which are 0 and less in `human`. Null scores are left out.
+    """
+    if all(h <= 0 for one in prompts for h in one.human):
+        return
+    scored = lambda one: [(h, s) for h, s in zip(one.human, one.scores, strict=True) if s is not None]  # noqa: E731
+    sums = {
+        "people": lambda one: [h for h, _ in scored(one)],
+        "judge": lambda one: [s for _, s in scored(one)],
+        "squares": lambda one: [h * h + s * s for h, s in scored(one)],
+        "apart": lambda one: [(h - s) ** 2 for h, s in scored(one)],
+    }
+    columns = columns_of(prompts, sums)[:, : len(sums) + 1]  # and the count
+
+    def kappa(total: np.ndarray) -> np.ndarray:
+        people, judge, squares, apart, n = (total[..., at] for at in range(len(sums) + 1))
+        return 1 - apart / (squares - 2 * people * judge / n)
+
+    yield of_sums("reward", "weighted_kappa", columns, kappa, int(columns[:, -1].sum()), seed)
+
+
 # --- one prompt ------------------------------------------------------------------------------
 
 
@@ -206,6 +260,18 @@ def near(lengths: list[int], pair: tuple[int, int], longer: float) -> bool:
     """Return whether the longer reply of a pair is at most a share `longer` longer than the shorter one."""
     short, long = sorted(lengths[at] for at in pair)
     return long - short <= longer * short + 1e-9  # 29 is not over 0.29 * 100
+
+
+def best_of_n(human: list[float], scores: list[float | None]) -> list[float]:
+    """Return the share of the replies with the highest score that people rank first, as RewardBench 2 counts ties.
+
+    A prompt without a score has 0, one whose replies people tied has no value.
+    """
+    if len(set(human)) == 1:
+        return []
+    known = [score for score in scores if score is not None]
+    tops = [h == max(human) for h, score in zip(human, scores, strict=True) if known and score == max(known)]
+    return [sum(tops) / len(tops) if tops else 0.0]
 
 
 def tops_among_perfect(human: list[float], perfect: list[bool]) -> list[bool]:

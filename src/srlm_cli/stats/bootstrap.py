@@ -46,6 +46,23 @@ def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], s
     return rows
 
 
+def of_sums(
+    task: str, metric: str, columns: np.ndarray, formula: Callable[[np.ndarray], np.ndarray], n: int, seed: int = 0
+) -> Record:
+    """Return a metric that is a formula over the sums of the columns, (prompts, k), of all prompts.
+
+    `formula` takes sums, (..., k), and returns values, (...); a value that is not finite is null.
+    """
+    import numpy as np
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(formula(columns.sum(axis=0)))
+        drawn = formula(resampled_sums(columns, seed))
+    value = value if n and np.isfinite(value) else None
+    limits = interval(drawn if value is not None else drawn[:0])
+    return {"task": task, "metric": metric, "value": value, "n": n, **limits}
+
+
 def columns_of(prompts: Iterable[T], values: Mapping[str, Values[T]]) -> np.ndarray:
     """Return for each prompt the sums of its values by name and then how many there are: (prompts, 2 names)."""
     import numpy as np

@@ -31,6 +31,9 @@ def reward(
     matched_length: Annotated[
         float, Option("--matched-length", min=0.0, help="Lengths match when one reply is longer by at most this share.")
     ] = 0.25,
+    by: Annotated[
+        str, Option("--by", metavar="FIELD", help="Also report the accuracy for each value of this field.")
+    ] = "category",
     seed: Seed = 0,
 ) -> None:
     """Measure a judge against people: the paper's reward-model metrics.
@@ -44,9 +47,10 @@ def reward(
     other rows are matched with --ranked by prompt and text. Writes one row per metric: `metric`, `value`,
     `n`, `ci_low`, `ci_high` (95%, bootstrap over prompts with --seed). Pairwise accuracy counts a tie of
     the judge as a miss. The other metrics are the accuracy without ties and with ties as halves, the tie
-    rate, 5-best, exact match, Spearman, Kendall tau-b, the baselines longest, shortest and random reply,
-    and the accuracy for replies of similar length. A row with `replies` is over the prompts with this
-    number of replies. docs/metrics.md defines each.
+    rate, best-of-n, 5-best, exact match, Spearman, Kendall tau-b, weighted kappa, the baselines longest,
+    shortest and random reply, and the accuracy for replies of similar length. A row with `replies` or
+    `category` is over the prompts with this number of replies or of this category. docs/metrics.md
+    defines each.
     """
     from srlm_cli.evaluate import reward as pure
     from srlm_cli.streams.spill import ByKey
@@ -62,7 +66,7 @@ def reward(
             records.refuse_two_replies(group)
         except BadRow as error:
             raise DataError(f"{reader.at}: {error}") from None
-        prompts.add(prompt, pure.replies_of(group, seed, best))
+        prompts.add(prompt, pure.replies_of(group, seed, best, by))
         judges |= {pure.judge_name(row) for row in group}
         count += len(group)
     check_whole(reader)
