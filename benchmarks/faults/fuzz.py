@@ -322,6 +322,40 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
+def fuzz_evidence(folder: Path) -> Any:
+    """Return a test of `judge` and `make-eft` with passages: of generated documents, or of generated answers."""
+    passage = st.fixed_dictionaries({"text": st.one_of(TEXT, ODD)}, optional={"id": ODD, "source": ODD, "title": ODD})
+    answer = st.fixed_dictionaries({"passages": st.one_of(st.lists(passage, max_size=3), ODD)})
+    documents = st.lists(st.fixed_dictionaries({"text": TEXT}, optional={"title": TEXT, "id": ODD}), max_size=4)
+    search = st.one_of(documents, st.lists(st.one_of(answer, answer, ODD), min_size=1, max_size=4).map(tuple))
+
+    def test(found: list | tuple, source: list[str], ranked: bool, query: str) -> None:
+        for left in folder.glob("*"):
+            left.unlink()
+        rows, texts, index = folder / "rows.jsonl", folder / "texts.jsonl", str(folder / "index.db")
+        rows.write_text("\n".join(source))
+        numbered = [{"id": at, **one} if isinstance(one, dict) else one for at, one in enumerate(found)]
+        texts.write_text("".join(json.dumps(one) + "\n" for one in (found if isinstance(found, list) else numbered)))
+        INPUTS["passages"] += len(found) + len(source)
+        if isinstance(found, list):
+            check_end("index", *command(["index", "--in", str(texts), "--out", index, "--on-error", "skip"]))
+        name = "make-eft" if ranked else "judge"
+        argv = [name, "--in", str(rows), "--out", str(folder / "out.jsonl"), "--engine", "echo", "--on-error", "skip"]
+        argv += ["--template", "evidence", "--evidence-query", query]
+        argv += ["--evidence", index] if isinstance(found, list) else ["--evidence-cmd", f"cat {texts}"]
+        code, said = command(argv)
+        if code == 1 and isinstance(found, tuple) and "--evidence-cmd cat" in said and "fault of srlm" not in said:
+            ENDS[f"{name} --evidence-cmd 1"] += 1
+            return
+        check_end(f"{name} --evidence", code, said)
+        for row in rows_in(folder / "out.jsonl"):
+            if not all(one["text"].strip() and one["rank"] == at for at, one in enumerate(row["evidence"], 1)):
+                raise Fault(f"passages {row['evidence']}")
+
+    queries = st.sampled_from(["prompt", "response", "both", "model"])
+    return given(found=search, source=lines(st.one_of(RESPONSES, RANKED)), ranked=st.booleans(), query=queries)(test)
+
+
 MESSAGE_BACK = st.fixed_dictionaries(
     {"role": st.just("assistant"), "content": st.one_of(TEXT, TEXT, TEXT, st.none(), ODD)},
     optional={"reasoning_content": TEXT, "refusal": st.one_of(st.none(), TEXT), "tool_calls": ODD},
@@ -399,10 +433,11 @@ def main() -> None:
     os.environ["SRLM_DEBUG"] = "1"  # an exception that nobody foresaw comes out
     cli.command = cache(cli.command)
     shown = os.fdopen(os.dup(1), "w")  # srlm points stdout at stderr
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where `srlm index` prints what it holds
     started, turn, faults = time.monotonic(), 0, []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        makers = [partial(fuzz_command, name) for name in COMMANDS] + [fuzz_template, fuzz_server]
+        makers = [partial(fuzz_command, name) for name in COMMANDS] + [fuzz_template, fuzz_evidence, fuzz_server]
         while INPUTS.total() < options.inputs and not faults:
             for make in makers:
                 few = settings(

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -19,7 +20,9 @@ from commands_table import (
     AGAINST,
     BOTH,
     COMMANDS,
+    CORPUS,
     ECHO,
+    EVIDENCE,
     GEN_PROMPTS,
     HEAD_TO_HEAD,
     HEALTH,
@@ -41,6 +44,8 @@ from commands_table import (
 )
 from helpers import MORTAL, PROGRAM, Record, Result, Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.cli import command as build_command
+from srlm_cli.evidence.documents import Document
+from srlm_cli.evidence.index import open_index
 
 
 def each(commands: list[Command]) -> pytest.MarkDecorator:
@@ -48,9 +53,20 @@ def each(commands: list[Command]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("command", commands, ids=str)
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("index") / CORPUS
+    with open_index(str(path), 120, 20) as made:
+        for at, text in enumerate(("The sky is blue.", "A river of Europe.", "Boil an egg.", "A lighthouse warns.")):
+            made.add(Document(str(at), "", text))
+        made.finish()
+    return path
+
+
 @pytest.fixture(autouse=True)
-def against(tmp_path: Path) -> None:
-    """The other side of `eval head-to-head`."""
+def against(tmp_path: Path, corpus: Path) -> None:
+    """The other side of `eval head-to-head`, and an index of passages."""
+    shutil.copy(corpus, tmp_path / CORPUS)
     write_rows(tmp_path / AGAINST, [{**row, "response": "Another answer."} for row in RESPONSES])
 
 
@@ -345,7 +361,7 @@ def test_a_second_run_writes_the_same_file_not_a_longer_one(srlm: Srlm, command:
     for _ in range(2):
         assert srlm(*command.argv("--in", "in.jsonl", "--out", "out.jsonl")).code == 0
     assert (srlm.folder / "out.jsonl").read_text() == whole(srlm, command) != ""
-    left = {path.name for path in srlm.folder.iterdir()} - {AGAINST}
+    left = {path.name for path in srlm.folder.iterdir()} - {AGAINST, CORPUS}
     assert left == {"in.jsonl", "out.jsonl", "out.jsonl.meta.json"}
 
 
@@ -406,7 +422,7 @@ def many(command: Command, count: int = 12) -> Command:
     return Command(command.name, rows, options, command.field, command.lazy)
 
 
-MANY = [many(command) for command in (SAMPLE, JUDGE, ACCEPT, GEN_PROMPTS, META)]
+MANY = [many(command) for command in (SAMPLE, JUDGE, EVIDENCE, ACCEPT, GEN_PROMPTS, META)]
 
 
 @pytest.mark.parametrize("command", MANY, ids=str)

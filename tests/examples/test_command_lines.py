@@ -121,6 +121,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made_before(here: Path) -> None:
     """Make what later examples read by the commands that come before them."""
     for line in (
+        "srlm index --in corpus.jsonl --out corpus.db",
         "srlm make-pairs --in M1/judged.jsonl --out M1/pairs.jsonl",
         "srlm make-pairs --in M1/judged.jsonl --out pairs.jsonl",
         "srlm judge --in judged.jsonl --meta --out meta.jsonl",

@@ -60,7 +60,7 @@ class Command:
         words = [
             word
             for word in self.options
-            if word in ("accept", "hindsight", "--meta", "judgements", "rules", "--combine")
+            if word in ("accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine")
         ]
         return "-".join([*self.name.split(), *(word.strip("-") for word in words)])
 
@@ -69,6 +69,10 @@ SAMPLE = Command("sample", PROMPTS)
 JUDGE = Command("judge", RESPONSES, field="response")
 RULES = Command("judge", RULED, options=(*ECHO, "--model", "rules"), field="response")
 BOTH = Command("judge", RULED, options=(*ECHO, "--combine", "mean"), field="response")
+CORPUS = "corpus.db"
+EVIDENCE = Command(
+    "judge", RESPONSES, options=(*ECHO, "--template", "evidence", "--evidence", CORPUS), field="response"
+)
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 JURY = Command("jury", JUDGED, options=(), field="score")

@@ -174,6 +174,12 @@ def test_show_prints_what_the_judge_reads_without_a_model(srlm: Srlm) -> None:
     assert bad.code == 3 and "rows.jsonl:2:" in bad.err and "R0" in bad.out
 
 
+@pytest.mark.parametrize("argv", [("--meta",), ("--rescore",), ("--model", "rules")])
+def test_show_is_refused_where_no_judge_is_asked(srlm: Srlm, argv: tuple[str, ...]) -> None:
+    refused = srlm("judge", "--show", "1", *ECHO, *argv, stdin=as_lines(ROWS))
+    assert refused.code == 2 and "--show prints the prompt of a judge" in refused.err
+
+
 def test_training_rows_have_the_fields_of_the_template(srlm: Srlm) -> None:
     replies = [{"text": "Good.", "rank": 0}, {"text": "Bad.", "rank": 1}]
     ranked = [{"prompt": f"{word}?", "responses": replies, "reference": "It is so."} for word in ("Why", "Who")]

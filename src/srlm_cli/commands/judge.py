@@ -9,7 +9,7 @@ from typer import Option
 
 from srlm_cli import records, templates
 from srlm_cli.engines import LOCAL, LazyEngine, template_kwargs
-from srlm_cli.engines.base import Sampling
+from srlm_cli.engines.base import Engine, EngineSpec, Sampling
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
 from srlm_cli.options import numbers
 from srlm_cli.options.common import (
@@ -22,7 +22,7 @@ from srlm_cli.options.common import (
     new_app,
 )
 from srlm_cli.options.groups import grouped
-from srlm_cli.options.judging import judge_template
+from srlm_cli.options.judging import EvidenceOptions, closing, judge_template
 from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
@@ -48,6 +48,7 @@ def judge(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    search: EvidenceOptions,
     rules: RulesOfJudge,
     num_judgements: Annotated[
         int,
@@ -109,6 +110,7 @@ def judge(
       srlm judge --in responses.jsonl --model M2/model --template score_only --force-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
       srlm judge --in responses.jsonl --template own.toml --show 1
+      srlm judge --in responses.jsonl --template evidence --evidence corpus.db --out judged.jsonl
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
       srlm judge --in responses.jsonl --rule no-commas --rule words:..30 --combine gate
       srlm judge --in responses.jsonl --engine echo --model rules --rule no-commas
@@ -123,6 +125,10 @@ def judge(
     the probability of all scores together at that position. If it is below --min-score-mass, the judge was
     about to write something else: the score is null and counted (`low score mass`). The defaults are
     the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+
+    With --evidence the judge is shown passages from an index of `srlm index`, found for each response, in place
+    of `$evidence` in its template. The row has them as `evidence`: a list of id, source, text and rank.
+    docs/evidence.md has the details, and the protocol of --evidence-cmd.
 
     With --rule, --rule-file or --combine, rules that a program checks are a part of the score: those for all
     rows and those in the field `rules` of a row. `score_judge` is then the score of the judge, `score_rules`
@@ -142,6 +148,10 @@ def judge(
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
     form = judge_template(template, system)
     by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
+    if search.given and (meta or rescore or by_rules):
+        raise OptionError("no judge is shown passages with --meta, --rescore or --model rules", "leave out --evidence")
+    if show and (meta or rescore or by_rules):
+        raise OptionError("--show prints the prompt of a judge", "leave out --meta, --rescore and --model rules")
     combined = None if meta else rules.options(form, alone=by_rules)
     for_all = combined and combined.rules
     ruled = partial(stage_rules.with_rules, options=combined) if combined else iter
@@ -159,11 +169,14 @@ def judge(
         needs = "--score expected" if score == "expected" else "--force-score"
         raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
     metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
+    if not (metas or by_rules):
+        search.check(form, "--template additive")
     check = partial(stage_meta.meta_judgeable, template=form) if metas else with_rules_checked(judgeable, for_all)
     rows = open_reader(stream, check if by_rules else stage.with_fields_of(form, check), [stream.in_], shard=shard)
-    if show:
-        options = stage.JudgeOptions(form, 1, Sampling(), sampling.seed, score=score, system=system)
-        show_prompts(rows, options, show)
+    found = search.open()
+    if show and not search.asks_model:
+        about = stage.JudgeOptions(form, 1, Sampling(), 0, score=score, system=system, evidence=found)
+        show_prompts(rows, LazyEngine(EngineSpec("echo")), about, show)
         return
     local = engine.engine in LOCAL
     if rows.peek() is None and rows.error:
@@ -181,7 +194,11 @@ def judge(
         min_score_mass,
         system,
         template_kwargs(spec) if rows.peek() else {},
+        found,
     )
+    if show:
+        show_prompts(rows, model, options, show)
+        return
     own = {
         "num_judgements": num_judgements,
         "template": form.hash,
@@ -191,7 +208,7 @@ def judge(
         "rescore": False,
         "system": system,
     }
-    own["shard"] = rows.part
+    own |= {"shard": rows.part, **search.identity(found)}
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
     own |= rules.identity()
     own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
@@ -200,7 +217,9 @@ def judge(
         rows = of_one_writer(rows, spec.model) if self_judged else rows
         if by_rules:
             return stage_rules.judge_by_rules(rows, combined)
-        return stage_meta.meta_judge(rows, model, metas) if metas else ruled(stage.judge(rows, model, options))
+        if metas:
+            return stage_meta.meta_judge(rows, model, metas)
+        return closing(ruled(stage.judge(rows, model, options)), found)
 
     asked = "verdicts" if metas else "judgements"
     decides = identity(sampling, **own) | model_identity(spec) if rows.peek() else {}
@@ -215,10 +234,11 @@ def judge(
         say(f"srlm judge: {low} scores are null: the scores had too little probability (`score_mass`)")
 
 
-def show_prompts(rows: Reader, options: stage.JudgeOptions, count: int) -> None:
-    """Print the judge's prompts for the first rows, without a model."""
-    for row in islice(finished(rows), count):
-        print(stage.prompt_shown(row, options, rows.at), end="")
+def show_prompts(rows: Reader, engine: Engine, options: stage.JudgeOptions, count: int) -> None:
+    """Print the judge's prompts for the first rows; the engine writes queries only."""
+    first = ((row, rows.at) for row in islice(finished(rows), count))
+    for text in closing(stage.prompts_shown(first, engine, options), options.evidence):
+        print(text, end="")
     if rows.error:
         raise rows.error
 

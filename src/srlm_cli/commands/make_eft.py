@@ -1,6 +1,7 @@
 """srlm make-eft."""
 
 import os
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Literal
 
 from typer import Option
@@ -20,10 +21,12 @@ from srlm_cli.options.common import (
 )
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.judging import judge_template
+from srlm_cli.options.judging import EvidenceOptions, closing, judge_template
+from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
-from srlm_cli.runner.stage import StageRun
+from srlm_cli.runner.stage import Resumed, StageRun
+from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage_judge
 from srlm_cli.stages import make_eft as stage
 from srlm_cli.stages import split as stage_split
@@ -44,6 +47,7 @@ def make_eft(
     stream: StreamOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    search: EvidenceOptions,
     method: Annotated[
         Method,
         Option(
@@ -97,6 +101,7 @@ def make_eft(
     Examples:
       srlm make-eft --in ranked.jsonl --model sft/model --out eft.jsonl
       srlm make-eft --in ranked.jsonl --method hindsight --reason none --template score_only --out eft.jsonl
+      srlm make-eft --in ranked.jsonl --method hindsight --template evidence --evidence corpus.db --out eft.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --split eval --out ranked_eval.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --num-judgements 8 --ties --out eft.jsonl
       cat eft-*.jsonl | srlm make-eft --thin --max-share 0.4 > eft.jsonl
@@ -107,7 +112,8 @@ def make_eft(
     and the seed decides between neighbouring scores. With `--reason none` the target is the score alone:
     the cheapest judge that works, without reasons. Only the text of a prompt and --seed decide whether it
     is in the eval part; --held-out rejects the prompts of a file. A --shard needs --max-share 1, because
-    --max-share depends on all earlier rows; run --thin on the concatenated rows instead.
+    --max-share depends on all earlier rows; run --thin on the concatenated rows instead. With --evidence the
+    prompts have passages, found as `srlm judge --evidence` finds them.
     """
     if thin and shard:
         raise OptionError("--thin looks at all rows before", "it is for the joined rows, without --shard")
@@ -140,17 +146,19 @@ def make_eft(
             lambda rows, _: stage_split.eval_part(rows, eval_share, sampling.seed)
         )
         return
+    search.check(form, "another template")
     by_rank = method == "hindsight"
     if (by_rank or force_score) and not form.finish:
         raise OptionError(f"template {template} has no `finish`", "the line before the score")
     if force_score and not form.choices:
         raise OptionError(f"template {template} has no `choices`", "--force-score chooses among them")
     writes_reasons = by_rank and reason == "model"
-    needs_model = not by_rank or writes_reasons
-    reasons = templates.load("hindsight", fields={"prompt", "response", "score", "high"}) if writes_reasons else None
+    needs_model = not by_rank or writes_reasons or search.asks_model
+    reasons = reason_template(search.given) if writes_reasons else None
     linear = (score_low, score_high) if scale == "linear" else None
     known = all_scores(stream.in_) if by_rank and not linear else None
     model = LazyEngine(engine.spec())
+    found = search.open()
     options = stage.EftOptions(
         form,
         sampling.sampling(model.spec),
@@ -164,19 +172,29 @@ def make_eft(
         reasons,
         system,
         template_kwargs(model.spec) if needs_model and rows.peek() else {},
+        found,
     )
     made_by = stage.hindsight if by_rank else stage.accept
     chosen = {"method": method, "reason": reason, "ties": ties, "max_share": max_share}
     chosen |= {"num_judgements": num_judgements, "rows_per_reply": rows_per_reply}
     chosen |= {"force_score": force_score, "scale": scale, "score_low": score_low, "score_high": score_high, **parts}
-    chosen |= {"system": system}
+    chosen |= {"system": system, **search.identity(found)}
     decides = identity(sampling, **chosen, all_scores=len(known or []), template=form.hash)
     decides |= model_identity(model.spec) if needs_model else {}
-    StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(
-        lambda rows, done: stage_split.train_part(
-            rows, lambda ours: made_by(ours, model, options, kept=done.rows()), eval_share, sampling.seed
-        )
-    )
+
+    def make(rows: Iterable[Record], done: Resumed) -> Iterator[Outcome]:
+        made = lambda ours: made_by(ours, model, options, kept=done.rows())  # noqa: E731
+        return closing(stage_split.train_part(rows, made, eval_share, sampling.seed), found)
+
+    StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(make)
+
+
+def reason_template(with_evidence: bool) -> templates.Template:
+    """Return the template that asks for the reasons of a known score, with passages if the judge is shown them."""
+    fields = {"prompt", "response", "score", "high"}
+    if with_evidence:
+        return templates.load("hindsight_evidence", fields={*fields, "evidence"})
+    return templates.load("hindsight", fields=fields)
 
 
 def all_scores(path: str) -> list[float] | None:

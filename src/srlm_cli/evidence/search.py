@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.evidence.index import TOKENIZER, connect, failures, settings
 
 WORD = re.compile(r"[^\W_]+")
@@ -18,11 +18,11 @@ MOST_ROWS = 5_000  # that a query ranks, so that its time is bounded, however co
 class Passage:
     """A passage that was found: its number in the index, the source and title of its document, its text.
 
-    A larger `score` (bm25) fits better.
+    A larger `score` (bm25) fits better. A passage of another program can lack `id` and `source`; its score is 0.
     """
 
-    id: int
-    source: str
+    id: int | str | None
+    source: str | None
     title: str
     text: str
     score: float
@@ -31,7 +31,8 @@ class Passage:
 class Corpus:
     """An index of `srlm index`, to be searched; it is never written. Raises OptionError for another file.
 
-    `fingerprint` changes with any document and with the sizes of the passages.
+    `fingerprint` changes with any document and with the sizes of the passages. All passages are of this state: if a
+    document is added while the index is searched, `search` raises SrlmError.
     """
 
     def __init__(self, path: str) -> None:
@@ -40,6 +41,8 @@ class Corpus:
         self.path = path
         with failures(path):
             self.database = connect(path, made=True)
+            settings(self.database, path)  # refuses another kind of file
+            self.version = self._version()
             self.fingerprint: str = settings(self.database, path)["fingerprint"]
             self.database.execute(f"CREATE VIRTUAL TABLE temp.asked USING fts5(word, tokenize = '{TOKENIZER}')")
             self.database.execute("CREATE VIRTUAL TABLE temp.terms USING fts5vocab(temp, asked, instance)")
@@ -58,7 +61,26 @@ class Corpus:
             found = self.database.execute(
                 "SELECT rowid, rank FROM passage WHERE passage MATCH ? ORDER BY rank, rowid LIMIT ?", (match, count)
             ).fetchall()
-            return [self._passage(number, -rank) for number, rank in found]
+            passages = [self._passage(number, -rank) for number, rank in found]
+            self._refuse_changes()
+        return passages
+
+    def close(self) -> str:
+        """Close the file."""
+        self.database.close()
+        return ""
+
+    def _version(self) -> int:
+        """Return a number that changes when another process changes the file."""
+        return self.database.execute("PRAGMA data_version").fetchone()[0]
+
+    def _refuse_changes(self) -> None:
+        """Raise SrlmError if the index has other documents than when it was opened; after a search."""
+        if (version := self._version()) == self.version:
+            return
+        if settings(self.database, self.path)["fingerprint"] != self.fingerprint:
+            raise SrlmError(f"{self.path} was changed while it was searched", "--restart judges by the new passages")
+        self.version = version
 
     def _rare_words(self, query: str) -> list[str]:
         """Return the words of a text that are searched for, the rarest first."""

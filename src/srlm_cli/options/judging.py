@@ -1,8 +1,109 @@
-"""What commands declare that show replies to a judge."""
+"""What commands declare that show replies to a judge: its template, and the passages that it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
+
+from typer import Option
 
 from srlm_cli import templates
 from srlm_cli.errors import OptionError
+from srlm_cli.stages.evidence import EvidenceOptions as Evidence
+from srlm_cli.streams.console import say
 from srlm_cli.templates import Template
+
+T = TypeVar("T")
+Query = Literal["prompt", "response", "both", "model"]
+FIELD = "evidence"
+
+
+@dataclass(frozen=True)
+class EvidenceOptions:
+    """Where the passages of `$evidence` come from."""
+
+    evidence: Annotated[
+        str | None,
+        Option("--evidence", metavar="FILE", help="Index of `srlm index`: the judge is shown passages of it."),
+    ] = None
+    evidence_cmd: Annotated[
+        str | None,
+        Option(
+            "--evidence-cmd",
+            metavar="COMMAND",
+            help="Program that finds the passages: reads queries as JSONL, writes passages as JSONL.",
+        ),
+    ] = None
+    evidence_passages: Annotated[int, Option("--evidence-passages", min=1, help="Passages per response.")] = 3
+    evidence_query: Annotated[
+        Query, Option("--evidence-query", help="What to search for; model: the judge writes the query.")
+    ] = "prompt"
+
+    @property
+    def given(self) -> bool:
+        """Whether passages are looked for."""
+        return self.evidence is not None or self.evidence_cmd is not None
+
+    @property
+    def asks_model(self) -> bool:
+        """Whether the judge writes the queries."""
+        return self.given and self.evidence_query == "model"
+
+    def check(self, template: Template, instead: str) -> None:
+        """Raise OptionError if the template shows passages and none are looked for, or the reverse."""
+        if self.evidence is not None and self.evidence_cmd is not None:
+            raise OptionError("--evidence and --evidence-cmd are two sources of passages", "use one of the two")
+        if self.given and not template.uses(FIELD):
+            raise OptionError(
+                f"template {template.name} has no $evidence, so the judge would not see the passages",
+                "--template evidence, evidence_score_only, or your own",
+            )
+        if template.uses(FIELD) and not self.given:
+            raise OptionError(
+                f"template {template.name} has $evidence, and no passages are looked for",
+                f"--evidence INDEX, --evidence-cmd COMMAND, or {instead}",
+            )
+
+    def open(self) -> Evidence | None:
+        """Open the source of the passages; None without one."""
+        if not self.given:
+            return None
+        if self.evidence is not None:
+            from srlm_cli.evidence.search import Corpus
+
+            source = Corpus(self.evidence)
+            about = {"index": self.evidence, "fingerprint": source.fingerprint}
+        else:
+            from srlm_cli.evidence.program import Program
+
+            source = Program(self.evidence_cmd)
+            about = {"command": source.name}
+        about |= {"passages": self.evidence_passages, "query": self.evidence_query}
+        form = templates.load("query", fields=set(templates.JUDGED)) if self.asks_model else None
+        return Evidence(source, about, self.evidence_passages, self.evidence_query, form)
+
+    def identity(self, found: Evidence | None) -> dict[str, Any]:
+        """Return what of these options decides the rows: the content of an index, not its name."""
+        used = self if found else replace(self, evidence_passages=None, evidence_query=None)
+        return {
+            "evidence": found and found.about.get("fingerprint"),
+            "evidence_cmd": self.evidence_cmd,
+            "evidence_passages": used.evidence_passages,
+            "evidence_query": used.evidence_query,
+        }
+
+
+def closing(made: Iterable[T], found: Evidence | None) -> Iterator[T]:
+    """Yield what a stage yields, and close its source of passages at the end; report a program that then failed."""
+    try:
+        yield from made
+    except BaseException:
+        if found:
+            found.retriever.close()
+        raise
+    if found and (end := found.retriever.close()):
+        say(f"srlm: warning: {end}, after its last answer")
 
 
 def judge_template(name: str, system: str | None) -> Template:

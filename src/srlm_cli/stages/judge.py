@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -14,6 +15,7 @@ from srlm_cli.records import ENDS, KWARGS, Message, Record, as_text, is_reply, w
 from srlm_cli.rules import asked_in
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
+from srlm_cli.stages.evidence import EvidenceOptions, Replies, count_found, evidence_text, with_evidence
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import JUDGED, Template
 from srlm_cli.thoughts import UNFINISHED, Thought
@@ -36,6 +38,7 @@ class JudgeOptions:
     gets one: the template's `finish` is appended and the score is requested. An expectation is null if the choices
     have less than `min_score_mass` of the probability, because the judge would have written something else.
     `system` is the system message of the judge, `template_kwargs` are the options of its chat template.
+    `evidence` says which passages are found for `$evidence`.
     """
 
     template: Template
@@ -47,6 +50,7 @@ class JudgeOptions:
     min_score_mass: float = MIN_SCORE_MASS
     system: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    evidence: EvidenceOptions | None = None
 
     @property
     def asks_again(self) -> bool:
@@ -94,15 +98,33 @@ def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) ->
         if judged.refusal:
             yield Outcome(bad=judged.refusal)
             continue
+        found = count_found([judged.response]) if options.evidence else {}
         yield Outcome(
             rows=[judged_row(judged.response, judged.judgements, judge_of(engine, options), options.asks_again)],
-            counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}),
+            counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}) | found,
             tokens_in=judged.tokens_in,
             tokens_out=judged.tokens_out,
         )
 
 
 def judgements_of(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
+    """Yield each response, with its `evidence` if it is looked for, and its K judgements."""
+    spent: deque[tuple[int, int]] = deque()
+    asking = replace(options, evidence=None)  # what workers are sent
+
+    def shown(group: Iterable[Replies]) -> Iterator[Record]:
+        for (row,), tokens in group:
+            spent.append(tokens)
+            yield row
+
+    for group in with_evidence(([row] for row in responses), engine, options.evidence, options.sampling):
+        for judged in judgements_of_shown(shown(group), engine, asking):
+            tokens_in, tokens_out = spent.popleft()
+            judged.tokens_in, judged.tokens_out = judged.tokens_in + tokens_in, judged.tokens_out + tokens_out
+            yield judged
+
+
+def judgements_of_shown(responses: Iterable[Record], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
     """Yield each response with its K judgements, with scores as the options say.
 
     A `direct` template with `expected` gives one judgement for any K, because nothing is drawn at random.
@@ -207,12 +229,13 @@ def judge_prompt(row: Record, template: Template, system: str | None = None) -> 
 
     Raises BadRow if the record lacks a field that the template needs.
     """
-    asked = template.chat(row, prompt=as_text(row["prompt"]), response=row["response"] or "")
+    shown = {"evidence": evidence_text(row["evidence"])} if template.uses("evidence") and "evidence" in row else {}
+    asked = template.chat(row, prompt=as_text(row["prompt"]), response=row["response"] or "", **shown)
     return asked if system is None else with_system(asked, system)
 
 
 def with_fields_of(template: Template, check: Check, replies: Callable[[Record], list[Record]] | None = None) -> Check:
-    """Return a check of rows that also refuses those without a field that the template needs.
+    """Return a check of rows that also refuses those without a field that the template needs, except `evidence`.
 
     `replies` returns the response records of a row, if it is another kind of row.
     """
@@ -220,7 +243,7 @@ def with_fields_of(template: Template, check: Check, replies: Callable[[Record],
     def checked(row: Record) -> Record | list[Record]:
         found = check(row)
         for one in replies(found) if replies else found if isinstance(found, list) else [found]:
-            template.refuse_without_fields(one, JUDGED)
+            template.refuse_without_fields(one, {*JUDGED, "evidence"})
         return found
 
     return checked
@@ -234,6 +257,20 @@ def prompt_shown(row: Record, options: JudgeOptions, at: str) -> str:
     if options.template.direct and options.score == "expected":
         turns = [*turns, {"role": "assistant", "content": options.template.finish}]
     return "".join(f"--- {at}: {turn['role']}\n{turn['content']}\n" for turn in turns)
+
+
+def prompts_shown(rows: Iterable[tuple[Record, str]], engine: Engine, options: JudgeOptions) -> Iterator[str]:
+    """Yield `prompt_shown` of each (response, place), with the passages that are found for it."""
+    places: deque[str] = deque()
+
+    def replies() -> Iterator[list[Record]]:
+        for row, at in rows:
+            places.append(at)
+            yield [row]
+
+    for group in with_evidence(replies(), engine, options.evidence, options.sampling):
+        for (row,), _ in group:
+            yield prompt_shown(row, options, places.popleft())
 
 
 def read_judgements(completion: Completion, template: Template) -> list[Judgement]:
@@ -302,6 +339,7 @@ def judge_of(engine: Engine, options: JudgeOptions) -> Record:
     """Return the field `judge`: the model and its settings."""
     about = {"model": engine.model, "template": options.template.name, "template_hash": options.template.hash}
     about |= {} if options.system is None else {"system": options.system}
+    about |= {"evidence": options.evidence.about} if options.evidence else {}
     return about | ({KWARGS: options.template_kwargs} if options.template_kwargs else {})
 
 

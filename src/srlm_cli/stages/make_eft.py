@@ -8,7 +8,7 @@ the score, and the model writes reasons for it, or the score has no reasons.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -18,6 +18,7 @@ from srlm_cli.engines.base import Engine, Request, Sampling, template_refusal
 from srlm_cli.records import KWARGS, Record, as_text, prompt_key, responses_of
 from srlm_cli.seeds import derive, share
 from srlm_cli.stages import Outcome
+from srlm_cli.stages.evidence import EvidenceOptions, count_found, evidence_text, with_evidence
 from srlm_cli.stages.judge import Judged, Judgement, JudgeOptions, judge_prompt, judgements_of
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.stages.rank_scores import RankScores
@@ -32,7 +33,8 @@ class EftOptions:
 
     `num_judgements` are drawn for each reply (`accept`), `rows_per_reply` are made from it (`hindsight`).
     `ties` lets equal scores of the model agree with any order of people's. `system` is the judge's system message, and
-    `template_kwargs` are what its chat template is given: the rows name them.
+    `template_kwargs` are what its chat template is given: the rows name them. `evidence` says which passages the judge
+    is shown.
     """
 
     template: Template
@@ -47,6 +49,7 @@ class EftOptions:
     reason_template: Template | None = None
     system: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    evidence: EvidenceOptions | None = None
 
 
 class Thinning:
@@ -94,6 +97,7 @@ def accept(
         options.seed,
         force_score=options.force_score,
         system=options.system,
+        evidence=options.evidence,
     )
     waiting: list[Record] = []
 
@@ -138,7 +142,8 @@ def accepted(group: list[Judged], options: EftOptions, thinning: Thinning) -> Ou
                 target = ending_in_score(judgement, options.template)
                 row = eft_row(one.response, target, judgement.score, options, f"/{j}")
                 rows.append({**row, "thought": judgement.thought.text} if judgement.thought else row)
-    outcome.counts = {"judgements": judgements_asked, "accepted": len(rows)}
+    found = count_found(one.response for one in group) if options.evidence else {}
+    outcome.counts = {"judgements": judgements_asked, "accepted": len(rows), **found}
     outcome.rows, thinned = thinning.split(rows)
     if thinned:
         dropped["judgements: score too common"] += thinned
@@ -177,12 +182,12 @@ def hindsight(
     score or repeat their instruction are dropped. Without it the target is the score alone.
     """
     thinning = Thinning(options.max_share, kept)
-    for row, scores, reasons, spent, refusal in with_reasons(ranked, engine, options):
+    for responses, scores, reasons, spent, refusal in with_reasons(ranked, engine, options):
         if refusal:
             yield Outcome(bad=refusal)
             continue
         rows, dropped = [], Counter()
-        replies = [response for response in responses_of(row) for _ in range(options.rows_per_reply)]
+        replies = [response for response in responses for _ in range(options.rows_per_reply)]
         for at, (response, score, reason) in enumerate(zip(replies, scores, reasons, strict=True)):
             why = "all ranked alike by people" if score is None else ""
             if why := why or (reason_fault(reason, score, options) if options.reason_template else ""):
@@ -194,9 +199,8 @@ def hindsight(
         rows, thinned = thinning.split(rows)
         if thinned:
             dropped["targets: score too common"] += thinned
-        yield Outcome(
-            rows=rows, dropped=dict(dropped), counts={"targets": len(scores)}, tokens_in=spent[0], tokens_out=spent[1]
-        )
+        counts = {"targets": len(scores), **(count_found(responses) if options.evidence else {})}
+        yield Outcome(rows=rows, dropped=dict(dropped), counts=counts, tokens_in=spent[0], tokens_out=spent[1])
 
 
 def scores_of(row: Record, options: EftOptions) -> list[int | None]:
@@ -208,34 +212,50 @@ def scores_of(row: Record, options: EftOptions) -> list[int | None]:
 
 
 def with_reasons(ranked: Iterable[Record], engine: Engine | None, options: EftOptions) -> Iterator[tuple]:
-    """Yield (ranked row, the scores of its targets, a reason for each, tokens in and out, the template's refusal)."""
-    if not options.reason_template:
-        for row in ranked:
-            scores = scores_of(row, options)
-            yield row, scores, [""] * len(scores), (0, 0), ""
-        return
+    """Yield for each ranked row its replies, the scores of its targets, a reason for each, tokens, a refusal or "".
 
-    def ask(place: tuple[Record, list[int | None], int]) -> Request:
-        row, scores, at = place
-        response = row["responses"][at // options.rows_per_reply]["text"]
+    The replies are response records, with passages if they are looked for. Tokens are (in, out).
+    """
+    waiting: deque[Record] = deque()
+
+    def replies() -> Iterator[list[Record]]:
+        for row in ranked:
+            waiting.append(row)
+            yield responses_of(row)
+
+    for group in with_evidence(replies(), engine, options.evidence, options.sampling):
+        shown = ((responses, scores_of(waiting.popleft(), options), spent) for responses, spent in group)
+        if options.reason_template:
+            yield from reasons_for(shown, engine, options)
+        else:
+            yield from ((responses, scores, [""] * len(scores), spent, "") for responses, scores, spent in shown)
+
+
+def reasons_for(shown: Iterable[tuple], engine: Engine, options: EftOptions) -> Iterator[tuple]:
+    """Yield what `with_reasons` yields, with reasons of the engine; takes (replies, scores, tokens so far)."""
+
+    def ask(place: tuple) -> Request:
+        (responses, scores, _), at = place
+        response = responses[at // options.rows_per_reply]
+        facts = {"evidence": evidence_text(response["evidence"])} if options.evidence else {}
         asked = options.reason_template.chat(
-            prompt=as_text(row["prompt"]), response=response, score=str(scores[at]), high=f"{options.template.high:g}"
+            prompt=as_text(response["prompt"]),
+            response=response["response"] or "",
+            score=str(scores[at]),
+            high=f"{options.template.high:g}",
+            **facts,
         )
-        return Request(asked, options.sampling, (derive(options.seed, "reason", row["id"], at),))
+        return Request(asked, options.sampling, (derive(options.seed, "reason", response["prompt_id"], at),))
 
-    def places() -> Iterator[tuple[Record, list[int | None], int]]:
-        for row in ranked:
-            scores = scores_of(row, options)
-            yield from ((row, scores, at) for at in range(len(scores)))
-
-    reasons, tokens_in, tokens_out, refusal = [], 0, 0, ""
-    for (row, scores, _), completion in generate_for(places(), ask, engine):
+    places = ((one, at) for one in shown for at in range(len(one[1])))
+    reasons, used, refusal = [], (0, 0), ""
+    for ((responses, scores, spent), _), completion in generate_for(places, ask, engine):
         reasons.append(completion.texts[0].strip() if completion.finish_reasons[0] == "stop" else "")
-        tokens_in, tokens_out = tokens_in + completion.tokens_in, tokens_out + completion.tokens_out
+        used = used[0] + completion.tokens_in, used[1] + completion.tokens_out
         refusal = refusal or template_refusal(completion)
         if len(reasons) == len(scores):
-            yield row, scores, reasons, (tokens_in, tokens_out), refusal
-            reasons, tokens_in, tokens_out, refusal = [], 0, 0, ""
+            yield responses, scores, reasons, (used[0] + spent[0], used[1] + spent[1]), refusal
+            reasons, used, refusal = [], (0, 0), ""
 
 
 # A score named in passing: "4/5", "4 out of 5", "three points", "rated 4", "a score of 2".

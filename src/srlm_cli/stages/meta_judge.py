@@ -13,6 +13,7 @@ from srlm_cli.errors import BadRow
 from srlm_cli.records import Record, as_text, is_number, judged_record, prompt_key
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome
+from srlm_cli.stages.evidence import refuse_other_evidence
 from srlm_cli.stages.judge import judge_prompt
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.stages.rescore import stored_record
@@ -209,6 +210,8 @@ def meta_judgeable(row: Record, template: Template) -> Record:
             "its score was read without reasons, so there is no judgement to compare: "
             "judge with reasons (--template additive), or several times (--score text --num-judgements 11)"
         )
+    if template.uses("evidence"):
+        refuse_other_evidence(row)
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
     if judge.get("template_hash", template.hash) != template.hash:
         name = judge.get("template")
