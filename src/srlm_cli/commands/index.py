@@ -43,7 +43,7 @@ def index(
     \b
     Examples:
       srlm index --in corpus.jsonl --out corpus.db
-      srlm index --in notes/ --out corpus.db --passage-words 80 --overlap-words 10
+      srlm index --in notes/ --out notes.db --passage-words 80 --overlap-words 10
       zcat wiki.jsonl.gz | srlm index --text-field body --out corpus.db
 
     Each row or file is a document, named by its `id` or `url`, by file:line, or by its path. It is cut into
