@@ -162,7 +162,8 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     ),
     "make-pairs": (
         st.one_of(JUDGED, RANKED),
-        [*READING, option("rho", 0.3, 1), option("min-gap", 0, 1), option("max-chosen-length", 10)],
+        [*READING, option("rho", 0.3, 1), option("min-gap", 0, 1), option("max-chosen-length", 10),
+         st.sampled_from([(), (), ("--shuffle-labels",)])],
         (),
     ),
     "jury": (JUDGED, [*READING, option("weights", "accuracy")], ()),
@@ -235,7 +236,9 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
                 raise Fault(f"score {row['score']} of {row['scores']}")
         if name == "jury" and row["scores"] != [row["score"]]:
             raise Fault(f"score {row['score']} of {row['scores']}")
-        if name == "make-pairs" and not ranked and not row["score_chosen"] > row["score_rejected"]:
+        swapped = row.get("shuffled_labels") == "swapped"
+        better, worse = ("rejected", "chosen") if swapped else ("chosen", "rejected")
+        if name == "make-pairs" and not ranked and not row[f"score_{better}"] > row[f"score_{worse}"]:
             raise Fault(f"a pair of {row['score_chosen']} and {row['score_rejected']}")
 
 

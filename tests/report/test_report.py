@@ -404,6 +404,14 @@ def test_findings_name_length_and_position(run_folder: Path) -> None:
 # --- what may be missing ---------------------------------------------------------------------
 
 
+def test_a_control_is_named(run_folder: Path) -> None:
+    assert "A control" not in "\n".join(findings(collect(run_folder)))
+    write_rows(run_folder / "M2" / "pairs.jsonl", [{**PAIR, "shuffled_labels": "kept"}])
+    assert "A control: chosen and rejected dealt at random (--shuffle-labels): M2, 1 of 1 pairs." in findings(
+        collect(run_folder)
+    )
+
+
 @pytest.mark.parametrize("of_a_name", ["one", pytest.param("all", marks=pytest.mark.slow)])
 def test_every_file_may_be_missing(of_a_name: str, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of each name, with figures that are painted but not laid out and written, or all of them as they are."""

@@ -6,10 +6,11 @@ import random
 
 import pytest
 
-from helpers import Record, Srlm, as_lines, read_json, write_rows
+from helpers import Record, Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.errors import BadRow, DataError, OptionError
 from srlm_cli.records import judged_record
 from srlm_cli.stages.agreement import agreement, mean_agreement
+from srlm_cli.stages.judge_pairs import judge_pairs
 from srlm_cli.stages.length_penalty import balanced_alpha
 from srlm_cli.stages.make_pairs import PairOptions, group_of, make_pairs, scored_record
 from srlm_cli.stages.pair_choice import Choice, choose, sampled
@@ -379,3 +380,47 @@ def test_a_price_of_a_character_is_found_among_huge_scores() -> None:
     """Numbers of 1e15 lie further apart than the precision that is asked for."""
     rows = [{"score": 1e15 * k, "response": "x" * (10 + 7 * k)} for k in range(4)]
     assert balanced_alpha([(rows, rows)]).alpha > 0
+
+
+# --- the control -----------------------------------------------------------------------------
+
+
+def test_shuffled_labels_are_the_same_pairs_with_half_of_them_swapped() -> None:
+    rows = [row for n in range(400) for row in replies((5, 3), (1, 4), (2, 5), prompt=f"Ask {n}?")]
+    plain, shuffled = pairs_of(rows), pairs_of(rows, shuffle_labels=True, seed=1)
+    assert len(plain) == len(shuffled) == 400
+    swapped = 0
+    for pair, dealt in zip(plain, shuffled, strict=True):
+        label = dealt.pop("shuffled_labels")
+        other = dict(pair)
+        for field in ("{}", "score_{}", "{}_id"):
+            a, b = field.format("chosen"), field.format("rejected")
+            other[a], other[b] = pair[b], pair[a]
+        assert dealt == (other if label == "swapped" else pair)
+        swapped += label == "swapped"
+    assert 160 < swapped < 240  # 200, 4 standard deviations
+    assert pairs_of(rows, shuffle_labels=True, seed=1) != pairs_of(rows, shuffle_labels=True, seed=2)
+
+
+def test_a_control_says_so_in_the_row_the_meta_and_the_counts(srlm: Srlm) -> None:
+    rows = [row for n in range(40) for row in replies((5, 3), (1, 4), prompt=f"Ask {n}?")]
+    write_rows(srlm.folder / "in.jsonl", rows)
+    result = srlm("make-pairs", "--in", "in.jsonl", "--shuffle-labels", "--seed", "3", "--out", "out.jsonl")
+    meta = read_json(srlm.folder / "out.jsonl.meta.json")
+    swapped = sum(row["shuffled_labels"] == "swapped" for row in read_rows(srlm.folder / "out.jsonl"))
+    assert meta["shuffle_labels"] == {"seed": 3} and f"{swapped} labels swapped" in result.err
+    assert meta["counts"]["counts"]["labels swapped"] == swapped
+    srlm("make-pairs", "--in", "in.jsonl", "--out", "plain.jsonl")
+    assert "shuffle_labels" not in read_json(srlm.folder / "plain.jsonl.meta.json")
+
+
+def test_a_pair_of_judgements_is_shuffled_too() -> None:
+    row = {"id": "p/0", "prompt_id": "p", "targets": ["good", "bad"], "judge_prompt": [], "battles": []}
+    rows = [{**row, "id": f"p/{n}"} for n in range(40)]
+    made = [
+        out
+        for outcome in judge_pairs(rows, lambda row: [2.0, 1.0], Choice(shuffle_labels=True))
+        for out in outcome.rows
+    ]
+    chosen = {pair["shuffled_labels"]: pair["chosen"][0]["content"] for pair in made}
+    assert chosen == {"kept": "good", "swapped": "bad"}

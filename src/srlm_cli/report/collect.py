@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import PROVENANCE, Record, is_number
+from srlm_cli.stages.pair_choice import SHUFFLED
 from srlm_cli.streams.reader import Reader, read_all
 from srlm_cli.train.workdir import METRICS
 
@@ -215,7 +216,8 @@ def pairs(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {side: fmean(len(text_of(row[side])) for row in rows) for side in ("chosen", "rejected")}
     scores = [(row.get("score_chosen"), row.get("score_rejected")) for row in rows]
     gaps = [chosen - rejected for chosen, rejected in scores if is_number(chosen) and is_number(rejected)]
-    return {**found, "count": len(rows), "gap": fmean(gaps) if gaps else None}
+    shuffled = sum(SHUFFLED in row for row in rows)
+    return {**found, "count": len(rows), "gap": fmean(gaps) if gaps else None, "shuffled": shuffled}
 
 
 def text_of(side: records.Prompt) -> str:

@@ -12,7 +12,14 @@ Finding = tuple[str, str]  # the finding, and the round
 
 def findings(run: Run) -> list[str]:
     """Return one sentence per finding, with the rounds in which it is true."""
-    checks: tuple[Callable[[Run, Round], Finding | None], ...] = (agreement, against_length, position, winner, longer)
+    checks: tuple[Callable[[Run, Round], Finding | None], ...] = (
+        agreement,
+        against_length,
+        position,
+        winner,
+        longer,
+        control,
+    )
     found: dict[str, list[str]] = {}
     for check in checks:
         for one in run.rounds:
@@ -72,4 +79,15 @@ def longer(run: Run, found: Round) -> Finding | None:
     return (
         f"{word} replies than the previous model (characters)",
         f"{found.name} {value(mine, LENGTH)} against {value(theirs, LENGTH)}",
+    )
+
+
+def control(run: Run, found: Round) -> Finding | None:
+    """Return whether the labels of a round's pairs were shuffled, so that nothing can be learned from them."""
+    count, shuffled = found.pairs.get("count"), found.pairs.get("shuffled")
+    if not shuffled:
+        return None
+    return (
+        "A control: chosen and rejected dealt at random (--shuffle-labels)",
+        f"{found.name}, {shuffled} of {count} pairs",
     )

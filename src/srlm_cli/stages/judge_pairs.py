@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from srlm_cli.records import KWARGS, Record, reply_message
 from srlm_cli.stages import Outcome
-from srlm_cli.stages.pair_choice import Choice, choose, sampled
+from srlm_cli.stages.pair_choice import Choice, choose, label_counts, labelled, sampled
 
 Rate = Callable[[Record], list[float | None]]
 
@@ -19,7 +19,8 @@ def judge_pairs(rows: Iterable[Record], rate: Rate, choice: Choice) -> Iterator[
     """
     for row in rows:
         pair, reason = judge_pair(row, rate, choice)
-        yield Outcome(rows=[pair] if pair else [], dropped={reason: 1} if reason else {}, counts={"replies": 1})
+        counts = {"replies": 1, **label_counts(pair, choice)}
+        yield Outcome(rows=[pair] if pair else [], dropped={reason: 1} if reason else {}, counts=counts)
 
 
 def judge_pair(row: Record, rate: Rate, choice: Choice) -> tuple[Record | None, str]:
@@ -28,7 +29,10 @@ def judge_pair(row: Record, rate: Rate, choice: Choice) -> tuple[Record | None, 
     if len(rated) < 2:
         return None, "fewer than two readable judgements"
     picked, reason = choose(*candidates(rated, choice), choice)
-    return (judge_pair_row(row, *picked, choice), "") if picked else (None, reason)
+    if not picked:
+        return None, reason
+    picked, label = labelled(picked, choice)
+    return {**judge_pair_row(row, *picked, choice), **label}, ""
 
 
 def rated_judgements(row: Record, rate: Rate) -> list[Record]:

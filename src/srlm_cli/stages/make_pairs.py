@@ -22,7 +22,7 @@ from srlm_cli.records import (
 )
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.agreement import agreement
-from srlm_cli.stages.pair_choice import Choice, choose, sampled
+from srlm_cli.stages.pair_choice import SHUFFLED, Choice, choose, label_counts, labelled, sampled
 from srlm_cli.stages.seen import never_seen
 
 PEOPLE = "human"
@@ -91,6 +91,7 @@ def make_pairs(
                 "prompts": 1,
                 "unscored": [row["score"] for row in responses].count(None),
                 **cut(responses, options),
+                **label_counts(pair, options),
             },
             at_end=at_end,
         )
@@ -112,8 +113,9 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
     weight = weight_of(responses, options)
     if weight is None:
         return None, "not ranked by both judges"
+    picked, label = labelled(picked, options)
     pair = pair_row(*picked)
-    pair.update(of_choice(*picked, options), **weight)
+    pair.update(of_choice(*picked, options), **weight, **label)
     return pair, ""
 
 
@@ -184,7 +186,7 @@ NOT_OF_A_PAIR = {
     "k", "response", "thought", "finish_reason", "human",
     "score", "scores", "score_from", "judgements", "judgement_finish_reasons", "judge_thoughts",
     "score_judge", "score_rules",
-    "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected",  # of pairs made before
+    "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected", SHUFFLED,  # of pairs made before
 }  # fmt: skip
 OF_A_REPLY = {"response", "thought", "finish_reason", "score", "score_from"}
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}

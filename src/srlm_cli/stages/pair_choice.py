@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from srlm_cli.records import Record
-from srlm_cli.seeds import derive
+from srlm_cli.seeds import derive, share
 
+SHUFFLED = "shuffled_labels"  # of a pair
 ROUNDING = 1e-9  # scores are means of K: a third of five has to be within a tier that ends there
 
 
@@ -23,7 +24,8 @@ class Choice:
     the lower tier. `alpha` is the penalty per character (arXiv 2406.09760). Rejected is the worst of `rejected_of`
     replies that are drawn at random (arXiv 2502.16825). A pair whose chosen reply has more than `max_chosen_length`
     characters is dropped. `seed` decides between equal replies: the papers give no rule, and the order in the file
-    would favour the first reply.
+    would favour the first reply. With `shuffle_labels` it then also decides which of the two is chosen: a control, from
+    whose pairs nothing can be learned.
     """
 
     min_gap: float = 0.0
@@ -32,6 +34,7 @@ class Choice:
     rejected_of: int | None = None
     max_chosen_length: int | None = None
     seed: int = 0
+    shuffle_labels: bool = False
 
     def value(self, row: Record) -> float:
         """Return the score that decides."""
@@ -71,6 +74,20 @@ def choose(
     if choice.max_chosen_length is not None and len(chosen["response"]) > choice.max_chosen_length:
         return None, "chosen too long"
     return (chosen, rejected), ""
+
+
+def labelled(picked: tuple[Record, Record], choice: Choice) -> tuple[tuple[Record, Record], Record]:
+    """Return a pair with its labels as picked, or shuffled, and then the field that says which."""
+    if not choice.shuffle_labels:
+        return picked, {}
+    chosen, rejected = picked
+    swapped = share(choice.seed, "label", chosen["id"], rejected["id"]) < 0.5
+    return (rejected, chosen) if swapped else picked, {SHUFFLED: "swapped" if swapped else "kept"}
+
+
+def label_counts(pair: Record | None, choice: Choice) -> dict[str, int]:
+    """Count a pair whose labels were swapped, where they are shuffled."""
+    return {"labels swapped": int(bool(pair) and pair[SHUFFLED] == "swapped")} if choice.shuffle_labels else {}
 
 
 def shortest(tier: list[Record], choice: Choice) -> Record:

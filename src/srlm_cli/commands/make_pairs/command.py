@@ -1,5 +1,6 @@
 """srlm make-pairs."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -88,6 +89,10 @@ def make_pairs(
             help="Responses that were cut off (finish_reason length): keep, use as rejected only, or drop them.",
         ),
     ] = "keep",
+    shuffle_labels: Annotated[
+        bool,
+        Option("--shuffle-labels", help="Deal chosen and rejected at random, by --seed: a control, nothing to learn."),
+    ] = False,
     unsorted: Annotated[
         bool, Option("--unsorted", help="Input not grouped by prompt: group the rows on disk first.")
     ] = False,
@@ -101,6 +106,7 @@ def make_pairs(
       cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
       srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
       srlm make-pairs --in M2/judged.jsonl --rejected-pool M1/judged.jsonl --rho 0.2 --out pairs.jsonl
+      srlm make-pairs --in judged.jsonl --shuffle-labels --seed 1 --out control-pairs.jsonl
       srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
     The highest score is `chosen`, the lowest `rejected`; prompts whose scores are all equal or that
@@ -119,7 +125,9 @@ def make_pairs(
     """
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
-    choice = Choice(min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed)
+    choice = Choice(
+        min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed, shuffle_labels
+    )
     files = {"rejected_pool": rejected_pool, "consistency_with": consistency_with}
     decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
     decides |= {"cut_off": cut_off}
@@ -145,9 +153,9 @@ def make_pairs(
         results = pairs_of_ranges.open_ranges(stream, options, processes)
         rows = open_reader(stream, stage.scored_record, [stream.in_], traced=False, beside=files.values())
         decides |= {name: file_hash(path) for name, path in files.items() if path}
-        StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
-            lambda rows, _: pairs_of_ranges.make_pairs(rows, options, results)
-        )
+        run = StageRun("make-pairs", stream, rows, decides, from_the_start=True)
+        run.about = control(choice)
+        run.run(lambda rows, _: pairs_of_ranges.make_pairs(rows, options, results))
 
 
 def pair_judgements(stream: StreamOptions, choice: Choice, length_penalty: str, decides: dict[str, Any]) -> None:
@@ -160,6 +168,11 @@ def pair_judgements(stream: StreamOptions, choice: Choice, length_penalty: str, 
         candidates = partial(judge_pairs.all_candidates, rate=rate, choice=choice)
         choice = replace(choice, alpha=balanced(stream, records.meta_record, candidates))
     rows = open_reader(stream, records.meta_record, [stream.in_])
-    StageRun("make-pairs", stream, rows, decides, from_the_start=True).run(
-        lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice)
-    )
+    run = StageRun("make-pairs", stream, rows, decides, from_the_start=True)
+    run.about = control(choice)
+    run.run(lambda rows, _: judge_pairs.judge_pairs(rows, rate, choice))
+
+
+def control(choice: Choice) -> Callable[[], dict[str, Any]]:
+    """Return what FILE.meta.json says of pairs whose labels were shuffled."""
+    return lambda: {"shuffle_labels": {"seed": choice.seed}} if choice.shuffle_labels else {}
