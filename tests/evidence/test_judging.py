@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -389,8 +389,28 @@ def test_make_eft_with_evidence(srlm: Srlm, corpus: Path) -> None:
     assert drawn.code == 0 and all(row["evidence"] for row in drawn.rows) and drawn.rows
 
 
-def test_a_locked_or_torn_index_is_one_line(srlm: Srlm, corpus: Path) -> None:
+def test_a_damaged_index_is_one_error_and_no_other(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(200)]
+    draw, path = Random(0), tmp_path / "corpus.db"
+    fill(path, {str(n): ("t", " ".join(draw.choices(words, k=50))) for n in range(200)})
+    whole, ends = path.read_bytes(), []
+    for _ in range(40):
+        data = bytearray(whole)
+        for _ in range(draw.choice([1, 5, 50])):
+            at = draw.randrange(100, len(data) - 512)
+            data[at : at + 512] = draw.randbytes(512)
+        path.write_bytes(data)
+        try:
+            searched = Corpus(str(path))
+            ends += [searched.search(f"{word} w5", 3) for word in words[:9]]
+        except SrlmError as error:
+            ends.append(str(error))
+            assert str(path) in ends[-1]
+    assert any("the file is damaged" in end for end in ends)
+
+
+def test_a_damaged_index_stops_the_run(srlm: Srlm, corpus: Path) -> None:
     data = corpus.read_bytes()
-    corpus.write_bytes(data[: len(data) // 2] + os.urandom(len(data) - len(data) // 2))
+    corpus.write_bytes(data[:100] + bytes(len(data) - 100))
     result = srlm(*ECHO, "--evidence", "corpus.db", stdin=as_lines(ROWS))
     assert result.code in (1, 2) and result.err.count("\n") == 1 and "corpus.db" in result.err

@@ -20,7 +20,13 @@ TOKENIZER = "porter unicode61"
 CACHE_KIB = 32 << 10
 RARE = 500  # passages that have a word; the number is kept of words in more of them
 WAIT = 5.0  # seconds, while another process has the file
-HINTS = {"no such module": "this Python's SQLite has no FTS5", "locked": "another command is adding to it"}
+DAMAGED = "the file is damaged: delete it and make it again with `srlm index`"
+HINTS = {
+    "no such module": "this Python's SQLite has no FTS5",
+    "locked": "another command is adding to it",
+    "malformed": DAMAGED,
+    "decode": DAMAGED,
+}
 TABLES = (
     f"CREATE VIRTUAL TABLE passage USING fts5(title, text, document UNINDEXED, tokenize = '{TOKENIZER}')",
     """CREATE TABLE document (number INTEGER PRIMARY KEY, source TEXT UNIQUE, title TEXT, hash TEXT,
@@ -146,7 +152,9 @@ def settings(database: sqlite3.Connection, path: str) -> dict[str, Any]:
     """Return the settings of an index; raise OptionError for another kind of file."""
     try:
         if database.execute("PRAGMA application_id").fetchone()[0] == APPLICATION:
-            return dict(database.execute("SELECT name, value FROM setting"))
+            found = dict(database.execute("SELECT name, value FROM setting"))
+            if {"words", "overlap", "run", "next", "fingerprint"} <= found.keys():
+                return found
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             raise
@@ -165,6 +173,7 @@ def failures(path: str) -> Iterator[None]:
     """Raise SrlmError in one line for a database that cannot be written."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a damaged file can have a message that is not UTF-8
         hint = next((HINTS[word] for word in HINTS if word in str(error)), "the index is as it was before")
-        raise SrlmError(f"{path}: {error}", hint) from None
+        what = " ".join(str(error).split())[:200]  # it can hold a text of the index
+        raise SrlmError(f"{path}: {what}", hint) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from dataclasses import dataclass
 
 from srlm_cli.errors import OptionError, SrlmError
@@ -105,11 +106,14 @@ class Corpus:
         return used
 
     def _passage(self, number: int, score: float) -> Passage:
-        text, source, title = self.database.execute(
+        found = self.database.execute(
             """SELECT passage.text, document.source, document.title FROM passage JOIN document
             ON document.number = passage.document WHERE passage.rowid = ?""",
             (number,),
         ).fetchone()
+        if not found or None in found:
+            raise sqlite3.DatabaseError("database disk image is malformed")
+        text, source, title = found
         return Passage(number, source, title, text, score)
 
 
