@@ -115,9 +115,43 @@ def test_ties_are_in_the_order_of_the_index(tmp_path: Path) -> None:
 def test_common_words_do_not_decide_and_do_not_cost(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "MOST_ROWS", 3)
     found = Corpus(str(corpus))
-    assert found._rare_words("sentence about the subject of the danube") == ["danube", "the"]
-    assert found._rare_words("sentence") == ["sentence"]  # the rarest one always
-    assert found._rare_words("flows FLOWING flowed") == ["flows"]
+
+    def searched_for(query: str) -> list[str]:
+        words = found._known_words(query)
+        return [word for word, _ in words[: searching.rarest(words)]]
+
+    assert searched_for("sentence about the subject of the danube") == ["danube", "the"]
+    assert searched_for("sentence") == ["sentence"]  # the rarest one always
+    assert searched_for("flows FLOWING flowed") == ["flows"]
+    assert searched_for("zebra") == []
+
+
+def test_common_words_order_the_passages_that_have_the_rare_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ["capital", "river", "founder", "crop", "year"]
+    texts = [f"The {kind} of place{number} is named so." for number in range(40) for kind in kinds]
+    build(tmp_path / "c.db", *(doc(text, text) for text in texts))
+    asked = [f"What is the {kind} of place{number}?" for number in (0, 7, 39) for kind in kinds]
+    plain = [sources(tmp_path / "c.db", query, 2) for query in asked]
+    monkeypatch.setattr(searching, "MOST_ROWS", 10)  # fewer than have the word of a kind
+    ranked_again = [sources(tmp_path / "c.db", query, 2) for query in asked]
+    assert (
+        [found[0] for found in ranked_again]
+        == [found[0] for found in plain]
+        == [f"The {kind} of place{number} is named so." for number in (0, 7, 39) for kind in kinds]
+    )
+    monkeypatch.setattr(searching, "MOST_COMMON", 0)
+    assert [sources(tmp_path / "c.db", query, 1)[0] for query in asked] != [found[0] for found in plain]
+
+
+def test_the_weight_of_a_common_word_is_that_of_bm25(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"{'red' if number % 3 else 'blue'} thing{number} stands here" for number in range(30)]
+    build(tmp_path / "c.db", *(doc(str(number), text) for number, text in enumerate(texts)))
+    [whole] = search(str(tmp_path / "c.db"), "blue thing9", 1)
+    monkeypatch.setattr(searching, "MOST_ROWS", 5)
+    [again] = search(str(tmp_path / "c.db"), "blue thing9", 1)
+    assert (again.source, again.score) == ("9", pytest.approx(whole.score, rel=1e-9))
 
 
 # --- added to --------------------------------------------------------------------------------

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import log
 
 from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.evidence.index import TOKENIZER, connect, failures, settings
@@ -13,6 +17,8 @@ from srlm_cli.evidence.index import TOKENIZER, connect, failures, settings
 WORD = re.compile(r"[^\W_]+")
 MOST_WORDS = 256
 MOST_ROWS = 5_000  # that a query ranks, so that its time is bounded, however common its words are
+CANDIDATES = 64  # passages that are ranked again by more common words
+MOST_COMMON = 8  # such words
 
 
 @dataclass(frozen=True)
@@ -52,17 +58,22 @@ class Corpus:
         """Return at most `count` passages that share a word with a text, best first; ties are in order of their ids.
 
         Any text is a query: it has no syntax. Words count by their stem, once each. Of the words of the text the rarest
-        are used, as long as their passages are `MOST_ROWS` at most, and always the rarest one.
+        are searched for, as long as their passages are `MOST_ROWS` at most, and always the rarest one. The best
+        `CANDIDATES` passages are ranked again if there are more common words.
         """
-        words = self._rare_words(query)
-        if not words or count < 1:
-            return []
-        match = " OR ".join(f'"{word}"' for word in words)
         with failures(self.path):
+            words = self._known_words(query)
+            rare = rarest(words)
+            if not rare or count < 1:
+                return []
+            match = " OR ".join(f'"{word}"' for word, _ in words[:rare])
+            most = count if rare == len(words) else max(count, CANDIDATES)
             found = self.database.execute(
-                "SELECT rowid, rank FROM passage WHERE passage MATCH ? ORDER BY rank, rowid LIMIT ?", (match, count)
+                "SELECT rowid, -rank FROM passage WHERE passage MATCH ? ORDER BY rank, rowid LIMIT ?", (match, most)
             ).fetchall()
-            passages = [self._passage(number, -rank) for number, rank in found]
+            if rare < len(words):
+                found = self._ranked_again(found, words[rare : rare + MOST_COMMON])
+            passages = [self._passage(number, score) for number, score in found[:count]]
             self._refuse_changes()
         return passages
 
@@ -83,27 +94,40 @@ class Corpus:
             raise SrlmError(f"{self.path} was changed while it was searched", "--restart judges by the new passages")
         self.version = version
 
-    def _rare_words(self, query: str) -> list[str]:
-        """Return the words of a text that are searched for, the rarest first."""
+    def _known_words(self, query: str) -> list[tuple[str, int]]:
+        """Return the words of a text that the index has, each with the number of its passages, the rarest first."""
         words = list(dict.fromkeys(WORD.findall(query)))[:MOST_WORDS]
-        with failures(self.path):
-            self.database.execute("DELETE FROM asked")
-            self.database.executemany("INSERT INTO asked (rowid, word) VALUES (?, ?)", enumerate(words))
-            found = self.database.execute(
-                """SELECT number, held FROM (
-                    SELECT min(terms.doc) AS number, coalesce(common.passages,
-                        (SELECT doc FROM vocabulary WHERE vocabulary.term = terms.term)) AS held
-                    FROM terms LEFT JOIN common USING (term) GROUP BY term
-                ) WHERE held ORDER BY held, number"""
-            ).fetchall()
-        used: list[str] = []
-        rows = 0
-        for number, held in found:
-            rows += held
-            if used and rows > MOST_ROWS:
-                break
-            used.append(words[number])
-        return used
+        self.database.execute("DELETE FROM asked")
+        self.database.executemany("INSERT INTO asked (rowid, word) VALUES (?, ?)", enumerate(words))
+        found = self.database.execute(
+            """SELECT number, held FROM (
+                SELECT min(terms.doc) AS number, coalesce(common.passages,
+                    (SELECT doc FROM vocabulary WHERE vocabulary.term = terms.term)) AS held
+                FROM terms LEFT JOIN common USING (term) GROUP BY term
+            ) WHERE held ORDER BY held, number"""
+        )
+        return [(words[number], held) for number, held in found]
+
+    def _ranked_again(self, found: list[tuple[int, float]], words: list[tuple[str, int]]) -> list[tuple[int, float]]:
+        """Return (number, score) of passages, best first, after adding the weight of each common word that one has.
+
+        The weight is that of bm25 for a word that a passage of the usual length has once.
+        """
+        scores = dict(found)
+        some = ", ".join("?" * len(scores))
+        for word, held in words:
+            if 2 * held >= self.size:  # bm25 gives it no weight
+                continue
+            weight = log((self.size - held + 0.5) / (held + 0.5))
+            having = f"SELECT rowid FROM passage WHERE passage MATCH ? AND rowid IN ({some})"
+            for (number,) in self.database.execute(having, (f'"{word}"', *scores)):
+                scores[number] += weight
+        return sorted(scores.items(), key=lambda one: (-one[1], one[0]))
+
+    @cached_property
+    def size(self) -> int:
+        """The number of passages."""
+        return self.database.execute("SELECT coalesce(sum(last - first + 1), 0) FROM document").fetchone()[0]
 
     def _passage(self, number: int, score: float) -> Passage:
         found = self.database.execute(
@@ -115,6 +139,12 @@ class Corpus:
             raise sqlite3.DatabaseError("database disk image is malformed")
         text, source, title = found
         return Passage(number, source, title, text, score)
+
+
+def rarest(words: list[tuple[str, int]]) -> int:
+    """Return how many of the rarest words are searched for: those with `MOST_ROWS` passages together, at least one."""
+    total = list(accumulate(held for _, held in words))
+    return max(bisect_right(total, MOST_ROWS), min(1, len(words)))
 
 
 def search(path: str, query: str, count: int) -> list[Passage]:
