@@ -165,6 +165,35 @@ def test_a_guard_stops_the_loop_before_the_next_model(run_folder):
     assert make(run_folder, "iterate", "ITER=2").returncode == 0
 
 
+def test_the_config_can_ask_for_a_check_without_a_judge(run_folder):
+    """Every model answers the prompts with rules; a fall ends the loop before the next model if the config says so."""
+    settings, run = run_folder / "srlm.toml", run_folder / "runs" / "first"
+    rules = [{"prompt": f"Ask {n}?", "rules": ["words:..14", "no-commas"]} for n in range(4)]
+    (run_folder / "ruled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rules))
+    check = '["eval rules"]\nprompts = "ruled.jsonl"\n'
+    settings.write_text(SETTINGS + check)
+    plan = [f"M{t}/eval-{name}.jsonl" for t in range(3) for name in ("rule-responses", "rules")]
+    assert sorted(planned(run_folder, "ITER=2")) == sorted(plan)
+    done = make(run_folder, "iterate", "ITER=2")
+    assert done.returncode == 0, done.stderr
+    assert planned(run_folder, "ITER=2") == []
+    shown = make(run_folder, "report")
+    assert "Rules kept on held-out prompts" in shown.stdout and "no-commas" in shown.stdout
+    held = make(run_folder, "-n", "iterate", "ITER=3").stdout.splitlines()
+    training = [line for line in held if line.startswith((f"{SRLM} dpo", f"{SRLM} gen-prompts"))]
+    assert training and all("ruled.jsonl" in line for line in training)
+    settings.write_text(SETTINGS + check + "max-fall = 0.1\n")
+    better = (run / "M1" / "eval-rules.jsonl").read_text().replace('"value": 0.', '"value": 1.')
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
+    (run / "M1" / "eval-rules.jsonl").write_text(better)
+    for _ in range(2):
+        fell = make(run_folder, "iterate", "ITER=3")
+        assert fell.returncode == 2 and "--max-fall 0.1" in fell.stderr and not (run / "M3").joinpath("model").exists()
+    assert "a guard stopped the loop here" in make(run_folder, "report").stdout
+    settings.write_text(SETTINGS)
+    assert planned(run_folder, "ITER=2") == []
+
+
 def test_a_killed_run_goes_on(tmp_path):
     folder = tmp_path / "mine"
     subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)

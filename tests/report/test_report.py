@@ -353,7 +353,7 @@ def test_the_terminal_shows_the_same(srlm: Srlm, run_folder: Path) -> None:
         r"parse rate +61% \[50–70\] +judgements whose score",
         r"scores 0 to 5 +▃    █  25 0 0 0 0 75",
         r"pairwise accuracy +64% \[55–72\]",
-        r"M1 +sft +64% \[55–72\] +41% \[33–49\] +M0 +55% / 30% / 15% +70% \[65–75\] +300 \[280–320\] +1",
+        r"M1 +sft +64% \[55–72\] +41% \[33–49\] +M0 +55% / 30% / 15% +70% \[65–75\] +300 \[280–320\] +×1.50 ! +1",
         r"M1 +sft +13 +11 +2 too long, 30 steps, loss 0.750 to 0.500",
         r"chosen +5.00  x{30}",
     ):
@@ -402,6 +402,41 @@ def test_findings_name_length_and_position(run_folder: Path) -> None:
 
 
 # --- what may be missing ---------------------------------------------------------------------
+
+
+def kept(value: float, low: float, high: float, length: float) -> list[Record]:
+    return [
+        metric("rules", "rules_kept", 0.25, 0.2, 0.3, rule="words"),
+        metric("rules", "rules_kept", value, low, high),
+        metric("rules", "all_rules_kept", 0.125, 0.1, 0.2),
+        metric("rules", "length", length, length - 1, length + 1),
+    ]
+
+
+def test_the_rules_kept_are_shown_by_round(srlm: Srlm, run_folder: Path) -> None:
+    assert "Rules kept on held-out prompts" not in printed(run_folder, srlm)
+    (run_folder / "M1" / "eval-head-to-head.jsonl").unlink()
+    write_rows(run_folder / "M1" / "eval-rules.jsonl", kept(0.375, 0.3, 0.44, 60))
+    write_rows(run_folder / "M2" / "eval-rules.jsonl", kept(0.625, 0.5, 0.7, 45))
+    rows = Reader(page_of(run_folder)).rows
+    assert [row[0].split(" n ")[0] for row in rows if row[1:3] == ["38% [30–44]", "62% [50–70]"]]
+    assert any(row[0].startswith("words") and row[1] == "25% [20–30]" for row in rows)
+    out = printed(run_folder, srlm)
+    assert "Rules kept on held-out prompts" in out and "×0.75 !" in out
+    lines = "\n".join(findings(collect(run_folder)))
+    assert "More rules kept than by the previous model (held-out prompts): M2 62% against 38%." in lines
+    assert "changed by more than a fifth; read the other figures with this in mind: M2 ×0.75 of M1." in lines
+
+
+def test_a_length_within_a_fifth_is_not_marked(run_folder: Path) -> None:
+    (run_folder / "M1" / "eval-head-to-head.jsonl").unlink()
+    lengths = (50.0, 60.0, 52.0, 61.0)  # M1 to M4: no step above a fifth; M4 is ×1.22 of M1
+    for at, length in enumerate(lengths, 1):
+        (run_folder / f"M{at}").mkdir(exist_ok=True)
+        write_rows(run_folder / f"M{at}" / "eval-rules.jsonl", kept(0.5, 0.4, 0.6, length))
+    lines = "\n".join(findings(collect(run_folder)))
+    assert "with this in mind: M4 ×1.22 of M1." in lines
+    assert "not distinguishable from the previous model (held-out prompts): M2 50% against 50%, M3" in lines
 
 
 def test_a_control_is_named(run_folder: Path) -> None:
@@ -548,6 +583,7 @@ def test_the_number_of_pairs_is_an_option(srlm: Srlm, run_folder: Path) -> None:
 
 
 def test_each_plot_is_there_when_its_data_are(run_folder: Path) -> None:
+    write_rows(run_folder / "M1" / "eval-rules.jsonl", kept(0.5, 0.4, 0.6, 50))
     run = collect(run_folder)
     for name in page.PLOTS:
         assert getattr(plots, f"{name}_plot")(run).startswith("<svg ")

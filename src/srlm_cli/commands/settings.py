@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from typer import Context, Option
 
+from srlm_cli.errors import OptionError
 from srlm_cli.options.common import OPERATIONAL, Config, new_app
 from srlm_cli.streams.reader import file_hash
 from srlm_cli.streams.writer import replace_text
@@ -27,6 +28,10 @@ def settings(
     also: Annotated[
         list[str] | None, Option("--also", metavar="NAME=VALUE", help="Additional KEY=VALUE to record (repeatable).")
     ] = None,
+    get: Annotated[
+        str | None,
+        Option("--get", metavar="COMMAND.OPTION", help="Print the value of one option only, nothing if it is not set."),
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="With --stamps: print the files that would change, write nothing.")
     ] = False,
@@ -37,6 +42,7 @@ def settings(
     \b
     Examples:
       srlm settings --config srlm.toml
+      srlm settings --get "eval rules.prompts"
       srlm settings --stamps runs/demo/.settings --also M0=smollm2-135m-instruct
 
     Prints one JSON line per command: the options as set by srlm.toml and SRLM_*, without those that do
@@ -48,6 +54,9 @@ def settings(
     for name, command in commands_below(root):
         own = command.make_context(name, [], parent=root, resilient_parsing=True, default_map=None)
         lines[name] = {"command": name, **resolved(own, config or "", name)}
+    if get is not None:
+        print_value(lines, get)
+        return
     for pair in also or []:
         name, _, value = pair.partition("=")
         lines[name] = {"name": name, "value": value}
@@ -57,6 +66,16 @@ def settings(
             print(line, end="")
         else:
             keep(Path(stamps) / f"{name.replace(' ', '-')}.json", line, dry_run)
+
+
+def print_value(lines: dict[str, dict[str, Any]], name: str) -> None:
+    """Print the value of `COMMAND.OPTION`, nothing if it is not set; raise OptionError for an unknown name."""
+    command, _, option = name.rpartition(".")
+    if option not in lines.get(command, {}):
+        raise OptionError(f"--get {name} names no option of a command", 'for instance --get "eval rules.prompts"')
+    value = lines[command][option]
+    if value is not None:
+        print(value if isinstance(value, str) else json.dumps(value))
 
 
 def commands_below(root: Context) -> list[tuple[str, Any]]:

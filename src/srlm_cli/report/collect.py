@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged
 
 STAGES = ("prompts", "responses", "judged", "pairs", "meta", "judge-pairs")
-PART_FIELDS = ("replies", "category")
+PART_FIELDS = ("replies", "category", "rule")
 META = ".meta.json"
 RATING = "bradley_terry"
 
@@ -62,7 +62,8 @@ class Round:
     """One round Mt: the counts of its stages, its training, its pairs and its metrics.
 
     `training` is the provenance of the model Mt and `steps` its logged training steps. `files` has the provenance of
-    each file. `health` are metrics of the judge, `reward` those of the judge against people. The first of `games` is Mt
+    each file. `health` are metrics of the judge, `reward` those of the judge against people, `rules`
+    those of the rules that the model's replies to held-out prompts keep. The first of `games` is Mt
     against the previous model. `ratings` are the metric rows with the rating of each model.
     """
 
@@ -75,6 +76,7 @@ class Round:
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     health: Metrics = field(default_factory=Metrics)
     reward: Metrics = field(default_factory=Metrics)
+    rules: Metrics = field(default_factory=Metrics)
     games: list[Game] = field(default_factory=list)
     ratings: list[Record] = field(default_factory=list)
 
@@ -103,12 +105,22 @@ class Run:
         return Path(path).name
 
     def reply_length(self, found: Round) -> Record | None:
-        """Return the mean length of a model's replies to the held-out prompts, from matches of any round."""
+        """Return the mean length of a model's replies to held-out prompts, from matches of any round, or by rules."""
         played = [game for one in [found, *self.rounds] for game in one.games]
         sides = [(game.model, "length", game) for game in played]
         sides += [(game.baseline, "baseline_length", game) for game in played]
         rows = [game.metrics.row(metric) for name, metric, game in sides if self.model(name) == found.name]
-        return next((row for row in rows if row), None)
+        return next((row for row in rows if row), found.rules.row("length"))
+
+    def length_change(self, found: Round, since: Round | None) -> float | None:
+        """Return the mean length of a model's replies over that of an earlier model, None if one is not known."""
+        rows = [since and self.reply_length(since), self.reply_length(found)]
+        return rows[1]["value"] / rows[0]["value"] if all(rows) and rows[0]["value"] else None
+
+    def before(self, found: Round) -> Round | None:
+        """Return the round before, None for the first."""
+        at = self.rounds.index(found)
+        return self.rounds[at - 1] if at else None
 
     @property
     def base(self) -> str | None:
@@ -151,6 +163,7 @@ def round_of(folder: Path) -> Round:
         files=files,
         health=metrics(rows_of(folder / "eval-health.jsonl", records.metric_record)),
         reward=metrics(rows_of(folder / "eval-reward.jsonl", records.metric_record)),
+        rules=metrics(rows_of(folder / "eval-rules.jsonl", records.metric_record)),
         games=games(row for row in compared if row["metric"] != RATING),
         ratings=[row for row in compared if row["metric"] == RATING],
     )
@@ -254,7 +267,7 @@ def unfinished(run: Path, folders: list[Path]) -> list[str]:
         name = part.relative_to(run).as_posix().removesuffix(".part")
         counts = read_json(part.with_name(f"{part.name}{META}")).get("checkpoint", {})
         rows = f", {counts['kept']} rows so far" if "kept" in counts else ""
-        if part.name == "eval-health.jsonl.part":
+        if part.name in ("eval-health.jsonl.part", "eval-rules.jsonl.part"):
             lines.append(f"{name} was held back: a guard stopped the loop here; make says which limit was passed.")
         else:
             held = "" if part.is_dir() else ", or held back over a limit"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from srlm_cli.report.collect import Round, Run
-from srlm_cli.report.words import LENGTH, REWARD, SHARE, value, with_interval
+from srlm_cli.report.words import LENGTH, REWARD, SHARE, beyond_a_fifth, value, with_interval
 
 Finding = tuple[str, str]  # the finding, and the round
 
@@ -18,6 +18,8 @@ def findings(run: Run) -> list[str]:
         position,
         winner,
         longer,
+        other_length,
+        more_rules,
         control,
     )
     found: dict[str, list[str]] = {}
@@ -91,3 +93,31 @@ def control(run: Run, found: Round) -> Finding | None:
         "A control: chosen and rejected dealt at random (--shuffle-labels)",
         f"{found.name}, {shuffled} of {count} pairs",
     )
+
+
+def other_length(run: Run, found: Round) -> Finding | None:
+    """Return whether replies are more than a fifth longer or shorter than those of M1, or of the model before.
+
+    M1 itself is not compared: fine-tuning on IFT is meant to change how long replies are.
+    """
+    at = run.rounds.index(found)
+    earlier = {one.name: one for one in (run.rounds[at - 1], *run.rounds[:at]) if at and one.name != "M0"}
+    nearest = [name for name in earlier if name in ("M1", run.rounds[at - 1].name)]
+    changes = {name: run.length_change(found, earlier[name]) for name in nearest}
+    large = [f"×{ratio:.2f} of {name}" for name, ratio in changes.items() if ratio and beyond_a_fifth(ratio)]
+    what = "Reply lengths that changed by more than a fifth; read the other figures with this in mind"
+    return (what, f"{found.name} {' and '.join(large)}") if large else None
+
+
+def more_rules(run: Run, found: Round) -> Finding | None:
+    """Return whether a model keeps more or fewer rules of held-out prompts than the previous one, by both intervals."""
+    before = run.before(found)
+    mine, theirs = found.rules.decided("rules_kept"), before and before.rules.decided("rules_kept")
+    if not mine or not theirs:
+        return None
+    whose = f"{found.name} {value(mine, SHARE)} against {value(theirs, SHARE)}"
+    if mine["ci_low"] > theirs["ci_high"]:
+        return "More rules kept than by the previous model (held-out prompts)", whose
+    if mine["ci_high"] < theirs["ci_low"]:
+        return "Fewer rules kept than by the previous model (held-out prompts)", whose
+    return "Rules kept: not distinguishable from the previous model (held-out prompts)", whose

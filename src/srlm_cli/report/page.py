@@ -53,8 +53,8 @@ def render(run: Run, pairs: int, seed: int) -> str:
     return UNREADABLE.sub("\ufffd", html).encode("utf-8", "replace").decode()
 
 
-TABLES = ("health", "reward", "reply_count", "match", "category", "rating", "length", "training")
-PLOTS = ("judge", "score", "match", "length", "pair")
+TABLES = ("health", "reward", "reply_count", "rules", "match", "category", "rating", "length", "training")
+PLOTS = ("judge", "score", "rules", "match", "length", "pair")
 
 
 def total_seconds(run: Run) -> float:

@@ -128,6 +128,22 @@ def beside(axes: Axes, height: float, text: str, hue: str) -> None:
     axes.annotate(text, (1, height), (6, 0), va="center", color=colour(hue), **place)
 
 
+def rules_plot(run: Run) -> str:
+    """Return the share of rules kept on held-out prompts by round."""
+    kept = {found.name: row for found in run.rounds if (row := found.rules.row("rules_kept"))}
+    if not kept:
+        return ""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        dots(axes, list(kept.values()), "own", "o", scale=100)
+        by_round(axes, list(kept))
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("% of rules kept")
+
+    return draw("rules", (0.9 * WIDTH, 200), "Rules kept on held-out prompts by round", paint)
+
+
 def length_plot(run: Run) -> str:
     """Return the lengths of the replies to held-out prompts, with their intervals, by round."""
     replies = {found.name: row for found in run.rounds if (row := run.reply_length(found))}

@@ -14,8 +14,10 @@ from srlm_cli.report.words import (
     NONE,
     RATING,
     REWARD,
+    RULES,
     SHARE,
     Known,
+    beyond_a_fifth,
     clock,
     interval,
     known,
@@ -139,16 +141,19 @@ def overview(run: Run) -> Table:
                 "made by": Cell(found.training.get("command", NONE)),
                 "agrees with people": figure(found.reward, "pairwise_accuracy", SHARE),
                 "longest wins": figure(found.reward, "longest_wins", SHARE),
+                "rules kept": figure(found.rules, "rules_kept", SHARE),
                 "against": Cell(run.model(found.games[0].baseline) if found.games else NONE),
                 "win / tie / loss": Cell(" / ".join(outcome) if found.games else NONE),
                 "win rate": figure(found.matches, "win_rate", SHARE),
                 "reply length": cell(run.reply_length(found), LENGTH),
+                "length change": Cell(change(run.length_change(found, run.before(found)))),
                 "pairs made": Cell(str(found.pairs.get("count", NONE))),
             }
         )
     note = (
         "Agreement: pairs of held-out replies that the judge orders as people did (a tie is a miss), and the same for "
-        "“the longest reply wins”. Win rate: a tie is half a win. In brackets: 95% intervals."
+        "“the longest reply wins”. Rules kept: by replies to held-out prompts. Win rate: a tie is half a win. "
+        "Length change: times the length of the model before, with ! beyond a fifth. In brackets: 95% intervals."
     )
     return of_rows("The models", note, rows)
 
@@ -166,6 +171,15 @@ def reward_table(run: Run) -> Table:
     """Return the table of the judge's agreement with people, a column per round."""
     note = "The same held-out replies, ranked by people, judged by each model."
     return metric_table("The judge against people", note, REWARD, [(found.name, found.reward) for found in run.rounds])
+
+
+def rules_table(run: Run) -> Table:
+    """Return the table of the rules that each model's replies to held-out prompts keep."""
+    note = "Each model's own replies to the same held-out prompts, checked by a program: no judge has a part in it."
+    columns = [(found.name, found.rules) for found in run.rounds]
+    table = metric_table("Rules kept on held-out prompts", note, RULES, columns)
+    table.rows += part_table("", "", {"rules_kept": RULES["rules_kept"]}, "rule", columns).rows
+    return table
 
 
 def match_table(run: Run) -> Table:
@@ -317,6 +331,11 @@ def of_rows(title: str, note: str, rows: list[dict[str, Cell]]) -> Table:
 def played(run: Run) -> list[tuple[str, Metrics]]:
     """Return the matches of a run with the names of both models."""
     return [(game_name(run, found, game), game.metrics) for found in run.rounds for game in found.games]
+
+
+def change(ratio: float | None) -> str:
+    """Return a change of length as text, with ! if it is more than a fifth."""
+    return NONE if ratio is None else f"×{ratio:.2f}{' !' if beyond_a_fifth(ratio) else ''}"
 
 
 def score_shares(found: Round) -> dict[int, float]:

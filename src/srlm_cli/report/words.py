@@ -66,6 +66,12 @@ REWARD = {
     "longest_wins_matched_length": Known("longest wins, equal length", SHARE),
 }
 
+RULES = {
+    "rules_kept": Known("rules kept", SHARE, "of all rules of the held-out prompts"),
+    "all_rules_kept": Known("all rules kept", SHARE, "replies that keep every rule of their prompt"),
+    "length": Known("reply length", LENGTH, "characters, mean"),
+}
+
 MATCHES = {
     "win": Known("win", SHARE, "wins in both orders of the two replies"),
     "tie": Known("tie", SHARE, "the two orders disagree, or both are a tie"),
@@ -119,6 +125,11 @@ def share(number: float | None) -> str:
 def number(value: float | None, digits: int = 2) -> str:
     """Return a number with this many decimals."""
     return NONE if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def beyond_a_fifth(ratio: float) -> bool:
+    """Return whether a length fell or rose by more than a fifth."""
+    return not 0.8 <= ratio <= 1.2
 
 
 def signed(value: float) -> str:
