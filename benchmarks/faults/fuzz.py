@@ -172,6 +172,11 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     "gen-prompts": (PROMPTS, [*READING, *ENGINE, option("count", 1, 2), option("max-tries", 4)], ("--engine", "echo")),
     "eval reward": (JUDGED, READING, ()),
     "eval health": (JUDGED, READING, ()),
+    "eval probe": (
+        st.one_of(RESPONSES, JUDGED),
+        [*READING, *ENGINE, option("probe", "score-stuffed", "other-prompt"), option("max-probe-wins", 0.5)],
+        ("--engine", "echo"),
+    ),
     "eval rules": (
         st.one_of(RESPONSES, RANKED),
         [*READING, option("rule", "no-commas", "equal=question"), option("max-fall", 0.1)],

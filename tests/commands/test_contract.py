@@ -33,6 +33,7 @@ from commands_table import (
     MAKE_PAIRS,
     META,
     PAGES,
+    PROBE,
     PROMPTS,
     RESPONSES,
     REWARD,
@@ -331,7 +332,7 @@ def test_rejects_without_skip_is_refused(srlm: Srlm) -> None:
 # --- rows ------------------------------------------------------------------------------------
 
 
-@each([SAMPLE, JUDGE, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
+@each([SAMPLE, JUDGE, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
 def test_the_seed_decides_the_rows(srlm: Srlm, command: Command) -> None:
     text = as_lines(command.rows)
     assert srlm(*command.argv("--seed", "0"), stdin=text).out == whole(srlm, command)
@@ -385,13 +386,17 @@ NOT_IN_A_FINGERPRINT = {
     "base-url", "concurrency", "retries", "timeout", "check-sampling", "route", "tokenizer",  # of a server
     "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
     "engine-arg",
-    "count", "max-tries", "max-unparsed", "matches", "show",
+    "count", "max-tries", "max-unparsed", "matches", "show", "probed", "max-probe-wins",
 }  # fmt: skip
 
 
-@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD])
+# Commands that measure, and the option for the rows from which they do.
+ROWS_BESIDE = {HEAD_TO_HEAD: "--matches", PROBE: "--probed"}
+
+
+@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
 def test_every_option_that_decides_rows_is_in_the_fingerprint(srlm: Srlm, command: Command) -> None:
-    out = "--matches" if command is HEAD_TO_HEAD else "--out"
+    out = ROWS_BESIDE.get(command, "--out")
     srlm(*command.argv(out, "out.jsonl"), stdin=as_lines(command.rows))
     known = {key.replace("_", "-") for key in read_json(srlm.folder / "out.jsonl.meta.json")["fingerprint"]}
     offered = {name_of(option) for option in options_of(command.name)} - NOT_IN_A_FINGERPRINT
@@ -405,7 +410,7 @@ def kill_and_resume(srlm: Srlm, command: Command, after: int, out: str, *, torn:
     """Kill a run behind so many completions, check that nothing is called complete, and run it again."""
     source = "in.jsonl"
     write_rows(srlm.folder / source, command.rows)
-    flag = "--matches" if command is HEAD_TO_HEAD else "--out"
+    flag = ROWS_BESIDE.get(command, "--out")
     argv = command.argv("--in", source, flag, out)
     assert srlm.mortal(after, signal.SIGKILL, *argv).code == -signal.SIGKILL
     part = srlm.folder / f"{out}.part"
@@ -477,14 +482,15 @@ def wait_until(happened, seconds: float = 30.0) -> None:
         time.sleep(0.005)
 
 
-def test_matches_killed_and_resumed_equal_uninterrupted(srlm: Srlm) -> None:
-    uninterrupted = srlm(*HEAD_TO_HEAD.argv("--matches", "whole.jsonl"), stdin=as_lines(HEAD_TO_HEAD.rows))
+@each(list(ROWS_BESIDE))
+def test_what_is_measured_is_killed_and_resumed_to_the_same(srlm: Srlm, command: Command) -> None:
+    uninterrupted = srlm(*command.argv(ROWS_BESIDE[command], "whole.jsonl"), stdin=as_lines(command.rows))
     for after in (2, 5):
-        resumed = kill_and_resume(srlm, HEAD_TO_HEAD, after, "matches.jsonl")
+        resumed = kill_and_resume(srlm, command, after, "beside.jsonl")
         assert resumed.code == 0
-        assert read_rows(srlm.folder / "matches.jsonl") == read_rows(srlm.folder / "whole.jsonl")
+        assert read_rows(srlm.folder / "beside.jsonl") == read_rows(srlm.folder / "whole.jsonl")
         assert resumed.out == uninterrupted.out
-        (srlm.folder / "matches.jsonl").unlink()
+        (srlm.folder / "beside.jsonl").unlink()
 
 
 def test_a_prompt_whose_last_rows_are_bad_is_not_paired_before_they_are_mended(srlm: Srlm) -> None:
@@ -648,7 +654,7 @@ def test_ctrl_c_while_waiting_for_input(srlm: Srlm, command: Command) -> None:
 def test_a_reader_that_has_gone_ends_it_in_silence(srlm: Srlm, command: Command) -> None:
     reader, gone = os.pipe()
     os.close(reader)
-    quiet = ["--quiet"] if command is HEAD_TO_HEAD else []  # its summary stands before its metrics
+    quiet = ["--quiet"] if command in ROWS_BESIDE else []  # its summary stands before its metrics
     result = srlm(*command.argv(*quiet), stdin=as_lines(command.rows), stdout=gone)
     os.close(gone)
     assert (result.code, result.err) == (141, "")

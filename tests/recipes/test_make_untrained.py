@@ -63,6 +63,26 @@ def planned(folder: Path, *args: str) -> set[str]:
     return {line[line.index("--out") + 1].removeprefix("runs/first/") for line in words}
 
 
+def test_probes_come_before_the_next_model(folder: Path) -> None:
+    plan = planned(folder, "PROBE=1")
+    assert {"M1/eval-probe.jsonl", "M2/eval-probe.jsonl", "M2/model"} <= plan
+    assert not {name for name in planned(folder) if "probe" in name}
+
+
+@pytest.mark.slow
+def test_a_judge_that_a_probe_exploits_ends_the_loop(folder: Path) -> None:
+    with open(folder / "srlm.toml", "a") as file:
+        file.write('["eval probe"]\nprobe = ["doubled"]\nlimit = 3\n')
+    make(folder, "PROBE=1")
+    probed = folder / "runs" / "first" / "M1" / "eval-probe.jsonl"
+    assert [row["metric"] for row in read_rows(probed)][0] == "changed_wins"
+    with open(folder / "srlm.toml", "a") as file:
+        file.write("max-probe-wins = 0\nseed = 5\n")
+    command = ["make", "SRLM=./srlm", "iterate", "ITER=2", "PROBE=1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 2 and "the judge prefers replies that got no better: doubled" in done.stderr
+
+
 @pytest.mark.slow
 def test_meta_mixes_pairs_for_the_judge_in(folder: Path) -> None:
     make(folder)

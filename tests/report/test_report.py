@@ -401,6 +401,13 @@ def test_findings_name_length_and_position(run_folder: Path) -> None:
     assert "than the judge: M1 50% against 30%." in lines
 
 
+def test_probes_are_shown_by_round(run_folder: Path, srlm: Srlm) -> None:
+    rows = [metric("probe", "changed_wins", 0.25, 0.1, 0.4, probe="score-stuffed")]
+    write_rows(run_folder / "M1" / "eval-probe.jsonl", [*rows, metric("probe", "changed_wins", 0.5, 0.4, 0.6)])
+    assert "score-stuffed" in page_of(run_folder) and "Probes of the judge" in page_of(run_folder)
+    assert "score-stuffed" in srlm("report", run_folder).out
+
+
 # --- what may be missing ---------------------------------------------------------------------
 
 

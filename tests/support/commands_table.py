@@ -87,6 +87,7 @@ COMPARISONS = [
     {"model": "M2", "index": n, "len_baseline": 100 + n, "len_model": 120 - 3 * n, "preference": 1.0 + n % 3 / 2}
     for n in range(12)
 ]
+PROBE = Command("eval probe", RESPONSES, field="response", lazy=False)
 LENGTH_CONTROL = Command("eval length-control", COMPARISONS, options=(), field="preference", lazy=False)
 KEPT = Command("eval rules", RULED, options=(), field="response", lazy=False)
 HEALTH = Command("eval health", JUDGED, options=(), field="score", lazy=False)
@@ -96,10 +97,10 @@ SFT = Command(
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
 STAGES = [SAMPLE, JUDGE, RULES, BOTH, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
-ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, KEPT, LENGTH_CONTROL]
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
-    "eval reward", "eval head-to-head", "eval health", "eval length-control", "eval rules",
+    "eval reward", "eval head-to-head", "eval health", "eval probe", "eval length-control", "eval rules",
     "index", "report", "settings",
 ]  # fmt: skip

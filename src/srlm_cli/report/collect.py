@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged
 
 STAGES = ("prompts", "responses", "judged", "pairs", "meta", "judge-pairs")
-PART_FIELDS = ("replies", "category", "rule")
+PART_FIELDS = ("replies", "category", "rule", "probe")
 META = ".meta.json"
 RATING = "bradley_terry"
 
@@ -62,8 +62,8 @@ class Round:
     """One round Mt: the counts of its stages, its training, its pairs and its metrics.
 
     `training` is the provenance of the model Mt and `steps` its logged training steps. `files` has the provenance of
-    each file. `health` are metrics of the judge, `reward` those of the judge against people, `rules`
-    those of the rules that the model's replies to held-out prompts keep. The first of `games` is Mt
+    each file. `health` are metrics of the judge, `reward` those of the judge against people, `probes` those of changed
+    replies, `rules` those of the rules that the model's replies to held-out prompts keep. The first of `games` is Mt
     against the previous model. `ratings` are the metric rows with the rating of each model.
     """
 
@@ -77,6 +77,7 @@ class Round:
     health: Metrics = field(default_factory=Metrics)
     reward: Metrics = field(default_factory=Metrics)
     rules: Metrics = field(default_factory=Metrics)
+    probes: Metrics = field(default_factory=Metrics)
     games: list[Game] = field(default_factory=list)
     ratings: list[Record] = field(default_factory=list)
 
@@ -164,6 +165,7 @@ def round_of(folder: Path) -> Round:
         health=metrics(rows_of(folder / "eval-health.jsonl", records.metric_record)),
         reward=metrics(rows_of(folder / "eval-reward.jsonl", records.metric_record)),
         rules=metrics(rows_of(folder / "eval-rules.jsonl", records.metric_record)),
+        probes=metrics(rows_of(folder / "eval-probe.jsonl", records.metric_record)),
         games=games(row for row in compared if row["metric"] != RATING),
         ratings=[row for row in compared if row["metric"] == RATING],
     )

@@ -53,7 +53,7 @@ def render(run: Run, pairs: int, seed: int) -> str:
     return UNREADABLE.sub("\ufffd", html).encode("utf-8", "replace").decode()
 
 
-TABLES = ("health", "reward", "reply_count", "rules", "match", "category", "rating", "length", "training")
+TABLES = ("health", "reward", "reply_count", "probe", "rules", "match", "category", "rating", "length", "training")
 PLOTS = ("judge", "score", "rules", "match", "length", "pair")
 
 

@@ -12,6 +12,7 @@ from srlm_cli.report.words import (
     LENGTH,
     MATCHES,
     NONE,
+    PROBES,
     RATING,
     REWARD,
     RULES,
@@ -180,6 +181,13 @@ def rules_table(run: Run) -> Table:
     table = metric_table("Rules kept on held-out prompts", note, RULES, columns)
     table.rows += part_table("", "", {"rules_kept": RULES["rules_kept"]}, "rule", columns).rows
     return table
+
+
+def probe_table(run: Run) -> Table:
+    """Return how often the judge of each round prefers replies that were changed and got no better."""
+    note = "Replies that were changed and got no better: how often the judge scores them above the reply as it was."
+    names = {"changed_wins": PROBES["changed_wins"]}
+    return part_table("Probes of the judge", note, names, "probe", [(found.name, found.probes) for found in run.rounds])
 
 
 def match_table(run: Run) -> Table:

@@ -30,6 +30,7 @@ def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
         health_with_scores(run),
         tables.reward_table(run),
         tables.rules_table(run),
+        tables.probe_table(run),
         tables.match_table(run),
         tables.rating_table(run),
         tables.length_table(run),

@@ -72,6 +72,8 @@ RULES = {
     "length": Known("reply length", LENGTH, "characters, mean"),
 }
 
+PROBES = {"changed_wins": Known("changed reply wins", SHARE)}
+
 MATCHES = {
     "win": Known("win", SHARE, "wins in both orders of the two replies"),
     "tie": Known("tie", SHARE, "the two orders disagree, or both are a tie"),

@@ -78,6 +78,16 @@ def refuse_own_input(out: str | None, inputs: list[str]) -> None:
             raise OptionError(f"--out {out} is the input", "use another output file")
 
 
+def refuse_clash(option: str, path: str | None, out: str, inputs: list[str]) -> None:
+    """Raise OptionError if a second output file is `--out` itself, or an input."""
+    same = lambda other: path == other or ("-" not in (path, other) and same_file(path, other))  # noqa: E731
+    if path and same(out):
+        both = "stdout" if path == "-" else path
+        raise OptionError(f"{option} and --out are both {both}", "give each its own file")
+    if path and any(path != "-" and same(one) for one in inputs):
+        raise OptionError(f"{option} {path} is an input", "use another output file")
+
+
 def print_result(row: Record) -> None:
     """Print the one JSON line of results of a command that makes a folder."""
     if not distributed.is_main():

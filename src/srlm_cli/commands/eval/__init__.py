@@ -3,6 +3,7 @@
 from srlm_cli.commands.eval.head_to_head import head_to_head
 from srlm_cli.commands.eval.health import health
 from srlm_cli.commands.eval.length_control import length_control
+from srlm_cli.commands.eval.probe import probe
 from srlm_cli.commands.eval.reward import reward
 from srlm_cli.commands.eval.rules import rules
 from srlm_cli.options.common import new_app
@@ -12,4 +13,5 @@ app.command()(reward)
 app.command("head-to-head")(head_to_head)
 app.command()(health)
 app.command("length-control")(length_control)
+app.command()(probe)
 app.command()(rules)

@@ -14,7 +14,7 @@ from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOption
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
-from srlm_cli.runner.outputs import refuse_own_input, same_file
+from srlm_cli.runner.outputs import refuse_clash, refuse_own_input
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun, write_metrics
 from srlm_cli.streams.console import say
@@ -133,13 +133,4 @@ def refuse_clashes(inputs: list[str], out: str, matches: str | None) -> None:
     if inputs.count("-") > 1:
         raise OptionError("stdin can be only one of the files", "--in or --against has to name a file")
     refuse_own_input(out, inputs)
-    if matches and same(matches, out):
-        both = "stdout" if matches == "-" else matches
-        raise OptionError(f"--matches and --out are both {both}", "give each its own file")
-    if matches and any(path != "-" and same(matches, path) for path in inputs):
-        raise OptionError(f"--matches {matches} is an input", "use another output file")
-
-
-def same(one: str, other: str) -> bool:
-    """Return whether two names are of the same file, or both of stdout."""
-    return one == other or ("-" not in (one, other) and same_file(one, other))
+    refuse_clash("--matches", matches, out, inputs)
