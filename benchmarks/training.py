@@ -64,7 +64,7 @@ def run_srlm(
 
     clock = {}
     load, save = setup.load_policy, session.save
-    setup.load_policy = lambda spec: [load(spec), clock.update(start=now())][0]
+    setup.load_policy = lambda *given: [load(*given), clock.update(start=now())][0]
     session.save = lambda *args: clock.update(end=now())
     spec = TrainSpec(MODEL, out, 1e-6, 1e-7, batch=batch, max_length=length, lora_r=16 if "lora" in who else 0)
     if task == "dpo":

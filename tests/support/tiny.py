@@ -39,6 +39,27 @@ def tiny_model(folder: Path, seed: int = 0, **config: object) -> Path:
     return folder
 
 
+def base_model(folder: Path, **config: object) -> Path:
+    """Write a model without a chat template, whose EOS ends a text, and which has no token for a turn."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<|endoftext|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    sizes = {"vocab_size": len(tokenizer), "tie_word_embeddings": True, **shape, **ends, **config}
+    LlamaForCausalLM(LlamaConfig(**sizes)).save_pretrained(folder)
+    return folder
+
+
 def sequence(tokenizer, prompt: object, completion: object, today: str | None = None, **row: object):
     """Return the sequence of a row's completion."""
     from srlm_cli.engines.chat_template import ChatTemplate

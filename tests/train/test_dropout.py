@@ -36,7 +36,7 @@ def test_a_training_drops_what_it_was_told_to(kind: str, tmp_path: Path) -> None
     spec = TrainSpec(str(tmp_path), tmp_path / "m", 1e-3, 1e-3, device="cpu")
     ids = torch.arange(3, 40)[None]
     for share in (0.0, 0.3):
-        model = setup.load_policy(replace(spec, dropout=share)).train()
+        model = setup.load_policy(replace(spec, dropout=share), None).train()
         with torch.no_grad():
             first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
         assert torch.equal(first, second) == (share == 0)

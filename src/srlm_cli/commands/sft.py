@@ -1,5 +1,6 @@
 """srlm sft."""
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
 from typer import Option
@@ -41,6 +42,14 @@ def sft(
     ] = False,
     eval_file: EvalFile = None,
     held_out: HeldOut = None,
+    chat_template: Annotated[
+        str | None,
+        Option(
+            "--chat-template",
+            metavar="NAME|FILE|MODEL",
+            help="Chat template for a base model: chatml, a name such as llama3, a Jinja file, or that of a model.",
+        ),
+    ] = None,  # fmt: skip
     on_long: Annotated[
         OnLong,
         Option("--on-long", help="EFT row longer than --max-length, whose score would be cut off: stop, or drop it."),
@@ -51,7 +60,7 @@ def sft(
     \b
     Examples:
       srlm sft --in ift.jsonl --in eft.jsonl --model smollm2-135m-instruct --out M1/model
-      cat ift.jsonl eft.jsonl | srlm sft --model meta-llama/Llama-2-70b-hf --out M1/model
+      cat ift.jsonl eft.jsonl | srlm sft --model meta-llama/Llama-2-70b-hf --chat-template chatml --out M1/model
       srlm sft --in ift.jsonl --in eft.jsonl --mix-weight 1 --mix-weight 0.5 --model M0 --out M1/model
       srlm sft --in ift.jsonl --model smollm2-135m-instruct --lora-r 16 --learning-rate 2e-4 --out adapter
 
@@ -65,7 +74,7 @@ def sft(
     from srlm_cli.train.sft import sft as train
 
     launch_processes(options)
-    spec = options.spec()
+    spec = replace(options.spec(), chat_template=chat_template)
     paths = in_ or ["-"]
     weights = by_input(paths, mix_weight)
     check = records.judged_completion_record if positive_only else records.completion_record

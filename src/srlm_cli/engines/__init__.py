@@ -37,9 +37,12 @@ def open_engine(spec: EngineSpec) -> Engine:
         return OpenAIEngine(with_model(spec))
     if not spec.model:
         raise OptionError("no model given", "--model takes a folder, a hub id, a .gguf file or an adapter folder")
-    from srlm_cli.models.locate import locate
+    from srlm_cli.models.adapters import trains_embeddings
+    from srlm_cli.models.locate import is_adapter, locate
 
-    locate(spec.model)  # before torch is loaded: it reports a wrong path immediately
+    folder = locate(spec.model)  # before torch is loaded: it reports a wrong path immediately
+    if spec.engine == "vllm" and is_adapter(folder) and trains_embeddings(folder):
+        raise OptionError(f"vLLM cannot load {spec.model}: this adapter has embeddings", "train it with --merge")
     if spec.engine == "hf":
         with without_collection():
             from srlm_cli.engines.hf.engine import HfEngine

@@ -32,6 +32,12 @@ def base_of(folder: str) -> str:
     return base
 
 
+def trains_embeddings(folder: str) -> bool:
+    """Return whether the settings of an adapter name embeddings, or other whole layers, that it trains."""
+    settings = read_settings(Path(folder) / SETTINGS)
+    return bool(settings.get("trainable_token_indices") or settings.get("modules_to_save"))
+
+
 def config_of(folder: str) -> PeftConfig:
     """Return the configuration of an adapter; raise EngineError if it cannot be merged into a causal LM."""
     from peft import PeftConfig

@@ -23,16 +23,17 @@ def resize_embeddings(base: PreTrainedModel, folder: str, config: PeftConfig, te
     inputs, outputs = base.get_input_embeddings(), base.get_output_embeddings()
     layers = [name for name, module in base.named_modules() if module in (inputs, outputs)]  # the input first
     saved = {name: rows for name in layers if (rows := saved_rows(name, tensors))}
-    trained = trained_tokens(config)
+    trained = [trained_tokens(config, name, first=name == layers[0]) for name in layers]
     old = len(inputs.weight)
-    new = max(saved.values()) if saved else max([old, *(token + 1 for token in trained)])
+    new = max(saved.values()) if saved else max([old, *(token + 1 for token in set().union(*trained))])
     if new != old:
         base.resize_token_embeddings(new, mean_resizing=False)
     tied = base.get_input_embeddings().weight is getattr(base.get_output_embeddings(), "weight", None)
     whole = {name for name in saved if name.rsplit(".", 1)[-1] not in (config.modules_to_save or ())}
     shared = tied and (whole or getattr(config, "ensure_weight_tying", False))
-    by_token = set(range(old, new)) <= trained
-    random = [name for at, name in enumerate(layers) if not (name in saved or shared or by_token and (at == 0 or tied))]
+    added = set(range(old, new))
+    by_token = [added <= tokens or (tied and added <= trained[0]) for tokens in trained]
+    random = [name for name, known in zip(layers, by_token, strict=True) if not (name in saved or shared or known)]
     if new > old and random:
         raise EngineError(
             f"cannot load the model {folder}: it adds {new - old} tokens, but does not contain {random[0]}",
@@ -46,10 +47,12 @@ def saved_rows(layer: str, tensors: dict[str, Any]) -> int:
     return next((len(tensors[name]) for name in tensors if f".{name}".endswith(f".{layer}.weight")), 0)
 
 
-def trained_tokens(config: PeftConfig) -> set[int]:
-    """Return the ids of tokens whose embeddings an adapter trains individually."""
+def trained_tokens(config: PeftConfig, layer: str, *, first: bool) -> set[int]:
+    """Return the ids of tokens whose embeddings in a layer an adapter trains individually; a list is of the first."""
     found = getattr(config, "trainable_token_indices", None) or getattr(config, "token_indices", None) or ()
-    return {token for ids in (found.values() if isinstance(found, dict) else [found]) for token in ids}
+    if not isinstance(found, dict):
+        return set(found) if first else set()
+    return {token for name, ids in found.items() if f".{layer}".endswith(f".{name}") for token in ids}
 
 
 def check_tokens(folder: str, base: str, rows: int) -> None:

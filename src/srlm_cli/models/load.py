@@ -43,18 +43,24 @@ def quiet_libraries() -> None:
     logging.disable_progress_bar()
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model, with a pad token; refuse one without a chat template."""
+def base_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model as it is, perhaps without a chat template, EOS or pad token."""
     from srlm_cli.models.light_transformers import AutoTokenizer
 
     folder = locate(model)
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
-        return load_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
+        return base_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
     _check_settings(model, folder)
-    tokenizer = in_one_line(model, folder, lambda: AutoTokenizer.from_pretrained(folder))
+    return in_one_line(model, folder, lambda: AutoTokenizer.from_pretrained(folder))
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model, with a pad token; refuse one without a chat template."""
+    tokenizer = base_tokenizer(model)
     if not tokenizer.chat_template:
         raise EngineError(
-            f"{model} has no chat template", "use an instruct model, or put chat_template.jinja beside it"
+            f"{model} has no chat template",
+            "train a base model with `srlm sft --chat-template chatml`, or use an instruct model",
         )
     if tokenizer.eos_token is None:
         tokenizer.eos_token = _configured_end(model, tokenizer)

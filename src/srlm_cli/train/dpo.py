@@ -99,7 +99,7 @@ class Dpo(session.Method):
         from srlm_cli.train.pair_trainer import PairTrainer
 
         reference_model = self.reference["model"]
-        model = setup.load_policy(spec)
+        model = setup.load_policy(spec, tokenizer)
         other = None
         if reference_model != spec.model and distributed.sharded():
             raise OptionError(

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 SHOWN = 30  # names in an error message
 
 
-def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
+def add_adapter(model: PreTrainedModel, spec: TrainSpec, tokens: list[int] | None = None) -> PeftModel:
     """Return a model with a new adapter, of the rank, scale, dropout and targets of a spec.
 
-    Raises OptionError if a target names no layer or parameter.
+    The embeddings of `tokens` are trained with it. Raises OptionError if a target names no layer or parameter.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -45,12 +45,20 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec) -> PeftModel:
         target_modules=sorted(ends),
         target_parameters=list(spec.lora_target_parameters) or None,
         exclude_modules=sorted(left_out) or None,
+        trainable_token_indices=dict.fromkeys(embeddings(model), tokens) if tokens else None,
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, config)
     # peft notes where the base was loaded from; its name finds it again on another machine too.
     model.peft_config["default"].base_model_name_or_path = spec.model
     return model
+
+
+def embeddings(model: PreTrainedModel) -> list[str]:
+    """Return the names of the embedding layers, as peft takes them: of the output too, if it has weights of its own."""
+    layers = [model.get_input_embeddings(), model.get_output_embeddings()]
+    distinct = layers[: 1 if layers[0].weight is layers[1].weight else 2]
+    return [name.rpartition(".")[2] for name, module in model.named_modules() if module in distinct]
 
 
 def refuse_unknown(option: str, asked: Iterable[str], known: Iterable[str], what: str) -> None:

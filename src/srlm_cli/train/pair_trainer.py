@@ -132,6 +132,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
         if name == "train":  # TRL's first call
+            copy_rows(self.model)
             score_without_padding(self.packing)
             if self.ref_model is not None:
                 score_without_padding(Packing(self.ref_model))
@@ -297,6 +298,17 @@ class PairTrainer(StepTrainer, DPOTrainer):
         theirs = (pair["ref_chosen_logps"], pair["ref_rejected_logps"])
         own = own_loss(self.loss_config, policy, theirs, lengths, smoothing)
         return (own - self.loss_config.nll_alpha * policy[0] / lengths[0]).mean()
+
+
+def copy_rows(model: Any) -> None:
+    """Copy what TRL leaves out when it copies an adapter as the reference: embeddings that are trained by token.
+
+    It copies parameters whose names have `.default.`; these end with it (findings/dpo-reference-without-its-tokens.sh).
+    """
+    if "ref" in getattr(model, "peft_config", {}):
+        for name, weight in model.named_parameters():
+            if name.endswith(".default"):
+                model.get_parameter(f"{name.removesuffix('default')}ref").data.copy_(weight.data)
 
 
 @contextmanager

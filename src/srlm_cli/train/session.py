@@ -19,7 +19,7 @@ from srlm_cli.models.collection import without_collection
 from srlm_cli.models.files import broken_file
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.hardware import pick_device
-from srlm_cli.records import PROVENANCE, Record
+from srlm_cli.records import PROVENANCE, Record, short_hash
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
 from srlm_cli.train import dry_run, router
@@ -96,7 +96,7 @@ def train(
     """
     if not rows:
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
-    tokenizer = open_tokenizer(spec)
+    tokenizer = open_tokenizer(spec, run.quiet)
     spec = dated(method.name, within_context(spec, method.name, run.quiet), tokenizer, run)
     dataset, report = method.render(rows, tokenizer, spec, run)
     if not dataset:
@@ -105,6 +105,8 @@ def train(
         say(f"srlm {method.name}: {report.line(method.unit)}")
     eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)
     more = method.prepare(spec, tokenizer)
+    if spec.chat_template:
+        more["template_hash"] = short_hash(tokenizer.get_chat_template())
     tokenizer.padding_side = method.padding_side
     distributed.init(pick_device(spec.device))
     with place(spec.out, run.dry_run) as workdir:

@@ -13,11 +13,19 @@ from srlm_cli.errors import DataError, EngineError, OptionError
 from srlm_cli.models import adapters
 from srlm_cli.models.collection import without_collection
 from srlm_cli.models.hardware import pick_device, pick_training_dtype
-from srlm_cli.models.load import context_of, end_of_turn_ids, load_model, load_tokenizer, quiet_libraries
+from srlm_cli.models.load import (
+    base_tokenizer,
+    context_of,
+    end_of_turn_ids,
+    load_model,
+    load_tokenizer,
+    quiet_libraries,
+)
 from srlm_cli.models.locate import is_adapter, locate
 from srlm_cli.records import Record
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, optimizers, router
+from srlm_cli.train.clone_template import clone_template, extend_model
 from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import Renderer
@@ -27,20 +35,38 @@ if TYPE_CHECKING:
 
 
 @without_collection()
-def open_tokenizer(spec: TrainSpec) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of the model to train."""
+def open_tokenizer(spec: TrainSpec, quiet: bool = True) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of the model to train, with the chat template of the spec."""
     locate(spec.model)  # before anything is loaded: it reports a wrong path immediately
     from datasets import disable_progress_bars
 
     quiet_libraries()
     disable_progress_bars()
-    tokenizer = load_tokenizer(spec.model)
+    tokenizer = cloned(spec, quiet) if spec.chat_template else load_tokenizer(spec.model)
     if tokenizer.eos_token is None:
         raise EngineError(
             f"{spec.model} has no end-of-turn token",
             "set eos_token in tokenizer_config.json or eos_token_id in generation_config.json",
         )
     tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def cloned(spec: TrainSpec, quiet: bool) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a full model with the chat template of a spec, and say what is new in it."""
+    if is_adapter(locate(spec.model)):
+        raise OptionError(
+            f"--chat-template needs a full model, and {spec.model} is an adapter", "train its base, or --merge it first"
+        )
+    tokenizer = base_tokenizer(spec.model)
+    replaced, before = bool(tokenizer.chat_template), len(tokenizer)
+    clone_template(tokenizer, spec.chat_template or "")
+    if not quiet:
+        replaces = f", in place of that of {spec.model}" if replaced else ""
+        say(
+            f"srlm sft: chat template {spec.chat_template}{replaces}: {len(tokenizer) - before} tokens added, "
+            f"{tokenizer.eos_token} ends a turn"
+        )
     return tokenizer
 
 
@@ -74,8 +100,8 @@ def usable(rendered: list[Record], given: list[Record] | None, spec: TrainSpec) 
     return rendered
 
 
-def load_policy(spec: TrainSpec) -> PreTrainedModel:
-    """Return the model to train, in float32; the base of an adapter may be in 4 bits.
+def load_policy(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Return the model to train, in float32, with an embedding for each token; the base of an adapter may be in 4 bits.
 
     The weights are float32 since a step moves them by less than bfloat16 can hold; the products of
     a step are of the dtype of the spec.
@@ -93,8 +119,9 @@ def load_policy(spec: TrainSpec) -> PreTrainedModel:
         )
     in_4bit = training_dtype(spec) if spec.load_in_4bit else None
     model = load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
+    tokens = extend_model(model, tokenizer, spec) if spec.chat_template else []
     if spec.lora_r and not hasattr(model, "peft_config"):
-        model = add_adapter(model, spec)
+        model = add_adapter(model, spec, tokens)
     elif spec.lora_r and model.peft_config["default"].r != spec.lora_r:
         raise OptionError(
             f"{spec.model} is an adapter of rank {model.peft_config['default'].r}, and --lora-r is {spec.lora_r}",

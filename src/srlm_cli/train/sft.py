@@ -79,7 +79,7 @@ class Sft(session.Method):
         from srlm_cli.train.sft_trainer import TargetLossTrainer
 
         return TargetLossTrainer(
-            model=setup.load_policy(spec),
+            model=setup.load_policy(spec, tokenizer),
             args=setup.on_one_gpu(SFTConfig(**setup.trainer_settings(spec, run, workdir.folder))),
             rows=dataset,
             eval_rows=eval_dataset,
