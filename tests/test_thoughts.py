@@ -99,5 +99,8 @@ def test_every_mark_has_a_sign_of_the_quick_test() -> None:
     for family in thoughts.FAMILIES:
         for mark in (family.opening, family.closing, *family.tokens):
             assert any(sign in mark for sign in thoughts.SIGNS), mark
+        for written in (str, str.upper, str.title, str.swapcase):
+            mark = written(family.opening)
+            assert thoughts.MARKS.divide(f"{mark}Hm.")[1] and thoughts.may_think(f"{mark}Hm."), mark
         thought = f"{family.opening}Score: 1{family.closing}Score: 4"
         assert "Score: 1" not in thoughts.blanked(thought) and thoughts.blanked(thought).endswith("Score: 4")

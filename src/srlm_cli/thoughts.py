@@ -207,6 +207,7 @@ def alone(text: str, mark: re.Match[str]) -> bool:
 
 
 SIGNS = ("<", "[", "\u25c1")  # one of them is in every mark
+NAMES = re.compile(r"(?i)think|thought|channel\|>|to=self")  # one of them is in every mark
 
 
 def blanked(text: str) -> str:
@@ -214,12 +215,9 @@ def blanked(text: str) -> str:
     return MARKS.blanked(text) if any(sign in text for sign in SIGNS) else text
 
 
-NAMES = ("think", "THINK", "thought", "channel|>", "to=self")  # one of them is in every mark
-
-
 def may_think(text: str) -> bool:
     """Return False if a text has no mark of a thought; a quick test for most texts."""
-    return any(name in text for name in NAMES)
+    return any(sign in text for sign in SIGNS) and NAMES.search(text) is not None
 
 
 def divided(text: str) -> tuple[str | None, str | None]:

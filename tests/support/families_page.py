@@ -1,4 +1,4 @@
-"""The table of chat templates in docs/thinking.md: `--write` makes it from the templates of the installed TRL."""
+"""The tables in docs/models.md: `--write` makes them from the tests' architectures and the templates of TRL."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import chat_templates
 from helpers import ROOT
 from srlm_cli.engines.chat_template import MARK, ChatTemplate, assistant
 from srlm_cli.train.render import Renderer
+from tiny_models import KINDS, PACKED, PLAIN
 
-PAGE = ROOT / "docs" / "thinking.md"
-TABLE = re.compile(r"(?<=<!-- templates -->\n).*?(?=<!-- end -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "models.md"
+TABLE = re.compile(r"(<!-- (templates|architectures) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+NOTES = {"dynamic": ", with dynamic RoPE", "mistral": ", with a sliding window", "lfm2": ", a hybrid"}
 USER = [{"role": "user", "content": "Is 7 prime?"}]
 
 
@@ -39,9 +41,19 @@ def table() -> str:
     return "\n".join([head, "|---|---|---|---|---|---|", *map(line, chat_templates.NAMES), ""])
 
 
+def architectures() -> str:
+    """Return the table of architectures; tests/engines/hf and tests/train prove what it says."""
+    paths = {**dict.fromkeys(PACKED, "packed"), **dict.fromkeys(PLAIN, "one by one")}
+    lines = [
+        f"| {KINDS[kind][0].removesuffix('Config')}{NOTES.get(kind, '')} | {path} |" for kind, path in paths.items()
+    ]
+    return "\n".join(["| architecture | path |", "|---|---|", *lines, ""])
+
+
 def render() -> str:
-    """Return the page with the table."""
-    return TABLE.sub(lambda _: table(), PAGE.read_text(encoding="utf-8"))
+    """Return the page with the tables."""
+    made = {"templates": table, "architectures": architectures}
+    return TABLE.sub(lambda found: found[1] + made[found[2]](), PAGE.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
-from srlm_cli.engines.chat_template import rendered, token_ids
+from srlm_cli.engines.chat_template import ChatTemplate, rendered, token_ids
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import Record
+from srlm_cli.thoughts import marks_of
 from srlm_cli.train import session
 from srlm_cli.train.data import dpo_rows, sft_rows
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -89,6 +90,14 @@ def test_the_target_follows_what_sampling_shows(
     empty = "<think>\n\n</think>\n\n" if note == CLOSED else ""
     assert before == rendered(tokenizer, prompt, today=None).removesuffix("<think>\n" if empty else "") + empty
     assert (learned, notes) == (target, (note,) if note else ())
+
+
+def test_a_thought_between_marks_of_ones_own_is_found(tokenizer) -> None:
+    tokenizer.chat_template = TEMPLATE
+    renderer = Renderer(tokenizer, ChatTemplate(tokenizer, marks=marks_of(("<<", ">>"))))
+    [made] = renderer.rendered({"prompt": "Prime?", "completion": "<<Three.>>No."}, ("completion",))
+    assert tokenizer.decode(made.ids[made.start :]) == "<<Three.>>No.<|end|>" and made.notes == (THOUGHT,)
+    assert tokenizer.decode(made.ids[made.answer :]) == "No.<|end|>"
 
 
 def test_a_template_without_a_generation_prompt_has_the_header_in_the_target(tokenizer) -> None:

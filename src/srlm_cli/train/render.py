@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 from srlm_cli.engines.chat_template import FIELDS, MARK, ChatTemplate, Kwargs, assistant, token_ids
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import KWARGS, Message, Record, as_messages
-from srlm_cli.thoughts import may_think
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -82,7 +81,7 @@ class Renderer:
         text = last["content"]
         named = [last.get(name) for name in FIELDS] + [row.get("thought") if field == "completion" else None]
         thought = next((said for said in named if isinstance(said, str) and said.strip()), "")
-        if not thought and may_think(text):
+        if not thought:
             answer, found = self.template.marks.divide(text)
             if found and not found.closed:
                 raise BadRow("the reply is a thought without an end")
