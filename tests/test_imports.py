@@ -208,7 +208,15 @@ def test_heavy_libraries_are_imported_late(path: Path) -> None:
     late = {f"engines/{name}.py" for name in ("vllm", "openai", "openai_server", "openai_refusals", "openai_draws")}
     late |= {
         f"train/{name}.py"
-        for name in ("embedding_gradient", "packing", "pair_trainer", "scoring", "sft_trainer", "step_trainer")
+        for name in (
+            "chunked_loss",
+            "embedding_gradient",
+            "packing",
+            "pair_trainer",
+            "scoring",
+            "sft_trainer",
+            "step_trainer",
+        )
     }
     late |= {"models/light_transformers.py", "models/meta_device.py"}
     late_folders = name_of(path).startswith(("engines/hf/", "forward/"))  # themselves imported late

@@ -16,6 +16,7 @@ from alike import assert_same_weights, near
 from helpers import slow
 from srlm_cli.models.load import load_model
 from srlm_cli.train import packing
+from srlm_cli.train.chunked_loss import add_chunked_loss
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -106,6 +107,7 @@ def test_rows_padded_on_the_left_have_the_loss_of_rows_alone(kind, tmp_path):
         "labels": torch.tensor([[-100] * (width - len(row)) + [-100, *row[1:]] for row in ROWS]),
     }
     alone = 0.0
+    add_chunked_loss(net)
     with torch.no_grad():
         for row in ROWS:
             scores = net(input_ids=torch.tensor([row])).logits[0, :-1].log_softmax(-1)

@@ -7,6 +7,7 @@ few tokens it has. `python benchmarks/packing.py` and docs/measurements.md show 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
 from typing import Any
 
@@ -50,17 +51,39 @@ class Packing:
 
         `model` is called with `input_ids`, (1, tokens), and `logits_to_keep`, packed ones also with `position_ids`.
         """
+        for some, inputs, context in self._passes(rows, places):
+            with context:
+                output = model(**inputs, use_cache=False)
+            yield from output.logits[0].float().split([len(wanted) for wanted in places[some]])
+
+    def losses(
+        self, model: Callable[..., Any], rows: list[list[int]], places: list[list[int]], targets: list[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        """Yield the summed loss of each pass; `targets` are the next tokens after the given positions of each row.
+
+        `model` is called as for `logits`, and with `targets` (see `chunked_loss`).
+        """
+        for some, inputs, context in self._passes(rows, places):
+            with context:
+                yield model(**inputs, targets=torch.cat(targets[some]), use_cache=False).loss
+
+    def _passes(
+        self, rows: list[list[int]], places: list[list[int]]
+    ) -> Iterator[tuple[slice, dict[str, torch.Tensor], AbstractContextManager[Any]]]:
+        """Yield the rows of each pass, the inputs of the model, and the context to call it in."""
         if not self.now():
-            yield from (alone(model, row, wanted) for row, wanted in zip(rows, places, strict=True))
+            for at, (row, wanted) in enumerate(zip(rows, places, strict=True)):
+                inputs = {"input_ids": torch.tensor([row]), "logits_to_keep": torch.tensor(wanted, dtype=torch.long)}
+                yield slice(at, at + 1), inputs, nullcontext()
             return
         for some in groups(map(len, rows), len(rows)):
             with_prefixes = [CachedPrefix(row) for row in rows[some]]
             find_prefixes(with_prefixes, [])
-            yield from self._together(model, with_prefixes, places[some])
+            yield some, *self._together(with_prefixes, places[some])
 
     def _together(
-        self, model: Callable[..., Any], texts: list[CachedPrefix], places: list[list[int]]
-    ) -> Iterable[torch.Tensor]:
+        self, texts: list[CachedPrefix], places: list[list[int]]
+    ) -> tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]:
         begins = [0, *accumulate(len(text.fresh) for text in texts)]
         begin_of = {id(text): begin for text, begin in zip(texts, begins, strict=False)}
 
@@ -69,23 +92,13 @@ class Packing:
                 text = text.prefix
             return begin_of[id(text)] + place - text.shared
 
-        ids = [token for text in texts for token in text.fresh]
-        positions = [place for text in texts for place in range(text.shared, len(text.tokens))]
         kept = [packed_place(text, place) for text, wanted in zip(texts, places, strict=True) for place in wanted]
-        with attention_context(Prefill(texts, None, trained=True), self.packed.configs):
-            output = model(
-                input_ids=torch.tensor([ids]),
-                position_ids=torch.tensor([positions]),
-                logits_to_keep=torch.tensor(kept, dtype=torch.long),
-                use_cache=False,
-            )
-        return output.logits[0].float().split([len(wanted) for wanted in places])
-
-
-def alone(model: Callable[..., Any], row: list[int], places: list[int]) -> torch.Tensor:
-    """Return the logits after the given positions of one row, which is computed by itself."""
-    kept = torch.tensor(places, dtype=torch.long)
-    return model(input_ids=torch.tensor([row]), logits_to_keep=kept, use_cache=False).logits[0].float()
+        inputs = {
+            "input_ids": torch.tensor([[token for text in texts for token in text.fresh]]),
+            "position_ids": torch.tensor([[at for text in texts for at in range(text.shared, len(text.tokens))]]),
+            "logits_to_keep": torch.tensor(kept, dtype=torch.long),
+        }
+        return inputs, attention_context(Prefill(texts, None, trained=True), self.packed.configs)
 
 
 def groups(lengths: Iterable[int], most: int) -> Iterator[slice]:

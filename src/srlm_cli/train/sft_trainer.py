@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with logits of target tokens only.
+"""TRL's SFTTrainer with logits of target tokens only, of some of them at a time.
 
 This module imports torch and TRL and is itself imported late.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from trl import SFTTrainer
 
 from srlm_cli.records import Record
+from srlm_cli.train.chunked_loss import add_chunked_loss
 from srlm_cli.train.data import IGNORED
 from srlm_cli.train.step_trainer import StepTrainer
 
@@ -21,6 +21,10 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
     A judge's row has hundreds of tokens and one score; logits over the whole vocabulary for the
     prompt's positions bear no loss and, on a CPU, take a quarter of the time.
     """
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        add_chunked_loss(self.packing.bare)
 
     @staticmethod
     def filler(row: Record) -> Record:
@@ -69,9 +73,8 @@ class TargetLossTrainer(StepTrainer, SFTTrainer):
         labels = [row[own][1:] for row, own in zip(inputs["labels"], seen, strict=True)]
         rows = [row[own].tolist() for row, own in zip(inputs["input_ids"], seen, strict=True)]
         places = [(row != IGNORED).nonzero()[:, 0] for row in labels]
-        logits = self.packing.logits(model, rows, [at.tolist() for at in places])
-        targets = (row[at] for row, at in zip(labels, places, strict=True))
-        return sum(summed_loss(*one) for one in zip(logits, targets, strict=True))
+        targets = [row[at] for row, at in zip(labels, places, strict=True)]
+        return sum(self.packing.losses(model, rows, [at.tolist() for at in places], targets))
 
 
 def padded_loss(model: Any, inputs: Record, takes_positions: bool) -> Any:
@@ -84,10 +87,4 @@ def padded_loss(model: Any, inputs: Record, takes_positions: bool) -> Any:
     given = {name: value for name, value in inputs.items() if name != "labels"}
     if takes_positions:
         given["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    logits = model(**given, use_cache=False, logits_to_keep=kept).logits.float()
-    return summed_loss(logits.flatten(0, 1), labels[:, kept].flatten())
-
-
-def summed_loss(logits: Any, targets: Any) -> Any:
-    """Return the summed cross-entropy of targets, (tokens,), given logits, (tokens, vocabulary)."""
-    return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    return model(**given, use_cache=False, logits_to_keep=kept, targets=labels[:, kept].flatten()).loss
