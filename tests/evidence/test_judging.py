@@ -292,8 +292,7 @@ def test_judge_with_a_program(srlm: Srlm, tmp_path: Path) -> None:
         (("--template", "evidence", "--evidence", "none.db"), 2, "`srlm index` makes an index"),
         (("--template", "evidence", "--evidence", "rows.jsonl"), 2, "rows.jsonl is not an index"),
         (("--template", "evidence", "--evidence", "corpus.db", "--evidence-cmd", "cat"), 2, "one of the two"),
-        (("--template", "evidence", "--evidence", "corpus.db", "--rescore"), 2, "--rescore"),
-        (("--template", "evidence", "--evidence", "corpus.db", "--meta"), 2, "--meta"),
+        (("--template", "evidence", "--evidence", "corpus.db", "--model", "rules"), 2, "--model rules"),
         (("--template", "evidence", "--evidence-cmd", "nothing-here"), 2, "no program 'nothing-here'"),
     ],
 )
@@ -301,7 +300,7 @@ def test_what_does_not_fit_together_is_refused(srlm: Srlm, corpus: Path, argv: t
     write_rows(srlm.folder / "rows.jsonl", ROWS)
     result = srlm("judge", "--in", "rows.jsonl", "--engine", "echo", *argv)
     assert result.code == code and said in result.err and result.err.count("\n") == 1 and not result.out
-    if "--meta" not in argv and "--rescore" not in argv:
+    if "rules" not in argv:
         write_rows(srlm.folder / "rows.jsonl", [RANKED])
         result = srlm("make-eft", "--in", "rows.jsonl", "--method", "hindsight", "--reason", "none", *argv)
         assert result.code == code and result.err.count("\n") == 1
@@ -363,8 +362,11 @@ def test_the_meta_judge_is_shown_the_passages_of_the_rows(srlm: Srlm, corpus: Pa
     )
     assert made.code == 0
     corpus.unlink()
-    argv = ("judge", "--meta", "--in", "judged.jsonl", "--template", "evidence", "--engine", "echo", "--quiet")
+    (srlm.folder / "srlm.toml").write_text('[judge]\ntemplate = "evidence"\nevidence = "corpus.db"\n')
+    argv = ("judge", "--meta", "--in", "judged.jsonl", "--engine", "echo", "--quiet")
     meta = srlm(*argv)
+    assert srlm("judge", "--rescore", "--in", "judged.jsonl", "--quiet").code == 0
+    assert "none such" in srlm("judge", "--in", "judged.jsonl", "--evidence", "none such").err
     assert meta.code == 0 and FACTS["france"][1] in meta.rows[0]["judge_prompt"][0]["content"]
     for wrong in (None, "text", [1], [{"id": 1}], [{"text": "a", "title": 3}]):
         write_rows(srlm.folder / "judged.jsonl", [{**meta.rows[0], "evidence": wrong}])

@@ -22,7 +22,7 @@ from tiny import ALONE, tiny_model
 QUICKSTART = ROOT / "examples" / "quickstart"
 pytestmark = pytest.mark.slow
 
-FILES = ("README.md", "docs/commands.md", "docs/engines.md", "docs/judge.md")
+FILES = ("README.md", "docs/commands.md", "docs/engines.md", "docs/evidence.md", "docs/judge.md")
 PAGES = {name: (ROOT / name).read_text() for name in FILES}
 LINES = sorted(
     {line.strip() for line in re.findall(r"^ *(?:srlm|echo|cat) .*$", "\n".join(PAGES.values()), re.MULTILINE)}
@@ -109,6 +109,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(here / f"{name}.jsonl", rows)
     shutil.copy(QUICKSTART / "srlm.toml", here / "srlm.toml")
     shutil.copy(ROOT / "src/srlm_cli/templates/additive.toml", here / "own.toml")
+    (here / "search.py").write_text(re.search(r"```python\n(.*?)```", PAGES["docs/evidence.md"], re.DOTALL)[1])
     (here / "notes").mkdir()
     (here / "notes" / "sky.md").write_text("# Sky\n\nAir scatters short waves of light.\n")
     first = here / "runs" / "first" / "M1"

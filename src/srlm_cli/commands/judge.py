@@ -148,8 +148,8 @@ def judge(
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
     form = judge_template(template, system)
     by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
-    if search.given and (meta or rescore or by_rules):
-        raise OptionError("no judge is shown passages with --meta, --rescore or --model rules", "leave out --evidence")
+    if search.given and by_rules:
+        raise OptionError("no judge is shown passages with --model rules", "leave out --evidence")
     if show and (meta or rescore or by_rules):
         raise OptionError("--show prints the prompt of a judge", "leave out --meta, --rescore and --model rules")
     combined = None if meta else rules.options(form, alone=by_rules)
@@ -173,7 +173,7 @@ def judge(
         search.check(form, "--template additive")
     check = partial(stage_meta.meta_judgeable, template=form) if metas else with_rules_checked(judgeable, for_all)
     rows = open_reader(stream, check if by_rules else stage.with_fields_of(form, check), [stream.in_], shard=shard)
-    found = search.open()
+    found = None if metas or by_rules else search.open()  # of judged rows the passages are in the rows
     if show and not search.asks_model:
         about = stage.JudgeOptions(form, 1, Sampling(), 0, score=score, system=system, evidence=found)
         show_prompts(rows, LazyEngine(EngineSpec("echo")), about, show)
