@@ -32,6 +32,7 @@ from commands_table import (
     KEPT,
     MAKE_PAIRS,
     META,
+    OWN,
     PAGES,
     PROBE,
     PROMPTS,
@@ -267,6 +268,7 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
         MAKE_PAIRS: counts["counts"].get("prompts"),
         ACCEPT: counts["counts"].get("judgements"),
         HINDSIGHT: counts["counts"].get("targets"),
+        OWN: counts["counts"].get("targets"),
     }
     assert counts["kept"] + sum(counts["dropped"].values()) == made[command]
 

@@ -79,6 +79,9 @@ JURY = Command("jury", JUDGED, options=(), field="score")
 GEN_PROMPTS = Command("gen-prompts", PROMPTS, options=(*ECHO, "--count", "5"), lazy=False)
 ACCEPT = Command("make-eft", RANKED, options=(*ECHO, "--method", "accept", "--num-judgements", "8"), field="responses")
 HINDSIGHT = Command("make-eft", RANKED, options=(*ECHO, "--method", "hindsight", "--reason", "none"), field="responses")
+OWN = Command(
+    "make-eft", RULED, options=(*ECHO, "--own", "rules", "--method", "hindsight", "--reason", "none"), field="response"
+)
 REWARD = Command("eval reward", HUMAN, options=(), field="score", lazy=False)
 HEAD_TO_HEAD = Command(
     "eval head-to-head", RESPONSES, options=(*ECHO, "--direct", "--against", AGAINST), field="response", lazy=False
@@ -96,7 +99,7 @@ SFT = Command(
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
-STAGES = [SAMPLE, JUDGE, RULES, BOTH, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT]  # rows in, rows out, lazily
+STAGES = [SAMPLE, JUDGE, RULES, BOTH, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT, OWN]  # rows in, rows out, lazily
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [

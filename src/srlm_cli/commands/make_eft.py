@@ -1,7 +1,8 @@
 """srlm make-eft."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Annotated, Literal
 
 from typer import Option
@@ -22,6 +23,7 @@ from srlm_cli.options.common import (
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.options.judging import EvidenceOptions, closing, judge_template
+from srlm_cli.options.rules import RuleSource
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
@@ -29,7 +31,9 @@ from srlm_cli.runner.stage import Resumed, StageRun
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage_judge
 from srlm_cli.stages import make_eft as stage
+from srlm_cli.stages import own as stage_own
 from srlm_cli.stages import split as stage_split
+from srlm_cli.stages.make_pairs import group_of
 from srlm_cli.stages.rank_scores import RankScores
 from srlm_cli.streams.reader import Reader, file_hash
 
@@ -39,6 +43,7 @@ Method = Literal["accept", "hindsight"]
 Reason = Literal["model", "none"]
 Scale = Literal["balanced", "linear"]
 Half = Literal["train", "eval"]
+Own = Literal["rules", "people"]
 
 
 @app.command()
@@ -48,6 +53,7 @@ def make_eft(
     engine: EngineOptions,
     sampling: SamplingOptions,
     search: EvidenceOptions,
+    rules: RuleSource,
     method: Annotated[
         Method,
         Option(
@@ -90,6 +96,10 @@ def make_eft(
         str, Option("--template", help="Judge prompt: built-in template name or .toml file.")
     ] = "additive",
     system: System = None,
+    own: Annotated[
+        Own | None,
+        Option("--own", help="Read a model's own responses, graded by their rules, or by people (`human`)."),
+    ] = None,
     thin: Annotated[
         bool, Option("--thin", help="Only apply --max-share to the EFT rows of --in; no model runs.")
     ] = False,
@@ -104,6 +114,7 @@ def make_eft(
       srlm make-eft --in ranked.jsonl --method hindsight --template evidence --evidence corpus.db --out eft.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --split eval --out ranked_eval.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --num-judgements 8 --ties --out eft.jsonl
+      srlm make-eft --in responses.jsonl --own rules --rule no-commas --method hindsight --reason none --out own.jsonl
       cat eft-*.jsonl | srlm make-eft --thin --max-share 0.4 > eft.jsonl
 
     Reads ranked rows: `prompt`, `responses: [{text, rank or score}]`. Writes `prompt` (the judge's
@@ -114,7 +125,18 @@ def make_eft(
     is in the eval part; --held-out rejects the prompts of a file. A --shard needs --max-share 1, because
     --max-share depends on all earlier rows; run --thin on the concatenated rows instead. With --evidence the
     prompts have passages, found as `srlm judge --evidence` finds them.
+
+    With --own, --in has responses of the model itself (`srlm sample`), those of a prompt together. `rules`: the
+    grade is the share of rules kept, those of --rule and --rule-file and of the field `rules`; it maps to the
+    scores in proportion, without --scale. `people`: the grade is the field `human`. So the judge learns from the faults
+    of the model. `--split eval` then writes the graded responses as ranked rows, for `srlm eval reward`.
     """
+    if own != "rules" and (rules.rule or rules.rule_file):
+        raise OptionError("--rule and --rule-file grade a model's own responses", "add --own rules")
+    if own and (thin or shard):
+        raise OptionError(
+            f"--own looks at all replies to a prompt; {'--thin' if thin else '--shard'} does not fit", "leave one out"
+        )
     if thin and shard:
         raise OptionError("--thin looks at all rows before", "it is for the joined rows, without --shard")
     if thin:
@@ -136,14 +158,21 @@ def make_eft(
         raise OptionError("--split eval without --eval-share", "for instance --eval-share 0.25")
     form = judge_template(template, system)
     is_eval = lambda row: stage_split.held_out(row, eval_share, sampling.seed)  # noqa: E731
-    check = refusing(records.ranked_record, held_out, unless=is_eval)
-    check = check if split == "eval" else stage_judge.with_fields_of(form, check, records.responses_of)
+    read_as = graded(own, rules)
+    check = refusing(read_as, held_out, unless=is_eval)
+    replies = None if own else records.responses_of
+    check = check if split == "eval" else stage_judge.with_fields_of(form, check, replies)
     rows = open_reader(stream, check, [stream.in_], shard=shard, beside=held_out or [])
     parts = {"eval_share": eval_share, "split": split, "held_out": [file_hash(path) for path in held_out or []]}
-    parts |= {"thin": False, "shard": rows.part}
+    parts |= {"thin": False, "shard": rows.part, "own": own, **rules.identity()}
+
+    def of_ranked(rows: Iterable[Record], done: Resumed, make: Callable[[Iterable[Record]], Iterator[Outcome]]):
+        return stage_own.from_own(rows, make, own, seen_before(done)) if own else make(rows)
+
     if split == "eval":
+        held = partial(stage_split.eval_part, eval_share=eval_share, seed=sampling.seed)
         StageRun("make-eft", stream, rows, {**parts, "seed": sampling.seed}).run(
-            lambda rows, _: stage_split.eval_part(rows, eval_share, sampling.seed)
+            lambda rows, done: of_ranked(rows, done, held)
         )
         return
     search.check(form, "another template")
@@ -155,8 +184,8 @@ def make_eft(
     writes_reasons = by_rank and reason == "model"
     needs_model = not by_rank or writes_reasons or search.asks_model
     reasons = reason_template(search.given) if writes_reasons else None
-    linear = (score_low, score_high) if scale == "linear" else None
-    known = all_scores(stream.in_) if by_rank and not linear else None
+    linear = (0.0, 1.0) if own == "rules" else (score_low, score_high) if scale == "linear" else None
+    known = all_scores(stream.in_, read_as) if by_rank and not linear else None
     model = LazyEngine(engine.spec())
     found = search.open()
     options = stage.EftOptions(
@@ -184,9 +213,27 @@ def make_eft(
 
     def make(rows: Iterable[Record], done: Resumed) -> Iterator[Outcome]:
         made = lambda ours: made_by(ours, model, options, kept=done.rows())  # noqa: E731
-        return closing(stage_split.train_part(rows, made, eval_share, sampling.seed), found)
+        parted = partial(stage_split.train_part, make=made, eval_share=eval_share, seed=sampling.seed)
+        return closing(of_ranked(rows, done, parted), found)
 
     StageRun("make-eft", stream, rows, decides, engine=model if needs_model else None).run(make)
+
+
+def graded(own: Own | None, rules: RuleSource) -> Callable[[Record], Record]:
+    """Return how a row is read: as a ranked record, or as a response with its grade."""
+    if own is None:
+        return records.ranked_record
+    return stage_own.graded_by_people if own == "people" else partial(stage_own.graded_by_rules, rules=rules.rules())
+
+
+def seen_before(done: Resumed) -> Callable[[int], bool]:
+    """Return what tells whether a prompt is new, after those of the rows that an unfinished run wrote."""
+    from srlm_cli.streams.spill import Seen
+
+    seen = Seen()
+    for row in done.rows():
+        seen.add(hash(group_of({"prompt_id": row.get("prompt_id", row["id"])})))  # EFT rows, or ranked rows
+    return seen.add
 
 
 def reason_template(with_evidence: bool) -> templates.Template:
@@ -197,12 +244,12 @@ def reason_template(with_evidence: bool) -> templates.Template:
     return templates.load("hindsight", fields=fields)
 
 
-def all_scores(path: str) -> list[float] | None:
+def all_scores(path: str, read_as: Callable[[Record], Record]) -> list[float] | None:
     """Return the sorted human scores of a ranked file, or None for stdin and pipes, which cannot be read twice."""
     if not os.path.isfile(path):
         return None
     scores = []
-    for row in Reader([path], records.ranked_record, on_error="skip"):
-        found = [reply.get("score") for reply in row["responses"]]
+    for row in Reader([path], read_as, on_error="skip"):
+        found = [reply.get("score") for reply in row["responses"]] if "responses" in row else [row["human"]]
         scores += [score for score in found if records.is_number(score)]
     return sorted(scores)
