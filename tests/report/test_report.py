@@ -353,7 +353,7 @@ def test_the_terminal_shows_the_same(srlm: Srlm, run_folder: Path) -> None:
         r"parse rate +61% \[50–70\] +judgements whose score",
         r"scores 0 to 5 +▃    █  25 0 0 0 0 75",
         r"pairwise accuracy +64% \[55–72\]",
-        r"M1 +sft +64% \[55–72\] +41% \[33–49\] +M0 +55% / 30% / 15% +70% \[65–75\] +300 \[280–320\] +×1.50 ! +1",
+        r"M1 +sft +64% \[55–72\] +41% \[33–49\] +M0 +55% / 30% / 15% +70% \[65–75\] +300 \(×1.50 !\) \[280–320\] +1",
         r"M1 +sft +13 +11 +2 too long, 30 steps, loss 0.750 to 0.500",
         r"chosen +5.00  x{30}",
     ):

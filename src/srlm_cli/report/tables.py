@@ -146,15 +146,14 @@ def overview(run: Run) -> Table:
                 "against": Cell(run.model(found.games[0].baseline) if found.games else NONE),
                 "win / tie / loss": Cell(" / ".join(outcome) if found.games else NONE),
                 "win rate": figure(found.matches, "win_rate", SHARE),
-                "reply length": cell(run.reply_length(found), LENGTH),
-                "length change": Cell(change(run.length_change(found, run.before(found)))),
+                "reply length": length_cell(run, found),
                 "pairs made": Cell(str(found.pairs.get("count", NONE))),
             }
         )
     note = (
         "Agreement: pairs of held-out replies that the judge orders as people did (a tie is a miss), and the same for "
         "“the longest reply wins”. Rules kept: by replies to held-out prompts. Win rate: a tie is half a win. "
-        "Length change: times the length of the model before, with ! beyond a fifth. In brackets: 95% intervals."
+        "Reply length: × is the factor from the model before, with ! beyond a fifth. In brackets: 95% intervals."
     )
     return of_rows("The models", note, rows)
 
@@ -341,9 +340,12 @@ def played(run: Run) -> list[tuple[str, Metrics]]:
     return [(game_name(run, found, game), game.metrics) for found in run.rounds for game in found.games]
 
 
-def change(ratio: float | None) -> str:
-    """Return a change of length as text, with ! if it is more than a fifth."""
-    return NONE if ratio is None else f"×{ratio:.2f}{' !' if beyond_a_fifth(ratio) else ''}"
+def length_cell(run: Run, found: Round) -> Cell:
+    """Return the length of a model's replies and its change since the model before, with ! if more than a fifth."""
+    length, ratio = cell(run.reply_length(found), LENGTH), run.length_change(found, run.before(found))
+    if ratio is None:
+        return length
+    return replace(length, text=f"{length.text} (×{ratio:.2f}{' !' if beyond_a_fifth(ratio) else ''})")
 
 
 def score_shares(found: Round) -> dict[int, float]:
