@@ -52,6 +52,15 @@ def test_rules_alone_are_the_share_of_rules_kept(srlm: Srlm) -> None:
     assert [(pair["chosen_id"], pair["rejected_id"]) for pair in pairs] == [("p0/0", "p0/2"), ("p1/0", "p1/2")]
 
 
+def test_rules_alone_are_a_healthy_judge(srlm: Srlm) -> None:
+    rows = [row for row in ROWS if row["k"] < 3]
+    judged = srlm("judge", "--engine", "echo", "--model", "rules", "--quiet", stdin=as_lines(rows))
+    health = srlm("eval", "health", "--quiet", stdin=judged.out)
+    assert health.code == 0, health.err
+    found = {row["metric"]: row["value"] for row in health.rows if row["metric"] != "share_of_score"}
+    assert (found["parse_rate"], found["mean_score"], found["gap"]) == (1.0, 2.5, 5.0)
+
+
 @pytest.mark.parametrize(
     ("combine", "scores"),
     [((), [4, 0, 0, None]), (("--combine", "gate"), [4, 0, 0, None]), (("--combine", "mean"), [4.5, 3.25, 2, None]),

@@ -18,7 +18,8 @@ from srlm_cli.records import Record, is_number
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, interval, means, measured, resampled_sums
 
-READ = ("text", "expected", "direct")  # the judge wrote this score itself, or was asked for nothing but it
+# The judge wrote this score itself, was asked for nothing but it, or is a program.
+READ = ("text", "expected", "direct", "rules")
 USUAL_SCORES = range(6)
 SAME = 1e-9
 
