@@ -160,6 +160,14 @@ def test_a_changed_function_is_another_run(srlm: Srlm, own: str) -> None:
     assert read_rows(srlm.folder / "out.jsonl") == srlm(*run[:-4], stdin=as_lines(ROWS[:4])).rows
 
 
+def test_a_jury_keeps_the_scores_of_no_single_juror(srlm: Srlm) -> None:
+    for name, model in (("a", "rules"), ("b", "constant:3")):
+        srlm("judge", "--engine", "echo", "--model", model, "--out", f"{name}.jsonl", stdin=as_lines(ROWS[:2]))
+    jury = srlm("jury", "--in", "a.jsonl", "--in", "b.jsonl", "--quiet")
+    assert [row["score"] for row in jury.rows] == [4.0, 2.75], jury.err
+    assert not any("score_rules" in row for row in jury.rows)
+
+
 # --- eval rules ------------------------------------------------------------------------------
 
 

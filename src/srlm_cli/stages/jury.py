@@ -18,6 +18,7 @@ from srlm_cli.stats.reliability import Reliability
 # What one judge said of a reply. The record of a jury has its own `score`, `scores`, `score_from` and `judge`.
 OF_ONE_JUDGE = {
     "score", "scores", "score_from", "score_mass", "judgements", "judgement_finish_reasons", "judge_thoughts", "judge",
+    "score_judge", "score_rules",
     "battles", "targets", "judge_prompt",
 }  # fmt: skip
 IN_A_FILE = {"score", "score_from"}  # of these, what the join on disk needs
