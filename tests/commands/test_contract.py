@@ -387,7 +387,7 @@ NOT_IN_A_FINGERPRINT = {
     "thinking", "template-kwargs", "think-markers", "extra-body",
     "base-url", "concurrency", "retries", "timeout", "check-sampling", "route", "tokenizer",  # of a server
     "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
-    "engine-arg",
+    "engine-arg", "revision", "trust-remote-code", "attn-implementation",
     "count", "max-tries", "max-unparsed", "matches", "show", "probed", "max-probe-wins",
 }  # fmt: skip
 

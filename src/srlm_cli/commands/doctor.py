@@ -11,7 +11,7 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import __version__
-from srlm_cli.options.common import new_app
+from srlm_cli.options.common import Revision, TrustRemoteCode, new_app
 from srlm_cli.redact import redacted
 
 app = new_app()
@@ -40,6 +40,8 @@ def doctor(
             "--model", "-m", metavar="MODEL", help="Show how this model thinks, what its template does, its memory."
         ),
     ] = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Show what is installed, which devices there are and what is missing.
 
@@ -55,6 +57,9 @@ def doctor(
     """
     if model:
         from srlm_cli.engines.model_summary import model_summary
+        from srlm_cli.models.locate import use
+
+        use(model, revision, trust_remote_code)
 
         for name, text in model_summary(model):
             print(f"{name:<12} {text}")

@@ -16,6 +16,7 @@ from srlm_cli.models.collection import without_collection
 
 NAMES = ("hf", "vllm", "openai", "echo")
 FOR_VLLM = ("max_model_len", "gpu_memory_utilization", "quantization", "engine_arg")
+OF_MODELS = ("revision", "trust_remote_code", "attn_implementation")
 LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
 
 
@@ -27,6 +28,10 @@ def open_engine(spec: EngineSpec) -> Engine:
         raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
     if spec.engine != "vllm" and (given := [name for name in FOR_VLLM if getattr(spec, name)]):
         raise OptionError(f"--{given[0].replace('_', '-')} is for --engine vllm")
+    if spec.engine not in LOCAL and (given := [name for name in OF_MODELS if getattr(spec, name)]):
+        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine {' and '.join(LOCAL)}")
+    if spec.engine == "vllm" and spec.attn_implementation:
+        raise OptionError("--attn-implementation is for --engine hf", "--engine-arg attention_backend=NAME")
     if spec.engine != "openai" and spec.extra_body:
         raise OptionError("--extra-body is for --engine openai")
     if spec.engine == "echo":
@@ -40,6 +45,7 @@ def open_engine(spec: EngineSpec) -> Engine:
     from srlm_cli.models.adapters import trains_embeddings
     from srlm_cli.models.locate import is_adapter, locate
 
+    use_model(spec)
     folder = locate(spec.model)  # before torch is loaded: it reports a wrong path immediately
     if spec.engine == "vllm" and is_adapter(folder) and trains_embeddings(folder):
         raise OptionError(f"vLLM cannot load {spec.model}: this adapter has embeddings", "train it with --merge")
@@ -57,6 +63,14 @@ def open_engine(spec: EngineSpec) -> Engine:
     from srlm_cli.engines.vllm import VllmEngine
 
     return VllmEngine(spec)
+
+
+def use_model(spec: EngineSpec) -> None:
+    """Use the revision of a spec, and the code of its model, where a spec asks for them."""
+    if spec.engine in LOCAL and spec.model and (spec.revision or spec.trust_remote_code):
+        from srlm_cli.models.locate import use
+
+        use(spec.model, spec.revision, spec.trust_remote_code)
 
 
 @cache
@@ -93,6 +107,7 @@ class LazyEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
+        use_model(spec)
         self.spec = spec
         self.name = spec.engine
         self.model = echo_name(spec.model) if spec.engine == "echo" else spec.model or ""

@@ -19,8 +19,8 @@ class EngineSpec:
 
     `today` is the date for chat templates that write it; None is the current date. `thinking` is `on`, `off` or `auto`;
     `template_kwargs` and `extra_body` (of requests to a server) are JSON objects. `think_markers` open and close a
-    thought, if the marks of the model are not known. The fields from `max_model_len` on are for vLLM; `engine_arg` has
-    further ones, as `KEY=VALUE`.
+    thought, if the marks of the model are not known. The fields from `max_model_len` to `engine_arg` are for vLLM;
+    `engine_arg` has further ones, as `KEY=VALUE`. `revision` is that of a hub id, `attn_implementation` is for `hf`.
     """
 
     engine: str = "hf"
@@ -46,6 +46,9 @@ class EngineSpec:
     gpu_memory_utilization: float | None = None
     quantization: str | None = None
     engine_arg: tuple[str, ...] = ()
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
 
 
 @dataclass(frozen=True)

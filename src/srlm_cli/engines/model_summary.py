@@ -8,8 +8,8 @@ from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.chat_template import HELLO, MARK, ChatTemplate, assistant, stop_ids, writes_date
 from srlm_cli.errors import BadRow, SrlmError
 from srlm_cli.models.hardware import pick_device, pick_dtype
-from srlm_cli.models.load import end_of_turn_ids, load_tokenizer, quiet_libraries, sampling_of
-from srlm_cli.models.locate import locate, lowest_base
+from srlm_cli.models.load import end_of_turn_ids, load_config, load_tokenizer, quiet_libraries, sampling_of
+from srlm_cli.models.locate import locate
 
 GIGABYTE = 1e9
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -19,11 +19,9 @@ LARGEST = 2e9  # weights of a model that is loaded to try how it is run
 
 def model_summary(model: str) -> Iterator[tuple[str, str]]:
     """Yield pairs (name, text) that describe a model. Raises SrlmError if the folder is not a model."""
-    from srlm_cli.models.light_transformers import AutoConfig
-
     quiet_libraries()
     folder = locate(model)
-    config = AutoConfig.from_pretrained(lowest_base(model))
+    config = load_config(model)
     count = parameters(config)
     yield "model", f"{folder}, {config.model_type}, {count / 1e6:.0f}M parameters" if count else folder
     template = ChatTemplate(load_tokenizer(model), name=model)

@@ -284,6 +284,7 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
             "tensor_parallel_size": spec.tensor_parallel_size,
             "max_model_len": spec.max_model_len or -1,  # the model's own, or what the memory holds
             "max_num_seqs": spec.batch_size,
+            "trust_remote_code": spec.trust_remote_code,
             "enable_prefix_caching": True,
             "disable_log_stats": True,
             "use_tqdm_on_load": False,

@@ -115,7 +115,9 @@ def _serve(pipe: Connection, spec: EngineSpec, environment: dict[str, str]) -> N
     os.environ.update(environment)
     try:
         from srlm_cli.engines.vllm import VllmEngine
+        from srlm_cli.models.locate import use
 
+        use(spec.model, spec.revision, spec.trust_remote_code)
         engine = VllmEngine(spec)
         pipe.send([])
         while True:

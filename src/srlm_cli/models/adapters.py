@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import EngineError
+from srlm_cli.models import remote
 from srlm_cli.models.embeddings import check_tokens, resize_embeddings
 from srlm_cli.models.files import read_settings
 from srlm_cli.models.weights import check_tensors, common_prefix, report_renamed, unwrapped
@@ -24,11 +25,14 @@ INNER = {"base_layer", "original_module", "modules_to_save", NAME}
 
 def base_of(folder: str) -> str:
     """Return the name of the base model from the settings of an adapter."""
-    base = read_settings(Path(folder) / SETTINGS).get("base_model_name_or_path")
+    settings = read_settings(Path(folder) / SETTINGS)
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
     if not isinstance(base, str) or not base:
         raise EngineError(
             f"cannot load the model {folder}: {SETTINGS} names no base model", "set base_model_name_or_path in it"
         )
+    if isinstance(revision, str) and not Path(base).exists():
+        remote.pin(base, revision)
     return base
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import EngineError
+from srlm_cli.models import remote
 from srlm_cli.models.files import read_settings
 from srlm_cli.models.weights import first_names
 
@@ -78,4 +79,4 @@ def added_tokens(where: str) -> dict[str, int]:
         return {}
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(where).get_added_vocab()
+    return AutoTokenizer.from_pretrained(where, trust_remote_code=remote.trusts(where)).get_added_vocab()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from pathlib import Path
 
-from srlm_cli.models import adapters
+from srlm_cli.models import adapters, remote
 from srlm_cli.models.embedded import EMBEDDED
 from srlm_cli.models.gguf import is_gguf
 from srlm_cli.records import PROVENANCE
@@ -15,7 +15,7 @@ PARTS = (*WEIGHTS, ".json", ".jinja", ".model")  # the files of a model folder
 
 
 def fingerprint(model: str, *, weights_only: bool = False) -> str:
-    """Return a hash of a model, or only of its weights; for a hub id, its name.
+    """Return a hash of a model, or only of its weights; for a hub id, its name, with a revision its commit.
 
     It covers the name and size of every file except `provenance.json`, and 64 blocks of each large file, because each
     training step changes all weights a little.
@@ -23,6 +23,8 @@ def fingerprint(model: str, *, weights_only: bool = False) -> str:
     if model in EMBEDDED:
         return EMBEDDED[model].sha256[:16]
     path = Path(model)
+    if folder := remote.pinned_folder(model):
+        return f"{model}@{Path(folder).name}"  # the commit
     if not path.exists():
         return model
     files = sorted(path.glob("*")) if path.is_dir() else [path]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from srlm_cli import threads
 from srlm_cli.errors import EngineError, OptionError
-from srlm_cli.models import adapters, files, weights
+from srlm_cli.models import adapters, files, remote, weights
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load_errors import in_one_line
 from srlm_cli.models.locate import adapter_base, is_adapter, locate, lowest_base
@@ -19,7 +19,7 @@ from srlm_cli.records import PROVENANCE
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 def quiet_libraries() -> None:
@@ -51,7 +51,8 @@ def base_tokenizer(model: str) -> PreTrainedTokenizerBase:
     if is_adapter(folder) and not (Path(folder) / "tokenizer_config.json").is_file():
         return base_tokenizer(adapter_base(folder))  # peft alone saves none beside an adapter
     _check_settings(model, folder)
-    return in_one_line(model, folder, lambda: AutoTokenizer.from_pretrained(folder))
+    own = {"trust_remote_code": remote.trusts(folder)}
+    return in_one_line(model, folder, lambda: AutoTokenizer.from_pretrained(folder, **own))
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
@@ -77,7 +78,7 @@ def _configured_end(model: str, tokenizer: PreTrainedTokenizerBase) -> str | Non
 
 def end_of_turn_ids(model: str) -> list[int]:
     """Return the tokens that end a turn by the generation settings of a model, or else by its configuration."""
-    from srlm_cli.models.light_transformers import AutoConfig, GenerationConfig
+    from srlm_cli.models.light_transformers import GenerationConfig
 
     where = lowest_base(model)
     ids = None
@@ -86,8 +87,17 @@ def end_of_turn_ids(model: str) -> list[int]:
     except OSError:  # no such file
         pass
     if ids is None:
-        ids = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where).get_text_config().eos_token_id)
+        ids = load_config(model).get_text_config().eos_token_id
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def load_config(model: str) -> PreTrainedConfig:
+    """Return the configuration of a model, that of its base for an adapter."""
+    from srlm_cli.models.light_transformers import AutoConfig
+
+    where = lowest_base(model)
+    own = {"trust_remote_code": remote.trusts(where)}
+    return in_one_line(model, where, lambda: AutoConfig.from_pretrained(where, **own))
 
 
 def sampling_of(model: str) -> dict[str, float]:
@@ -103,19 +113,22 @@ def sampling_of(model: str) -> dict[str, float]:
 
 def context_of(model: str) -> int | None:
     """Return how many tokens a model reads at most, None where its configuration does not say."""
-    from srlm_cli.models.light_transformers import AutoConfig
-
-    where = lowest_base(model)
-    config = in_one_line(model, where, lambda: AutoConfig.from_pretrained(where))
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
 def load_model(
-    model: str, dtype: str, device: str = "cpu", *, merge: bool = True, in_4bit: str | None = None
+    model: str,
+    dtype: str,
+    device: str = "cpu",
+    *,
+    merge: bool = True,
+    in_4bit: str | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
     """Return a causal LM on a device, with its adapter merged into the weights unless `merge` is False.
 
-    `in_4bit` is the compute dtype of base weights that are stored in 4 bits (NF4, arXiv 2305.14314).
+    `in_4bit` is the compute dtype of base weights that are stored in 4 bits (NF4, arXiv 2305.14314). `attention` is an
+    attention implementation of transformers.
     """
     import torch
 
@@ -133,14 +146,15 @@ def load_model(
             raise OptionError(
                 f"--load-in-4bit cannot load an adapter whose base is an adapter: {source}", "merge that one first"
             )
-        loaded = load_model(source, dtype, device)
+        loaded = load_model(source, dtype, device, attention=attention)
     else:
         packed = four_bits(in_4bit, device) if in_4bit else {}
+        packed |= remote.check_attention(attention, remote.trusts(where))
         whole = f"{source} (the base of {model})" if adapter else source
         _check_settings(whole, where)
         make = partial(weights.load_whole, whole, where, dtype=getattr(torch, dtype), **packed)
         with threads.few(0):  # transformers loads several weights at a time, each in its own thread
-            loaded = in_one_line(whole, where, make if packed else lambda: load_lightly(make))
+            loaded = in_one_line(whole, where, make if in_4bit else lambda: load_lightly(make))
     if adapter:
         loaded = in_one_line(model, folder, lambda: adapters.load_adapter(loaded, folder, where, trainable=not merge))
         if merge:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from srlm_cli.errors import EngineError, SrlmError
 from srlm_cli.models.files import broken_file, fault_of
+from srlm_cli.models.remote import trusts
 
 Loaded = TypeVar("Loaded")
 
@@ -19,6 +20,11 @@ def in_one_line(model: str, where: str, load: Callable[[], Loaded]) -> Loaded:
     except (SrlmError, MemoryError):
         raise
     except Exception as error:  # broken files raise errors of many types
+        if "trust_remote_code" in str(error):
+            raise EngineError(
+                f"cannot load the model {model}: it needs code of its own, which runs only if you allow it",
+                "--trust-remote-code, if you trust its authors",
+            ) from error
         raise EngineError(
             f"cannot load the model {model}: {cause_of(error, where)}",
             "see `srlm doctor`; --model takes a folder or a hub id",
@@ -42,7 +48,8 @@ def can_be_built(where: str) -> bool:
 
     try:
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where))
+            own = {"trust_remote_code": trusts(where)}
+            AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(where, **own), **own)
     except Exception:  # noqa: BLE001 - a configuration can raise anything
         return False
     return True

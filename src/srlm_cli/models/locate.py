@@ -5,14 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from srlm_cli.errors import EngineError, OptionError
-from srlm_cli.models import adapters
+from srlm_cli.models import adapters, remote
 from srlm_cli.models.embedded import EMBEDDED, SMOLLM2, prepare
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.gguf import cache_dir, gguf_file, trainable_folder
 
 
+def use(model: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Use a revision of a model, and let its own code and that of its base run, from now on in this process."""
+    if revision:
+        remote.pin(model, revision)
+    if trust_remote_code:
+        remote.trust(locate(model))
+        remote.trust(lowest_base(model))
+
+
 def locate(model: str) -> str:
     """Return the folder or hub id of a model as the user names it; the embedded model is prepared once."""
+    if folder := remote.pinned_folder(model):
+        return folder
     if model in EMBEDDED:
         return str(prepare(EMBEDDED[model]))
     if gguf := gguf_file(model):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import EngineError
+from srlm_cli.models import remote
 from srlm_cli.streams.console import say
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def load_whole(model: str, where: str, **settings: Any) -> PreTrainedModel:
     from srlm_cli.models.light_transformers import AutoModelForCausalLM
 
     settings |= {"ignore_mismatched_sizes": True, "output_loading_info": True}  # `check_tensors` reports them
+    settings |= {"trust_remote_code": remote.trusts(where)}
     net, info = AutoModelForCausalLM.from_pretrained(where, **settings)
     prefix = common_prefix(info["unexpected_keys"], set(info["missing_keys"]))
     names = {name: unwrapped(name).removeprefix(prefix) for name in info["unexpected_keys"]}

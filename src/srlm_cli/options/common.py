@@ -171,6 +171,21 @@ class StreamOptions(ReadOptions):
     ] = "write"
 
 
+Revision = Annotated[
+    str | None, Option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id as --model.")
+]
+TrustRemoteCode = Annotated[
+    bool, Option("--trust-remote-code", help="Let code in the model's folder or repository run.")
+]
+Attention = Annotated[
+    str | None,
+    Option(
+        "--attn-implementation", metavar="NAME", show_default="srlm's own, or that of transformers",
+        help="Attention of transformers, such as eager, sdpa or flash_attention_2; without packed passes.",
+    ),
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """Which model runs, and on what."""
@@ -197,6 +212,9 @@ class EngineOptions:
     dtype: Annotated[
         Dtype, Option("--dtype", help="auto: bfloat16, or float16 with --engine hf, if the hardware is faster with it.")
     ] = "auto"
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    attn_implementation: Attention = None
     thinking: Thinking = "auto"
     template_kwargs: TemplateKwargs = None
     think_markers: ThinkMarkers = None

@@ -9,7 +9,8 @@ OWN = "Options"
 SECTIONS = {
     "Input and output": "in out html shard limit on_error rejects",
     "Model": (
-        "model chat_template engine device dtype thinking template_kwargs think_markers today batch_size tokenizer "
+        "model revision trust_remote_code chat_template engine device dtype attn_implementation "
+        "thinking template_kwargs think_markers today batch_size tokenizer "
         "tensor_parallel_size data_parallel_size max_model_len gpu_memory_utilization quantization engine_arg"
     ),
     OWN: "",

@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli.errors import OptionError
-from srlm_cli.options.common import OnStale, ReadOptions, Seed, TemplateKwargs, Thinking, ThinkMarkers, Today
+from srlm_cli.options.common import (
+    Attention,
+    OnStale,
+    ReadOptions,
+    Revision,
+    Seed,
+    TemplateKwargs,
+    Thinking,
+    ThinkMarkers,
+    Today,
+    TrustRemoteCode,
+)
 from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
 
@@ -143,6 +154,9 @@ class TrainOptions(ReadOptions):
         bool,
         Option("--train-thoughts/--no-train-thoughts", help="Train on the thoughts of the rows, or leave them out."),
     ] = True
+    revision: Revision = None
+    trust_remote_code: TrustRemoteCode = False
+    attn_implementation: Attention = None
     thinking: Thinking = "auto"
     template_kwargs: TemplateKwargs = None
     think_markers: ThinkMarkers = None
@@ -200,6 +214,9 @@ class TrainOptions(ReadOptions):
             think_markers=self.think_markers,
             train_thoughts=self.train_thoughts,
             checkpointing=self.checkpointing,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attn_implementation,
         )
 
 

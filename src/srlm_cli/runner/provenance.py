@@ -87,6 +87,7 @@ def model_identity(spec: EngineSpec) -> dict[str, Any]:
         "model": spec.model,
         "model_fingerprint": fingerprint(spec.model),
         "dtype": spec.dtype,
+        "attn_implementation": spec.attn_implementation,
         "today": spec.today,
         **rendering,
         **({name: getattr(spec, name) for name in VLLM} if spec.engine == "vllm" else {}),

@@ -41,13 +41,19 @@ def finish(name: str, spec: TrainSpec, reader: Reader, results: dict[str, Any]) 
 def provenance(name: str, spec: TrainSpec, reader: Reader) -> dict[str, Any]:
     """Return the part of the provenance that is known before a training starts."""
     from srlm_cli.models.fingerprint import fingerprint
+    from srlm_cli.models.locate import use
     from srlm_cli.streams.reader import file_hash
 
+    use(spec.model, spec.revision, spec.trust_remote_code)
     return {
         "command": name,
         "argv": sys.argv[1:],
         "versions": versions("torch", "transformers", "trl", "peft", "datasets"),
-        "from": {"model": spec.model, "fingerprint": fingerprint(spec.model)},
+        "from": {
+            "model": spec.model,
+            "fingerprint": fingerprint(spec.model),
+            **({"revision": spec.revision} if spec.revision else {}),
+        },
         "inputs": {path: file_hash(path) for path in reader.paths if path != "-"},
         **({"warnings": dict(reader.noted)} if reader.noted else {}),
     }

@@ -9,6 +9,7 @@ from srlm_cli import distributed
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_model
+from srlm_cli.models.locate import use
 from srlm_cli.records import Record
 from srlm_cli.train import reference, session, setup
 from srlm_cli.train.callback import LOGGED
@@ -78,6 +79,7 @@ class Dpo(session.Method):
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         reference_model = reference.resolve(self.ref, spec.model)
         if reference_model != spec.model:
+            use(reference_model, None, spec.trust_remote_code)
             reference.check_tokens(reference_model, tokenizer)
         self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint(reference_model)}
         return {"reference": self.reference, "loss": asdict(self.loss_config)}

@@ -51,6 +51,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, tokens: list[int] | Non
     model = get_peft_model(model, config)
     # peft notes where the base was loaded from; its name finds it again on another machine too.
     model.peft_config["default"].base_model_name_or_path = spec.model
+    model.peft_config["default"].revision = spec.revision
     return model
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Settings that do not change the trained model; a run can be resumed with other values.
-OPERATIONAL = {"out", "device_batch_size", "device", "checkpointing"}
+OPERATIONAL = {"out", "device_batch_size", "device", "checkpointing", "trust_remote_code"}
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class TrainSpec:
     matrix products: float32, bfloat16 (autocast) or auto, which `session.take` resolves. `today` is the date, in ISO
     format, for chat templates that write it; `session.dated` sets an empty one. `thinking`, `template_kwargs` and
     `think_markers` are as in `EngineSpec`; with `train_thoughts` thoughts are part of the targets. `chat_template`
-    names the template that a base model gets (see `clone_template`).
+    names the template that a base model gets (see `clone_template`). `revision`, `trust_remote_code` and
+    `attn_implementation` are as in `EngineSpec`.
     """
 
     model: str
@@ -53,6 +54,9 @@ class TrainSpec:
     think_markers: tuple[str, str] | None = None
     train_thoughts: bool = True
     chat_template: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Packing:
         training = self.bare.training
         self.bare.eval()
         with torch.no_grad():
-            self.fits = self.bare.device.type == "cpu" and self.packed.fits(paged=False)
+            packs = self.bare.device.type == "cpu" and not getattr(self.bare, "own_attention", False)
+            self.fits = packs and self.packed.fits(paged=False)
         self.bare.train(training)
 
     def now(self) -> bool:

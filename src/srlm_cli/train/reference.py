@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srlm_cli.errors import OptionError
+from srlm_cli.models import remote
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_tokenizer
 from srlm_cli.models.locate import adapter_base, is_adapter, locate
@@ -39,6 +40,8 @@ def parent(model: str) -> str | None:
     about = Path(model) / PROVENANCE
     if about.is_file():
         origin = json.loads(about.read_text(encoding="utf-8"))["from"]
+        if origin.get("revision"):
+            remote.pin(origin["model"], origin["revision"])
         try:
             locate(origin["model"])
         except OptionError as error:

@@ -19,6 +19,7 @@ from srlm_cli.models.collection import without_collection
 from srlm_cli.models.files import broken_file
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.hardware import pick_device
+from srlm_cli.models.locate import use
 from srlm_cli.records import PROVENANCE, Record, short_hash
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
@@ -96,6 +97,7 @@ def train(
     """
     if not rows:
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
+    use(spec.model, spec.revision, spec.trust_remote_code)
     tokenizer = open_tokenizer(spec, run.quiet)
     spec = dated(method.name, within_context(spec, method.name, run.quiet), tokenizer, run)
     dataset, report = method.render(rows, tokenizer, spec, run)

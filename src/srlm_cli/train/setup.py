@@ -118,7 +118,10 @@ def load_policy(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrain
             "--load-in-4bit trains an adapter on weights that stay as they are", "--lora-r 16, no --merge"
         )
     in_4bit = training_dtype(spec) if spec.load_in_4bit else None
-    model = load_model(spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit)
+    model = load_model(
+        spec.model, "float32", loading_device(spec), merge=False, in_4bit=in_4bit, attention=spec.attn_implementation
+    )
+    getattr(model, "get_base_model", lambda: model)().own_attention = bool(spec.attn_implementation)
     tokens = extend_model(model, tokenizer, spec) if spec.chat_template else []
     if spec.lora_r and not hasattr(model, "peft_config"):
         model = add_adapter(model, spec, tokens)

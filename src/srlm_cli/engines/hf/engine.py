@@ -149,6 +149,10 @@ class HfEngine:
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
     """Load a model, with compiled products in 16 bits if the CPU is faster in them and the model can be packed."""
+    if spec.attn_implementation:  # packed passes have an attention of their own
+        dtype = pick_dtype(spec.dtype, device)
+        net = load_model(spec.model, dtype, device, attention=spec.attn_implementation).eval()
+        return FallbackModel(net, device)
     if cpu.available():
         from srlm_cli.forward.cpu import linear
 
