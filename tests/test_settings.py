@@ -129,3 +129,21 @@ def test_the_text_of_a_template_is_part_of_its_stamp(srlm: Srlm) -> None:
         stamps.append(next(line for line in lines if line["command"] == "judge"))
     for key in ("template-hash", "meta-template-hash"):
         assert stamps[0][key] != stamps[1][key]
+
+
+def test_one_value_can_be_asked_for(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('["eval rules"]\nprompts = "ruled.jsonl"\n[judge]\nrule = ["no-commas"]\n')
+    assert srlm("settings", "--get", "eval rules.prompts").out == "ruled.jsonl\n"
+    assert srlm("settings", "--get", "judge.rule").out == '["no-commas"]\n'
+    assert srlm("settings", "--get", "eval rules.max-fall").out == ""
+    unknown = srlm("settings", "--get", "judge.rules")
+    assert unknown.code == 2 and "--get judge.rules names no option" in unknown.err
+
+
+def test_a_changed_rule_file_changes_the_settings(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('[judge]\nrule-file = ["mine.py:polite"]\n')
+    stamps = []
+    for text in ("polite = bool", "polite = bool", "polite = len"):
+        (srlm.folder / "mine.py").write_text(text)
+        stamps.append(next(line for line in srlm("settings").out.splitlines() if '"command": "judge"' in line))
+    assert stamps[0] == stamps[1] != stamps[2]
