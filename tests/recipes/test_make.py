@@ -165,6 +165,7 @@ def test_a_guard_stops_the_loop_before_the_next_model(run_folder):
     assert make(run_folder, "iterate", "ITER=2").returncode == 0
 
 
+@pytest.mark.slow
 def test_the_config_can_ask_for_a_check_without_a_judge(run_folder):
     """Every model answers the prompts with rules; a fall ends the loop before the next model if the config says so."""
     settings, run = run_folder / "srlm.toml", run_folder / "runs" / "first"

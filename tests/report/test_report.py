@@ -244,6 +244,7 @@ def test_foreign_text_is_shown_and_never_run(run_folder: Path) -> None:
     html.encode()
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes(srlm: Srlm, run_folder: Path) -> None:
     pages = []
     for hash_seed in ("1", "2"):

@@ -148,6 +148,7 @@ def test_tokens_with_an_embedding_of_zeros_begin_as_the_mean(base: Path, tmp_pat
     assert torch.allclose(after[258], mean) and torch.allclose(after[259], mean) and not after[260:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "untied"])
 def test_an_adapter_trains_the_new_tokens(kind: str, request, tmp_path: Path) -> None:
     """The saved adapter, the merged one, and one that is trained on by dpo have the embeddings that were trained."""

@@ -110,7 +110,7 @@ def wholes(tmp_path_factory):
     ("kind", "model", "more", "at"),
     [
         ("dpo", "base", {"lora_r": 2, "dropout": 0.1}, 27),
-        ("sft", "base", {"dropout": 0.1}, 27),
+        slow("sft", "base", {"dropout": 0.1}, 27),
         slow("dpo", "base", {}, 11),
         slow("dpo", "base", {}, 27),
         slow("dpo", "adapter", {"device_batch_size": 2}, 11),
