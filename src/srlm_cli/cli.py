@@ -107,7 +107,9 @@ def srlm(
 def main() -> None:
     """Run the program and exit with its code; every error ends here as one plain line."""
     open_closed_streams()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    distributed.leave(code)
+    sys.exit(code)
 
 
 def run(args: list[str]) -> int:

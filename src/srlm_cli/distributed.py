@@ -7,9 +7,10 @@ The main one speaks and writes files; the others compute along.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 GRACE = 60.0  # seconds
@@ -60,6 +61,18 @@ def destroy() -> None:
         from accelerate import PartialState
 
         PartialState().destroy_process_group()
+
+
+def leave(code: int) -> None:
+    """End this process of a training, without what Python does at its end; does nothing in any other process.
+
+    Threads of gloo can still run then, and C++ aborts the process: a training that had succeeded ended with an error.
+    """
+    if started():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def barrier() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from alike import assert_same_weights, near
-from helpers import HERE, PROGRAM, Record, Srlm, read_json, read_rows, write_rows
+from helpers import HERE, PROGRAM, Record, Srlm, clean_env, read_json, read_rows, write_rows
 from several_trainings import train
 from srlm_cli import distributed
 from srlm_cli.cli import run
@@ -293,3 +294,14 @@ def test_what_all_processes_meet_is_left_to_the_main_one(
     assert slept == waits
     name = "srlm make-pairs" if rank == "0" else "srlm make-pairs (process 1)"
     assert capsys.readouterr().err.startswith(f"{name}: error: ")
+
+
+@pytest.mark.parametrize(
+    ("launched", "said"), [({"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}, ""), ({}, "late")]
+)
+def test_a_process_of_a_training_ends_at_once(launched: dict[str, str], said: str) -> None:
+    """Threads that still run at Python's end abort the process: seen in one of some thirty runs."""
+    code = "import atexit, sys; from srlm_cli import cli; atexit.register(print, 'late', file=sys.stderr); "
+    code += "sys.argv = ['srlm', 'sample', '--no-such']; cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean_env() | launched)
+    assert done.returncode == 2 and ("late" in done.stderr) is bool(said) and "--no-such" in done.stderr
