@@ -20,7 +20,10 @@ from srlm_cli.streams.reader import Shard
 
 OnError = Literal["stop", "skip"]
 OnStale = Literal["stop", "restart"]
-OnLimit = Literal["write", "hold"]
+OnLimit = Annotated[
+    Literal["write", "hold"],
+    Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
+]
 EngineName = Literal["hf", "vllm", "openai", "echo"]
 Route = Literal["auto", "chat", "completion"]
 SamplingBy = Literal["options", "model"]
@@ -165,10 +168,7 @@ class StreamOptions(ReadOptions):
     on_stale: Annotated[
         OnStale, Option("--on-stale", help="When FILE.part is from other settings: stop with exit 2, or restart.")
     ] = "stop"
-    on_limit: Annotated[
-        OnLimit,
-        Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
-    ] = "write"
+    on_limit: OnLimit = "write"
 
 
 Revision = Annotated[

@@ -61,10 +61,7 @@ def health(
         ),
     ] = 0.1,
     seed: Seed = 0,
-    on_limit: Annotated[
-        OnLimit,
-        Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
-    ] = "write",
+    on_limit: OnLimit = "write",
 ) -> None:
     """Measure the health of a judge from any judged file, and stop a loop that collapses.
 

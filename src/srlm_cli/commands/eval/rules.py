@@ -47,10 +47,7 @@ def rules(
         ),
     ] = None,
     seed: Seed = 0,
-    on_limit: Annotated[
-        OnLimit,
-        Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
-    ] = "write",
+    on_limit: OnLimit = "write",
 ) -> None:
     """Check the rules that responses have to keep: a measure without a judge.
 
