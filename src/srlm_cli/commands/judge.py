@@ -22,7 +22,7 @@ from srlm_cli.options.common import (
     new_app,
 )
 from srlm_cli.options.groups import grouped
-from srlm_cli.options.judging import EvidenceOptions, closing, judge_template
+from srlm_cli.options.judging import EvidenceOptions, closing, judge_template, refuse_without_choices
 from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
@@ -165,9 +165,8 @@ def judge(
             limit=lambda tally: too_many_unparsed(tally, max_unparsed),
         )
         return
-    if not meta and (force_score or score == "expected") and not (form.choices and form.finish):
-        needs = "--score expected" if score == "expected" else "--force-score"
-        raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
+    if not meta:
+        refuse_without_choices(form, template, score, force_score)
     metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
     if not (metas or by_rules):
         search.check(form, "--template additive")

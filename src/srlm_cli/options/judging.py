@@ -112,3 +112,10 @@ def judge_template(name: str, system: str | None) -> Template:
     if form.system and system is not None:
         raise OptionError(f"template {name} has a `system` message, and --system gives another", "use one of the two")
     return form
+
+
+def refuse_without_choices(form: Template, name: str, score: str, force_score: bool) -> None:
+    """Raise OptionError if scores are read by probability and a template does not say which ones and where."""
+    if (force_score or score == "expected") and not (form.choices and form.finish):
+        needs = "--score expected" if score == "expected" else "--force-score"
+        raise OptionError(f"template {name} has no `finish` and `choices`", f"{needs} needs them")

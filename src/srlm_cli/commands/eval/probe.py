@@ -11,7 +11,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options import numbers
 from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, System, identity
 from srlm_cli.options.groups import grouped
-from srlm_cli.options.judging import judge_template
+from srlm_cli.options.judging import judge_template, refuse_without_choices
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_clash, refuse_own_input
 from srlm_cli.runner.provenance import model_identity
@@ -73,9 +73,7 @@ def probe(
     refuse_own_input(stream.out, [stream.in_])
     refuse_clash("--probed", probed, stream.out, [stream.in_])
     form = judge_template(template, system)
-    if (force_score or score == "expected") and not (form.choices and form.finish):
-        needs = "--score expected" if score == "expected" else "--force-score"
-        raise OptionError(f"template {template} has no `finish` and `choices`", f"{needs} needs them")
+    refuse_without_choices(form, template, score, force_score)
     check = stage_judge.with_fields_of(form, records.response_record)
     reader = open_reader(stream, check, [stream.in_], beside=[probed])
     spec = engine.spec()
