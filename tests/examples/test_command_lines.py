@@ -115,6 +115,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = here / "runs" / "first" / "M1"
     first.mkdir(parents=True)
     shutil.copy(here / "judged.jsonl", first)
+    shutil.copytree(first, here / "runs" / "control" / "M1")
     made_before(here)
     return here
 

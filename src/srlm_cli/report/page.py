@@ -14,6 +14,7 @@ from srlm_cli.records import Record
 from srlm_cli.report import plots, tables, words
 from srlm_cli.report.collect import Round, Run
 from srlm_cli.report.findings import findings
+from srlm_cli.report.learned import sentences
 from srlm_cli.report.samples import sample_matches, sample_pairs
 from srlm_cli.streams.writer import replace_text
 
@@ -21,8 +22,8 @@ BEGIN = "<!doctype html>"
 UNREADABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffe\uffff]")  # not allowed in HTML
 
 
-def render(run: Run, pairs: int, seed: int) -> str:
-    """Return the page; the same run, `pairs` and `seed` give the same text."""
+def render(run: Run, pairs: int, seed: int, control: Run | None = None) -> str:
+    """Return the page; the same runs, `pairs` and `seed` give the same text."""
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
@@ -32,6 +33,9 @@ def render(run: Run, pairs: int, seed: int) -> str:
         run=run,
         version=__version__,
         findings=findings(run),
+        learned=tables.learned_table(run, control),
+        learned_plot=Markup(plots.learned_plot(run, control)),
+        sentences=sentences(run, control, seed),
         stages=tables.stages(run),
         units=words.STAGE_UNITS,
         clock=words.clock,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from srlm_cli.evaluate.health import USUAL_SCORES
 from srlm_cli.records import Record
 from srlm_cli.report.collect import Round, Run
+from srlm_cli.report.learned import lines
 from srlm_cli.report.svg import SERIES, colour, draw, name_lines
 from srlm_cli.report.tables import played, score_shares
 from srlm_cli.report.words import LENGTH, number, value
@@ -142,6 +143,27 @@ def rules_plot(run: Run) -> str:
         axes.set_ylabel("% of rules kept")
 
     return draw("rules", (0.9 * WIDTH, 200), "Rules kept on held-out prompts by round", paint)
+
+
+def learned_plot(run: Run, control: Run | None) -> str:
+    """Return the plot of what was learned: rules kept, those of the control, and the judge beside lengths, by round."""
+    made = lines(run, control)
+    if not made:
+        return ""
+    marks = dict(zip(made, zip(SERIES, "osD^v", strict=True), strict=False))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        ends = []
+        for at, (name, rows) in enumerate(made.items()):
+            hue, marker = marks[name]
+            ends.append((dots(axes, rows, hue, marker, 0.06 * (at - len(made) / 2), 100)[-1], name, hue))
+        by_round(axes, [found.name for found in run.rounds])
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("% on held-out prompts")
+        name_lines(axes, ends)
+
+    return draw("learned", (1.3 * WIDTH, 260), "What was learned, by round", paint)
 
 
 def length_plot(run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from srlm_cli.records import Record
 from srlm_cli.report.collect import Game, Metrics, Round, Run
+from srlm_cli.report.learned import lines
 from srlm_cli.report.words import (
     HEALTH,
     LENGTH,
@@ -179,6 +180,21 @@ def rules_table(run: Run) -> Table:
     columns = [(found.name, found.rules) for found in run.rounds]
     table = metric_table("Rules kept on held-out prompts", note, RULES, columns)
     table.rows += part_table("", "", {"rules_kept": RULES["rules_kept"]}, "rule", columns).rows
+    return table
+
+
+def learned_table(run: Run, control: Run | None) -> Table:
+    """Return the lines of what was learned, a column per round."""
+    note = (
+        "On held-out prompts: the rules that replies keep, also after training on pairs with chosen and rejected dealt "
+        "at random (control); and the pairs of replies that the judge, the longer or the shorter one orders correctly."
+    )
+    table = Table("What was learned", note, ["", *(found.name for found in run.rounds)])
+    made = lines(run, control)
+    table.rows = [[Cell(name), *(replace(cell(row, SHARE), n=None) for row in rows)] for name, rows in made.items()]
+    if made:
+        lengths = [replace(cell(run.reply_length(found), LENGTH), n=None) for found in run.rounds]
+        table.rows.append([Cell("reply length, characters"), *lengths])
     return table
 
 

@@ -11,17 +11,19 @@ from srlm_cli.records import Record
 from srlm_cli.report import tables
 from srlm_cli.report.collect import Run
 from srlm_cli.report.findings import findings
+from srlm_cli.report.learned import lines, sentences
 from srlm_cli.report.samples import Sample, sample_pairs
 from srlm_cli.report.tables import Cell, Table
-from srlm_cli.report.words import number, plain
+from srlm_cli.report.words import SHARE, number, plain, value
 
 BARS = " ▁▂▃▄▅▆▇█"
 PAIRS = 1
 SHORT = 200
+BAR, WORDS = 40, 21  # characters of a bar of 100%, and of the name of a line
 
 
-def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
-    """Print the tables of a run, some pairs, all settings and the findings."""
+def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0, control: Run | None = None) -> None:
+    """Print the tables of a run, some pairs, all settings, the findings, and what was learned."""
     for line in run.unfinished:
         console.print(f"! {line}", soft_wrap=True)
     for table in (
@@ -43,6 +45,22 @@ def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0) -> None:
     print_lines(console, "Settings", [setting_line(name, values) for name, values in run.settings.items()])
     console.print(grid(tables.overview(run)))
     print_lines(console, "To notice", findings(run))
+    if (learned := tables.learned_table(run, control)).rows:
+        console.print(grid(learned))
+        print_lines(console, "The same as bars, 0 to 100%", bars(run, control))
+        print_lines(console, "In words", sentences(run, control, seed))
+
+
+def bars(run: Run, control: Run | None) -> list[str]:
+    """Return the lines of what was learned as bars, one per round."""
+    made = []
+    for name, rows in lines(run, control).items():
+        for found, row in zip(run.rounds, rows, strict=True):
+            width = round(8 * BAR * row["value"]) if row else 0
+            text = "█" * (width // 8) + "▏▎▍▌▋▊▉"[width % 8 - 1 : width % 8 or -8]
+            made.append(f"{name:<{WORDS}} {found.name:<3} {text:<{BAR}} {value(row, SHARE):>4}")
+            name = ""
+    return made
 
 
 def health_with_scores(run: Run) -> Table:
