@@ -90,6 +90,7 @@ PROMPTS = st.one_of(
     rows_of({"messages": DIALOGUE}),
     rows_of({"conversations": st.lists(SHAREGPT, max_size=4)}),
 )
+TURNS = rows_of({"turns": st.lists(TEXT, max_size=3)}, {"prompt": st.one_of(TEXT, st.lists(TEXT, max_size=2))})
 COMPLETIONS = st.one_of(PROMPTS, rows_of({"prompt": PROMPT, "completion": st.one_of(TEXT, DIALOGUE)}))
 RANKED = rows_of({"prompt": PROMPT, "responses": st.lists(REPLY, max_size=4)})
 RULE = st.sampled_from(
@@ -151,7 +152,11 @@ SKIP = st.sampled_from([("--on-error", "skip")] * 4 + [("--on-error", "stop")])
 READING = [SKIP, option("limit", 1, 3)]
 ENGINE = [option("seed", 0, 7), option("temperature", 0, 0.7), option("top-p", 0.9, 1), option("max-new-tokens", 1, 9)]
 COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
-    "sample": (PROMPTS, [*READING, *ENGINE, option("n", 1, 3), option("shard", "1/2", "2/2")], ("--engine", "echo")),
+    "sample": (
+        st.one_of(PROMPTS, TURNS),
+        [*READING, *ENGINE, option("n", 1, 3), option("shard", "1/2", "2/2")],
+        ("--engine", "echo"),
+    ),
     "judge": (
         st.one_of(RESPONSES, RANKED),
         [*READING, *ENGINE, option("template", "additive", "score_only", "rating"), option("score", "expected"),
@@ -236,6 +241,8 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
         raise Fault(f"{len(lines)} lines, {counts['read']} read, {bad} bad")
     number = int(argv[argv.index("--n") + 1]) if "--n" in argv else 4
     each = {"sample": number, "judge": 1}.get(name)
+    if name == "sample" and any("turn" in row for row in made):  # each turn has N rows
+        each = None
     if each and counts["kept"] + sum(counts["dropped"].values()) != each * counts["read"]:
         raise Fault(f"{counts['read']} read, {counts['kept']} kept, {counts['dropped']} dropped, {each} for each")
     for row in made:

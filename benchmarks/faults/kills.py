@@ -202,6 +202,9 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         return str(folder / name)
 
     prompts = rows("prompts.jsonl", [{"prompt": f"Question {n}: why is the sky blue?"} for n in range(60)])
+    dialogues = rows(
+        "dialogues.jsonl", [{"turns": [f"Question {n}?", "And then?", "Why?"][: 1 + n % 3]} for n in range(40)]
+    )
     responses = rows(
         "responses.jsonl", [{**row, "prompt": f"{row['prompt']} {n}"} for n in range(8) for row in RESPONSES]
     )
@@ -232,6 +235,7 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
     hf += ("--max-new-tokens", "12")
     return [
         Stage("sample", ("sample", "--in", prompts, *echo)),
+        Stage("sample, turns", ("sample", "--in", dialogues, *echo)),
         Stage("judge", ("judge", "--in", responses, *echo)),
         Stage("gen-prompts", ("gen-prompts", "--in", prompts, *echo, "--count", "40")),
         Stage("make-eft", ("make-eft", "--in", ranked, *echo, "--method", "accept")),

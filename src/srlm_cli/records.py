@@ -107,6 +107,31 @@ def prompt_record(row: Record) -> Record:
     return _with(rest, id=_id(row) or prompt_id(prompt), prompt=prompt)
 
 
+def asks_turns(row: Record) -> bool:
+    """Return whether a row asks for a conversation: `turns`, or a `prompt`, that is a list of texts (MT-Bench)."""
+    return "turn" not in row and (_are_texts(row.get("turns")) or _are_texts(row.get("prompt")))
+
+
+def turns_record(row: Record) -> Record:
+    """Return a conversation to sample, `{id, prompt, turns}`: the texts of the user, of which `prompt` is the first.
+
+    A system message becomes a part of `prompt`. Raises BadRow if a turn is empty, or the record has another prompt.
+    """
+    turns = row["turns"] if _are_texts(row.get("turns")) else row["prompt"]
+    if blank := [at for at, turn in enumerate(turns, 1) if not turn.strip()]:
+        raise BadRow(f"expected a text in each of `turns`, got an empty one at turn {blank[0]}")
+    if row.get("prompt") not in (None, turns, turns[0]):
+        raise BadRow("expected `prompt` or `turns`: `prompt` is not the first of `turns`")
+    own = own_form({key: value for key, value in row.items() if key != "responses"} | {"prompt": turns[0]})
+    asked = [{"role": "user", "content": turn} for turn in turns]
+    return _with(own, id=_id(row) or prompt_id(asked), prompt=_prompt(own, row), turns=turns)
+
+
+def user_turns(prompt: Prompt) -> list[str]:
+    """Return the texts of the user in a prompt."""
+    return [turn["content"] for turn in as_messages(prompt) if turn["role"] == "user"]
+
+
 def completion_record(row: Record) -> Record:
     """Return an IFT or EFT record `{id, prompt, completion}`; formats of other tools are accepted."""
     own = own_form(row, completed=True)
@@ -354,6 +379,10 @@ def _reply(own: Record, name: str) -> Prompt:
     if not (reply if isinstance(reply, str) else any(turn["content"] for turn in reply)):
         raise BadRow(f"expected `{name}` to hold text, got an empty one")
     return reply
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def is_number(value: Any) -> bool:

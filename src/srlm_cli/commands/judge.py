@@ -40,6 +40,7 @@ from srlm_cli.streams.reader import Reader
 app = new_app()
 
 Score = Literal["text", "expected"]
+Conversation = Literal["whole", "last"]
 
 
 @app.command()
@@ -90,6 +91,10 @@ def judge(
     direct: Annotated[
         bool, Option("--direct/--no-direct", help="With --meta: read the verdict from probabilities, without reasons.")
     ] = False,
+    conversation: Annotated[
+        Conversation,
+        Option("--conversation", help="What the judge sees of a prompt with several turns: the whole, or its last."),
+    ] = "whole",
     system: System = None,
     max_unparsed: Annotated[
         float,
@@ -146,7 +151,7 @@ def judge(
         )
     if meta and rescore:
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
-    form = judge_template(template, system)
+    form, last = judge_template(template, system), conversation == "last"
     by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
     if search.given and by_rules:
         raise OptionError("no judge is shown passages with --model rules", "leave out --evidence")
@@ -174,7 +179,7 @@ def judge(
     rows = open_reader(stream, check if by_rules else stage.with_fields_of(form, check), [stream.in_], shard=shard)
     found = None if metas or by_rules else search.open()  # of judged rows the passages are in the rows
     if show and not search.asks_model:
-        about = stage.JudgeOptions(form, 1, Sampling(), 0, score=score, system=system, evidence=found)
+        about = stage.JudgeOptions(form, 1, Sampling(), 0, score=score, system=system, evidence=found, last_turn=last)
         show_prompts(rows, LazyEngine(EngineSpec("echo")), about, show)
         return
     local = engine.engine in LOCAL
@@ -194,6 +199,7 @@ def judge(
         system,
         template_kwargs(spec) if rows.peek() else {},
         found,
+        last,
     )
     if show:
         show_prompts(rows, model, options, show)
@@ -206,6 +212,7 @@ def judge(
         "min_score_mass": min_score_mass if score == "expected" else None,
         "rescore": False,
         "system": system,
+        "conversation": conversation,
     }
     own |= {"shard": rows.part, **search.identity(found)}
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}

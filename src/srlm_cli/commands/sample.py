@@ -46,11 +46,16 @@ def sample(
       srlm sample --in prompts.jsonl --model M1/model --out responses.jsonl
       echo '{"prompt": "Why is the sky blue?"}' | srlm sample --model smollm2-135m-instruct -n 2
       srlm sample --in prompts.jsonl --model M1/model | srlm judge | srlm make-pairs > pairs.jsonl
+      echo '{"turns": ["Name a river.", "Where does it end?"]}' | srlm sample --model M1/model -n 1
 
     Reads `prompt` rows (docs/data.md has the forms of other tools), writes one row per response:
     `prompt_id`, `prompt`, `response`, `thought`, `k`, `finish_reason`, `model`. A thought that was cut off has no
     answer: its `response` is null. The defaults are the paper's (arXiv 2401.10020): N=4 at temperature
     0.7, top-p 0.9.
+
+    A row with `turns`, a list of texts of the user (MT-Bench), is answered turn by turn: N responses per
+    turn, each with `turn` and `num_turns`. Their `prompt` is the conversation before them, in which the first reply
+    of each earlier turn was given. A turn without a reply ends the conversation, and the rest is counted.
     """
     model = LazyEngine(engine.spec())
     rows = open_reader(stream, partial(asked, system=system), [stream.in_], shard=shard)
@@ -68,5 +73,5 @@ def sample(
 
 def asked(row: Record, system: str | None) -> Record:
     """Return a prompt row, with a system message where one is given; its id stays that of the prompt."""
-    row = records.prompt_record(row)
+    row = records.turns_record(row) if records.asks_turns(row) else records.prompt_record(row)
     return row if system is None else {**row, "prompt": records.with_system(row["prompt"], system)}

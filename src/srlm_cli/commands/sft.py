@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from typer import Option
 
 from srlm_cli import records
+from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
@@ -77,6 +78,11 @@ def sft(
     spec = replace(options.spec(), chat_template=chat_template)
     paths = in_ or ["-"]
     weights = by_input(paths, mix_weight)
+    if positive_only and options.train_turns == "all":
+        raise OptionError(
+            "--train-turns all would train on turns that no score of --positive-only is about",
+            "--train-turns reply: each turn of a sampled conversation has a row and a score of its own",
+        )
     check = records.judged_completion_record if positive_only else records.completion_record
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     check = refusing(check, others)

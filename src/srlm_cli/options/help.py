@@ -22,7 +22,7 @@ SECTIONS = {
         "learning_rate final_learning_rate train_batch_size device_batch_size epochs max_steps warmup_steps "
         "weight_decay optim dropout max_length lora_r lora_alpha lora_target "
         "lora_target_parameters merge load_in_4bit checkpointing eval_file on_duplicate "
-        "train_thoughts"
+        "train_thoughts train_turns"
     ),
     "Server": "base_url route concurrency retries timeout extra_body check_sampling",
     "Run control": (

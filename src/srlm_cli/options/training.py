@@ -24,6 +24,7 @@ from srlm_cli.options.common import (
 from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
 
+Turns = Literal["reply", "all", "last"]
 OnDuplicate = Literal["drop", "keep"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
 EvalFile = Annotated[
@@ -154,6 +155,14 @@ class TrainOptions(ReadOptions):
         bool,
         Option("--train-thoughts/--no-train-thoughts", help="Train on the thoughts of the rows, or leave them out."),
     ] = True
+    train_turns: Annotated[
+        Turns,
+        Option(
+            "--train-turns",
+            help="Turns of the assistant to train on: the reply of each row; all, also those in its prompt; or last, "
+            "only replies to the last turn of a sampled conversation.",
+        ),
+    ] = "reply"
     revision: Revision = None
     trust_remote_code: TrustRemoteCode = False
     attn_implementation: Attention = None
@@ -213,6 +222,7 @@ class TrainOptions(ReadOptions):
             template_kwargs=self.template_kwargs,
             think_markers=self.think_markers,
             train_thoughts=self.train_thoughts,
+            train_turns=self.train_turns,
             checkpointing=self.checkpointing,
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,

@@ -11,7 +11,7 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
 from srlm_cli.errors import EngineError
-from srlm_cli.records import ENDS, KWARGS, Message, Record, as_text, is_reply, with_system
+from srlm_cli.records import ENDS, KWARGS, Message, Record, as_messages, as_text, is_reply, with_system
 from srlm_cli.rules import asked_in
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
@@ -38,7 +38,8 @@ class JudgeOptions:
     gets one: the template's `finish` is appended and the score is requested. An expectation is null if the choices
     have less than `min_score_mass` of the probability, because the judge would have written something else.
     `system` is the system message of the judge, `template_kwargs` are the options of its chat template.
-    `evidence` says which passages are found for `$evidence`.
+    `evidence` says which passages are found for `$evidence`. With `last_turn` the judge sees only the last message of
+    the prompt, not the conversation before it.
     """
 
     template: Template
@@ -51,6 +52,7 @@ class JudgeOptions:
     system: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     evidence: EvidenceOptions | None = None
+    last_turn: bool = False
 
     @property
     def asks_again(self) -> bool:
@@ -172,7 +174,7 @@ def judge_request(row: Record, options: JudgeOptions) -> Request:
 
 def asked_about(row: Record, options: JudgeOptions) -> list[dict[str, str]]:
     """Return the judge's prompt about a response, after the system message where there is one."""
-    return judge_prompt(row, options.template, options.system)
+    return judge_prompt(row, options.template, options.system, last_turn=options.last_turn)
 
 
 @dataclass(frozen=True)
@@ -224,13 +226,17 @@ def direct_request(row: Record, options: JudgeOptions) -> Request:
     )
 
 
-def judge_prompt(row: Record, template: Template, system: str | None = None) -> list[Message]:
+def judge_prompt(
+    row: Record, template: Template, system: str | None = None, *, last_turn: bool = False
+) -> list[Message]:
     """Return the judge's prompt about a response record as messages: the same for judging and for EFT rows.
 
+    It has the whole conversation before the response, or with `last_turn` its last message only.
     Raises BadRow if the record lacks a field that the template needs.
     """
     shown = {"evidence": evidence_text(row["evidence"])} if template.uses("evidence") and "evidence" in row else {}
-    asked = template.chat(row, prompt=as_text(row["prompt"]), response=row["response"] or "", **shown)
+    prompt = as_messages(row["prompt"])[-1:] if last_turn else row["prompt"]
+    asked = template.chat(row, prompt=as_text(prompt), response=row["response"] or "", **shown)
     return asked if system is None else with_system(asked, system)
 
 
@@ -339,6 +345,7 @@ def judge_of(engine: Engine, options: JudgeOptions) -> Record:
     """Return the field `judge`: the model and its settings."""
     about = {"model": engine.model, "template": options.template.name, "template_hash": options.template.hash}
     about |= {} if options.system is None else {"system": options.system}
+    about |= {"conversation": "last"} if options.last_turn else {}
     about |= {"evidence": options.evidence.about} if options.evidence else {}
     return about | ({KWARGS: options.template_kwargs} if options.template_kwargs else {})
 

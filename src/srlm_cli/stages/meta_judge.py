@@ -137,7 +137,7 @@ def session_of(rows: list[Record], at_end: bool, options: MetaOptions) -> Sessio
 def task_of(row: Record, template: Template) -> list[dict[str, str]]:
     """Return the judge's prompt for a row."""
     judge = row["judge"] if isinstance(row.get("judge"), dict) else {}
-    return judge_prompt(row, template, judge.get("system"))
+    return judge_prompt(row, template, judge.get("system"), last_turn=judge.get("conversation") == "last")
 
 
 def targets_of(row: Record, template: Template) -> list[str | None]:

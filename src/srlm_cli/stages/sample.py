@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, Request, Sampling, template_refusal
-from srlm_cli.records import ENDS, KWARGS, Record, as_messages
+from srlm_cli.records import ENDS, KWARGS, Message, Record, as_messages, asks_turns, is_reply, reply_message
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
-from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.thoughts import UNFINISHED
 
 
@@ -32,20 +32,93 @@ def sample(prompts: Iterable[Record], engine: Engine, options: SampleOptions) ->
 
     A completion that the engine did not write (see `Completion`) is counted and has no row. One that was cut off in its
     thought has a row with a `response` of null. A prompt without any response is a bad row.
-    """
 
-    def ask(row: Record) -> Request:
+    A row with `turns` (see `records.turns_record`) is a conversation: each turn has N response rows, with the id
+    `<id>/turn-<turn>/<k>`, whose `prompt` is the conversation before it. All N answer the same conversation, in which
+    the first reply of each earlier turn was given. A turn without any reply ends the conversation, and is counted.
+    """
+    waiting: deque[Conversation] = deque()  # in the order of the rows
+    ready: deque[Conversation] = deque()  # with another turn to ask
+    asked: deque[Conversation] = deque()  # in the order of the requests
+    rows = iter(prompts)
+
+    def requests() -> Iterator[Request]:
+        while True:
+            if ready:
+                conversation = ready.popleft()
+            elif (row := next(rows, None)) is not None:
+                waiting.append(conversation := Conversation(as_asked(row, options), options))
+            else:
+                return
+            asked.append(conversation)
+            yield conversation.request()
+
+    while True:
+        for completion in engine.generate(requests()):
+            conversation = asked.popleft()
+            conversation.take(completion, engine.model)
+            if not conversation.ended:
+                ready.append(conversation)
+            while waiting and waiting[0].ended:
+                yield waiting.popleft().outcome()
+        if not ready:  # else the engine took no request after the last completions
+            return
+
+
+class Conversation:
+    """A prompt row whose turns are asked one after the other; a prompt without `turns` has one."""
+
+    def __init__(self, row: Record, options: SampleOptions) -> None:
+        self.options = options
+        self.turns: list[str] = row["turns"] if asks_turns(row) else []
+        self.row = {key: value for key, value in row.items() if key != "turns"} if self.turns else row
+        self.turn, self.ended = 1, False
+        self.rows: list[Record] = []
+        self.counts: Counter[str] = Counter()
+        self.tokens_in = self.tokens_out = 0
+        self.bad = ""
+
+    @property
+    def asked(self) -> Record:
+        """The row of the present turn."""
+        if not self.turns:
+            return self.row
+        return {**self.row, "id": f"{self.row['id']}/turn-{self.turn}", "turn": self.turn, "num_turns": len(self.turns)}
+
+    def request(self) -> Request:
+        """Return the request for the N responses of the present turn."""
+        row, options = self.asked, self.options
         seeds = tuple(derive(options.seed, "sample", row["id"], k) for k in range(options.n))
         return Request(as_messages(row["prompt"]), options.sampling, seeds, template_kwargs=row.get(KWARGS))
 
-    for row, completion in generate_for((as_asked(row, options) for row in prompts), ask, engine):
-        rows = _responses(row, completion, engine.model)
-        yield Outcome(
-            rows=rows,
-            bad="" if rows else _why_none(completion),
-            counts=_finish_counts(completion, len(rows)),
-            tokens_in=completion.tokens_in,
-            tokens_out=completion.tokens_out,
+    def take(self, completion: Completion, model: str) -> None:
+        """Add the responses of the present turn, and go to the next one after the first that is a reply."""
+        made = _responses(self.asked, completion, model)
+        self.rows += made
+        self.counts.update(_finish_counts(completion, len(made)))
+        self.tokens_in += completion.tokens_in
+        self.tokens_out += completion.tokens_out
+        if not self.rows or template_refusal(completion):
+            self.bad = f"turn {self.turn}: " * (self.turn > 1) + _why_none(completion)
+        given = next(filter(is_reply, made), None)
+        left = self.turns[self.turn :]
+        if given and left:
+            prompt: list[Message] = as_messages(self.row["prompt"])
+            self.row = {**self.row, "prompt": [*prompt, reply_message(given), {"role": "user", "content": left[0]}]}
+            self.turn += 1
+            return
+        self.ended = True
+        if left:
+            self.counts["turns not asked, after one without a reply"] += len(left)
+
+    def outcome(self) -> Outcome:
+        """Return the response rows of all turns."""
+        return Outcome(
+            rows=[] if self.bad else self.rows,
+            bad=self.bad,
+            counts=dict(self.counts),
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from srlm_cli.errors import BadRow, DataError
-from srlm_cli.records import KWARGS, Record, short_hash
+from srlm_cli.records import KWARGS, Record, as_messages, short_hash
 from srlm_cli.seeds import share
 from srlm_cli.streams.reader import FIX, named
 from srlm_cli.streams.writer import dumps
@@ -29,6 +29,7 @@ class DataReport:
     target_tokens: int = 0
     truncated: int = 0
     left_out: int = 0
+    not_last: int = 0
     duplicates: int = 0
     identical: int = 0
     refused: int = 0
@@ -62,6 +63,7 @@ class DataReport:
             "duplicates dropped": self.duplicates,
             "dropped: chosen and rejected are the same tokens": self.identical,
             "left out, longer than --max-length": self.left_out,
+            "left out by --train-turns last": self.not_last,
             "bad rows": self.refused,
             "left out by --mix-weight": self.not_drawn,
         }
@@ -86,11 +88,45 @@ def distinct(rows: Iterable[Record], fields: tuple[str, ...], report: DataReport
         yield row
 
 
+def of_turns(rows: Iterable[Record], turns: str, report: DataReport, refuse: Refuse, field: str) -> Iterator[Record]:
+    """Yield the rows to train on: with `last` only the last turns of sampled conversations, which have a `turn`.
+
+    With `all` a row also gives one for each turn of the assistant in its prompt, except an EFT row (with a `score`),
+    whose prompt is the judge's, and a pair, in whose loss they cancel. Each turn is a row of its own, so that its
+    prompt is what sampling would show. A row with an empty turn goes to `refuse`.
+    """
+    for row in rows:
+        if turns == "last" and row.get("turn", 0) != row.get("num_turns", row.get("turn", 0)):
+            report.not_last += 1
+            continue
+        if turns == "all" and field == "completion" and "score" not in row:
+            before = earlier_turns(row)
+            if not all(turn[field][0]["content"].strip() for turn in before):
+                refuse(row, "a turn of the assistant in its prompt is empty, and --train-turns all trains on it")
+                report.refused += 1
+                continue
+            report.notes.update(["of earlier turns of the assistant"] * len(before))
+            yield from before
+        yield row
+
+
+def earlier_turns(row: Record) -> list[Record]:
+    """Return a row for each turn of the assistant in a prompt that answers one of the user."""
+    prompt = as_messages(row["prompt"])
+    rest = {key: value for key, value in row.items() if key != "thought"}
+    return [
+        {**rest, "prompt": prompt[:at], "completion": [turn]}
+        for at, turn in enumerate(prompt)
+        if turn["role"] == "assistant" and any(before["role"] == "user" for before in prompt[:at])
+    ]
+
+
 def sft_rows(
     rows: Iterable[Record],
     renderer: Renderer,
     max_length: int,
     *,
+    turns: str = "reply",
     drop_long: bool = False,
     keep_duplicates: bool = False,
     seed: int = 0,
@@ -102,9 +138,11 @@ def sft_rows(
     `max_length` is cut at its end and counted; it is dropped if its prompt alone is as long. An EFT record (with a
     `score`) must not lose its end, which is the score: this raises DataError, or drops it with `drop_long`. A record
     with a `mix_weight` of 2.5 occurs twice, or three times with a probability of one half (`seed`). A record that
-    cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped.
+    cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped. `turns` says which turns of the assistant
+    are targets (see `of_turns`).
     """
     made, report = [], DataReport()
+    rows = of_turns(rows, turns, report, refuse, "completion")
     for row in distinct(rows, ("prompt", "completion"), report, keep_duplicates):
         if (sequences := _rendered(row, ("completion",), renderer, report, refuse)) is None:
             continue
@@ -138,6 +176,7 @@ def dpo_rows(
     renderer: Renderer,
     max_length: int,
     *,
+    turns: str = "reply",
     smoothing: float = 0.0,
     keep_duplicates: bool = False,
     refuse: Refuse = stop,
@@ -150,6 +189,7 @@ def dpo_rows(
     cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped.
     """
     made, report = [], DataReport()
+    rows = of_turns(rows, turns, report, refuse, "chosen")
     for row in distinct(rows, ("prompt", *SIDES), report, keep_duplicates):
         if (sequences := _rendered(row, SIDES, renderer, report, refuse)) is None:
             continue

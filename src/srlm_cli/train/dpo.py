@@ -67,6 +67,7 @@ class Dpo(session.Method):
             rows,
             setup.renderer(tokenizer, spec),
             spec.max_length,
+            turns=spec.train_turns,
             smoothing=self.loss_config.label_smoothing,
             keep_duplicates=run.keep_duplicates,
             refuse=self.refuse,
@@ -74,7 +75,8 @@ class Dpo(session.Method):
 
     def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
         smoothing = self.loss_config.label_smoothing
-        return dpo_rows(rows, setup.renderer(tokenizer, spec), spec.max_length, smoothing=smoothing)[0]
+        render = setup.renderer(tokenizer, spec)
+        return dpo_rows(rows, render, spec.max_length, turns=spec.train_turns, smoothing=smoothing)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         reference_model = reference.resolve(self.ref, spec.model)

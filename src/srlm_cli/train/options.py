@@ -20,9 +20,9 @@ class TrainSpec:
     adapter into the weights at the end, and `load_in_4bit` trains it on 4-bit weights (QLoRA). `dtype` is that of
     matrix products: float32, bfloat16 (autocast) or auto, which `session.take` resolves. `today` is the date, in ISO
     format, for chat templates that write it; `session.dated` sets an empty one. `thinking`, `template_kwargs` and
-    `think_markers` are as in `EngineSpec`; with `train_thoughts` thoughts are part of the targets. `chat_template`
-    names the template that a base model gets (see `clone_template`). `revision`, `trust_remote_code` and
-    `attn_implementation` are as in `EngineSpec`.
+    `think_markers` are as in `EngineSpec`; with `train_thoughts` thoughts are part of the targets. `train_turns` is
+    `reply`, `all` or `last` (see `data.of_turns`). `chat_template` names the template that a base model gets (see
+    `clone_template`). `revision`, `trust_remote_code` and `attn_implementation` are as in `EngineSpec`.
     """
 
     model: str
@@ -53,6 +53,7 @@ class TrainSpec:
     template_kwargs: str | None = None
     think_markers: tuple[str, str] | None = None
     train_thoughts: bool = True
+    train_turns: str = "reply"
     chat_template: str | None = None
     revision: str | None = None
     trust_remote_code: bool = False

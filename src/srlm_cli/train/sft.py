@@ -49,6 +49,7 @@ class Sft(session.Method):
             rows,
             setup.renderer(tokenizer, spec),
             spec.max_length,
+            turns=spec.train_turns,
             drop_long=self.drop_long,
             keep_duplicates=run.keep_duplicates,
             seed=spec.seed,
@@ -56,7 +57,8 @@ class Sft(session.Method):
         )
 
     def render_eval(self, rows: list[Record], tokenizer: Any, spec: TrainSpec) -> list[Record]:
-        return sft_rows(rows, setup.renderer(tokenizer, spec), spec.max_length, drop_long=True)[0]
+        render = setup.renderer(tokenizer, spec)
+        return sft_rows(rows, render, spec.max_length, turns=spec.train_turns, drop_long=True)[0]
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
         return {}
