@@ -165,6 +165,17 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
          option("rule", "no-commas", "words:..3", "regex:[a-z]", "number=k", "json")],
         ("--engine", "echo"),
     ),
+    "judge --by pairwise": (
+        st.one_of(RESPONSES, RANKED),
+        [*READING, *ENGINE, option("comparisons", 1, 2), option("num-judgements", 1, 3), option("shard", "1/2", "2/2"),
+         option("rule", "no-commas", "words:..3", "number=k"), st.sampled_from([(), ("--direct",), ("--direct",)])],
+        ("--engine", "echo"),
+    ),
+    "judge --by group": (
+        st.one_of(RESPONSES, RANKED),
+        [*READING, *ENGINE, option("num-judgements", 1, 3), option("shard", "1/2", "2/2"), option("combine", "mean")],
+        ("--engine", "echo"),
+    ),
     "make-pairs": (
         st.one_of(JUDGED, RANKED),
         [*READING, option("rho", 0.3, 1), option("min-gap", 0, 1), option("max-chosen-length", 10),
@@ -228,6 +239,7 @@ def check_end(name: str, code: int, said: str) -> None:
 
 def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None:
     """Compare what a command wrote with what it read and counted."""
+    name = "judge" if name.startswith("judge ") else name
     counts = json.loads(out.with_name(out.name + ".meta.json").read_text())["counts"]
     made = rows_in(out)
     bad = counts["dropped"].pop("bad row", 0)

@@ -237,6 +237,8 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("sample", ("sample", "--in", prompts, *echo)),
         Stage("sample, turns", ("sample", "--in", dialogues, *echo)),
         Stage("judge", ("judge", "--in", responses, *echo)),
+        Stage("judge --by pairwise", ("judge", "--in", responses, *echo, "--by", "pairwise", "--direct")),
+        Stage("judge --by group", ("judge", "--in", responses, *echo, "--by", "group")),
         Stage("gen-prompts", ("gen-prompts", "--in", prompts, *echo, "--count", "40")),
         Stage("make-eft", ("make-eft", "--in", ranked, *echo, "--method", "accept")),
         Stage("make-pairs", ("make-pairs", "--in", judged, "--quiet")),

@@ -24,6 +24,7 @@ from commands_table import (
     ECHO,
     EVIDENCE,
     GEN_PROMPTS,
+    GROUP,
     HEAD_TO_HEAD,
     HEALTH,
     HINDSIGHT,
@@ -34,6 +35,7 @@ from commands_table import (
     META,
     OWN,
     PAGES,
+    PAIRWISE,
     PROBE,
     PROMPTS,
     RESPONSES,
@@ -263,6 +265,8 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
         JUDGE: counts["read"],
         RULES: counts["read"],
         BOTH: counts["read"],
+        PAIRWISE: counts["read"],
+        GROUP: counts["read"],
         META: counts["read"],
         JURY: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),
@@ -334,7 +338,7 @@ def test_rejects_without_skip_is_refused(srlm: Srlm) -> None:
 # --- rows ------------------------------------------------------------------------------------
 
 
-@each([SAMPLE, JUDGE, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
+@each([SAMPLE, JUDGE, GROUP, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
 def test_the_seed_decides_the_rows(srlm: Srlm, command: Command) -> None:
     text = as_lines(command.rows)
     assert srlm(*command.argv("--seed", "0"), stdin=text).out == whole(srlm, command)
@@ -429,7 +433,7 @@ def many(command: Command, count: int = 12) -> Command:
     return Command(command.name, rows, options, command.field, command.lazy)
 
 
-MANY = [many(command) for command in (SAMPLE, JUDGE, EVIDENCE, ACCEPT, GEN_PROMPTS, META)]
+MANY = [many(command) for command in (SAMPLE, JUDGE, EVIDENCE, ACCEPT, GEN_PROMPTS, META, PAIRWISE, GROUP)]
 
 
 @pytest.mark.parametrize("command", MANY, ids=str)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer import BadParameter
 
-from commands_table import ECHO, HINDSIGHT, JUDGE, RANKED, SAMPLE, Command
+from commands_table import ECHO, GROUP, HINDSIGHT, JUDGE, PAIRWISE, RANKED, SAMPLE, Command
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import shard_of
@@ -20,7 +20,7 @@ HELD_OUT = Command(
     "make-eft", RANKED, (*HINDSIGHT.options, "--eval-share", "0.5", "--split", "eval"), field="responses"
 )
 JUDGE_RANKED = Command("judge", RANKED, field="responses")
-SHARDED = [SAMPLE, JUDGE, JUDGE_RANKED, ACCEPT, TARGETS, HELD_OUT]
+SHARDED = [SAMPLE, JUDGE, JUDGE_RANKED, ACCEPT, TARGETS, HELD_OUT, PAIRWISE, GROUP]
 
 
 def seven(command: Command) -> list:
@@ -47,7 +47,7 @@ def whole(srlm: Srlm, command: Command, *more: str, name: str = "in.jsonl") -> b
 
 @pytest.mark.parametrize(
     ("command", "of"),
-    [*((command, 3) for command in SHARDED), (SAMPLE, 1), (SAMPLE, 7)],
+    [*((command, 3) for command in SHARDED), (SAMPLE, 1), (SAMPLE, 7), (PAIRWISE, 4), (GROUP, 4)],
     ids=lambda value: f"{value}-{SHARDED.index(value)}" if isinstance(value, Command) else str(value),
 )
 def test_the_parts_joined_are_the_whole(srlm: Srlm, command: Command, of: int) -> None:

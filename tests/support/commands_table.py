@@ -34,6 +34,10 @@ COMPLETIONS = [{"prompt": text, "completion": "Well."} for text in QUESTIONS]
 PAIRS = [{"prompt": text, "chosen": "Well.", "rejected": "Bad."} for text in QUESTIONS]
 RULED = [{**row, "rules": ["no-commas", "words:..3"]} for row in RESPONSES]
 ECHO = ("--engine", "echo")
+# Options that are a part of a command's name in the tests.
+NAMING = (
+    "accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine", "pairwise", "group",
+)  # fmt: skip
 AGAINST = "against.jsonl"
 
 
@@ -60,7 +64,8 @@ class Command:
         words = [
             word
             for word in self.options
-            if word in ("accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine")
+            if word
+            in ("accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine", "pairwise", "group")
         ]
         return "-".join([*self.name.split(), *(word.strip("-") for word in words)])
 
@@ -73,6 +78,8 @@ CORPUS = "corpus.db"
 EVIDENCE = Command(
     "judge", RESPONSES, options=(*ECHO, "--template", "evidence", "--evidence", CORPUS), field="response"
 )
+PAIRWISE = Command("judge", RESPONSES, options=(*ECHO, "--by", "pairwise", "--direct"), field="response")
+GROUP = Command("judge", RESPONSES, options=(*ECHO, "--by", "group"), field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 JURY = Command("jury", JUDGED, options=(), field="score")
@@ -99,7 +106,20 @@ SFT = Command(
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
 
-STAGES = [SAMPLE, JUDGE, RULES, BOTH, META, JURY, MAKE_PAIRS, ACCEPT, HINDSIGHT, OWN]  # rows in, rows out, lazily
+STAGES = [
+    SAMPLE,
+    JUDGE,
+    RULES,
+    BOTH,
+    PAIRWISE,
+    GROUP,
+    META,
+    JURY,
+    MAKE_PAIRS,
+    ACCEPT,
+    HINDSIGHT,
+    OWN,
+]  # rows in, rows out, lazily
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [

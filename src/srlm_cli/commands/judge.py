@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import Annotated, Literal
 
 from typer import Option
@@ -22,7 +23,8 @@ from srlm_cli.options.common import (
     new_app,
 )
 from srlm_cli.options.groups import grouped
-from srlm_cli.options.judging import EvidenceOptions, closing, judge_template, refuse_without_choices
+from srlm_cli.options.judging import EvidenceOptions, closing, refuse_without_choices
+from srlm_cli.options.kinds import KindOptions
 from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
@@ -36,6 +38,7 @@ from srlm_cli.stages import rescore as stage_rescore
 from srlm_cli.stages import rules as stage_rules
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader
+from srlm_cli.streams.spill import Seen
 
 app = new_app()
 
@@ -51,14 +54,20 @@ def judge(
     sampling: SamplingOptions,
     search: EvidenceOptions,
     rules: RulesOfJudge,
+    kind: KindOptions,
     num_judgements: Annotated[
         int,
         Option(
-            "--num-judgements", "-k", min=1, max=numbers.DRAWS, help="Judgements per response, averaged (the paper: 3)."
+            "--num-judgements",
+            "-k",
+            min=1,
+            max=numbers.DRAWS,
+            help="Judgements per response, averaged (the paper: 3); with "
+            "--by pairwise verdicts per pair and order, with --by group orders of the responses.",
         ),
     ] = 3,
     template: Annotated[
-        str, Option("--template", help="Judge prompt: built-in template name or .toml file.")
+        str, Option("--template", help="Judge prompt: built-in template name or .toml file; --by has its own.")
     ] = "additive",
     score: Annotated[
         Score,
@@ -89,7 +98,11 @@ def judge(
         Option("--meta-replies", min=1, help="With --meta: N responses per prompt, those with the most varied scores."),
     ] = 1,
     direct: Annotated[
-        bool, Option("--direct/--no-direct", help="With --meta: read the verdict from probabilities, without reasons.")
+        bool,
+        Option(
+            "--direct/--no-direct",
+            help="With --meta or --by pairwise: read the verdict from probabilities, without reasons.",
+        ),
     ] = False,
     conversation: Annotated[
         Conversation,
@@ -114,6 +127,8 @@ def judge(
       srlm judge --in responses.jsonl --out judged.jsonl
       srlm judge --in responses.jsonl --model M2/model --template score_only --force-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
+      srlm judge --in responses.jsonl --by pairwise --direct --comparisons 2 | srlm make-pairs
+      srlm judge --in responses.jsonl --by group --out judged.jsonl
       srlm judge --in responses.jsonl --template own.toml --show 1
       srlm judge --in responses.jsonl --template evidence --evidence corpus.db --out judged.jsonl
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
@@ -140,6 +155,11 @@ def judge(
     that of the rules, and `rules` has the result of each. `--engine echo --model rules` uses the rules alone.
     Without these options the field `rules` is not read. docs/rules.md lists the rules.
 
+    With --by the responses to a prompt are judged against each other; they must be consecutive. pairwise: two
+    responses in both orders, and `score` is 5 times the mean probability to win against another response to the
+    prompt (Bradley-Terry); `comparisons` has the other response for each of the `judgements`. group: all responses in
+    one call, in K orders; `places` is where the response was shown. docs/judge.md has the details.
+
     With --meta the command reads judged rows. For each prompt it compares the judgements of the response
     with the most varied scores, pair by pair, in both orders (arXiv 2407.19594, with K=11). --template must
     be the template of these judgements. Adds `battles`, `targets` and `judge_prompt` for `srlm make-pairs
@@ -151,13 +171,20 @@ def judge(
         )
     if meta and rescore:
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
-    form, last = judge_template(template, system), conversation == "last"
+    form, last = kind.template(template, system), conversation == "last"
     by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
     if search.given and by_rules:
         raise OptionError("no judge is shown passages with --model rules", "leave out --evidence")
+    alone = {
+        "--meta": meta,
+        "--rescore": rescore,
+        "--score expected": score == "expected",
+        "--force-score": force_score,
+    }
+    kind.check(form, direct, alone | {"--evidence": search.given, "--model rules": by_rules})
     if show and (meta or rescore or by_rules):
         raise OptionError("--show prints the prompt of a judge", "leave out --meta, --rescore and --model rules")
-    combined = None if meta else rules.options(form, alone=by_rules)
+    combined = None if meta else rules.options(kind.scaled(form), alone=by_rules)
     for_all = combined and combined.rules
     ruled = partial(stage_rules.with_rules, options=combined) if combined else iter
     if rescore:
@@ -173,13 +200,23 @@ def judge(
     if not meta:
         refuse_without_choices(form, template, score, force_score)
     metas = meta_options(form, meta_template, sampling, engine, meta_replies, direct) if meta else None
-    if not (metas or by_rules):
+    if not (metas or by_rules or kind.together):
         search.check(form, "--template additive")
     check = partial(stage_meta.meta_judgeable, template=form) if metas else with_rules_checked(judgeable, for_all)
-    rows = open_reader(stream, check if by_rules else stage.with_fields_of(form, check), [stream.in_], shard=shard)
+    check = check if by_rules or kind.together else stage.with_fields_of(form, check)
+    of_prompt = itemgetter("prompt_id") if kind.together else None
+    rows = open_reader(stream, check, [stream.in_], shard=shard, group_of=of_prompt)
     found = None if metas or by_rules else search.open()  # of judged rows the passages are in the rows
     if show and not search.asks_model:
-        about = stage.JudgeOptions(form, 1, Sampling(), 0, score=score, system=system, evidence=found, last_turn=last)
+        about = stage.JudgeOptions(
+            form, 1, Sampling(), sampling.seed, score=score, system=system, evidence=found, last_turn=last
+        )
+        if kind.together:
+            for text in islice(kind.prompts_shown(finished(rows), about), show):
+                print(text, end="")
+            if rows.error:
+                raise rows.error
+            return
         show_prompts(rows, LazyEngine(EngineSpec("echo")), about, show)
         return
     local = engine.engine in LOCAL
@@ -217,22 +254,27 @@ def judge(
     own |= {"shard": rows.part, **search.identity(found)}
     own |= {"meta": meta, "meta_template": metas and metas.meta_template.hash}
     own |= rules.identity()
-    own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
+    own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct, **kind.identity(direct)}
 
-    def make(rows: Iterable[Record], _: Resumed) -> Iterator[Outcome]:
+    def make(rows: Iterable[Record], done: Resumed) -> Iterator[Outcome]:
         rows = of_one_writer(rows, spec.model) if self_judged else rows
         if by_rules:
             return stage_rules.judge_by_rules(rows, combined)
         if metas:
             return stage_meta.meta_judge(rows, model, metas)
+        if kind.together:
+            is_new = Seen().add
+            for row in done.rows():
+                is_new(hash(row["prompt_id"]))
+            return ruled(kind.judge(rows, model, options, direct, is_new))
         return closing(ruled(stage.judge(rows, model, options)), found)
 
-    asked = "verdicts" if metas else "judgements"
+    asked = "verdicts" if metas or kind.by == "pairwise" else "judgements"
     decides = identity(sampling, **own) | model_identity(spec) if rows.peek() else {}
     limit = partial(too_many_unparsed, limit=max_unparsed, asked=asked)
     tally = StageRun("judge", stream, rows, decides, engine=model).run(make, limit)
     if too_many_unparsed(tally, 0.5, asked) and not stream.quiet:
-        better = "--direct" if metas else "--force-score, and --template score_only"
+        better = "--direct" if asked == "verdicts" else "--force-score, and --template score_only"
         say(f"srlm judge: most {asked} cannot be read; see {better}")
     if not stream.quiet:
         warn_of_thoughts("judge", tally, sampling)

@@ -13,7 +13,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.evaluate.reward import judge_name
 from srlm_cli.options.common import StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
-from srlm_cli.records import Record, is_number
+from srlm_cli.records import FULL_SCORE, Record, is_number
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_own_input, same_file
 from srlm_cli.runner.stage import StageRun
@@ -24,6 +24,7 @@ from srlm_cli.streams import spill
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, file_hash, shown
 from srlm_cli.streams.side_by_side import SideBySide
+from srlm_cli.templates.groups import load_group
 
 app = new_app()
 
@@ -171,11 +172,13 @@ def judge_of(row: Record | None) -> Record:
 
 def scale_of(judge: Record) -> tuple[float, float] | None:
     """Return the lowest and the highest score of a judge with a built-in template, else None."""
+    if judge.get("by") == "pairwise":
+        return (0.0, float(FULL_SCORE))
     name = judge.get("template")
     if name not in templates.names():
         return None
     try:
-        form = templates.load_judge(name)
+        form = load_group(name) if judge.get("by") == "group" else templates.load_judge(name)
     except OptionError:
         return None
     return (form.low, form.high) if form.hash == judge.get("template_hash") else None

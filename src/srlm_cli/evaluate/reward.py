@@ -105,12 +105,12 @@ def is_perfect(row: Record, best: float) -> bool:
 
 
 def is_expectation(row: Record) -> bool:
-    """Return whether the scores of a judged record are expectations (`srlm judge --score expected`)."""
+    """Return whether a judged record's scores are expectations, or those of comparisons: hardly ever whole numbers."""
     sources, scores = row.get("score_from"), row.get("scores")
     if not isinstance(sources, list) or not isinstance(scores, list):
         return False
     chosen = [score for source, score in zip(sources, scores, strict=False) if source == "finish"]
-    return bool({"expected", "direct"} & set(sources)) or any(
+    return bool({"expected", "direct", "pairwise"} & set(sources)) or any(
         isinstance(score, float) and score % 1 for score in chosen
     )
 

@@ -109,9 +109,14 @@ def closing(made: Iterable[T], found: Evidence | None) -> Iterator[T]:
 def judge_template(name: str, system: str | None) -> Template:
     """Return a judge template; raise OptionError if it and `--system` both give a system message."""
     form = templates.load_judge(name)
+    refuse_two_systems(form, name, system)
+    return form
+
+
+def refuse_two_systems(form: Template, name: str, system: str | None) -> None:
+    """Raise OptionError if a template and `--system` both give a system message."""
     if form.system and system is not None:
         raise OptionError(f"template {name} has a `system` message, and --system gives another", "use one of the two")
-    return form
 
 
 def refuse_without_choices(form: Template, name: str, score: str, force_score: bool) -> None:

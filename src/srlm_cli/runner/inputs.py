@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
@@ -25,11 +25,13 @@ def open_reader(
     *,
     traced: bool = True,
     shard: Shard | None = None,
+    group_of: Callable[[Record], Hashable] | None = None,
     beside: Iterable[str | None] = (),
 ) -> Reader:
     """Return the reader of a command's input; it writes the `--rejects` file, which is none of those `beside`.
 
-    `traced` is False for commands that are never resumed in the middle of their input.
+    `traced` is False for commands that are never resumed in the middle of their input. No `shard` cuts a group of
+    consecutive rows with the same key, `group_of`.
     """
     if options.rejects and options.on_error != "skip":
         raise OptionError("--rejects needs --on-error skip", "add --on-error skip")
@@ -40,7 +42,7 @@ def open_reader(
         raise OptionError(f"{distributed.count()} processes cannot share stdin", "--in FILE")
     rejects = Rejects(options.rejects if distributed.is_main() else os.devnull) if options.rejects else None
     reading = {"on_error": options.on_error, "limit": options.limit, "rejects": rejects}
-    return Reader(paths, check, **reading, traced=traced, shard=shard)
+    return Reader(paths, check, **reading, traced=traced, shard=shard, group_of=group_of)
 
 
 def expected(rows: Reader, limit: int | None) -> int | None:

@@ -23,7 +23,7 @@ from srlm_cli.thoughts import UNFINISHED, Thought
 Check = Callable[[Record], Record | list[Record]]
 
 READ_TOGETHER = 64
-OF_JUDGES_BEFORE = ("score_mass", "judge_thoughts", "score_judge", "score_rules")
+OF_JUDGES_BEFORE = ("score_mass", "judge_thoughts", "score_judge", "score_rules", "comparisons", "places")
 # Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
 # at most where an answer begins.
 MIN_SCORE_MASS = 0.2

@@ -18,7 +18,7 @@ from srlm_cli.stats.reliability import Reliability
 # What one judge said of a reply. The record of a jury has its own `score`, `scores`, `score_from` and `judge`.
 OF_ONE_JUDGE = {
     "score", "scores", "score_from", "score_mass", "judgements", "judgement_finish_reasons", "judge_thoughts", "judge",
-    "score_judge", "score_rules",
+    "score_judge", "score_rules", "comparisons", "places",
     "battles", "targets", "judge_prompt",
 }  # fmt: skip
 IN_A_FILE = {"score", "score_from"}  # of these, what the join on disk needs
@@ -201,10 +201,12 @@ def verdict(votes: list[Ballot | None], weights: Sequence[float], judge: Record)
 
 
 def source_of(row: Record) -> str | None:
-    """Return how a juror came to its score: `expected` by probability, or `text`; None without a score."""
+    """Return how a juror came to its score: `pairwise`, `expected` by probability, or `text`; None without a score."""
     if row["score"] is None:
         return None
     sources = row.get("score_from")
+    if isinstance(sources, list) and "pairwise" in sources:
+        return "pairwise"
     return "expected" if isinstance(sources, list) and ("expected" in sources or "direct" in sources) else "text"
 
 

@@ -185,7 +185,7 @@ def pair_row(chosen: Record, rejected: Record) -> Record:
 NOT_OF_A_PAIR = {
     "k", "response", "thought", "finish_reason", "human",
     "score", "scores", "score_from", "judgements", "judgement_finish_reasons", "judge_thoughts",
-    "score_judge", "score_rules",
+    "score_judge", "score_rules", "comparisons", "places",
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected", SHUFFLED,  # of pairs made before
 }  # fmt: skip
 OF_A_REPLY = {"response", "thought", "finish_reason", "score", "score_from"}

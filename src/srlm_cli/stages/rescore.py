@@ -29,6 +29,9 @@ def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
             for text, score, reason, thought in zip(row["judgements"], scores, reasons, thoughts, strict=True)
         ]
         judge = row["judge"] if isinstance(row.get("judge"), dict) else {"model": row.get("judge")}
+        if judge.get("by"):
+            yield Outcome(bad=f"judged with --by {judge['by']}: its judgements are not about this response alone")
+            continue
         judge = {key: value for key, value in judge.items() if key != "combine"}
         by = {"template": template.name, "template_hash": template.hash}
         again = judged_row(row, judgements, {"model": judge.get("model"), **judge, **by})

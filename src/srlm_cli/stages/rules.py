@@ -57,7 +57,7 @@ def with_rules(judged: Iterable[Outcome], options: RuleOptions) -> Iterator[Outc
         try:
             rows = [(row, check_reply(row, options.of(row))) for row in outcome.rows]
         except BadRow as error:
-            yield Outcome(bad=str(error))
+            yield from (Outcome(bad=str(error), at_end=outcome.at_end) for _ in outcome.rows)
             continue
         outcome.rows = [ruled(row, results, options) if results else row for row, results in rows]
         outcome.counts = {**outcome.counts, **counts([results for _, results in rows])}

@@ -7,9 +7,10 @@ import json
 import re
 import sys
 import zlib
+from bisect import bisect_left
 from codecs import BOM_UTF8
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
@@ -57,8 +58,10 @@ class Reader:
     changed input. A returned record can still be refused as bad (`refuse`); `refused` has the reasons by record number,
     for a resumed run.
 
-    With a `shard` only its lines of one file are read, of those with the first `limit` rows. `source` is the path that
-    is being read. `noted` counts rows that were changed or read in part, by the kind of change.
+    With a `shard` only its lines of one file are read, of those with the first `limit` rows. With `group_of`, the key
+    of a record, the ends of a shard are moved to where the next group of consecutive records with one key begins.
+    `source` is the path that is being read. `noted` counts rows that were changed or read in part, by the kind of
+    change.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Reader:
         rejects: Rejects | None = None,
         traced: bool = True,
         shard: Shard | None = None,
+        group_of: Callable[[Record], Hashable] | None = None,
     ) -> None:
         self.paths = paths
         self.check = check
@@ -79,7 +83,7 @@ class Reader:
         self.rejects = rejects
         self.traced = traced
         self.shard = shard
-        self.span = shard.span(self._lines()) if shard else (0, None)
+        self.span = self._span(shard, group_of) if shard else (0, None)
         self.rewind()
 
     def rewind(self) -> None:
@@ -211,6 +215,32 @@ class Reader:
             row = parsed_row(line, self.noted)
             if row is not BLANK:
                 yield number, line, row
+
+    def _span(self, shard: Shard, group_of: Callable[[Record], Hashable] | None) -> tuple[int, int]:
+        """Return the number of lines before a shard, and up to its end; with `group_of` no group is cut."""
+        lines = self._lines()
+        span = shard.span(lines)
+        if group_of is None:
+            return span
+        begins = list(self._begins(group_of))
+        moved = lambda end: next(iter(begins[bisect_left(begins, end) :]), lines)  # noqa: E731
+        before, end = (end if end in (0, lines) else min(moved(end), lines) for end in span)
+        return before, end
+
+    def _begins(self, group_of: Callable[[Record], Hashable]) -> Iterator[int]:
+        """Yield the number of lines before each group of a file; bad rows and blank lines are of no group."""
+        [path] = self.paths
+        before = None
+        with open_lines(path) as lines:
+            for number, line in numbered(path, lines):
+                try:
+                    checked = [] if (row := parsed_row(line)) is BLANK else checked_record(row, self.check)
+                except BadRow:
+                    continue
+                for record in checked if isinstance(checked, list) else [checked]:
+                    if (group := group_of(record)) != before:
+                        yield number - 1
+                    before = group
 
     def _lines(self) -> int:
         """Return the number of lines of a file, or of its first `limit` rows; stdin can be read only once."""

@@ -111,6 +111,11 @@ class Template:
         """Whether the pattern reads two scores."""
         return {"a", "b"} <= set(re.compile(self.pattern).groupindex)
 
+    @property
+    def of_group(self) -> bool:
+        """Whether the pattern reads the name and the score of each of several replies (see `groups`)."""
+        return {"reply", "score"} == set(re.compile(self.pattern).groupindex)
+
 
 JUDGED = frozenset({"prompt", "response"})  # the fields of every judge template
 
@@ -138,7 +143,8 @@ def load(name: str, *, fields: set[str], reads: bool = False, of_rows: bool = Fa
         re.compile(template.last_line)
         _check_fields(template, fields, of_rows)
         if template.pattern or reads:
-            _check_groups(template, two={"first", "second"} <= fields)
+            if "replies" not in fields:
+                _check_groups(template, two={"first", "second"} <= fields)
             if template.compares or not {"first", "second"} <= fields:
                 _check_scores(template)
         _check_examples(template)
@@ -221,13 +227,14 @@ def _check_scores(template: Template) -> None:
 
 def _check_examples(template: Template) -> None:
     """Raise ValueError if an example lacks a field of the text, or has an answer without a verdict."""
+    found = template.verdict if template.compares or not template.high > template.low else template.score
+    found = template.last_match if template.of_group else found
     for number, example in enumerate(template.examples, 1):
         try:
             rendered(template.text, example)
         except BadRow as error:
             raise ValueError(f"its example {number}: {error}") from None
-        verdict = template.verdict if template.compares or not template.high > template.low else template.score
-        if template.pattern and verdict(example["answer"]) is None:
+        if template.pattern and found(example["answer"]) is None:
             raise ValueError(f"its `pattern` finds no verdict in the answer of example {number}")
 
 
