@@ -264,3 +264,14 @@ def test_show_prints_the_first_comparisons_without_a_model(srlm: Srlm) -> None:
     assert result.code == 0 and result.out.count("Decide which reply helps the user more") == 2
     assert "<reply A>\nx\n</reply A>\n\n<reply B>\nxx\n</reply B>" in result.out
     assert "<reply A>\nxx\n</reply A>\n\n<reply B>\nx\n</reply B>" in result.out
+
+
+def test_settings_for_one_response_at_a_time_do_not_stand_in_the_way(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('[judge]\ntemplate = "score_only"\nscore = "expected"\nforce-score = true\n')
+    result = srlm("judge", "--engine", "echo", "--by", "pairwise", "--direct", stdin=as_lines(FOUND))
+    assert result.code == 0 and result.rows[0]["judge"]["template"] == "pairwise"
+    given = srlm("judge", "--engine", "echo", "--score", "expected", "--by", "group", stdin=as_lines(FOUND))
+    assert given.code == 2 and "--score expected" in given.err
+    (srlm.folder / "srlm.toml").write_text('[judge]\nby = "group"\nscore = "expected"\n')
+    both = srlm("judge", "--engine", "echo", stdin=as_lines(FOUND))
+    assert both.code == 2 and "--score expected" in both.err

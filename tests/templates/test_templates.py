@@ -567,8 +567,16 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     assert grade.score("Fine.\nGrade: 6") == 6 and grade.score("Grade: 7") is None
     listed = re.findall(r"^\| `(\w+)` \| `(?:judge|eval)", page, re.MULTILINE)
     with_passages = ["evidence", "evidence_score_only"]
-    pointwise, others = (ADDITIVE, SCORE_ONLY, RATING), (VERDICT, META, TWO_SCORES)
-    assert listed == [*(t.name for t in pointwise), "reference", "rubric", *with_passages, *(t.name for t in others)]
+    pointwise, others = (ADDITIVE, SCORE_ONLY, RATING), (META, TWO_SCORES)
+    assert listed == [
+        *(t.name for t in pointwise),
+        "reference",
+        "rubric",
+        *with_passages,
+        VERDICT.name,
+        "group",
+        *(t.name for t in others),
+    ]
     assert set(listed) | {"hindsight", "hindsight_evidence", "new_prompt", "query"} == set(templates.names())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from typer import Option
+from typer import Context, Option
 
 from srlm_cli import templates
 from srlm_cli.engines.base import Engine
@@ -20,6 +20,15 @@ from srlm_cli.templates import Template
 
 Kind = Literal["pointwise", "pairwise", "group"]
 DEFAULT = "additive"
+OF_ONE = ("template", "score", "force_score")
+
+
+def without_settings_of_one(ctx: Context, by: str) -> str:
+    """Return the kind; on the command line it also replaces the settings in srlm.toml that are for one response."""
+    source = ctx.get_parameter_source("by")
+    if by != "pointwise" and source and source.name == "COMMANDLINE" and ctx.default_map:
+        ctx.default_map = {name: value for name, value in ctx.default_map.items() if name not in OF_ONE}
+    return by
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,7 @@ class KindOptions:
         Kind,
         Option(
             "--by",
+            callback=without_settings_of_one,
             help="What one judgement is about: a response (pointwise), two responses to a prompt in both orders "
             "(pairwise), or all responses to a prompt (group).",
         ),
@@ -51,7 +61,7 @@ class KindOptions:
         return self.by != "pointwise"
 
     def template(self, name: str, system: str | None) -> Template:
-        """Return the template of this kind; the default template stands for the kind's own."""
+        """Return the template of this kind; by default the own template of the kind."""
         if not self.together:
             return judge_template(name, system)
         name = self.by if name == DEFAULT else name

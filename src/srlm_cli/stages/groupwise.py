@@ -28,7 +28,7 @@ class Lineup:
     answers: list[Completion] = field(default_factory=list)
 
     def ask(self) -> list[Request]:
-        """Return one request per order, all at once."""
+        """Return one request per order, all in one round."""
         if self.orders or not self.prompt.replies:
             return []
         if len(self.prompt.replies) > MOST_REPLIES:

@@ -31,8 +31,8 @@ DIGITS = 9  # of a score: Newton's method leaves less between equal replies
 class PairwiseOptions(JudgeOptions):
     """`num_judgements` verdicts per pair and order. `direct` reads a verdict from the probabilities of the choices.
 
-    With `comparisons` each reply is compared with so many others at most, in Swiss rounds: the best so far with the
-    next best that it has not met. Without it, with all others.
+    With `comparisons` each reply is compared with this number of others at most, in Swiss rounds: the best so far with
+    the next best that it has not met. Without it, with all others.
     """
 
     comparisons: int | None = None
@@ -84,7 +84,7 @@ class Tournament:
             self.games += [Game(first, second, *verdict) for verdict in verdicts_of(answer, self.options)]
 
     def next_pairs(self) -> list[tuple[int, int]]:
-        """Return the pairs of the next round: all at once, or those of a Swiss round."""
+        """Return the pairs of the next round: all in one round, or those of a Swiss round."""
         replies, most = self.prompt.replies, self.options.comparisons
         if most is None or most >= len(replies) - 1:
             return [] if self.rounds else list(combinations(replies, 2))
@@ -128,9 +128,9 @@ def judge_pairwise(
 
     The probabilities are those of a Bradley-Terry model of the prompt, to which as many ties are added as pairs were
     compared, spread over all pairs. `judgements` are all verdicts on the reply, and `scores` its share of each win
-    times 5. `comparisons` has the other reply of each, and whether this one was shown first. A reply that nothing
-    readable was said about has `score: null`, and so has the only reply to a prompt. The responses to a prompt must be
-    consecutive; `is_new` remembers the prompts.
+    times 5. `comparisons` has the other reply of each, and whether this one was shown first. A reply without a readable
+    verdict has `score: null`, and so has the only reply to a prompt. The responses to a prompt must be consecutive;
+    `is_new` remembers the prompts.
     """
     prompts = prompts_of(responses, is_new or never_seen())
     judged = at_once if options.comparisons is None else in_rounds
@@ -180,7 +180,7 @@ def rows_of(one: Tournament, judge: Record) -> list[Record]:
 
 
 def scores_of(one: Tournament) -> dict[int, float]:
-    """Return the score of each reply that something readable was said about, by its place."""
+    """Return the score of each reply that has a readable verdict, by its place."""
     known = sorted({at for game in one.games if game.share is not None for at in (game.first, game.second)})
     if not known:
         return {}
