@@ -151,3 +151,16 @@ def test_the_judged_rows_make_pairs(srlm: Srlm) -> None:
     [pair] = srlm("make-pairs", stdin=as_lines(made)).rows
     assert (pair["chosen_id"], pair["rejected_id"]) == (found[1]["id"], found[0]["id"])
     assert "places" not in pair and "judgements" not in pair
+
+
+def test_the_conversation_before_the_last_turn_can_be_left_out(srlm: Srlm) -> None:
+    prompt = [
+        {"role": "user", "content": "First?"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "And then?"},
+    ]
+    found = as_lines({"prompt": prompt, "response": f"Two {k}.", "k": k} for k in range(2))
+    for by in ("pairwise", "group"):
+        whole = srlm("judge", "--by", by, "--show", "1", stdin=found).out
+        last = srlm("judge", "--by", by, "--show", "1", "--conversation", "last", stdin=found).out
+        assert "First?" in whole and "And then?" in whole and "First?" not in last and "And then?" in last

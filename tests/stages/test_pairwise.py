@@ -266,7 +266,7 @@ def test_show_prints_the_first_comparisons_without_a_model(srlm: Srlm) -> None:
     assert "<reply A>\nxx\n</reply A>\n\n<reply B>\nx\n</reply B>" in result.out
 
 
-def test_settings_for_one_response_at_a_time_do_not_stand_in_the_way(srlm: Srlm) -> None:
+def test_settings_for_one_response_at_a_time_give_way_to_by(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_text('[judge]\ntemplate = "score_only"\nscore = "expected"\nforce-score = true\n')
     result = srlm("judge", "--engine", "echo", "--by", "pairwise", "--direct", stdin=as_lines(FOUND))
     assert result.code == 0 and result.rows[0]["judge"]["template"] == "pairwise"

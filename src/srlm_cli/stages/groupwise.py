@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from srlm_cli.engines.base import Completion, Engine, Request
-from srlm_cli.records import Record, as_text, with_system
+from srlm_cli.records import Record, with_system
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
-from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row
+from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row, prompt_text
 from srlm_cli.stages.seen import never_seen
 from srlm_cli.stages.waves import IsNew, Prompt, at_once, prompts_of
 from srlm_cli.templates.groups import scores_by_letter, shown
@@ -45,7 +45,7 @@ class Lineup:
         """Return the request with the replies in one order."""
         rows, options = self.prompt.rows, self.options
         texts = shown([rows[at]["response"] for at in self.orders[k]])
-        asked = options.template.chat(prompt=as_text(rows[0]["prompt"]), replies=texts)
+        asked = options.template.chat(prompt=prompt_text(rows[0], options.last_turn), replies=texts)
         asked = asked if options.system is None else with_system(asked, options.system)
         return Request(asked, options.sampling, (derive(options.seed, "group", rows[0]["prompt_id"], k),))
 

@@ -235,9 +235,13 @@ def judge_prompt(
     Raises BadRow if the record lacks a field that the template needs.
     """
     shown = {"evidence": evidence_text(row["evidence"])} if template.uses("evidence") and "evidence" in row else {}
-    prompt = as_messages(row["prompt"])[-1:] if last_turn else row["prompt"]
-    asked = template.chat(row, prompt=as_text(prompt), response=row["response"] or "", **shown)
+    asked = template.chat(row, prompt=prompt_text(row, last_turn), response=row["response"] or "", **shown)
     return asked if system is None else with_system(asked, system)
+
+
+def prompt_text(row: Record, last_turn: bool) -> str:
+    """Return the prompt of a record as the judge sees it: all of it, or its last message."""
+    return as_text(as_messages(row["prompt"])[-1:] if last_turn else row["prompt"])
 
 
 def with_fields_of(template: Template, check: Check, replies: Callable[[Record], list[Record]] | None = None) -> Check:

@@ -11,10 +11,10 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.engines.base import Completion, Engine, Request
-from srlm_cli.records import FULL_SCORE, Record, as_text, with_system
+from srlm_cli.records import FULL_SCORE, Record, with_system
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
-from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row
+from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row, prompt_text
 from srlm_cli.stages.seen import never_seen
 from srlm_cli.stages.verdicts import probability_of, verdict_of
 from srlm_cli.stages.waves import IsNew, Prompt, at_once, in_rounds, prompts_of
@@ -142,7 +142,8 @@ def judge_pairwise(
 
 def comparison(first: Record, second: Record, options: PairwiseOptions) -> Request:
     """Return the request to compare two replies in this order."""
-    asked = options.template.chat(prompt=as_text(first["prompt"]), first=first["response"], second=second["response"])
+    prompt = prompt_text(first, options.last_turn)
+    asked = options.template.chat(prompt=prompt, first=first["response"], second=second["response"])
     asked = asked if options.system is None else with_system(asked, options.system)
     draws = 1 if options.direct else options.num_judgements
     seeds = tuple(derive(options.seed, "compare", first["id"], second["id"], k) for k in range(draws))
