@@ -43,6 +43,7 @@ from commands_table import (
     ROW_COMMANDS,
     RULES,
     SAMPLE,
+    SETTLE,
     STAGES,
     Command,
 )
@@ -267,6 +268,7 @@ def test_rows_in_are_rows_out_and_drops(srlm: Srlm, command: Command) -> None:
         BOTH: counts["read"],
         PAIRWISE: counts["read"],
         GROUP: counts["read"],
+        SETTLE: counts["read"],
         META: counts["read"],
         JURY: counts["read"],
         MAKE_PAIRS: counts["counts"].get("prompts"),

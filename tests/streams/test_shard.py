@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer import BadParameter
 
-from commands_table import ECHO, GROUP, HINDSIGHT, JUDGE, PAIRWISE, RANKED, SAMPLE, Command
+from commands_table import ECHO, GROUP, HINDSIGHT, JUDGE, PAIRWISE, RANKED, SAMPLE, SETTLE, Command
 from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import shard_of
@@ -20,7 +20,7 @@ HELD_OUT = Command(
     "make-eft", RANKED, (*HINDSIGHT.options, "--eval-share", "0.5", "--split", "eval"), field="responses"
 )
 JUDGE_RANKED = Command("judge", RANKED, field="responses")
-SHARDED = [SAMPLE, JUDGE, JUDGE_RANKED, ACCEPT, TARGETS, HELD_OUT, PAIRWISE, GROUP]
+SHARDED = [SAMPLE, JUDGE, JUDGE_RANKED, ACCEPT, TARGETS, HELD_OUT, PAIRWISE, GROUP, SETTLE]
 
 
 def seven(command: Command) -> list:

@@ -36,7 +36,7 @@ RULED = [{**row, "rules": ["no-commas", "words:..3"]} for row in RESPONSES]
 ECHO = ("--engine", "echo")
 # Options that are a part of a command's name in the tests.
 NAMING = (
-    "accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine", "pairwise", "group",
+    "accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine", "pairwise", "group", "--settle",
 )  # fmt: skip
 AGAINST = "against.jsonl"
 
@@ -79,6 +79,7 @@ EVIDENCE = Command(
     "judge", RESPONSES, options=(*ECHO, "--template", "evidence", "--evidence", CORPUS), field="response"
 )
 PAIRWISE = Command("judge", RESPONSES, options=(*ECHO, "--by", "pairwise", "--direct"), field="response")
+SETTLE = Command("judge", RESPONSES, options=(*ECHO, "--num-judgements", "2:6", "--settle", "0.8"), field="response")
 GROUP = Command("judge", RESPONSES, options=(*ECHO, "--by", "group"), field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
@@ -113,6 +114,7 @@ STAGES = [
     BOTH,
     PAIRWISE,
     GROUP,
+    SETTLE,
     META,
     JURY,
     MAKE_PAIRS,

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from operator import itemgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -12,7 +12,6 @@ from srlm_cli import records, templates
 from srlm_cli.engines import LOCAL, LazyEngine, template_kwargs
 from srlm_cli.engines.base import Engine, EngineSpec, Sampling
 from srlm_cli.errors import BadRow, LimitExceeded, OptionError
-from srlm_cli.options import numbers
 from srlm_cli.options.common import (
     EngineOptions,
     SamplingOptions,
@@ -24,7 +23,7 @@ from srlm_cli.options.common import (
 )
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.judging import EvidenceOptions, closing, refuse_without_choices
-from srlm_cli.options.kinds import KindOptions
+from srlm_cli.options.kinds import Draws, KindOptions, draws_of
 from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
@@ -56,16 +55,16 @@ def judge(
     rules: RulesOfJudge,
     kind: KindOptions,
     num_judgements: Annotated[
-        int,
+        Any,
         Option(
             "--num-judgements",
             "-k",
-            min=1,
-            max=numbers.DRAWS,
-            help="Judgements per response, averaged (the paper: 3); with "
-            "--by pairwise verdicts per pair and order, with --by group orders of the responses.",
+            parser=draws_of,
+            metavar="K|LOW:HIGH",
+            help="Judgements per response, averaged (the paper: 3); LOW:HIGH stops early, see --settle; with --by "
+            "pairwise verdicts per pair and order, with --by group orders of the responses.",
         ),
-    ] = 3,
+    ] = 3,  # fmt: skip
     template: Annotated[
         str, Option("--template", help="Judge prompt: built-in template name or .toml file; --by has its own.")
     ] = "additive",
@@ -127,6 +126,7 @@ def judge(
       srlm judge --in responses.jsonl --out judged.jsonl
       srlm judge --in responses.jsonl --model M2/model --template score_only --force-score
       srlm judge --in ranked.jsonl --model M1/model --score expected | srlm eval reward
+      srlm judge --in responses.jsonl --score text --num-judgements 2:9 --settle 0.9
       srlm judge --in responses.jsonl --by pairwise --direct --comparisons 2 | srlm make-pairs
       srlm judge --in responses.jsonl --by group --out judged.jsonl
       srlm judge --in responses.jsonl --template own.toml --show 1
@@ -181,6 +181,8 @@ def judge(
         "--score expected": score == "expected",
         "--force-score": force_score,
     }
+    others = {"--meta": meta, "--rescore": rescore, "--evidence": search.given, "--model rules": by_rules}
+    kind.check_draws(num_judgements, form, score, others)
     kind.check(form, direct, alone | {"--evidence": search.given, "--model rules": by_rules})
     if show and (meta or rescore or by_rules):
         raise OptionError("--show prints the prompt of a judge", "leave out --meta, --rescore and --model rules")
@@ -204,7 +206,8 @@ def judge(
         search.check(form, "--template additive")
     check = partial(stage_meta.meta_judgeable, template=form) if metas else with_rules_checked(judgeable, for_all)
     check = check if by_rules or kind.together else stage.with_fields_of(form, check)
-    of_prompt = itemgetter("prompt_id") if kind.together else None
+    draws = num_judgements if isinstance(num_judgements, Draws) else None
+    of_prompt = itemgetter("prompt_id") if kind.together or draws else None
     rows = open_reader(stream, check, [stream.in_], shard=shard, group_of=of_prompt)
     found = None if metas or by_rules else search.open()  # of judged rows the passages are in the rows
     if show and not search.asks_model:
@@ -227,7 +230,7 @@ def judge(
     model = LazyEngine(spec)
     options = stage.JudgeOptions(
         form,
-        num_judgements,
+        draws.high if draws else num_judgements,
         sampling.sampling(spec),
         sampling.seed,
         force_score,
@@ -262,11 +265,11 @@ def judge(
             return stage_rules.judge_by_rules(rows, combined)
         if metas:
             return stage_meta.meta_judge(rows, model, metas)
-        if kind.together:
+        if kind.together or draws:
             is_new = Seen().add
             for row in done.rows():
                 is_new(hash(row["prompt_id"]))
-            return ruled(kind.judge(rows, model, options, direct, is_new))
+            return ruled(kind.judge(rows, model, options, direct, is_new, draws.low if draws else 0))
         return closing(ruled(stage.judge(rows, model, options)), found)
 
     asked = "verdicts" if metas or kind.by == "pairwise" else "judgements"

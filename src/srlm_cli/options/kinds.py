@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from typer import Context, Option
+from typer import BadParameter, Context, Option
 
 from srlm_cli import templates
 from srlm_cli.engines.base import Engine
 from srlm_cli.errors import OptionError
 from srlm_cli.options.judging import judge_template, refuse_two_systems
+from srlm_cli.options.numbers import DRAWS
 from srlm_cli.records import FULL_SCORE, Record
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import JudgeOptions
 from srlm_cli.stages.waves import IsNew
 from srlm_cli.templates import Template
 
+
+class Draws(NamedTuple):
+    """How many judgements there are at least and at most."""
+
+    low: int
+    high: int
+
+
+def draws_of(text: str) -> int | Draws:
+    """Return a number of judgements, or `LOW:HIGH`."""
+    low, colon, high = str(text).partition(":")  # srlm.toml may have a number
+    right = [part.isascii() and part.isdecimal() and len(part) < 9 for part in ((low, high) if colon else (low,))]
+    numbers = [int(part) for part in ((low, high) if colon else (low,))] if all(right) else []
+    if not numbers or numbers[0] < 1 or numbers[-1] > DRAWS or (colon and numbers[0] >= numbers[1]):
+        raise BadParameter(f"expected a number from 1 to {DRAWS}, or LOW:HIGH such as 2:9, got {text!r}")
+    return Draws(*numbers) if colon else numbers[0]
+
+
 Kind = Literal["pointwise", "pairwise", "group"]
 DEFAULT = "additive"
+DEFAULT_SETTLE = 0.9
 OF_ONE = ("template", "score", "force_score")
 
 
@@ -55,6 +75,18 @@ class KindOptions:
         ),
     ] = None
 
+    settle: Annotated[
+        float | None,
+        Option(
+            "--settle",
+            min=0.5,
+            max=0.999,
+            show_default="0.9, with LOW:HIGH",
+            help="With --num-judgements LOW:HIGH: stop for a prompt when more judgements would keep its best and "
+            "its worst response with this probability.",
+        ),
+    ] = None
+
     @property
     def together(self) -> bool:
         """Whether the replies to a prompt are judged together."""
@@ -80,6 +112,21 @@ class KindOptions:
 
         return replace(form, low=0.0, high=float(FULL_SCORE)) if self.by == "pairwise" else form
 
+    def check_draws(self, draws: int | Draws, form: Template, score: str, others: Mapping[str, bool]) -> None:
+        """Raise OptionError for an option that does not fit a range of judgements; `others` are such options."""
+        if not isinstance(draws, Draws):
+            if self.settle is not None:
+                raise OptionError("--settle needs a range of judgements", "--num-judgements LOW:HIGH, such as 2:9")
+            return
+        ranged = f"--num-judgements {draws.low}:{draws.high}"
+        if self.together:
+            raise OptionError(f"{ranged} is for --by pointwise", "--num-judgements K")
+        if form.direct and score == "expected":
+            raise OptionError(f"{ranged}: template {form.name} with --score expected draws nothing", "one is enough")
+        for name, given in others.items():
+            if given:
+                raise OptionError(f"{ranged} cannot be used with {name}", "--num-judgements K")
+
     def check(self, form: Template, direct: bool, others: Mapping[str, bool]) -> None:
         """Raise OptionError for an option that this kind cannot have; `others` are those of `pointwise` alone."""
         if self.comparisons is not None and self.by != "pairwise":
@@ -95,16 +142,21 @@ class KindOptions:
             raise OptionError(f"template {form.name} has no `finish` and `choices`", "--direct needs them")
 
     def judge(
-        self, rows: Iterable[Record], engine: Engine, options: JudgeOptions, direct: bool, is_new: IsNew
+        self, rows: Iterable[Record], engine: Engine, options: JudgeOptions, direct: bool, is_new: IsNew, first: int = 0
     ) -> Iterator[Outcome]:
-        """Return the outcomes of this kind."""
+        """Return the outcomes of this kind, or of a range of judgements."""
+        own = {field.name: getattr(options, field.name) for field in fields(options)}
+        if not self.together:
+            from srlm_cli.stages.settle import SettleOptions, judge_until_settled
+
+            settle = SettleOptions(**own, first=first, settle=DEFAULT_SETTLE if self.settle is None else self.settle)
+            return judge_until_settled(rows, engine, settle, is_new)
         if self.by == "group":
             from srlm_cli.stages.groupwise import judge_group
 
             return judge_group(rows, engine, options, is_new)
         from srlm_cli.stages.pairwise import PairwiseOptions, judge_pairwise
 
-        own = {field.name: getattr(options, field.name) for field in fields(options)}
         pairwise = PairwiseOptions(**own, comparisons=self.comparisons, direct=direct)
         return judge_pairwise(rows, engine, pairwise, is_new)
 
@@ -124,5 +176,5 @@ class KindOptions:
 
     def identity(self, direct: bool) -> dict[str, Any]:
         """Return what of these options decides the rows."""
-        own = {"by": self.by, "comparisons": self.comparisons}
+        own = {"by": self.by, "comparisons": self.comparisons, "settle": self.settle}
         return own | {"direct": direct} if self.together else own

@@ -164,11 +164,12 @@ def about_replies(
     return lambda row: ask(row, options) if is_reply(row) else None
 
 
-def judge_request(row: Record, options: JudgeOptions) -> Request:
-    """Return the request to judge one response, with K seeds."""
-    seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in range(options.num_judgements))
+def judge_request(row: Record, options: JudgeOptions, places: range | None = None) -> Request:
+    """Return the request to judge one response, with K seeds, or those of some of the K `places`."""
+    places = range(options.num_judgements) if places is None else places
+    seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in places)
     sampling = replace(options.sampling, last_line=options.template.last_line)
-    follow_up = AskAgain(row, options) if options.asks_again else None
+    follow_up = AskAgain(row, options, places.start) if options.asks_again else None
     return Request(asked_about(row, options), sampling, seeds, follow_up=follow_up)
 
 
@@ -182,11 +183,13 @@ class AskAgain:
     """The `follow_up` of a judgement: the probability of each score at the position of the score.
 
     With `expected`, this is the position of the written score. With `force_score`, a missing score is requested after
-    `finish`. It is a class, so that it can be pickled.
+    `finish`. `first` is the place among the K judgements at which those of the completion begin. It is a class, so
+    that it can be pickled.
     """
 
     row: Record
     options: JudgeOptions
+    first: int = 0
 
     def __call__(self, k: int, text: str, thought: Thought | None) -> Request | None:
         """Return the question about judgement `k` of the row, or None where there is none."""
@@ -208,7 +211,7 @@ class AskAgain:
         return Request(
             asked_about(self.row, options),
             options.sampling,
-            (derive(options.seed, "finish", self.row["id"], k),),
+            (derive(options.seed, "finish", self.row["id"], self.first + k),),
             prefix=before_score(judgement, options.template),
             choices=options.template.choices,
             thought=judgement.thought.raw if judgement.thought else "",
@@ -297,8 +300,10 @@ def read_judgement(text: str, finish_reason: str, template: Template, thought: T
     return Judgement(text.strip(), score, None if score is None else "text", finish_reason, thought=thought)
 
 
-def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
+def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions, first: int = 0) -> None:
     """Replace judgements in place by those with scores from probabilities, as `AskAgain` requests them.
+
+    `first` is the place among the K judgements at which these begin.
 
     A written score becomes the expectation at its position; a missing score is drawn from the choices, or is their
     expectation. What the engine did not answer together with the completion is requested now.
@@ -307,7 +312,7 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> N
         (one, k, request, one.follow_ups[k] if one.follow_ups else None)
         for one in judged
         for k, judgement in enumerate(one.judgements)
-        if (request := AskAgain(one.response, options).about(k, judgement))
+        if (request := AskAgain(one.response, options, first).about(k, judgement))
     ]
     late = engine.generate(request for _, _, request, answer in asked if not answer)
     for one, k, _, answer in asked:

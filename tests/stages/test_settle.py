@@ -1,0 +1,210 @@
+"""Judgements drawn until the best and the worst reply are settled: the same draws, fewer of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+from statistics import NormalDist, fmean
+
+import pytest
+
+from commands_table import RESPONSES
+from helpers import Record, Srlm, as_lines, asked_text, read_rows, write_rows
+from srlm_cli import templates
+from srlm_cli.engines.base import Completion, Request, Sampling
+from srlm_cli.records import response_record
+from srlm_cli.stages.judge import JudgeOptions, judge
+from srlm_cli.stages.settle import SettleOptions, contenders, judge_until_settled
+from tiny import tiny_model
+
+ADDITIVE = templates.load_judge("additive")
+MOST = 9
+
+
+class Judge:
+    """A judge whose scores are the reply's quality and noise, rounded; a quality of None cannot be read."""
+
+    name = "list"
+    model = "fake"
+
+    def __init__(self, quality: dict[str, float | None], noise: float = 1.0) -> None:
+        self.quality, self.noise = quality, noise
+        self.rounds: list[int] = []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        self.rounds.append(0)
+        for request in requests:
+            self.rounds[-1] += 1
+            quality = self.quality[asked_text(request).split("<reply>\n")[1].split("\n</reply")[0]]
+            drawn = [0.0 if quality is None else quality + Random(seed).gauss(0, self.noise) for seed in request.seeds]
+            said = ["?" if quality is None else f"Score: {min(5, max(0, round(score)))}" for score in drawn]
+            yield Completion(said, ["stop"] * len(said), 10, len(said))
+
+
+def options(**more) -> SettleOptions:
+    return SettleOptions(ADDITIVE, more.pop("num_judgements", MOST), Sampling(), 0, **more)
+
+
+def rows_of(quality: dict[str, float | None], prompt: str = "Why?") -> list[Record]:
+    return [response_record({"prompt": prompt, "response": text, "k": k}) for k, text in enumerate(quality)]
+
+
+def settled(rows: list[Record], engine, **more) -> list[Record]:
+    return [row for outcome in judge_until_settled(rows, engine, options(**more)) for row in outcome.rows]
+
+
+def with_all(rows: list[Record], engine) -> list[Record]:
+    """Return the rows with all judgements."""
+    return [row for outcome in judge(rows, engine, JudgeOptions(ADDITIVE, MOST, Sampling(), 0)) for row in outcome.rows]
+
+
+def test_what_is_drawn_is_the_beginning_of_what_more_would_have_been() -> None:
+    quality = {f"r{n}": n % 5 + 0.3 for n in range(8)}
+    rows = rows_of(quality)
+    fixed = [
+        row for out in judge(rows, Judge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0)) for row in out.rows
+    ]
+    found = settled(rows, Judge(quality))
+    assert len({len(row["scores"]) for row in found}) > 1
+    for one, whole in zip(found, fixed, strict=True):
+        drawn = len(one["scores"])
+        assert 2 <= drawn <= MOST and one["scores"] == whole["scores"][:drawn]
+        assert one["judgements"] == whole["judgements"][:drawn] and one["score"] == fmean(one["scores"])
+    assert found[0]["judge"]["settle"] == 0.9
+
+
+def test_a_clear_order_needs_two_judgements_and_an_open_one_all() -> None:
+    clear = {"a": 0.0, "b": 2.5, "c": 5.0}
+    [outcome] = judge_until_settled(rows_of(clear), Judge(clear, noise=0.0), options())
+    assert [len(row["scores"]) for row in outcome.rows] == [2, 2, 2]
+    assert outcome.counts["judgements saved"] == 21 and outcome.counts["prompts settled early"] == 1
+    same = {"a": 3.0, "b": 3.0}
+    [outcome] = judge_until_settled(rows_of(same), Judge(same, noise=0.0), options())
+    assert [len(row["scores"]) for row in outcome.rows] == [9, 9] and outcome.counts["judgements saved"] == 0
+
+
+def test_replies_in_the_middle_and_lone_replies_get_no_more_judgements() -> None:
+    quality = {"low": 0.0, "low too": 0.0, "middle": 2.5, "high": 5.0}
+    found = settled(rows_of(quality), Judge(quality, noise=0.0))
+    assert [len(row["scores"]) for row in found] == [9, 9, 2, 2]
+    alone = {"alone": 3.0}
+    assert [len(row["scores"]) for row in settled(rows_of(alone), Judge(alone))] == [2]
+
+
+def test_a_reply_that_cannot_be_read_gets_all_its_judgements_and_no_score() -> None:
+    quality = {"a": 0.0, "mute": None, "c": 5.0}
+    [outcome] = judge_until_settled(rows_of(quality), Judge(quality, noise=0.0), options())
+    assert [len(row["scores"]) for row in outcome.rows] == [2, 9, 2]
+    assert outcome.rows[1]["score"] is None and outcome.counts["unparsed"] == 9
+
+
+def test_the_probability_that_the_worst_overtakes_is_that_of_the_means_at_the_end() -> None:
+    scores = [[1.0, 3.0, 2.0], [3.0, 4.0, 5.0]]
+    # squares 2 + 2, prior 1 with the weight of one judgement, 4 degrees of freedom; a third of 9 judgements is drawn
+    variance = (4 + 1) / (4 + 1)
+    change = NormalDist(0, (2 * variance * (1 - 3 / 9) / 3) ** 0.5).cdf(-2)
+    assert contenders(scores, [3, 3], options(settle=1 - change * 1.01)) == set()
+    assert contenders(scores, [3, 3], options(settle=1 - change * 0.99)) == {0, 1}
+
+
+def test_a_higher_confidence_takes_more_judgements_and_a_range_is_kept_to() -> None:
+    quality = {f"r{n}": 2 + 0.4 * n for n in range(4)}
+    counts = []
+    for settle in (0.6, 0.9, 0.99):
+        found = settled(rows_of(quality), Judge(quality), settle=settle, first=3, num_judgements=7)
+        counts.append(sum(len(row["scores"]) for row in found))
+        assert all(3 <= len(row["scores"]) <= 7 for row in found)
+    assert counts == sorted(counts) and counts[0] < counts[2]
+
+
+def test_a_simulated_judge_needs_six_tenths_of_the_judgements_at_the_same_agreement() -> None:
+    """300 prompts, 4 replies, quality and noise of one point each: share, same pairs as K = 9, agreement."""
+    random = Random(1)
+    quality: dict[str, float | None] = {}
+    rows = []
+    for n in range(300):
+        middle = random.uniform(1.5, 3.5)
+        own = {f"r{n}.{k}": middle + random.gauss(0, 1) for k in range(4)}
+        quality |= own
+        rows += rows_of(own, prompt=f"Ask {n}?")
+    fixed = [
+        row for out in judge(rows, Judge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0)) for row in out.rows
+    ]
+    found = settled(rows, Judge(quality))
+    assert sum(len(row["scores"]) for row in found) <= 0.6 * 9 * len(rows)
+    assert abs(accuracy(found, quality) - accuracy(fixed, quality)) < 0.02
+    assert fmean(one == other for one, other in zip(ends(found), ends(fixed), strict=True)) > 0.85
+
+
+def accuracy(rows: list[Record], quality: dict) -> float:
+    """Return the share of pairs of replies to one prompt that the scores order as the qualities do."""
+    hits = []
+    for at in range(0, len(rows), 4):
+        group = rows[at : at + 4]
+        for one in range(4):
+            for other in range(one):
+                gap = quality[group[one]["response"]] - quality[group[other]["response"]]
+                hits.append((group[one]["score"] - group[other]["score"]) * gap > 0)
+    return fmean(hits)
+
+
+def ends(rows: list[Record]) -> list[tuple[int, int]]:
+    """Return the places of the best and the worst reply to each prompt."""
+    groups = [[row["score"] for row in rows[at : at + 4]] for at in range(0, len(rows), 4)]
+    return [(scores.index(max(scores)), scores.index(min(scores))) for scores in groups]
+
+
+def test_prompts_take_turns_and_settled_ones_leave() -> None:
+    clear, same = {"a": 0.0, "b": 5.0}, {"c": 3.0, "d": 3.0}
+    judge_of_both = Judge(clear | same, noise=0.0)
+    outcomes = list(judge_until_settled([*rows_of(clear), *rows_of(same, prompt="How?")], judge_of_both, options()))
+    assert judge_of_both.rounds == [4, *[2] * 7]
+    assert [outcome.tokens_out for outcome in outcomes] == [4, 18]
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--num-judgements", "9:2"), "expected a number from 1 to 65536, or LOW:HIGH such as 2:9, got '9:2'"),
+        (("--num-judgements", "0"), "expected a number from 1"),
+        (("--settle", "0.9"), "--settle needs a range of judgements"),
+        (("--num-judgements", "2:9", "--by", "group"), "--num-judgements 2:9 is for --by pointwise"),
+        (("--num-judgements", "2:9", "--meta"), "--num-judgements 2:9 cannot be used with --meta"),
+        (("--num-judgements", "2:9", "--template", "score_only", "--score", "expected"), "draws nothing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_does_not_fit_a_range_is_refused(srlm: Srlm, more: tuple[str, ...], said: str) -> None:
+    result = srlm("judge", "--engine", "echo", *more, stdin=as_lines(RESPONSES))
+    assert result.code == 2 and said in result.err and len(result.err.splitlines()) == 1
+
+
+def test_settings_take_a_range(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_text('[judge]\nnum-judgements = "2:4"\nsettle = 0.8\n')
+    result = srlm("judge", "--engine", "echo", stdin=as_lines(RESPONSES))
+    assert result.code == 0 and {2, 4} >= {min(len(row["scores"]) for row in result.rows)}
+    assert all(2 <= len(row["scores"]) <= 4 for row in result.rows)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("score", [("--force-score",), ("--score", "expected")], ids=" ".join)
+def test_a_model_draws_the_beginning_of_what_more_judgements_are(
+    srlm: Srlm, score: tuple[str, ...], tmp_path: Path
+) -> None:
+    tiny_model(tmp_path / "tiny")
+    write_rows(srlm.folder / "in.jsonl", RESPONSES)
+    argv = ("judge", "--in", "in.jsonl", "--model", "./tiny", "--max-new-tokens", "8", *score, "--dtype", "float32")
+    assert srlm(*argv, "--num-judgements", "5", "--out", "all.jsonl").code == 0
+    assert srlm(*argv, "--num-judgements", "2:5", "--settle", "0.7", "--out", "some.jsonl").code == 0
+    every, some = read_rows(srlm.folder / "all.jsonl"), read_rows(srlm.folder / "some.jsonl")
+    for whole, begun in zip(every, some, strict=True):
+        drawn = len(begun["scores"])
+        for name in ("judgements", "score_from", "judgement_finish_reasons"):
+            assert begun[name] == whole[name][:drawn], name
+        for name in ("scores", "score_mass"):  # probabilities of other batches are rounded otherwise
+            for one, other in zip(begun[name], whole[name], strict=False):
+                assert one == other or one == pytest.approx(other, rel=1e-5), name
