@@ -205,12 +205,16 @@ def test_typer_and_rich_stay_at_the_surface(path: Path) -> None:
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_heavy_libraries_are_imported_late(path: Path) -> None:
     heavy = {name.split(".")[0] for name in imports_of(path, top_only=True)} & HEAVY
-    late = {f"engines/{name}.py" for name in ("vllm", "openai", "openai_server", "openai_refusals", "openai_draws")}
+    late = {
+        f"engines/{name}.py"
+        for name in ("reward", "vllm", "openai", "openai_server", "openai_refusals", "openai_draws")
+    }
     late |= {
         f"train/{name}.py"
         for name in (
             "chunked_loss",
             "embedding_gradient",
+            "implicit",
             "packing",
             "pair_trainer",
             "scoring",

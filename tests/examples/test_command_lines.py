@@ -17,7 +17,7 @@ import pytest
 
 from helpers import ROOT, Record, clean_env, read_rows, write_rows
 from stub_server import Stub
-from tiny import ALONE, tiny_model
+from tiny import ALONE, reward_model, tiny_model
 
 QUICKSTART = ROOT / "examples" / "quickstart"
 pytestmark = pytest.mark.slow
@@ -87,6 +87,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in ("M0", "M1/model", "M2/model", "M3/model", "sft/model", "judge"):
         tiny_model(here / model, max_position_embeddings=1 << 14)
         (here / model / "provenance.json").write_text("{}")  # made by srlm, so it may be made anew
+    reward_model(here / "reward" / "model")
     for name, rows in {
         "ift": read_rows(QUICKSTART / "ift.jsonl")[:8],
         "eft": [{"prompt": "judge this", "completion": "Score: 4", "score": 4.0, "prompt_id": "x", "id": "x"}],
@@ -102,6 +103,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"{folder}judged{end}": answers(model, 2)
             for folder, end, model in (("", "", "M1"), ("", "-1", "M1"), ("M1/", "", "M1"), ("M2/", "", "M2"))
         },
+        "M2/implicit": answers("M2", 2),
         **{f"judged-{juror}": [{**row, "judge": juror} for row in answers("M1", 2)] for juror in "abc"},
         "ruled": [{"id": f"p{n}", "prompt": f"Ask {n}?", "rules": ["no-commas", "words:..30"]} for n in range(2)],
         "corpus": [{"text": "Air scatters short waves of light.", "title": "Sky", "source": "a book"}],

@@ -254,6 +254,27 @@ def test_the_weight_of_a_pair_is_1_minus_the_agreement() -> None:
     assert outcome.dropped == {"not ranked by both judges": 1}
 
 
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [
+        (((9, 1), (0, 2), (-5, 3)), ""),  # another scale, and the best of this judge above its worst
+        (((1, 1), (9, 2), (0.5, 3)), ""),  # only the two of the pair count
+        (((1, 1), (9, 2), (2, 3)), "the judges disagree"),
+        (((1, 1), (9, 2), (1, 3)), "the judges disagree"),  # a tie
+        (((1, 1), (9, 2)), "not scored by both judges"),
+        (((1, 1), (9, 2), (None, 3)), "not scored by both judges"),
+    ],
+)
+def test_only_pairs_that_another_judge_orders_alike_are_kept(then: tuple, reason: str) -> None:
+    now = replies((4, 1), (3, 2), (2, 3))
+    [outcome] = make_pairs(now, PairOptions(before=finder(replies(*then)), agreed_only=True))
+    assert outcome.dropped == ({reason: 1} if reason else {}) and len(outcome.rows) == (not reason)
+    assert not outcome.rows or not {"agreement", "label_smoothing"} & outcome.rows[0].keys()
+    with pytest.raises(BadRow, match="another text"):
+        other = [{**replies((4, 1))[0], "response": "other"}]
+        list(make_pairs(now, PairOptions(before=finder(other), agreed_only=True)))
+
+
 # --- people's scores -------------------------------------------------------------------------
 
 
@@ -323,6 +344,8 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
         row["agreement"] for row in srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "again.jsonl").rows
     }
     assert mean < 0.2
+    kept = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "pair", stdin=as_lines(judged_rows(8)))
+    assert kept.code == 0 and len(kept.rows) == len(plain)
     same = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "prompt", stdin=as_lines(judged_rows(8)))
     assert [row["label_smoothing"] for row in same.rows] == [0.0] * len(plain)
     counts = read_json(srlm.folder / "pairs.jsonl.meta.json")["counts"]

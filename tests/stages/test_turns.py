@@ -11,7 +11,8 @@ import torch
 
 from commands_table import ECHO
 from helpers import ListEngine, Srlm, as_lines, read_rows, write_rows
-from srlm_cli.engines.base import Completion, Sampling
+from srlm_cli.engines import LazyEngine
+from srlm_cli.engines.base import Completion, EngineSpec, Sampling
 from srlm_cli.engines.chat_template import rendered
 from srlm_cli.engines.echo import EchoEngine
 from srlm_cli.errors import BadRow, DataError
@@ -19,6 +20,7 @@ from srlm_cli.records import asks_turns, prompt_record, turns_record
 from srlm_cli.stages.sample import SampleOptions, sample
 from srlm_cli.train.data import dpo_rows, sft_rows
 from srlm_cli.train.render import Renderer
+from stub_server import Stub
 from tiny import ALONE, TEMPLATE, tiny_model
 
 torch.set_num_threads(1)
@@ -303,3 +305,32 @@ def test_the_option_reaches_the_training(srlm: Srlm, model: Path) -> None:
         assert done.code == 0 and f"{count} rows, " in done.err, done.err
     refused = srlm(*argv, "--positive-only", stdin=rows, env=ALONE)
     assert refused.code == 2 and "a score of its own" in refused.err
+
+
+# --- the engines -------------------------------------------------------------------------------
+
+
+def texts(rows: list[dict], spec: EngineSpec) -> list[list[tuple[str, str]]]:
+    engine = LazyEngine(spec)
+    options = SampleOptions(2, Sampling(temperature=1.0, max_new_tokens=6), seed=0)
+    return [[(row["id"], row["response"]) for row in made.rows] for made in sample(rows, engine, options)]
+
+
+def test_the_own_engine_answers_each_conversation_as_if_it_were_alone(model: Path) -> None:
+    rows = [turns_record({"turns": [f"{n} {t}?" for t in range(1 + n % 3)]}) for n in range(6)]
+    spec = EngineSpec("hf", str(model), device="cpu", dtype="float32", batch_size=4)
+    together = texts(rows, spec)
+    assert together == [made for row in rows for made in texts([row], spec)]
+    assert [len(made) for made in together] == [2, 4, 6, 2, 4, 6]
+
+
+def test_a_server_is_sent_the_conversation_so_far(srlm: Srlm) -> None:
+    with Stub() as server:
+        argv = ["sample", "--engine", "openai", "--base-url", server.url, "--model", "stub-model", "--route", "chat"]
+        done = srlm(*argv, "-n", "2", stdin=as_lines([ROW, {"prompt": "Why?"}]))
+        assert done.code == 0, done.err
+        asked = [body["messages"] for body in (one.body for one in server.asked) if "messages" in body]
+    first = done.rows[0]["response"]
+    assert [len(messages) for messages in asked if messages[0]["content"] == ROW["turns"][0]][-1] == 3
+    assert [user(ROW["turns"][0]), said(first), user(ROW["turns"][1])] in asked
+    assert [row["id"] for row in done.rows][:4] == ["81/turn-1/0", "81/turn-1/1", "81/turn-2/0", "81/turn-2/1"]

@@ -60,6 +60,29 @@ def base_model(folder: Path, **config: object) -> Path:
     return folder
 
 
+def reward_model(folder: Path, kind: str = "llama", **config: object) -> Path:
+    """Write a random reward model with one label, and the tokenizer of the tiny model."""
+    import torch
+    from transformers import (
+        AutoTokenizer,
+        LlamaConfig,
+        LlamaForSequenceClassification,
+        Qwen3Config,
+        Qwen3ForSequenceClassification,
+    )
+
+    tiny_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    configs = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+    heads = {"llama": LlamaForSequenceClassification, "qwen3": Qwen3ForSequenceClassification}
+    more = {"vocab_size": len(tokenizer), "num_labels": 1, "pad_token_id": tokenizer.pad_token_id, **shape}
+    more |= {"num_key_value_heads": 2, "head_dim": 16} if kind == "qwen3" else {}
+    torch.manual_seed(3)
+    heads[kind](configs[kind](**{**more, **config})).save_pretrained(folder)
+    return folder
+
+
 def sequence(tokenizer, prompt: object, completion: object, today: str | None = None, **row: object):
     """Return the sequence of a row's completion."""
     from srlm_cli.engines.chat_template import ChatTemplate

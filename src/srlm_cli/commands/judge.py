@@ -22,12 +22,13 @@ from srlm_cli.options.common import (
     new_app,
 )
 from srlm_cli.options.groups import grouped
-from srlm_cli.options.judging import EvidenceOptions, closing, refuse_without_choices
+from srlm_cli.options.judging import EvidenceOptions, ScorerOptions, closing, refuse_without_choices
 from srlm_cli.options.kinds import Draws, KindOptions, draws_of
 from srlm_cli.options.rules import RulesOfJudge, with_rules_checked
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import finished, open_reader
 from srlm_cli.runner.provenance import model_identity
+from srlm_cli.runner.scorers import judge_with_scorer
 from srlm_cli.runner.stage import Resumed, StageRun, warn_of_thoughts
 from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
@@ -54,6 +55,7 @@ def judge(
     search: EvidenceOptions,
     rules: RulesOfJudge,
     kind: KindOptions,
+    scorer: ScorerOptions,
     num_judgements: Annotated[
         Any,
         Option(
@@ -135,6 +137,8 @@ def judge(
       srlm judge --in responses.jsonl --rule no-commas --rule words:..30 --combine gate
       srlm judge --in responses.jsonl --engine echo --model rules --rule no-commas
       srlm judge --in judged.jsonl --meta --out meta.jsonl
+      srlm judge --in responses.jsonl --engine reward --model reward/model
+      srlm judge --in responses.jsonl --implicit --model M2/model --ref M1/model
 
     Without --model the judge is the model in the `model` field of the responses: the model judges
     itself (self-rewarding). Reads rows of `srlm sample`, rows of any tool with `prompt` and `response`, and
@@ -160,6 +164,10 @@ def judge(
     prompt (Bradley-Terry); `comparisons` has the other response for each of the `judgements`. group: all responses in
     one call, in K orders; `places` is where the response was shown. docs/judge.md has the details.
 
+    Two scorers write no words, so templates and sampling do not apply: `--engine reward` takes the logit of a
+    reward model (a sequence classifier of transformers with one label) for the dialogue in its chat template.
+    `--implicit` takes DPO's implicit reward, beta * (log-probability of the reply by --model - that by --ref).
+
     With --meta the command reads judged rows. For each prompt it compares the judgements of the response
     with the most varied scores, pair by pair, in both orders (arXiv 2407.19594, with K=11). --template must
     be the template of these judgements. Adds `battles`, `targets` and `judge_prompt` for `srlm make-pairs
@@ -171,6 +179,12 @@ def judge(
         )
     if meta and rescore:
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
+    words = {"--meta": meta, "--rescore": rescore, "--force-score": force_score, "--system": system is not None}
+    words |= {"--by": kind.by != "pointwise", "--show": show, "--evidence": search.given, "--rule": rules.given}
+    if scorer.asked(engine.engine, words):
+        limit = partial(too_many_unparsed, limit=max_unparsed)
+        judge_with_scorer(stream, engine.spec(), scorer, judgeable, shard, limit)
+        return
     form, last = kind.template(template, system), conversation == "last"
     by_rules = (engine.engine, engine.model, meta or rescore) == ("echo", "rules", False)
     if search.given and by_rules:

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
-from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request
+from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request, Scored, Scorer
 from srlm_cli.engines.echo import EchoEngine, echo_name
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.models.collection import without_collection
+from srlm_cli.records import Record
 
 NAMES = ("hf", "vllm", "openai", "echo")
 FOR_VLLM = ("max_model_len", "gpu_memory_utilization", "quantization", "engine_arg")
 OF_MODELS = ("revision", "trust_remote_code", "attn_implementation")
 LOCAL = ("hf", "vllm")  # they load a model that srlm can find and train
+LOADING = (*LOCAL, "reward")  # they load a model that srlm can find
 
 
 def open_engine(spec: EngineSpec) -> Engine:
     """Return an engine with its model loaded; raise EngineError if this is not possible."""
-    if spec.engine not in NAMES:
-        raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
-    if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
-        raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
-    if spec.engine != "vllm" and (given := [name for name in FOR_VLLM if getattr(spec, name)]):
-        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine vllm")
-    if spec.engine not in LOCAL and (given := [name for name in OF_MODELS if getattr(spec, name)]):
-        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine {' and '.join(LOCAL)}")
-    if spec.engine == "vllm" and spec.attn_implementation:
-        raise OptionError("--attn-implementation is for --engine hf", "--engine-arg attention_backend=NAME")
-    if spec.engine != "openai" and spec.extra_body:
-        raise OptionError("--extra-body is for --engine openai")
+    check_options(spec)
     if spec.engine == "echo":
         return EchoEngine(spec.model)
     if spec.engine == "openai":
@@ -65,9 +56,25 @@ def open_engine(spec: EngineSpec) -> Engine:
     return VllmEngine(spec)
 
 
+def check_options(spec: EngineSpec) -> None:
+    """Raise OptionError for an option of another engine."""
+    if spec.engine not in (*NAMES, "reward"):
+        raise OptionError(f"no engine {spec.engine!r}", f"one of {', '.join(NAMES)}")
+    if spec.engine != "vllm" and (spec.tensor_parallel_size, spec.data_parallel_size) != (1, 1):
+        raise OptionError("--tensor-parallel-size and --data-parallel-size are for --engine vllm")
+    if spec.engine != "vllm" and (given := [name for name in FOR_VLLM if getattr(spec, name)]):
+        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine vllm")
+    if spec.engine not in LOADING and (given := [name for name in OF_MODELS if getattr(spec, name)]):
+        raise OptionError(f"--{given[0].replace('_', '-')} is for --engine {' and '.join(LOCAL)}")
+    if spec.engine == "vllm" and spec.attn_implementation:
+        raise OptionError("--attn-implementation is for --engine hf", "--engine-arg attention_backend=NAME")
+    if spec.engine != "openai" and spec.extra_body:
+        raise OptionError("--extra-body is for --engine openai")
+
+
 def use_model(spec: EngineSpec) -> None:
     """Use the revision of a spec, and the code of its model, where a spec asks for them."""
-    if spec.engine in LOCAL and spec.model and (spec.revision or spec.trust_remote_code):
+    if spec.engine in LOADING and spec.model and (spec.revision or spec.trust_remote_code):
         from srlm_cli.models.locate import use
 
         use(spec.model, spec.revision, spec.trust_remote_code)
@@ -107,6 +114,8 @@ class LazyEngine:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
+        if spec.engine == "reward" and type(self) is LazyEngine:
+            raise OptionError("--engine reward scores replies and writes no text", "srlm judge --engine reward")
         use_model(spec)
         self.spec = spec
         self.name = spec.engine
@@ -129,3 +138,22 @@ class LazyEngine:
                 self.model = self._engine.model
                 self.loads += 1
             yield from self._engine.generate(chain([first], pending))
+
+
+class LazyScorer(LazyEngine):
+    """A scorer that `make` opens at its first replies, from a spec with the date of the run."""
+
+    def __init__(self, spec: EngineSpec, make: Callable[[EngineSpec], Scorer], kind: str) -> None:
+        check_options(spec)
+        super().__init__(spec)
+        self.kind, self._make = kind, make
+        self._scorer: Scorer | None = None
+
+    def score(self, replies: list[Record]) -> list[Scored]:
+        """Return the score of each response record, in order; open the scorer for the first ones."""
+        if not replies:
+            return []
+        if self._scorer is None:
+            self._scorer = self._make(replace(self.spec, today=self.today))
+            self.loads += 1
+        return self._scorer.score(replies)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from srlm_cli.records import Message
+from srlm_cli.records import Message, Record
 from srlm_cli.thoughts import MARKS, Marks, Thought
 
 TEMPLATE_REFUSED = "template-refused"
@@ -178,4 +178,23 @@ class Engine(Protocol):
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield one completion per request, lazily and in input order; raise EngineError on failure."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score of a reply, None if it is too long for the model; its tokens; or why its row is a bad one."""
+
+    score: float | None = None
+    tokens: int = 0
+    bad: str = ""
+
+
+class Scorer(Protocol):
+    """What scores replies without words; `kind` is what `score_from` says of its scores."""
+
+    kind: str
+
+    def score(self, replies: list[Record]) -> list[Scored]:
+        """Return the score of each response record, in order."""
         ...

@@ -19,7 +19,7 @@ from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, interval, means, measured, resampled_sums
 
 # The judge wrote this score or verdict itself, was asked for nothing but it, or is a program.
-READ = ("text", "expected", "direct", "rules", "pairwise")
+READ = ("text", "expected", "direct", "rules", "pairwise", "reward", "implicit")
 USUAL_SCORES = range(6)
 SAME = 1e-9
 

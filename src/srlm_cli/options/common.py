@@ -24,7 +24,7 @@ OnLimit = Annotated[
     Literal["write", "hold"],
     Option("--on-limit", help="When a limit is exceeded (exit 4): write FILE anyway, or keep FILE.part."),
 ]
-EngineName = Literal["hf", "vllm", "openai", "echo"]
+EngineName = Literal["hf", "vllm", "openai", "echo", "reward"]
 Route = Literal["auto", "chat", "completion"]
 SamplingBy = Literal["options", "model"]
 ThinkingMode = Literal["auto", "on", "off"]

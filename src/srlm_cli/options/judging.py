@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -92,6 +92,37 @@ class EvidenceOptions:
             "evidence_passages": used.evidence_passages,
             "evidence_query": used.evidence_query,
         }
+
+
+@dataclass(frozen=True)
+class ScorerOptions:
+    """The judge that is DPO's implicit reward."""
+
+    implicit: Annotated[
+        bool,
+        Option("--implicit", help="Score by DPO's implicit reward: how much more probable than by --ref a reply is."),
+    ] = False
+    ref: Annotated[
+        str,
+        Option(
+            "--ref",
+            metavar="MODEL",
+            help="With --implicit: parent (the model that --model was trained from), base (M0), or another model.",
+        ),
+    ] = "parent"
+    beta: Annotated[float, Option("--beta", min=0.0, help="With --implicit: the beta of the reward.")] = 0.1
+
+    def asked(self, engine: str, words: Mapping[str, Any]) -> bool:
+        """Return whether the judge is a scorer; raise OptionError for an option that needs words."""
+        if not (self.implicit or engine == "reward"):
+            return False
+        if self.implicit and engine != "hf":
+            raise OptionError("--implicit reads probabilities of a model here", "--engine hf")
+        for name, given in words.items():
+            if given:
+                how = "--implicit" if self.implicit else "--engine reward"
+                raise OptionError(f"{how} writes no judgement in words, which {name} needs", f"leave out {name}")
+        return True
 
 
 def closing(made: Iterable[T], found: Evidence | None) -> Iterator[T]:

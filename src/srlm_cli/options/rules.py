@@ -65,11 +65,16 @@ class RulesOfJudge(RuleSource):
         ),
     ] = None
 
+    @property
+    def given(self) -> bool:
+        """Whether rules are asked for."""
+        return bool(self.rule or self.rule_file or self.combine)
+
     def options(self, template: Template, *, alone: bool = False) -> RuleOptions | None:
         """Return the rules to check, None where none are asked for; `alone` without a judge."""
         if alone and self.combine:
             raise OptionError("--model rules has no other judge to combine with", "leave out --combine")
-        if not (alone or self.rule or self.rule_file or self.combine):
+        if not (alone or self.given):
             return None
         return RuleOptions(self.rules(), template, self.combine or "gate")
 

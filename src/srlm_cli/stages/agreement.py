@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 
 from srlm_cli.errors import BadRow
@@ -18,8 +18,17 @@ def agreement(responses: Iterable[Record], before: Iterable[Record]) -> float | 
     `before` are the same replies as the other judge scored them, found by their ids; one of another text
     raises BadRow. None where fewer than two replies are scored by both.
     """
+    scores = [(row["score"], other) for row, other in by_both(responses, before) if row["score"] is not None]
+    if len(scores) < 2:
+        return None
+    orders = [(sign(a - b), sign(c - d)) for (a, c), (b, d) in combinations(scores, 2)]
+    tau = sum(1 if now == then else now * then for now, then in orders) / len(orders)
+    return (tau + 1) / 2
+
+
+def by_both(responses: Iterable[Record], before: Iterable[Record]) -> Iterator[tuple[Record, float]]:
+    """Yield (reply, score of the other judge) of the replies that it scores; raise BadRow for another text."""
     others = {row["id"]: row for row in before}
-    scores = []
     for row in responses:
         other = others.get(row["id"])
         if other and other["response"] != row["response"]:
@@ -27,13 +36,16 @@ def agreement(responses: Iterable[Record], before: Iterable[Record]) -> float | 
                 f"response {row['id']} has another text in the --consistency-with file: expected the same "
                 "responses in both files"
             )
-        if other and row["score"] is not None and other["score"] is not None:
-            scores.append((row["score"], other["score"]))
+        if other and other["score"] is not None:
+            yield row, other["score"]
+
+
+def disagreement(chosen: Record, rejected: Record, before: Iterable[Record]) -> str:
+    """Return why another judge does not confirm a pair, or "" if it scores chosen above rejected."""
+    scores = [score for _, score in by_both([chosen, rejected], before)]
     if len(scores) < 2:
-        return None
-    orders = [(sign(a - b), sign(c - d)) for (a, c), (b, d) in combinations(scores, 2)]
-    tau = sum(1 if now == then else now * then for now, then in orders) / len(orders)
-    return (tau + 1) / 2
+        return "not scored by both judges"
+    return "" if scores[0] > scores[1] else "the judges disagree"
 
 
 def sign(number: float) -> int:

@@ -21,7 +21,7 @@ from srlm_cli.records import (
     was_cut_off,
 )
 from srlm_cli.stages import Outcome
-from srlm_cli.stages.agreement import agreement
+from srlm_cli.stages.agreement import agreement, disagreement
 from srlm_cli.stages.pair_choice import SHUFFLED, Choice, choose, label_counts, labelled, sampled
 from srlm_cli.stages.seen import never_seen
 
@@ -40,7 +40,8 @@ class PairOptions(Choice):
     `unsorted` groups the responses by prompt first. `earlier` finds the replies of an earlier model, from which the
     rejected one is picked (arXiv 2508.06026). `before` finds the same responses with the scores of another judge; the
     pair then has `agreement`, of the prompt or `mean_agreement`, and `label_smoothing`, 1 minus the agreement
-    (arXiv 2410.12735). `cut_off` is what happens to responses that were cut off at their limit: `keep`,
+    (arXiv 2410.12735). With `agreed_only` it has none of them, and is dropped unless that judge, too, scores chosen
+    above rejected (arXiv 2502.08922). `cut_off` is what happens to responses that were cut off at their limit: `keep`,
     `rejected-only` or `drop`.
     """
 
@@ -48,6 +49,7 @@ class PairOptions(Choice):
     earlier: Find | None = None
     before: Find | None = None
     mean_agreement: float | None = None
+    agreed_only: bool = False
     cut_off: str = "keep"
 
 
@@ -113,6 +115,8 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
     weight = weight_of(responses, options)
     if weight is None:
         return None, "not ranked by both judges"
+    if options.agreed_only and (reason := disagreement(*picked, options.before(group_of(responses[0])))):
+        return None, reason
     picked, label = labelled(picked, options)
     pair = pair_row(*picked)
     pair.update(of_choice(*picked, options), **weight, **label)
@@ -147,7 +151,7 @@ def cut(responses: list[Record], options: PairOptions) -> dict[str, int]:
 
 def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
     """Return `agreement` and `label_smoothing` of a pair: {} if not requested, None if unknown."""
-    if not options.before:
+    if not options.before or options.agreed_only:
         return {}
     found = options.mean_agreement
     if found is None:

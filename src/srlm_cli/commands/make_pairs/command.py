@@ -25,7 +25,7 @@ from srlm_cli.streams.reader import file_hash
 app = new_app()
 
 Of = Literal["responses", "judgements"]
-Agreement = Literal["mean", "prompt"]
+Agreement = Literal["mean", "prompt", "pair"]
 CutOff = Literal["keep", "rejected-only", "drop"]
 
 
@@ -75,12 +75,16 @@ def make_pairs(
         Option(
             "--consistency-with",
             metavar="FILE",
-            help="The same responses judged by the previous model: weight the pairs by agreement.",
+            help="The same responses scored by another judge: weight or keep the pairs by agreement.",
         ),
     ] = None,
     agreement: Annotated[
         Agreement,
-        Option("--agreement", help="With --consistency-with: the mean over all prompts, or that of each prompt."),
+        Option(
+            "--agreement",
+            help="With --consistency-with: weight by the mean over all prompts, or by that of each prompt; pair: no "
+            "weights, drop the pairs that the other judge does not order alike.",
+        ),
     ] = "mean",
     cut_off: Annotated[
         CutOff,
@@ -106,6 +110,7 @@ def make_pairs(
       cat judged-*.jsonl | srlm make-pairs --unsorted --min-gap 1
       srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
       srlm make-pairs --in M2/judged.jsonl --rejected-pool M1/judged.jsonl --rho 0.2 --out pairs.jsonl
+      srlm make-pairs --in M2/judged.jsonl --consistency-with M2/implicit.jsonl --agreement pair --out pairs.jsonl
       srlm make-pairs --in judged.jsonl --shuffle-labels --seed 1 --out control-pairs.jsonl
       srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
@@ -121,7 +126,7 @@ def make_pairs(
 
     docs/pairs.md has the formula and the source of each variant. `--length-penalty auto`, `--agreement
     mean` and `--of judgements` read --in twice, so it cannot be stdin. With --consistency-with a row has
-    `agreement` and `label_smoothing`, which `srlm dpo` uses.
+    `agreement` and `label_smoothing`, which `srlm dpo` uses, except with `--agreement pair`.
     """
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
@@ -144,6 +149,7 @@ def make_pairs(
         earlier=found.get("rejected_pool"),
         before=found.get("consistency_with"),
         cut_off=cut_off,
+        agreed_only=agreement == "pair",
     )
     if length_penalty == AUTO:
         options = replace(options, alpha=balanced(stream, stage.scored_record, reply_candidates(options)))
