@@ -104,9 +104,19 @@ RESPONSES = rows_of(
     {"prompt": PROMPT, "response": TEXT},
     {"rules": RULES, "k": NUMBER, "prompt_id": ODD, "finish_reason": TEXT, "model": ODD},
 )
+FOUND = st.fixed_dictionaries({"value": ODD, "score": st.one_of(NUMBER, st.none())}, optional={"reason": TEXT})
+CRITERIA = st.one_of(ODD, st.lists(st.one_of(st.none(), st.dictionaries(TEXT, st.one_of(st.none(), FOUND)))))
 JUDGED = rows_of(
     {"prompt": PROMPT, "response": TEXT, "score": st.one_of(NUMBER, st.none())},
-    {"k": NUMBER, "prompt_id": ODD, "scores": ODD, "judgements": ODD, "judge": ODD, "human": NUMBER},
+    {
+        "criteria": CRITERIA,
+        "k": NUMBER,
+        "prompt_id": ODD,
+        "scores": ODD,
+        "judgements": ODD,
+        "judge": ODD,
+        "human": NUMBER,
+    },
 )
 PAIRS = rows_of({"prompt": PROMPT, "chosen": st.one_of(TEXT, DIALOGUE), "rejected": st.one_of(TEXT, DIALOGUE)})
 PREFERENCES = rows_of(
@@ -159,7 +169,8 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
     ),
     "judge": (
         st.one_of(RESPONSES, RANKED),
-        [*READING, *ENGINE, option("template", "additive", "score_only", "rating"), option("score", "expected"),
+        [*READING, *ENGINE, option("template", "additive", "score_only", "rating", "criteria"),
+         option("score", "expected"),
          option("max-unparsed", 0.5, 1), option("model", "random", "longest", "constant:3", "rules"),
          option("combine", "gate", "mean", "min"),
          option("rule", "no-commas", "words:..3", "regex:[a-z]", "number=k", "json")],
@@ -306,6 +317,14 @@ def fuzz_template(folder: Path) -> Any:
     example = st.fixed_dictionaries(
         {"prompt": st.one_of(TEXT, ODD), "response": TEXT}, optional={"answer": st.one_of(ODD, st.just("Score: 4"))}
     )
+    criterion = st.fixed_dictionaries(
+        {
+            "name": st.one_of(TEXT, st.sampled_from(["a", "b", "b c"])),
+            "description": st.one_of(TEXT, st.just("Good.")),
+            "scale": st.one_of(ODD, NUMBER, st.sampled_from([1, 4, "yes/no"]), st.lists(TEXT, max_size=3)),
+        },
+        optional={"weight": NUMBER, "not_applicable": ODD},
+    )
     good = {"text": "$prompt $response", "pattern": r"Score:\s*(\d+)", "high": 5}
     odd = {
         "text": st.sampled_from([
@@ -317,14 +336,19 @@ def fuzz_template(folder: Path) -> Any:
         "low": NUMBER, "last_line": TEXT, "prefix": TEXT, "finish": TEXT, "choices": ODD, "direct": ODD, "other": ODD,
         "system": st.one_of(TEXT, st.just("$a $[ $prompt $]")),
         "examples": st.one_of(ODD, st.lists(example, max_size=2)),
+        "criteria": st.one_of(ODD, st.lists(st.one_of(ODD, criterion), max_size=3)),
+        "aggregate": st.sampled_from(["mean", "min", "all", "x"]),
     }  # fmt: skip
     changes = st.lists(st.sampled_from(sorted(odd)), max_size=2, unique=True)
     keys = changes.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
 
+    def good_with(made: Record) -> Record:
+        return {"text": "$criteria $form $prompt $response", "high": 5} if "criteria" in made else good
+
     def test(made: Record) -> None:
         file = folder / "template.toml"
         file.write_text(
-            "".join(f"{key} = {toml(value)}\n" for key, value in (good | made).items()),
+            "".join(f"{key} = {toml(value)}\n" for key, value in (good_with(made) | made).items()),
             encoding="utf-8",
             errors="replace",
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 QUOTES = tuple("`\"'")
+SWITCHES = ("enable_thinking", "thinking")  # names in templates of the option that turns thinking on and off
 UNFINISHED = "unfinished-thought"  # the finish reason of a text whose thought has no closing mark
 
 

@@ -424,3 +424,35 @@ def test_a_list_of_models_that_fails_is_asked_for_once(status: int) -> None:
         stub.models_status = status
         assert [done.texts[0] != "" for done in answers(stub, [ask("Why?"), ask("How?")])] == [True] * 2
         assert stub.listed == 1
+
+
+# --- a JSON schema -----------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "enum": ["x"]}}, "required": ["a"]}
+
+
+def test_a_schema_is_sent_as_the_format_of_the_response() -> None:
+    with Stub() as stub:
+        answers(stub, [ask("Why?", 1, schema=SCHEMA), ask("Why not?", 2)])
+    first, second = sorted((asked.body for asked in stub.posts()), key=lambda body: "response_format" not in body)
+    assert first["response_format"] == {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}}
+    assert "response_format" not in second
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Unknown parameter: 'response_format'.",
+        "This response_format type is unavailable now",
+        "json_schema is not supported by this model",
+        "Failed to compile the grammar",
+    ],
+)
+def test_a_server_that_refuses_a_schema_is_sent_none_and_says_so_once(
+    capsys: pytest.CaptureFixture[str], said: str
+) -> None:
+    with Stub(lambda asked: error(400, said) if "response_format" in asked.body else None) as stub:
+        made = answers(stub, [ask(f"Question {n}", n, schema=SCHEMA) for n in range(3)], concurrency=1)
+    assert [completion.finish_reasons for completion in made] == [["stop"]] * 3
+    assert ["response_format" in asked.body for asked in stub.posts()].count(True) == 1
+    assert capsys.readouterr().err.count("rejects `response_format`") == 1

@@ -275,3 +275,10 @@ def test_arguments_of_the_engine_are_known_and_of_their_kind() -> None:
     ):
         with pytest.raises(OptionError, match=why):
             engine_args([wrong])
+
+
+def test_an_answer_follows_its_json_schema(engines):
+    value = {"type": "string", "enum": ["0", "1"]}
+    schema = {"type": "object", "properties": {"a": value, "b": value}, "required": ["a", "b"]}
+    [made] = engines[0].generate([ask("Write a poem.", Sampling(max_new_tokens=64), (0, 1), schema=schema)])
+    assert all(set(json.loads(text)) == {"a", "b"} for text in made.texts)

@@ -65,7 +65,18 @@ class Command:
             word
             for word in self.options
             if word
-            in ("accept", "hindsight", "--meta", "--evidence", "judgements", "rules", "--combine", "pairwise", "group")
+            in (
+                "accept",
+                "hindsight",
+                "--meta",
+                "--evidence",
+                "judgements",
+                "rules",
+                "--combine",
+                "pairwise",
+                "group",
+                "criteria",
+            )
         ]
         return "-".join([*self.name.split(), *(word.strip("-") for word in words)])
 
@@ -81,6 +92,7 @@ EVIDENCE = Command(
 PAIRWISE = Command("judge", RESPONSES, options=(*ECHO, "--by", "pairwise", "--direct"), field="response")
 SETTLE = Command("judge", RESPONSES, options=(*ECHO, "--num-judgements", "2:6", "--settle", "0.8"), field="response")
 GROUP = Command("judge", RESPONSES, options=(*ECHO, "--by", "group"), field="response")
+CRITERIA = Command("judge", RESPONSES, options=(*ECHO, "--template", "criteria"), field="response")
 META = Command("judge", META_JUDGED, options=(*ECHO, "--meta", "--direct"), field="judgements")
 MAKE_PAIRS = Command("make-pairs", JUDGED, options=(), field="score")
 JURY = Command("jury", JUDGED, options=(), field="score")
@@ -115,6 +127,7 @@ STAGES = [
     PAIRWISE,
     GROUP,
     SETTLE,
+    CRITERIA,
     META,
     JURY,
     MAKE_PAIRS,

@@ -561,7 +561,8 @@ def test_a_judge_of_single_replies_takes_no_template_of_two_scores(srlm: Srlm) -
 def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "templates.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    strict, grade, fields = (own(tmp_path, text, reads=True, of_rows=True) for text in blocks)
+    support, strict, grade, fields = (own(tmp_path, text, reads=True, of_rows=True) for text in blocks)
+    assert support.score('{"accuracy": "n/a", "on topic": true, "tone": "neutral"}') == 3.75
     assert fields.system and fields.examples and fields.uses("reference") and fields.uses("task.language")
     assert strict.score("Fine. Score: 4/5") == 4 and strict.choices == ADDITIVE.choices
     assert grade.score("Fine.\nGrade: 6") == 6 and grade.score("Grade: 7") is None
@@ -569,7 +570,7 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     with_passages = ["evidence", "evidence_score_only"]
     pointwise, others = (ADDITIVE, SCORE_ONLY, RATING), (META, TWO_SCORES)
     together = [VERDICT.name, "group"]
-    beside = ["reference", "rubric", *with_passages, *together]
+    beside = ["reference", "rubric", "criteria", *with_passages, *together]
     assert listed == [*(t.name for t in pointwise), *beside, *(t.name for t in others)]
     assert set(listed) | {"hindsight", "hindsight_evidence", "new_prompt", "query"} == set(templates.names())
 

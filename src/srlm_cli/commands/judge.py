@@ -78,9 +78,14 @@ def judge(
         ),
     ] = "text",
     min_score_mass: Annotated[
-        float,
-        Option("--min-score-mass", min=0.0, max=1.0, help="With expected: null if all scores have less probability."),
-    ] = stage.MIN_SCORE_MASS,
+        float | None,
+        Option(
+            "--min-score-mass",
+            min=0.0,
+            max=1.0,
+            help="With expected: null if all scores have less probability (0.2; with criteria 0).",
+        ),
+    ] = None,
     force_score: Annotated[
         bool,
         Option("--force-score/--no-force-score", help="Ask the model for a score when a judgement has none."),
@@ -132,6 +137,7 @@ def judge(
       srlm judge --in responses.jsonl --by pairwise --direct --comparisons 2 | srlm make-pairs
       srlm judge --in responses.jsonl --by group --out judged.jsonl
       srlm judge --in responses.jsonl --template own.toml --show 1
+      srlm judge --in responses.jsonl --template criteria --out judged.jsonl
       srlm judge --in responses.jsonl --template evidence --evidence corpus.db --out judged.jsonl
       srlm judge --in judged.jsonl --rescore --template own.toml --out read-again.jsonl
       srlm judge --in responses.jsonl --rule no-commas --rule words:..30 --combine gate
@@ -149,6 +155,10 @@ def judge(
     the probability of all scores together at that position. If it is below --min-score-mass, the judge was
     about to write something else: the score is null and counted (`low score mass`). The defaults are
     the paper's: K=3 at temperature 0.7, top-p 0.9, scores 0 to 5.
+
+    With a template that has criteria (`--template criteria`), the judge gives a reason and a value for each of
+    them in one answer in JSON. `criteria` has these per judgement, and the score is their weighted mean.
+    docs/templates.md shows how to write one.
 
     With --evidence the judge is shown passages from an index of `srlm index`, found for each response, in place
     of `$evidence` in its template. The row has them as `evidence`: a list of id, source, text and rank.
@@ -263,7 +273,7 @@ def judge(
         "template": form.hash,
         "force_score": force_score,
         "score": score,
-        "min_score_mass": min_score_mass if score == "expected" else None,
+        "min_score_mass": options.least_mass if score == "expected" else None,
         "rescore": False,
         "system": system,
         "conversation": conversation,

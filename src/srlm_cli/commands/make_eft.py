@@ -157,6 +157,8 @@ def make_eft(
     if split == "eval" and not eval_share:
         raise OptionError("--split eval without --eval-share", "for instance --eval-share 0.25")
     form = judge_template(template, system)
+    if form.criteria:
+        raise OptionError(f"template {template} has `criteria`", "make-eft writes one score: a template without them")
     is_eval = lambda row: stage_split.held_out(row, eval_share, sampling.seed)  # noqa: E731
     read_as = graded(own, rules)
     check = refusing(read_as, held_out, unless=is_eval)

@@ -105,7 +105,8 @@ class Request:
     `prefix` is the start of the assistant's turn and is not part of the completion. With `choices` the completion is
     one of these texts, drawn by its probability after the prefix (the most probable one at temperature 0). `thought` is
     a thought before the prefix, with its marks, as in `Thought.raw`. `template_kwargs` go to the chat template and
-    take precedence over those of the engine.
+    take precedence over those of the engine. `schema` is the JSON schema of the answer; engines that cannot write by it
+    ignore it, so the answer has to be checked.
 
     `follow_up` returns a second request about each text. An engine that still has the text in its cache can answer it
     together with the completion.
@@ -119,6 +120,7 @@ class Request:
     follow_up: FollowUp | None = None
     thought: str = ""
     template_kwargs: dict[str, Any] | None = None
+    schema: dict[str, Any] | None = None
 
 
 class FollowUp(Protocol):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli.engines.base import EngineSpec, Request
 from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.records import KWARGS, Message, encodable
-from srlm_cli.thoughts import MARKS, UNFINISHED, Family, Marks, Thought, marks_of
+from srlm_cli.thoughts import MARKS, SWITCHES, UNFINISHED, Family, Marks, Thought, marks_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,6 @@ Kwargs = dict[str, Any]
 MARK = "A-reply-that-no-template-changes"
 THOUGHT = "A-thought-that-no-template-changes"
 HELLO: list[Message] = [{"role": "user", "content": MARK}]
-SWITCHES = ("enable_thinking", "thinking")  # names in templates of the option that turns thinking on and off
 FIELDS = ("reasoning_content", "reasoning", "thinking")  # where a message holds its thought
 
 
@@ -89,6 +88,10 @@ class ChatTemplate:
             closing = self.closing(chat, request.thought) if request.thought else ""
             return chat + request.thought + closing + request.prefix
         return "".join(self.answering(request.messages, request.template_kwargs)) + request.prefix
+
+    def may_think(self, more: Kwargs | None = None) -> bool:
+        """Return whether a turn can begin with a thought: the template knows thoughts, and they are not turned off."""
+        return self.family is not None and not (self.switch and self._with(more).get(self.switch) is False)
 
     def answering(self, messages: list[Message], more: Kwargs | None = None) -> tuple[str, str]:
         """Return a dialogue ready for an answer without a thought, and the spaces that the template puts before one.

@@ -24,7 +24,7 @@ import openai
 
 from srlm_cli.engines import choice_probabilities
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
-from srlm_cli.engines.chat_template import SWITCHES, ChatTemplate, answered
+from srlm_cli.engines.chat_template import ChatTemplate, answered
 from srlm_cli.engines.openai_answers import Answer, Json, Reply, read_answer
 from srlm_cli.engines.openai_draws import Draws
 from srlm_cli.engines.openai_refusals import names, refusal, words
@@ -33,7 +33,7 @@ from srlm_cli.errors import BadRow, EngineError, OptionError
 from srlm_cli.models.embedded import EMBEDDED
 from srlm_cli.models.load import load_tokenizer, quiet_libraries
 from srlm_cli.streams.console import say
-from srlm_cli.thoughts import Thought, marks_of
+from srlm_cli.thoughts import SWITCHES, Thought, marks_of
 
 CHAT, COMPLETIONS = "/chat/completions", "/completions"
 LOOK_AHEAD = 4  # requests started before the oldest is complete, as a multiple of --concurrency
@@ -237,6 +237,7 @@ class OpenAIEngine:
             "seed": seeds[0] % SEEDS,
             **({"n": len(seeds)} if len(seeds) > 1 else {}),
             **({"stop": list(sampling.stop)} if sampling.stop else {}),
+            **({"response_format": json_format(request.schema)} if request.schema else {}),
             **{name: value for name in FILTERS if (value := getattr(sampling, name)) != getattr(Sampling, name)},
             **self.extra_body,
             **more,
@@ -435,6 +436,11 @@ def chat_of(request: Request, way: str) -> Json:
         return {"messages": request.messages}
     begun = {"role": "assistant", "content": request.prefix.rstrip()}
     return {"messages": [*request.messages, begun], **(CONTINUE if way == "extension" else {})}
+
+
+def json_format(schema: Json) -> Json:
+    """Return the field that makes a server write by a JSON schema."""
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
 def refuses_way(error: openai.APIStatusError, way: str) -> bool:

@@ -34,6 +34,7 @@ FILTERED = re.compile(
     re.IGNORECASE,
 )
 ONE_CHOICE = re.compile(r"only one completion choice|n_cmpl|(?:multiple|single) (?:choice|completion)", re.IGNORECASE)
+NO_SCHEMA = re.compile(r"json[ _]?schema|structured (?:output|decoding)|guided|grammar", re.IGNORECASE)
 FULL = "Context size has been exceeded"  # llama.cpp: all slots together; temporary
 
 PASSING = ("error", "network_error", "insufficient_system_resource", "abort", "aborted", "cancelled")
@@ -59,6 +60,8 @@ def names(error: openai.APIStatusError, field: str) -> bool:
     """Return whether an error is about a field of the request."""
     said = words(error)
     if field == "n" and ONE_CHOICE.search(said):
+        return True
+    if field == "response_format" and NO_SCHEMA.search(said):
         return True
     return error.param == field or bool(re.search(rf"(?<![\w\\]){field}(?!\w)", said))
 

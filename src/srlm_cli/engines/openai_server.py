@@ -24,7 +24,7 @@ SECONDS_TO_WAIT = 120  # the longest `Retry-After` that the openai library waits
 FEW_LOGPROBS = 5  # for servers that refuse more
 LEAST_TEMPERATURE = 0.01  # for servers that refuse 0; vLLM also raises lower values to it
 # Fields that are no longer sent after a server refused them: srlm does the same itself, or no result depends on them.
-OPTIONAL = ("n", "seed", "stop", "logprobs", "top_logprobs", "max_tokens")
+OPTIONAL = ("n", "seed", "stop", "logprobs", "top_logprobs", "max_tokens", "response_format")
 # Fields that can be left out only if they have the default value of the API reference.
 DEFAULTS = {"temperature": 1, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "repeat_penalty": 1}
 DEFAULTS |= {"presence_penalty": 0, "frequency_penalty": 0}

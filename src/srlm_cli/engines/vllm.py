@@ -35,7 +35,7 @@ from vllm import SamplingParams
 from vllm.inputs import tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from srlm_cli.engines import choice_probabilities
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, no_text
@@ -113,7 +113,10 @@ class VllmEngine:
         asked = _Asked(request, len(prompt), fits=room > 0, prompt=prompt, chat=chat)
         if asked.fits:
             first = min(room, request.sampling.max_thinking_tokens or room)
-            asked.names = [self._add(prompt, self._params(request.sampling, seed, first)) for seed in request.seeds]
+            schema = None if self.template.may_think(request.template_kwargs) else request.schema
+            asked.names = [
+                self._add(prompt, self._params(request.sampling, seed, first, schema)) for seed in request.seeds
+            ]
         return asked
 
     def _answer(self, asked: _Asked) -> Completion:
@@ -181,10 +184,11 @@ class VllmEngine:
     def _tokens(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text)
 
-    def _params(self, sampling: Sampling, seed: int, room: int) -> SamplingParams:
+    def _params(self, sampling: Sampling, seed: int, room: int, schema: dict[str, Any] | None = None) -> SamplingParams:
         """Return the sampling of one completion; vLLM knows no top-p of 0, which is greedy.
 
-        Its stop texts would end a thought, too: where the template knows thoughts, texts are cut afterwards.
+        Its stop texts would end a thought, too: where the template knows thoughts, texts are cut afterwards. So would a
+        schema forbid the thought: an answer that can begin with one is not constrained.
         """
         stop = [] if self.template.family else list(sampling.stop)
         greedy = sampling.temperature <= 0 or sampling.top_p <= 0
@@ -202,6 +206,7 @@ class VllmEngine:
                 stop_token_ids=sorted(self.stops.ids),
                 detokenize=bool(stop),
                 output_kind=RequestOutputKind.FINAL_ONLY,
+                structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
             )
         except ValueError as error:
             raise EngineError(f"vllm refused the sampling: {_first_line(error)}") from error

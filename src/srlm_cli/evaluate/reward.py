@@ -14,6 +14,7 @@ from srlm_cli.evaluate import tied_answers
 from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, measured, of_sums
+from srlm_cli.templates.criteria import scores_in
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,7 +29,7 @@ class Replies:
 
     A score is null if it is unreadable. `perfect` is whether the judge gave the best score; `lengths` are in
     characters; `draws` are the scores of a random judge. `categories` and `ties` are texts of the rows or None; see
-    `by_category` and `tied_answers`.
+    `by_category` and `tied_answers`. `criteria` has the scores by criterion, see `by_criterion`.
     """
 
     human: list[float]
@@ -38,6 +39,7 @@ class Replies:
     draws: list[float]
     categories: list[str | None] = field(default_factory=list)
     ties: list[str | None] = field(default_factory=list)
+    criteria: list[dict[str, float | None] | None] = field(default_factory=list)
 
 
 def judge_metrics(
@@ -49,8 +51,9 @@ def judge_metrics(
 ) -> list[Record]:
     """Return the metrics of judged records with `human`, one list per prompt; `docs/metrics.md` defines each.
 
-    Metrics by the value of the field `by`, which have `category`, and by number of replies, which have `replies`, come
-    first, so the last one of a name is the metric over all prompts. Prompts with one reply have no order.
+    Metrics by criterion, which have `criterion`, by the value of the field `by`, which have `category`, and
+    by number of replies, which have `replies`, come first, so the last one of a name is the metric over all prompts.
+    Prompts with one reply have no order.
     """
     prompts = list(prompts)
     judges = {judge_name(row) for group in prompts for row in group}
@@ -63,7 +66,12 @@ def metric_rows(
     """Return the metrics of `judge_metrics` from the numbers alone; iterates over `prompts` several times."""
     several = Where(prompts, lambda one: len(one.human) > 1)
     name = {"model": next(iter(judges))} if len(judges) == 1 else {}
-    rows = [*by_category(several, seed), *by_number_of_replies(several, seed), *reward_metrics(several, seed)]
+    rows = [
+        *by_criterion(several, seed),
+        *by_category(several, seed),
+        *by_number_of_replies(several, seed),
+        *reward_metrics(several, seed),
+    ]
     rows += [*baselines(several, seed), *at_matched_length(several, seed, matched_length)]
     rows += [*weighted_kappa(prompts, seed), *tied_answers.metrics(several, seed)]
     return [{**row, **name} for row in rows]
@@ -91,6 +99,7 @@ def replies_of(group: list[Record], seed: int, best: float, by: str = "category"
         draws=[float(derive(seed, "random", row["id"])) for row in group],
         categories=texts(by),
         ties=texts(tied_answers.FIELD),
+        criteria=[scores_in(row) for row in group],
     )
 
 
@@ -196,6 +205,38 @@ def by_category(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
         some = Where(prompts, lambda one, name=name: one.categories[:1] == [name])
         rows += [row | {"category": name} for row in measured("reward", some, values, seed)]
     return rows
+
+
+def by_criterion(prompts: Iterable[Replies], seed: int = 0) -> list[Record]:
+    """Return the agreement of each criterion of the judge with people, as `criterion`.
+
+    A reply to which a criterion does not apply is left out. One without a readable value has a null score.
+    """
+    rows = []
+    values = {
+        "pairwise_accuracy": lambda one: agreement(one.human, one.scores),
+        "pairwise_accuracy_without_ties": lambda one: ties_left_out(outcomes(ordered_pairs(one.human), one.scores)),
+        "spearman": lambda one: spearman(one.human, one.scores),
+        "scored_rate": lambda one: [score is not None for score in one.scores],
+    }
+    for name in sorted({name for one in prompts for found in one.criteria for name in found or ()}):
+        rows += [row | {"criterion": name} for row in measured("reward", OfCriterion(prompts, name), values, seed)]
+    return rows
+
+
+@dataclass(frozen=True)
+class OfCriterion:
+    """The prompts with the scores of one criterion in place of the judge's; can be iterated over several times."""
+
+    prompts: Iterable[Replies]
+    name: str
+
+    def __iter__(self) -> Iterator[Replies]:
+        for one in self.prompts:
+            known = [found if found is not None else {self.name: None} for found in one.criteria]
+            places = [at for at, found in enumerate(known) if self.name in found]
+            human, scores = [one.human[at] for at in places], [known[at][self.name] for at in places]
+            yield Replies(human, scores, [], [], [])
 
 
 def weighted_kappa(prompts: Iterable[Replies], seed: int = 0) -> Iterator[Record]:

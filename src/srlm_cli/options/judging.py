@@ -152,6 +152,6 @@ def refuse_two_systems(form: Template, name: str, system: str | None) -> None:
 
 def refuse_without_choices(form: Template, name: str, score: str, force_score: bool) -> None:
     """Raise OptionError if scores are read by probability and a template does not say which ones and where."""
-    if (force_score or score == "expected") and not (form.choices and form.finish):
+    if (force_score or score == "expected") and not (form.criteria or (form.choices and form.finish)):
         needs = "--score expected" if score == "expected" else "--force-score"
         raise OptionError(f"template {name} has no `finish` and `choices`", f"{needs} needs them")

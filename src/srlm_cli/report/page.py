@@ -57,7 +57,19 @@ def render(run: Run, pairs: int, seed: int, control: Run | None = None) -> str:
     return UNREADABLE.sub("\ufffd", html).encode("utf-8", "replace").decode()
 
 
-TABLES = ("health", "reward", "reply_count", "probe", "rules", "match", "category", "rating", "length", "training")
+TABLES = (
+    "health",
+    "reward",
+    "reply_count",
+    "probe",
+    "rules",
+    "match",
+    "criterion",
+    "category",
+    "rating",
+    "length",
+    "training",
+)
 PLOTS = ("judge", "score", "rules", "match", "length", "pair")
 
 

@@ -256,6 +256,13 @@ def reply_count_table(run: Run) -> Table:
     return table
 
 
+def criterion_table(run: Run) -> Table:
+    """Return the agreement with people of each criterion of the judge."""
+    names = {"pairwise_accuracy": REWARD["pairwise_accuracy"]}
+    columns = [(found.name, found.reward) for found in run.rounds]
+    return part_table("By criterion of the judge", "", names, "criterion", columns)
+
+
 def category_table(run: Run) -> Table:
     """Return the win rates by category of prompt."""
     names = {"win_rate": MATCHES["win_rate"]}

@@ -15,9 +15,12 @@ from srlm_cli.records import ENDS, KWARGS, Message, Record, as_messages, as_text
 from srlm_cli.rules import asked_in
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
+from srlm_cli.stages import criteria as of_criteria
 from srlm_cli.stages.evidence import EvidenceOptions, Replies, count_found, evidence_text, with_evidence
 from srlm_cli.stages.lookahead import generate_for
 from srlm_cli.templates import JUDGED, Template
+from srlm_cli.templates import criteria as criteria_of
+from srlm_cli.templates.criteria import Criterion, Finding
 from srlm_cli.thoughts import UNFINISHED, Thought
 
 Check = Callable[[Record], Record | list[Record]]
@@ -36,7 +39,8 @@ class JudgeOptions:
     `score` is `text`, the number at the end of the judgement (the paper), or `expected`, the expectation over the
     template's choices at the position of that number: sum of p(k) k. With `force_score` a judgement without a score
     gets one: the template's `finish` is appended and the score is requested. An expectation is null if the choices
-    have less than `min_score_mass` of the probability, because the judge would have written something else.
+    have less than `min_score_mass` of the probability, because the judge would have written something else. None is
+    `MIN_SCORE_MASS`, or 0 with criteria: a value is then chosen among those of its scale, whatever else was probable.
     `system` is the system message of the judge, `template_kwargs` are the options of its chat template.
     `evidence` says which passages are found for `$evidence`. With `last_turn` the judge sees only the last message of
     the prompt, not the conversation before it.
@@ -48,11 +52,18 @@ class JudgeOptions:
     seed: int
     force_score: bool = False
     score: str = "text"
-    min_score_mass: float = MIN_SCORE_MASS
+    min_score_mass: float | None = None
     system: str | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     evidence: EvidenceOptions | None = None
     last_turn: bool = False
+
+    @property
+    def least_mass(self) -> float:
+        """The probability that all scores have at least where an expectation is read."""
+        if self.min_score_mass is None:
+            return 0.0 if self.template.criteria else MIN_SCORE_MASS
+        return self.min_score_mass
 
     @property
     def asks_again(self) -> bool:
@@ -66,7 +77,7 @@ class Judgement:
 
     `score_from` is `text` or `expected` if the judge wrote a score, `finish` if a missing score was requested,
     `direct` if only the score was requested, None without a score. `mass` is the total probability of all scores at
-    that position, None if it was not requested.
+    that position, None if it was not requested; of criteria it is the least. `findings` are those of each criterion.
     """
 
     text: str
@@ -75,6 +86,12 @@ class Judgement:
     finish_reason: str
     mass: float | None = None
     thought: Thought | None = None
+    findings: dict[str, Finding] = field(default_factory=dict)
+
+    @property
+    def none_applies(self) -> bool:
+        """Whether no criterion applies, so that there is no score."""
+        return self.score is None and bool(self.findings) and all(one.score is None for one in self.findings.values())
 
 
 @dataclass
@@ -102,7 +119,15 @@ def judge(responses: Iterable[Record], engine: Engine, options: JudgeOptions) ->
             continue
         found = count_found([judged.response]) if options.evidence else {}
         yield Outcome(
-            rows=[judged_row(judged.response, judged.judgements, judge_of(engine, options), options.asks_again)],
+            rows=[
+                judged_row(
+                    judged.response,
+                    judged.judgements,
+                    judge_of(engine, options),
+                    options.asks_again,
+                    options.template.criteria,
+                )
+            ],
             counts=count_judgements(judged.judgements) | ({} if is_reply(judged.response) else {"no reply": 1}) | found,
             tokens_in=judged.tokens_in,
             tokens_out=judged.tokens_out,
@@ -131,7 +156,12 @@ def judgements_of_shown(responses: Iterable[Record], engine: Engine, options: Ju
 
     A `direct` template with `expected` gives one judgement for any K, because nothing is drawn at random.
     """
-    if options.score == "expected" and options.template.direct:
+    if of_criteria.piecewise(engine, options.template, options.template_kwargs):
+        pending = iter(responses)
+        while group := list(islice(pending, READ_TOGETHER)):
+            yield from judged_by_criteria(group, engine, options)
+        return
+    if options.score == "expected" and options.template.direct and not options.template.criteria:
         for row, completion in generate_for(responses, about_replies(direct_request, options), engine):
             if completion is None:
                 yield Judged(row, [], 0, 0)
@@ -148,6 +178,37 @@ def judgements_of_shown(responses: Iterable[Record], engine: Engine, options: Ju
         if options.asks_again:
             read_again(judged, engine, options)
         yield from judged
+
+
+def judged_by_criteria(rows: list[Record], engine: Engine, options: JudgeOptions) -> Iterator[Judged]:
+    """Yield responses with judgements by criteria that are asked for piece by piece."""
+    count = 1 if options.score == "expected" and options.template.direct else options.num_judgements
+    asked = {at: asked_about(row, options) for at, row in enumerate(rows) if is_reply(row)}
+    drafts = {
+        at: [of_criteria.Draft(rows[at]["id"], k, messages) for k in range(count)] for at, messages in asked.items()
+    }
+    of_criteria.write([draft for some in drafts.values() for draft in some], engine, asking(options))
+    for at, row in enumerate(rows):
+        done = drafts.get(at, [])
+        read = [judgement_of(draft, options) for draft in done]
+        tokens = sum(draft.tokens_in for draft in done), sum(draft.tokens_out for draft in done)
+        yield Judged(row, read, *tokens, refusal=next((draft.refusal for draft in done if draft.refusal), ""))
+
+
+def asking(options: JudgeOptions) -> of_criteria.Asking:
+    """Return how values of criteria are asked for."""
+    expected = options.score == "expected"
+    return of_criteria.Asking(options.template, options.sampling, options.seed, expected, options.least_mass)
+
+
+def judgement_of(draft: of_criteria.Draft, options: JudgeOptions) -> Judgement:
+    """Return the judgement that was written criterion by criterion."""
+    template = options.template
+    text = criteria_of.whole(template.criteria, draft.found, template.direct) if draft.found else ""
+    score = template.total(draft.found)
+    how = "text" if options.score != "expected" else "direct" if template.direct else "expected"
+    mass = min(draft.masses, default=None) if options.asks_again else None
+    return Judgement(text, score, score if score is None else how, draft.failed or "stop", mass, findings=draft.found)
 
 
 def judged_by(completion: Completion, row: Record, options: JudgeOptions) -> Judged:
@@ -168,9 +229,11 @@ def judge_request(row: Record, options: JudgeOptions, places: range | None = Non
     """Return the request to judge one response, with K seeds, or those of some of the K `places`."""
     places = range(options.num_judgements) if places is None else places
     seeds = tuple(derive(options.seed, "judge", row["id"], k) for k in places)
-    sampling = replace(options.sampling, last_line=options.template.last_line)
-    follow_up = AskAgain(row, options, places.start) if options.asks_again else None
-    return Request(asked_about(row, options), sampling, seeds, follow_up=follow_up)
+    template = options.template
+    sampling = replace(options.sampling, last_line=template.last_line)
+    follow_up = AskAgain(row, options, places.start) if options.asks_again and not template.criteria else None
+    schema = criteria_of.schema(template.criteria, template.direct) if template.criteria else None
+    return Request(asked_about(row, options), sampling, seeds, follow_up=follow_up, schema=schema)
 
 
 def asked_about(row: Record, options: JudgeOptions) -> list[dict[str, str]]:
@@ -199,15 +262,10 @@ class AskAgain:
     def about(self, k: int, judgement: Judgement) -> Request | None:
         """Return the question about a judgement that was read."""
         options = self.options
-        if judgement.finish_reason not in (*ENDS, "empty", UNFINISHED):  # it never came: there is nothing to continue
-            return None
         if not (options.force_score if judgement.score is None else options.score == "expected"):
             return None
-        if judgement.thought and not judgement.thought.raw:
-            raise EngineError(
-                "the server tells a thought, but not how the model wrote it: it cannot be asked for a score after it",
-                "--tokenizer MODEL; or --score text, without --force-score",
-            )
+        if not can_continue(judgement):
+            return None
         return Request(
             asked_about(self.row, options),
             options.sampling,
@@ -216,6 +274,18 @@ class AskAgain:
             choices=options.template.choices,
             thought=judgement.thought.raw if judgement.thought else "",
         )
+
+
+def can_continue(judgement: Judgement) -> bool:
+    """Return whether a judgement can be asked for a score after it; raise EngineError if its thought is not known."""
+    if judgement.finish_reason not in (*ENDS, "empty", UNFINISHED):  # it never came: there is nothing to continue
+        return False
+    if judgement.thought and not judgement.thought.raw:
+        raise EngineError(
+            "the server tells a thought, but not how the model wrote it: it cannot be asked for a score after it",
+            "--tokenizer MODEL; or --score text, without --force-score",
+        )
+    return True
 
 
 def direct_request(row: Record, options: JudgeOptions) -> Request:
@@ -267,7 +337,7 @@ def prompt_shown(row: Record, options: JudgeOptions, at: str) -> str:
     if not is_reply(row):
         return f"--- {at}: no reply, it is not judged\n"
     turns = asked_about(row, options)
-    if options.template.direct and options.score == "expected":
+    if options.template.direct and options.score == "expected" and not options.template.criteria:
         turns = [*turns, {"role": "assistant", "content": options.template.finish}]
     return "".join(f"--- {at}: {turn['role']}\n{turn['content']}\n" for turn in turns)
 
@@ -296,8 +366,10 @@ def read_judgements(completion: Completion, template: Template) -> list[Judgemen
 
 def read_judgement(text: str, finish_reason: str, template: Template, thought: Thought | None = None) -> Judgement:
     """Return a judgement with its last well-formed score."""
-    score = template.score(text)
-    return Judgement(text.strip(), score, None if score is None else "text", finish_reason, thought=thought)
+    found = template.findings(text)
+    score = template.total(found) if template.criteria else template.score(text)
+    source = None if score is None else "text"
+    return Judgement(text.strip(), score, source, finish_reason, thought=thought, findings=found)
 
 
 def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions, first: int = 0) -> None:
@@ -308,6 +380,9 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions, firs
     A written score becomes the expectation at its position; a missing score is drawn from the choices, or is their
     expectation. What the engine did not answer together with the completion is requested now.
     """
+    if options.template.criteria:
+        read_criteria_again(judged, engine, options)
+        return
     asked = [
         (one, k, request, one.follow_ups[k] if one.follow_ups else None)
         for one in judged
@@ -323,6 +398,31 @@ def read_again(judged: list[Judged], engine: Engine, options: JudgeOptions, firs
         score = expectation(completion, options) if expected else float(choice) if choice else None
         source = None if score is None else "finish" if old.score is None else "expected"
         one.judgements[k] = replace(old, score=score, score_from=source, mass=completion.mass)
+
+
+def read_criteria_again(judged: list[Judged], engine: Engine, options: JudgeOptions) -> None:
+    """Replace judgements in place by those with expected values, or with the values that were missing."""
+    again: list[tuple[Judged, int, of_criteria.Draft, list[Criterion]]] = []
+    for one in judged:
+        for k, old in enumerate(one.judgements):
+            wanted = [
+                criterion
+                for criterion in options.template.criteria
+                if (options.score == "expected" if criterion.name in old.findings else options.force_score)
+            ]
+            if wanted and can_continue(old):
+                thought = old.thought.raw if old.thought else ""
+                about = asked_about(one.response, options)
+                draft = of_criteria.Draft(one.response["id"], k, about, dict(old.findings), thought=thought)
+                again.append((one, k, draft, wanted))
+    of_criteria.ask_again([(draft, wanted) for _, _, draft, wanted in again], engine, asking(options))
+    for one, k, draft, _ in again:
+        old = one.judgements[k]
+        score = options.template.total(draft.found)
+        source = None if score is None else "finish" if old.score is None and not old.none_applies else "expected"
+        mass = min(draft.masses, default=None)
+        one.judgements[k] = replace(old, score=score, score_from=source, mass=mass, findings=draft.found)
+        one.tokens_in, one.tokens_out = one.tokens_in + draft.tokens_in, one.tokens_out + draft.tokens_out
 
 
 def before_score(judgement: Judgement, template: Template) -> str:
@@ -344,7 +444,7 @@ def expectation(completion: Completion, options: JudgeOptions) -> float | None:
                 "the engine gives no log-probabilities, which an expected score is made of", "--score text"
             )
         return None
-    if completion.mass is not None and completion.mass < options.min_score_mass:
+    if completion.mass is not None and completion.mass < options.least_mass:
         return None
     choices = options.template.choices
     return sum(p * float(choice) for p, choice in zip(completion.probabilities, choices, strict=True))
@@ -359,23 +459,35 @@ def judge_of(engine: Engine, options: JudgeOptions) -> Record:
     return about | ({KWARGS: options.template_kwargs} if options.template_kwargs else {})
 
 
-def judged_row(row: Record, judgements: list[Judgement], judge: Record, with_mass: bool = False) -> Record:
-    """Return a response record with its judgements and scores, and with the mass of the scores if requested."""
+def judged_row(
+    row: Record,
+    judgements: list[Judgement],
+    judge: Record,
+    with_mass: bool = False,
+    criteria: tuple[Criterion, ...] = (),
+) -> Record:
+    """Return a response record with its judgements and scores, the mass of the scores if requested, and `criteria`."""
     scores = [judgement.score for judgement in judgements]
     thoughts = [judgement.thought and judgement.thought.text for judgement in judgements]
     readable = [score for score in scores if score is not None]
     return {
-        **{key: value for key, value in row.items() if key not in OF_JUDGES_BEFORE},
+        **{key: value for key, value in row.items() if not is_of_a_judge_before(key, value)},
         **({"rules": asked_in(row["rules"])} if isinstance(row.get("rules"), dict) and "score_rules" in row else {}),
         "score": fmean(readable) if readable else None,
         "scores": scores,
         "score_from": [judgement.score_from for judgement in judgements],
         **({"score_mass": [judgement.mass for judgement in judgements]} if with_mass else {}),
         "judgements": [judgement.text for judgement in judgements],
+        **({"criteria": [criteria_of.written(one.findings, criteria) for one in judgements]} if criteria else {}),
         **({"judge_thoughts": thoughts} if any(thoughts) else {}),
         "judgement_finish_reasons": [judgement.finish_reason for judgement in judgements],
         "judge": judge,
     }
+
+
+def is_of_a_judge_before(key: str, value: Any) -> bool:
+    """Return whether a field is from an earlier judgement, so that it does not hold for a new one."""
+    return key in OF_JUDGES_BEFORE or (key == "criteria" and criteria_of.is_written(value))
 
 
 def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
@@ -384,7 +496,10 @@ def count_judgements(judgements: list[Judgement]) -> dict[str, int]:
         "judgements": len(judgements),
         "unparsed": sum(judgement.score is None for judgement in judgements),
         "forced scores": sum(judgement.score_from == "finish" for judgement in judgements),
-        "low score mass": sum(judgement.score is None and judgement.mass is not None for judgement in judgements),
+        "low score mass": sum(
+            one.score is None and one.mass is not None and not one.none_applies for one in judgements
+        ),
+        **({"no criterion applies": none} if (none := sum(one.none_applies for one in judgements)) else {}),
         **counts_of_ends(judgement.finish_reason for judgement in judgements),
         **closed_thoughts(judgement.thought for judgement in judgements),
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from math import fsum, log
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import Record, is_judged_reply, judged_record, refuse_two_prompts
@@ -14,6 +14,7 @@ from srlm_cli.stages import Outcome
 from srlm_cli.stages.make_pairs import in_memory
 from srlm_cli.stages.seen import never_seen
 from srlm_cli.stats.reliability import Reliability
+from srlm_cli.templates.criteria import is_written
 
 # What one judge said of a reply. The record of a jury has its own `score`, `scores`, `score_from` and `judge`.
 OF_ONE_JUDGE = {
@@ -142,9 +143,14 @@ def parts(heads: list, groups: Sequence[Iterator]) -> Parts:
         heads = [next(group, None) for group in groups]
 
 
+def is_of_one_judge(key: str, value: Any) -> bool:
+    """Return whether a field of a judged record is what one judge said."""
+    return key in OF_ONE_JUDGE or (key == "criteria" and is_written(value))
+
+
 def without_judgements(row: Record) -> Record:
     """Return a judged record without the judgements, to save space until all are read."""
-    return {key: row[key] for key in row if key not in OF_ONE_JUDGE or key in IN_A_FILE}
+    return {key: row[key] for key in row if not is_of_one_judge(key, row[key]) or key in IN_A_FILE}
 
 
 def refuse_again(prompt: str, is_new: Callable[[int], bool]) -> None:
@@ -192,7 +198,7 @@ def verdict(votes: list[Ballot | None], weights: Sequence[float], judge: Record)
     row = next(filter(None, votes)).row
     scores = [vote and vote.row["score"] for vote in votes]
     return {
-        **{key: row[key] for key in row if key not in OF_ONE_JUDGE},
+        **{key: row[key] for key in row if not is_of_one_judge(key, row[key])},
         "score": weighted_mean(scores, weights),
         "scores": scores,
         "score_from": [source_of(vote.row) if vote else MISSING for vote in votes],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from srlm_cli import records
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Record
 from srlm_cli.stages import Outcome
-from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
+from srlm_cli.stages.judge import count_judgements, judged_row, read_judgement
 from srlm_cli.templates import Template
 from srlm_cli.thoughts import Thought
 
@@ -22,11 +23,10 @@ def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
     for row in rows:
         row = stored_record(row)
         reasons = row.get("judgement_finish_reasons") or ["stop"] * len(row["judgements"])
-        scores = map(template.score, row["judgements"])
         thoughts = [said and Thought(said, "") for said in row.get("judge_thoughts") or [None] * len(reasons)]
         judgements = [
-            Judgement(text, score, None if score is None else "text", reason, thought=thought)
-            for text, score, reason, thought in zip(row["judgements"], scores, reasons, thoughts, strict=True)
+            replace(read_judgement(text, reason, template, thought), text=text)
+            for text, reason, thought in zip(row["judgements"], reasons, thoughts, strict=True)
         ]
         judge = row["judge"] if isinstance(row.get("judge"), dict) else {"model": row.get("judge")}
         if judge.get("by"):
@@ -34,7 +34,7 @@ def rescore(rows: Iterable[Record], template: Template) -> Iterator[Outcome]:
             continue
         judge = {key: value for key, value in judge.items() if key != "combine"}
         by = {"template": template.name, "template_hash": template.hash}
-        again = judged_row(row, judgements, {"model": judge.get("model"), **judge, **by})
+        again = judged_row(row, judgements, {"model": judge.get("model"), **judge, **by}, criteria=template.criteria)
         if "judgement_finish_reasons" not in row:
             del again["judgement_finish_reasons"]
         yield Outcome(rows=[again], counts=count_judgements(judgements))

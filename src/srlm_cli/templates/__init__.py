@@ -12,11 +12,14 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.records import Message, Record, is_number, short_hash
+from srlm_cli.templates import criteria as criteria_of
+from srlm_cli.templates.criteria import AGGREGATES, Criterion, Finding
 from srlm_cli.templates.fields import Fields, names_in, rendered, value_of
 from srlm_cli.templates.reading import Found, read, verdict_groups
 
@@ -30,7 +33,7 @@ class Template:
     and `b`, the scores of two replies; its last match counts. `choices` are all possible verdicts. `finish` is the line
     that asks for a verdict if an answer ended without one. `low` and `high` are the bounds of a score. With `direct`
     the answer starts with `finish`, without reasons before the verdict. An answer ends after a line that matches
-    `last_line`.
+    `last_line`. With `criteria` the answer is JSON (see `criteria`), and `aggregate` makes one score of their values.
     """
 
     name: str
@@ -46,6 +49,8 @@ class Template:
     last_line: str = ""
     system: str = ""
     examples: tuple[Record, ...] = field(default=(), hash=False)
+    criteria: tuple[Criterion, ...] = ()
+    aggregate: str = "mean"
     hash: str = field(default="", compare=False)
 
     def chat(self, row: Mapping[str, Any] | None = None, **known: str) -> list[Message]:
@@ -53,12 +58,22 @@ class Template:
 
         Fields are those that are `known`, and those of a record. Raises BadRow if a field is missing.
         """
-        row = row or {}
+        row, known = row or {}, {**known, **self.own_fields}
         turns = [("system", rendered(self.system, row, **known))] if self.system else []
         for example in self.examples:
-            turns += [("user", rendered(self.text, example)), ("assistant", example["answer"])]
+            turns += [("user", rendered(self.text, example, **self.own_fields)), ("assistant", example["answer"])]
         turns.append(("user", rendered(self.text, row, **known)))
         return [{"role": role, "content": text.strip()} for role, text in turns]
+
+    @property
+    def own_fields(self) -> dict[str, str]:
+        """The fields that the template gives itself: its criteria, and the form of the answer."""
+        if not self.criteria:
+            return {}
+        return {
+            "criteria": criteria_of.listed(self.criteria),
+            "form": criteria_of.form(self.criteria, self.direct),
+        }
 
     def uses(self, name: str) -> bool:
         """Return whether the text or the system message has a field of this name."""
@@ -67,7 +82,7 @@ class Template:
     def refuse_without_fields(self, row: Mapping[str, Any], known: Container[str]) -> None:
         """Raise BadRow if a field is missing in a record that the template needs, beside those that are `known`."""
         for name in sorted(names_in(self.text, needed=True) | names_in(self.system, needed=True)):
-            if name not in known and value_of(row, name) is None:
+            if name not in known and name not in self.own_fields and value_of(row, name) is None:
                 raise BadRow(f"expected `{name}`, a field that template {self.name} uses, got none")
 
     def start(self, **values: str) -> str:
@@ -86,9 +101,23 @@ class Template:
         return next(iter(found.texts.values())) or None if found else None
 
     def score(self, answer: str) -> float | None:
-        """Return the last score of a judgement, or None if there is none from `low` to `high`."""
+        """Return the last score of a judgement, or None if there is none from `low` to `high`.
+
+        With criteria it is that of all their values.
+        """
+        if self.criteria:
+            return self.total(self.findings(answer))
         scores = self.scores(answer)
         return scores[0] if scores else None
+
+    def findings(self, answer: str) -> dict[str, Finding]:
+        """Return what an answer says about the criteria, by name, without those that cannot be read."""
+        return criteria_of.read(answer, self.criteria)
+
+    def total(self, found: Mapping[str, Finding]) -> float | None:
+        """Return the score of findings, from `low` to `high`; None if one is missing, or if no criterion applies."""
+        share = criteria_of.share(found, self.criteria, self.aggregate)
+        return None if share is None else self.low + share * (self.high - self.low)
 
     def scores(self, answer: str) -> tuple[float, ...] | None:
         """Return the one score of an answer, or the two of `a` and `b`; None unless all are in bounds."""
@@ -139,10 +168,14 @@ def load(name: str, *, fields: set[str], reads: bool = False, of_rows: bool = Fa
         )
     try:
         _check_kinds(content)
+        content["criteria"] = criteria_of.of_template(content.get("criteria", ()))
         template = Template(name=Path(name).stem, hash=short_hash(source), **content)
         re.compile(template.last_line)
-        _check_fields(template, fields, of_rows)
-        if template.pattern or reads:
+        _check_criteria(template, of_rows)
+        _check_fields(template, fields | template.own_fields.keys(), of_rows)
+        if template.criteria:
+            _check_scores(template)
+        elif template.pattern or reads:
             if "replies" not in fields:
                 _check_groups(template, two={"first", "second"} <= fields)
             if template.compares or not {"first", "second"} <= fields:
@@ -180,6 +213,8 @@ def _check_kinds(content: dict[str, Any]) -> None:
         default = getattr(Template, key, "")
         if key == "examples":
             right, kind = isinstance(value, tuple) and all(map(_is_example, value)), "tables with an `answer`"
+        elif key == "criteria":
+            right, kind = isinstance(value, tuple), "tables with a name, a description and a scale"
         elif isinstance(default, tuple):
             right, kind = isinstance(value, tuple) and all(isinstance(part, str) for part in value), "a list of texts"
         elif isinstance(default, float):
@@ -206,6 +241,18 @@ def _check_fields(template: Template, fields: set[str], of_rows: bool) -> None:
         raise ValueError(f"its text has to use the fields {wanted}; missing or not known: {wrong}")
 
 
+def _check_criteria(template: Template, of_rows: bool) -> None:
+    """Raise ValueError if a template has criteria and may not, or has other ways to read a score beside them."""
+    if template.aggregate not in AGGREGATES:
+        raise ValueError(f"its `aggregate` has to be one of {', '.join(AGGREGATES)}")
+    if not template.criteria:
+        return
+    if not of_rows:
+        raise ValueError("only a template that judges one reply has `criteria`")
+    if beside := [key for key in ("pattern", "finish", "choices", "last_line") if getattr(template, key)]:
+        raise ValueError(f"it has `criteria`, which are read as JSON, and `{beside[0]}`")
+
+
 def _check_groups(template: Template, two: bool) -> None:
     """Raise TypeError unless the pattern has one group, the verdict, or with `two` the groups of two scores."""
     groups = len(verdict_groups(template.pattern))
@@ -218,6 +265,8 @@ def _check_scores(template: Template) -> None:
     """Raise ValueError if `low` is not below `high`, or a choice is not a number."""
     if not template.low < template.high:
         raise ValueError("its `low` has to be below its `high`")
+    if template.criteria and not isfinite(template.high - template.low):
+        raise ValueError("its `low` and `high` are too far apart")
     for choice in () if template.compares else template.choices:
         try:
             float(choice)
@@ -231,11 +280,12 @@ def _check_examples(template: Template) -> None:
     found = template.last_match if template.of_group else found
     for number, example in enumerate(template.examples, 1):
         try:
-            rendered(template.text, example)
+            rendered(template.text, example, **template.own_fields)
         except BadRow as error:
             raise ValueError(f"its example {number}: {error}") from None
-        if template.pattern and found(example["answer"]) is None:
-            raise ValueError(f"its `pattern` finds no verdict in the answer of example {number}")
+        if (template.pattern or template.criteria) and found(example["answer"]) is None:
+            reads = "reading its `criteria`" if template.criteria else "its `pattern`"
+            raise ValueError(f"{reads} finds no verdict in the answer of example {number}")
 
 
 def names() -> list[str]:

@@ -10,8 +10,10 @@ import pytest
 import tiny_models
 from srlm_cli.engines import LazyEngine, open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
+from srlm_cli.engines.chat_template import ChatTemplate
 from srlm_cli.engines.model_summary import model_summary
 from srlm_cli.errors import OptionError
+from srlm_cli.models.load import load_tokenizer
 from srlm_cli.records import prompt_record
 from srlm_cli.stages.sample import SampleOptions, sample
 from srlm_cli.thoughts import UNFINISHED, Thought
@@ -143,3 +145,18 @@ def test_rows_of_unfinished_thoughts_have_no_response(folder) -> None:
 def test_doctor_shows_what_there_is_to_know_of_a_model(folder, kind: str, template: str, wanted: list[str]) -> None:
     shown = "\n".join(f"{name:<12} {text}" for name, text in model_summary(str(folder(kind, template))))
     assert all(line in shown for line in wanted) and "GB of weights to sample" in shown
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "expected"),
+    [
+        (CHAT, "auto", False),
+        (OPENS, "auto", True),
+        (SWITCH, "auto", True),
+        (SWITCH, "on", True),
+        (SWITCH, "off", False),
+    ],
+)
+def test_an_answer_can_begin_with_a_thought(folder, template: str, thinking: str, expected: bool) -> None:
+    spec = EngineSpec(model=str(folder("llama", template)), thinking=thinking)
+    assert ChatTemplate.of(load_tokenizer(spec.model), spec).may_think() is expected

@@ -118,7 +118,7 @@ def accuracy_in(path: str) -> Record:
     rows = [
         row
         for row in read_all(path, records.metric_record)
-        if row["metric"] == "pairwise_accuracy" and not {"replies", "category"} & row.keys()
+        if row["metric"] == "pairwise_accuracy" and not {"replies", "category", "criterion"} & row.keys()
     ]
     if not rows:
         raise DataError(f"{path}: no `pairwise_accuracy`", "expected the rows of `srlm eval reward`")

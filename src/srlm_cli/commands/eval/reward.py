@@ -49,8 +49,8 @@ def reward(
     the judge as a miss. The other metrics are the accuracy without ties and with ties as halves, the tie
     rate, best-of-n, 5-best, exact match, Spearman, Kendall tau-b, weighted kappa, the baselines longest,
     shortest and random reply, and the accuracy for replies of similar length. A row with `replies` or
-    `category` is over the prompts with this number of replies or of this category. docs/metrics.md
-    defines each.
+    `category` is over the prompts with this number of replies or of this category. A row with `criterion` is the
+    agreement of one criterion of the judge's template. docs/metrics.md defines each.
     """
     from srlm_cli.evaluate import reward as pure
     from srlm_cli.streams.spill import ByKey
