@@ -352,6 +352,39 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
     assert counts["kept"] + sum(counts["dropped"].values()) == counts["counts"]["prompts"] == 8
 
 
+def test_the_chosen_response_can_be_that_of_a_later_model(srlm: Srlm) -> None:
+    def scored(model: str, *scores: float, prompt: str = "Why?") -> list[Record]:
+        return [
+            {"prompt": prompt, "response": f"{model} {k}", "k": k, "score": score, "model": model}
+            for k, score in enumerate(scores)
+        ]
+
+    write_rows(srlm.folder / "later.jsonl", [*scored("M2", 3.0, 4.0), *scored("M2", 0.0, prompt="How?")])
+    rows = [*scored("M1", 1.0, 5.0), *scored("M1", 2.0, prompt="How?"), *scored("M1", 2.0, 1.0, prompt="Who?")]
+    result = srlm("make-pairs", "--chosen-pool", "later.jsonl", "--out", "pairs.jsonl", stdin=as_lines(rows))
+    assert result.code == 0, result.err
+    [pair] = read_rows(srlm.folder / "pairs.jsonl")
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("M2 1", "M1 0")
+    assert (pair["model_chosen"], pair["model_rejected"]) == ("M2", "M1")
+    dropped = read_json(srlm.folder / "pairs.jsonl.meta.json")["counts"]["dropped"]
+    assert dropped == {"none better than the earlier model's": 1, "no scored response of the later model": 1}
+
+
+@pytest.mark.parametrize("unsorted", [(), ("--unsorted",)], ids=["sorted", "unsorted"])
+def test_among_the_best_the_least_varied_scores_can_decide(srlm: Srlm, unsorted: tuple[str, ...]) -> None:
+    scores = [[5.0, 3.0], [4.0, 4.0], [4.0, None], [1.0, 1.0], [2.0, 0.0]]
+    rows = [
+        {"prompt": f"Ask {n}?", "response": f"r{k}", "k": k, "score": [4.0, 4.0, 4.0, 1.0, 1.0][k], "scores": one}
+        for n in range(20)
+        for k, one in enumerate(scores)
+    ]
+    by_seed = srlm("make-pairs", *unsorted, stdin=as_lines(rows)).rows
+    by_spread = srlm("make-pairs", "--tie-break", "spread", *unsorted, stdin=as_lines(rows)).rows
+    assert {row["chosen"][0]["content"] for row in by_seed} == {"r0", "r1", "r2"}
+    assert {row["chosen"][0]["content"] for row in by_spread} == {"r1"}
+    assert [row["rejected"] for row in by_seed] == [row["rejected"] for row in by_spread]
+
+
 def test_auto_says_what_it_found_and_goes_into_the_rows(srlm: Srlm) -> None:
     rows = [*replies((2, 150), (1, 50)), *replies((4, 210), (2, 110), prompt="How?")]
     write_rows(srlm.folder / "in.jsonl", rows)

@@ -38,15 +38,16 @@ class PairOptions(Choice):
     """How a pair is picked (see `Choice`), and other files that it depends on.
 
     `unsorted` groups the responses by prompt first. `earlier` finds the replies of an earlier model, from which the
-    rejected one is picked (arXiv 2508.06026). `before` finds the same responses with the scores of another judge; the
-    pair then has `agreement`, of the prompt or `mean_agreement`, and `label_smoothing`, 1 minus the agreement
-    (arXiv 2410.12735). With `agreed_only` it has none of them, and is dropped unless that judge, too, scores chosen
-    above rejected (arXiv 2502.08922). `cut_off` is what happens to responses that were cut off at their limit: `keep`,
-    `rejected-only` or `drop`.
+    rejected one is picked (arXiv 2508.06026), `later` those of a later model, for the chosen one. `before` finds the
+    same responses with the scores of another judge; the pair then has `agreement`, of the prompt or `mean_agreement`,
+    and `label_smoothing`, 1 minus the agreement (arXiv 2410.12735). With `agreed_only` it has none of them, and is
+    dropped unless that judge, too, scores chosen above rejected (arXiv 2502.08922). `cut_off` is what happens to
+    responses that were cut off at their limit: `keep`, `rejected-only` or `drop`.
     """
 
     unsorted: bool = False
     earlier: Find | None = None
+    later: Find | None = None
     before: Find | None = None
     mean_agreement: float | None = None
     agreed_only: bool = False
@@ -107,8 +108,11 @@ def pair_of(responses: list[Record], options: PairOptions) -> tuple[Record | Non
     chosen_from, rejected_from = candidates(responses, options)
     if options.earlier and not rejected_from:
         return None, "no scored response of the earlier model"
-    if not chosen_from or (not options.earlier and len(paired(responses, options)) < 2):
-        return None, "fewer than two scored responses" if not options.earlier else "no scored response"
+    if options.later and not chosen_from:
+        return None, "no scored response of the later model"
+    one_side = options.earlier or options.later
+    if not (chosen_from and rejected_from) or (not one_side and len(paired(responses, options)) < 2):
+        return None, "no scored response" if one_side else "fewer than two scored responses"
     picked, reason = choose(chosen_from, rejected_from, options)
     if not picked:
         return None, reason
@@ -127,8 +131,12 @@ def candidates(responses: list[Record], options: PairOptions) -> tuple[list[Reco
     """Return the candidates for chosen and those for rejected: replies with a score."""
     rejected_from = paired(responses, options)
     chosen_from = rejected_from
+    if options.later:
+        later = options.later(group_of(responses[0]))
+        refuse_two_prompts([*responses[:1], *later])
+        chosen_from = paired(later, options)
     if options.cut_off == "rejected-only":
-        chosen_from = [row for row in rejected_from if not was_cut_off(row)]
+        chosen_from = [row for row in chosen_from if not was_cut_off(row)]
     if options.earlier:
         earlier = options.earlier(group_of(responses[0]))
         refuse_two_prompts([*responses[:1], *earlier])
@@ -162,7 +170,7 @@ def weight_of(responses: list[Record], options: PairOptions) -> Record | None:
 def of_choice(chosen: Record, rejected: Record, options: PairOptions) -> Record:
     """Return the fields of a pair that depend on the options: `length_alpha`, the two models."""
     found = {"length_alpha": options.alpha} if options.alpha else {}
-    if options.earlier:
+    if options.earlier or options.later:
         found |= {"model_chosen": chosen.get("model"), "model_rejected": rejected.get("model")}
     return found
 
@@ -192,7 +200,7 @@ NOT_OF_A_PAIR = {
     "score_judge", "score_rules", "comparisons", "places",
     "agreement", "label_smoothing", "length_alpha", "model_chosen", "model_rejected", SHUFFLED,  # of pairs made before
 }  # fmt: skip
-OF_A_REPLY = {"response", "thought", "finish_reason", "score", "score_from"}
+OF_A_REPLY = {"response", "thought", "finish_reason", "score", "scores", "score_from"}
 NOT_SHARED = NOT_OF_A_PAIR | {"id", "prompt_id", "prompt"}
 
 

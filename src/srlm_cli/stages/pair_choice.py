@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
+from statistics import pstdev
 
-from srlm_cli.records import Record
+from srlm_cli.records import Record, is_number
 from srlm_cli.seeds import derive, share
 
 SHUFFLED = "shuffled_labels"  # of a pair
@@ -25,7 +27,8 @@ class Choice:
     replies that are drawn at random (arXiv 2502.16825). A pair whose chosen reply has more than `max_chosen_length`
     characters is dropped. `seed` decides between equal replies: the papers give no rule, and the order in the file
     would favour the first reply. With `shuffle_labels` it then also decides which of the two is chosen: a control, from
-    whose pairs nothing can be learned.
+    whose pairs nothing can be learned. With `tie_break` spread, of equally good replies the one whose K
+    scores vary least is chosen, before the seed decides.
     """
 
     min_gap: float = 0.0
@@ -35,6 +38,7 @@ class Choice:
     max_chosen_length: int | None = None
     seed: int = 0
     shuffle_labels: bool = False
+    tie_break: str = "seed"
 
     def value(self, row: Record) -> float:
         """Return the score that decides."""
@@ -92,7 +96,7 @@ def label_counts(pair: Record | None, choice: Choice) -> dict[str, int]:
 
 def shortest(tier: list[Record], choice: Choice) -> Record:
     """Return the shortest reply of the upper tier; ties are broken by score, then by the seed."""
-    return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice))
+    return tier[0] if len(tier) == 1 else min(tier, key=lambda row: _order(row, choice, choice.tie_break == "spread"))
 
 
 def longest(tier: list[Record], choice: Choice) -> Record:
@@ -100,10 +104,17 @@ def longest(tier: list[Record], choice: Choice) -> Record:
     return tier[0] if len(tier) == 1 else max(tier, key=lambda row: _order(row, choice))
 
 
-def _order(row: Record, choice: Choice) -> tuple[int, float, int]:
+def _order(row: Record, choice: Choice, by_spread: bool = False) -> tuple[int, float, float, int]:
     """Return the sort key of a reply in its tier; without `rho` all values are equal and the seed decides."""
     length = len(row["response"]) if choice.rho else 0
-    return length, -choice.value(row), -derive(choice.seed, "pair", row["id"])
+    return length, -choice.value(row), spread(row) if by_spread else 0.0, -derive(choice.seed, "pair", row["id"])
+
+
+def spread(row: Record) -> float:
+    """Return the standard deviation of the readable scores of a reply, infinity if there are fewer than two."""
+    scores = row.get("scores")
+    readable = [score for score in scores if is_number(score)] if isinstance(scores, list) else []
+    return pstdev(readable) if len(readable) > 1 else inf
 
 
 def sampled(rows: Sequence[Record], count: int, seed: int) -> list[Record]:

@@ -26,6 +26,7 @@ app = new_app()
 
 Of = Literal["responses", "judgements"]
 Agreement = Literal["mean", "prompt", "pair"]
+TieBreak = Literal["seed", "spread"]
 CutOff = Literal["keep", "rejected-only", "drop"]
 
 
@@ -70,6 +71,18 @@ def make_pairs(
             help="Take the rejected response from this file: judged rows of an earlier model.",
         ),
     ] = None,
+    chosen_pool: Annotated[
+        str | None,
+        Option(
+            "--chosen-pool",
+            metavar="FILE",
+            help="Take the chosen response from this file: judged rows of a later model.",
+        ),
+    ] = None,
+    tie_break: Annotated[
+        TieBreak,
+        Option("--tie-break", help="Choose among the best by seed, or first by the smallest spread of their K scores."),
+    ] = "seed",
     consistency_with: Annotated[
         str | None,
         Option(
@@ -111,6 +124,7 @@ def make_pairs(
       srlm make-pairs --in ranked.jsonl --out human-pairs.jsonl
       srlm make-pairs --in M2/judged.jsonl --rejected-pool M1/judged.jsonl --rho 0.2 --out pairs.jsonl
       srlm make-pairs --in M2/judged.jsonl --consistency-with M2/implicit.jsonl --agreement pair --out pairs.jsonl
+      srlm make-pairs --in M1/judged.jsonl --chosen-pool M2/judged.jsonl --tie-break spread --out pairs.jsonl
       srlm make-pairs --in judged.jsonl --shuffle-labels --seed 1 --out control-pairs.jsonl
       srlm make-pairs --in meta.jsonl --of judgements --out judge-pairs.jsonl
 
@@ -131,14 +145,16 @@ def make_pairs(
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
     choice = Choice(
-        min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed, shuffle_labels
+        min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed, shuffle_labels, tie_break
     )
-    files = {"rejected_pool": rejected_pool, "consistency_with": consistency_with}
+    files = {"rejected_pool": rejected_pool, "chosen_pool": chosen_pool, "consistency_with": consistency_with}
     decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
     decides |= {"cut_off": cut_off}
     if of == "judgements":
         if any(files.values()) or cut_off != "keep":
-            raise OptionError("--of judgements cannot be used with --rejected-pool, --consistency-with or --cut-off")
+            raise OptionError(
+                "--of judgements cannot be used with --rejected-pool, --chosen-pool, --consistency-with or --cut-off"
+            )
         pair_judgements(stream, choice, length_penalty, decides)
         return
     refuse_own_input(stream.out, [path for path in files.values() if path])
@@ -147,6 +163,7 @@ def make_pairs(
         **vars(choice),
         unsorted=unsorted,
         earlier=found.get("rejected_pool"),
+        later=found.get("chosen_pool"),
         before=found.get("consistency_with"),
         cut_off=cut_off,
         agreed_only=agreement == "pair",

@@ -56,7 +56,7 @@ def open_ranges(
 
     The processes end with `files`. They are forked here, before there is a thread.
     """
-    alone = options.unsorted or options.earlier or options.before or stream.limit is not None
+    alone = options.unsorted or options.earlier or options.later or options.before or stream.limit is not None
     if alone or not ranges.worthwhile(stream.in_):
         return ()
     work = partial(pairs_of, options=options)
