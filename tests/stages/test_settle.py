@@ -171,6 +171,7 @@ def test_prompts_take_turns_and_settled_ones_leave() -> None:
     [
         (("--num-judgements", "9:2"), "expected a number from 1 to 65536, or LOW:HIGH such as 2:9, got '9:2'"),
         (("--num-judgements", "0"), "expected a number from 1"),
+        (("--num-judgements", "2:9", "--template", "criteria"), "which has criteria"),
         (("--settle", "0.9"), "--settle needs a range of judgements"),
         (("--num-judgements", "2:9", "--by", "group"), "--num-judgements 2:9 is for --by pointwise"),
         (("--num-judgements", "2:9", "--meta"), "--num-judgements 2:9 cannot be used with --meta"),

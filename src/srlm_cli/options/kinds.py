@@ -121,6 +121,8 @@ class KindOptions:
         ranged = f"--num-judgements {draws.low}:{draws.high}"
         if self.together:
             raise OptionError(f"{ranged} is for --by pointwise", "--num-judgements K")
+        if form.criteria:
+            raise OptionError(f"{ranged}: not with template {form.name}, which has criteria", "--num-judgements K")
         if form.direct and score == "expected":
             raise OptionError(f"{ranged}: template {form.name} with --score expected draws nothing", "one is enough")
         if form.criteria:
