@@ -397,6 +397,7 @@ NOT_IN_A_FINGERPRINT = {
     "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
     "engine-arg", "revision", "trust-remote-code", "attn-implementation",
     "count", "max-tries", "max-unparsed", "matches", "show", "probed", "max-probe-wins",
+    "implicit", "ref", "beta",  # of a scorer, which has a fingerprint of its own
 }  # fmt: skip
 
 

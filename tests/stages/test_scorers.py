@@ -13,7 +13,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from helpers import Srlm, as_lines, read_json, write_rows
+from helpers import Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.reward import RewardModel
 from srlm_cli.errors import EngineError, OptionError
@@ -171,16 +171,19 @@ def log_prob(model: Path, prompt: list[dict], target: str) -> float:
 def test_the_implicit_reward_is_beta_times_the_log_ratio(models: tuple[Path, Path], srlm: Srlm) -> None:
     policy, ref = models
     argv = ["judge", "--implicit", "--model", str(policy), "--ref", str(ref), "--beta", "0.3", "--dtype", "float32"]
-    done = srlm(*argv, stdin=as_lines(ROWS), env=ALONE)
+    done = srlm(*argv, "--out", "judged.jsonl", stdin=as_lines(ROWS), env=ALONE)
     assert done.code == 0, done.err
-    for row in done.rows:
+    made = read_json(srlm.folder / "judged.jsonl.meta.json")["fingerprint"]  # of all that decides a score
+    assert (made["implicit"], made["ref"], made["beta"]) == (True, str(ref), 0.3) and made["ref_fingerprint"]
+    rows = read_rows(srlm.folder / "judged.jsonl")
+    for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], list) else [{"role": "user", "content": row["prompt"]}]
         thought = f"<think>\n{row['thought']}\n</think>\n\n" if row.get("thought") else ""
         target = f"{thought}{row['response']}<|end|>"
         wanted = 0.3 * (log_prob(policy, prompt, target) - log_prob(ref, prompt, target))
         assert row["score"] == pytest.approx(wanted, abs=1e-4) and row["score_from"] == ["implicit"]
-    assert done.rows[0]["judge"] == {"model": str(policy), "implicit": {"ref": str(ref), "beta": 0.3}}
-    assert len({row["score"] for row in done.rows}) > 4
+    assert rows[0]["judge"] == {"model": str(policy), "implicit": {"ref": str(ref), "beta": 0.3}}
+    assert len({row["score"] for row in rows}) > 4
 
 
 def test_the_reference_is_the_model_that_the_policy_was_trained_from(models: tuple[Path, Path], srlm: Srlm) -> None:
