@@ -240,9 +240,3 @@ def test_make_eft_has_no_use_for_criteria(srlm: Srlm) -> None:
 def test_show_prints_the_criteria(srlm: Srlm) -> None:
     done = srlm("judge", "--template", "criteria", "--show", "1", stdin=as_lines([{"prompt": "p", "response": "r"}]))
     assert done.code == 0 and "- accuracy: " in done.out and '{"helpfulness": {"reason": "...", ' in done.out
-
-
-def test_a_range_of_judgements_is_not_for_criteria(srlm: Srlm) -> None:
-    row = as_lines([{"prompt": "p", "response": "r"}])
-    done = srlm("judge", "--engine", "echo", "--template", "criteria", "-k", "2:4", stdin=row)
-    assert done.code == 2 and "--num-judgements 2:4: template criteria has `criteria`" in done.err

@@ -125,8 +125,6 @@ class KindOptions:
             raise OptionError(f"{ranged}: not with template {form.name}, which has criteria", "--num-judgements K")
         if form.direct and score == "expected":
             raise OptionError(f"{ranged}: template {form.name} with --score expected draws nothing", "one is enough")
-        if form.criteria:
-            raise OptionError(f"{ranged}: template {form.name} has `criteria`", "--num-judgements K")
         for name, given in others.items():
             if given:
                 raise OptionError(f"{ranged} cannot be used with {name}", "--num-judgements K")
