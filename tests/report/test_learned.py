@@ -71,7 +71,7 @@ def test_a_gain_is_named_with_the_interval_of_the_change(own: Path) -> None:
 
 def test_a_gain_counts_only_above_its_control(own: Path) -> None:
     flat = in_words(own, control_of(own, 18))
-    assert "changed by +0 points [+0 to +0]; M2 is above it by +30 points [" in flat
+    assert "changed by 0 points [0 to 0]; M2 is above it by +30 points [" in flat
     assert "so the gain comes from the judgements" in flat
 
 

@@ -135,8 +135,9 @@ def beyond_a_fifth(ratio: float) -> bool:
 
 
 def signed(value: float) -> str:
-    """Return a whole number with its sign."""
-    return f"{value:+.0f}".replace("-", "−")
+    """Return a whole number with its sign; 0 has none."""
+    number = round(value)
+    return f"{number:+d}".replace("-", "−") if number else "0"
 
 
 def clock(seconds: float | None) -> str:
