@@ -73,6 +73,7 @@ def test_all_questions_are_read(example) -> None:
     assert {row["category"] for row in rows} == {name for names in example.GROUPS.values() for name in names}
 
 
+@pytest.mark.slow
 def test_one_command_answers_rates_and_shows(tmp_path: Path) -> None:
     questions = write_rows(tmp_path / "q.jsonl", MADE_UP)
     made = [f"SRLM={' '.join(FORKED)}", f"PYTHON={sys.executable}", f"OUT={tmp_path / 'out'}", f"QUESTIONS={questions}"]

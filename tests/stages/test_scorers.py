@@ -13,7 +13,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from helpers import Srlm, as_lines, read_json, read_rows, write_rows
+from helpers import Srlm, as_lines, read_json, read_rows, slow, write_rows
 from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.reward import RewardModel
 from srlm_cli.errors import EngineError, OptionError
@@ -31,7 +31,7 @@ ROWS = [
 ] + [{"id": "t/0", "prompt_id": "t", "prompt": TALK, "response": "Yes.", "thought": "Hm, hm."}]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", slow("qwen3")])
 def reward(request, tmp_path_factory) -> Path:
     return reward_model(tmp_path_factory.mktemp("reward") / "m", request.param)
 
