@@ -121,9 +121,13 @@ def test_models_that_are_no_reward_models_are_refused_in_one_line(srlm: Srlm, tm
     with pytest.raises(OptionError, match="is an adapter"):
         check_reward_model(str(tiny_adapter(tmp_path / "adapter", chat)))
     for more, problem in (
-        (("--meta",), "which --meta needs"),
-        (("--rule", "no-commas"), "which --rule needs"),
-        (("--force-score",), "which --force-score needs"),
+        (("--meta",), "not with --meta"),
+        (("--rule", "no-commas"), "not with --rule"),
+        (("--force-score",), "not with --force-score"),
+        (("--conversation", "last"), "not with --conversation last"),
+        (("--settle", "0.9"), "not with --settle"),
+        (("--beta", "0.3"), "--beta is for DPO's implicit reward (--implicit)"),
+        (("--ref", "base"), "--ref is for DPO's implicit reward (--implicit)"),
         ((), "no model given"),
     ):
         model = ("--model", str(headless)) if more else ()

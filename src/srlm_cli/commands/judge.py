@@ -191,6 +191,8 @@ def judge(
         raise OptionError("--meta and --rescore are two things to do", "run them separately")
     words = {"--meta": meta, "--rescore": rescore, "--force-score": force_score, "--system": system is not None}
     words |= {"--by": kind.by != "pointwise", "--show": show, "--evidence": search.given, "--rule": rules.given}
+    words |= {"--settle": kind.settle is not None, "--comparisons": kind.comparisons is not None, "--direct": direct}
+    words |= {"--conversation last": conversation == "last"}
     if scorer.asked(engine.engine, words):
         limit = partial(too_many_unparsed, limit=max_unparsed)
         judge_with_scorer(stream, engine.spec(), scorer, judgeable, shard, limit)

@@ -113,8 +113,10 @@ class LazyEngine:
     `today` is the date of the run if the spec has none.
     """
 
+    scores = False  # whether it scores replies, and writes no text
+
     def __init__(self, spec: EngineSpec) -> None:
-        if spec.engine == "reward" and type(self) is LazyEngine:
+        if spec.engine == "reward" and not self.scores:
             raise OptionError("--engine reward scores replies and writes no text", "srlm judge --engine reward")
         use_model(spec)
         self.spec = spec
@@ -142,6 +144,8 @@ class LazyEngine:
 
 class LazyScorer(LazyEngine):
     """A scorer that `make` opens at its first replies, from a spec with the date of the run."""
+
+    scores = True
 
     def __init__(self, spec: EngineSpec, make: Callable[[EngineSpec], Scorer], kind: str) -> None:
         check_options(spec)

@@ -16,8 +16,8 @@ from srlm_cli.forward.prefix import CachedPrefix, passes
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 # A pass with more tokens does not fit in the CPU cache; one with fewer reads all weights for less work.
 TOKENS_A_PASS = {"cpu": 512}
+ROUNDINGS = 8  # random changes, of which the largest effect is the limit
 # Rotary embeddings that depend on the longest sequence of the batch: a sequence would depend on the others.
-ROUNDINGS = 8  # draws of the test of rounding
 SHIFTING_ROPES = {"dynamic", "longrope"}
 
 

@@ -103,17 +103,23 @@ class ScorerOptions:
         Option("--implicit", help="Score by DPO's implicit reward: how much more probable than by --ref a reply is."),
     ] = False
     ref: Annotated[
-        str,
+        str | None,
         Option(
             "--ref",
             metavar="MODEL",
+            show_default="parent",
             help="With --implicit: parent (the model that --model was trained from), base (M0), or another model.",
         ),
-    ] = "parent"
-    beta: Annotated[float, Option("--beta", min=0.0, help="With --implicit: the beta of the reward.")] = 0.1
+    ] = None
+    beta: Annotated[
+        float | None,
+        Option("--beta", min=0.0, show_default="0.1", help="With --implicit: the beta of the reward."),
+    ] = None
 
     def asked(self, engine: str, words: Mapping[str, Any]) -> bool:
-        """Return whether the judge is a scorer; raise OptionError for an option that needs words."""
+        """Return whether the judge is a scorer; raise OptionError for an option that does not fit."""
+        if not self.implicit and (self.ref is not None or self.beta is not None):
+            raise OptionError(f"{'--beta' if self.ref is None else '--ref'} is for DPO's implicit reward", "--implicit")
         if not (self.implicit or engine == "reward"):
             return False
         if self.implicit and engine != "hf":
@@ -121,7 +127,9 @@ class ScorerOptions:
         for name, given in words.items():
             if given:
                 how = "--implicit" if self.implicit else "--engine reward"
-                raise OptionError(f"{how} writes no judgement in words, which {name} needs", f"leave out {name}")
+                raise OptionError(
+                    f"{how} scores the whole dialogue, without words: not with {name}", f"leave out {name}"
+                )
         return True
 
 

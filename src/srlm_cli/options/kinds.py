@@ -16,7 +16,7 @@ from srlm_cli.options.numbers import DRAWS
 from srlm_cli.records import FULL_SCORE, Record
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import JudgeOptions
-from srlm_cli.stages.waves import IsNew
+from srlm_cli.stages.rounds import IsNew
 from srlm_cli.templates import Template
 
 
@@ -164,15 +164,17 @@ class KindOptions:
 
     def prompts_shown(self, rows: Iterable[Record], options: JudgeOptions) -> Iterator[str]:
         """Yield the judge's prompts of the first round, as texts for people."""
-        from srlm_cli.stages.groupwise import Lineup
-        from srlm_cli.stages.pairwise import PairwiseOptions, Tournament
+        from srlm_cli.stages.groupwise import GroupJudging
+        from srlm_cli.stages.pairwise import PairwiseJudging, PairwiseOptions
+        from srlm_cli.stages.rounds import prompts_of
         from srlm_cli.stages.seen import never_seen
-        from srlm_cli.stages.waves import prompts_of
 
         own = {field.name: getattr(options, field.name) for field in fields(options)}
         for prompt in prompts_of(rows, never_seen()):
-            session = Lineup(prompt, options) if self.by == "group" else Tournament(prompt, PairwiseOptions(**own))
-            for request in session.ask():
+            judging = (
+                GroupJudging(prompt, options) if self.by == "group" else PairwiseJudging(prompt, PairwiseOptions(**own))
+            )
+            for request in judging.ask():
                 for turn in request.messages:
                     yield f"--- {prompt.rows[0]['prompt_id']}: {turn['role']}\n{turn['content']}\n"
 

@@ -33,12 +33,13 @@ def judge_with_scorer(
     about: dict[str, Any] = {"model": spec.model, "engine": "reward"}
     decides: dict[str, Any] = {"implicit": options.implicit}
     if options.implicit:
-        from srlm_cli.train.implicit import ImplicitReward, reference_of
+        from srlm_cli.train.implicit import BETA, PARENT, ImplicitReward, reference_of
 
-        ref = reference_of(options.ref, spec.model)
-        make = partial(ImplicitReward, ref=ref, beta=options.beta)
-        about = {"model": spec.model, "implicit": {"ref": ref, "beta": options.beta}}
-        decides |= {"ref": ref, "ref_fingerprint": fingerprint(ref), "beta": options.beta}
+        ref = reference_of(options.ref or PARENT, spec.model)
+        beta = BETA if options.beta is None else options.beta
+        make = partial(ImplicitReward, ref=ref, beta=beta)
+        about = {"model": spec.model, "implicit": {"ref": ref, "beta": beta}}
+        decides |= {"ref": ref, "ref_fingerprint": fingerprint(ref), "beta": beta}
     else:
         from srlm_cli.models.reward import check_reward_model
 

@@ -10,8 +10,8 @@ from srlm_cli.records import Record, with_system
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
 from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row, prompt_text
+from srlm_cli.stages.rounds import IsNew, Prompt, at_once, prompts_of
 from srlm_cli.stages.seen import never_seen
-from srlm_cli.stages.waves import IsNew, Prompt, at_once, prompts_of
 from srlm_cli.templates.groups import scores_by_letter, shown
 
 BY = "group"
@@ -19,8 +19,8 @@ MOST_REPLIES = 702  # A to ZZ
 
 
 @dataclass
-class Lineup:
-    """The judging of one prompt (see `waves.Session`): K orders of its replies."""
+class GroupJudging:
+    """The judging of one prompt (see `rounds.Judging`): K orders of its replies."""
 
     prompt: Prompt
     options: JudgeOptions
@@ -71,7 +71,7 @@ def judge_group(
     prompt must be consecutive; `is_new` remembers the prompts.
     """
     prompts = prompts_of(responses, is_new or never_seen())
-    for one in at_once((Lineup(prompt, options) for prompt in prompts), engine):
+    for one in at_once((GroupJudging(prompt, options) for prompt in prompts), engine):
         judged = {} if one.prompt.bad else judgements_of(one)
         rows = [] if one.prompt.bad else rows_of(one, judged, judge_of(engine, options) | {"by": BY})
         every = [judgement for found in judged.values() for judgement in found]
@@ -86,7 +86,7 @@ def judge_group(
         yield from one.prompt.outcomes(rows, counts)
 
 
-def judgements_of(one: Lineup) -> dict[int, list[Judgement]]:
+def judgements_of(one: GroupJudging) -> dict[int, list[Judgement]]:
     """Return the judgements of each reply, by its place, in the order of the calls."""
     judged: dict[int, list[Judgement]] = {at: [] for at in one.prompt.replies}
     for order, answer in zip(one.orders, one.answers, strict=True):
@@ -97,7 +97,7 @@ def judgements_of(one: Lineup) -> dict[int, list[Judgement]]:
     return judged
 
 
-def rows_of(one: Lineup, judged: dict[int, list[Judgement]], judge: Record) -> list[Record]:
+def rows_of(one: GroupJudging, judged: dict[int, list[Judgement]], judge: Record) -> list[Record]:
     """Return the judged responses of a prompt."""
     return [
         {

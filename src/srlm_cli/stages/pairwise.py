@@ -15,9 +15,9 @@ from srlm_cli.records import FULL_SCORE, Record, with_system
 from srlm_cli.seeds import derive
 from srlm_cli.stages import Outcome, closed_thoughts, counts_of_ends
 from srlm_cli.stages.judge import Judgement, JudgeOptions, judge_of, judged_row, prompt_text
+from srlm_cli.stages.rounds import IsNew, Prompt, at_once, in_rounds, prompts_of
 from srlm_cli.stages.seen import never_seen
 from srlm_cli.stages.verdicts import probability_of, verdict_of
-from srlm_cli.stages.waves import IsNew, Prompt, at_once, in_rounds, prompts_of
 from srlm_cli.stats.bradley_terry import PRIOR, SHARE, strengths
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Game:
 
 
 @dataclass
-class Tournament:
-    """The comparisons of one prompt (see `waves.Session`)."""
+class PairwiseJudging:
+    """The comparisons of one prompt (see `rounds.Judging`)."""
 
     prompt: Prompt
     options: PairwiseOptions
@@ -134,7 +134,7 @@ def judge_pairwise(
     """
     prompts = prompts_of(responses, is_new or never_seen())
     judged = at_once if options.comparisons is None else in_rounds
-    for one in judged((Tournament(prompt, options) for prompt in prompts), engine):
+    for one in judged((PairwiseJudging(prompt, options) for prompt in prompts), engine):
         judge = judge_of(engine, options) | {"by": BY}
         judge |= {} if options.comparisons is None else {"comparisons": options.comparisons}
         yield from one.prompt.outcomes([] if one.prompt.bad else rows_of(one, judge), counts_of(one))
@@ -164,7 +164,7 @@ def verdicts_of(answer: Completion, options: PairwiseOptions) -> Iterator[tuple[
         yield share, Judgement(text.strip(), None, None, reason, thought=answer.thought(k))
 
 
-def rows_of(one: Tournament, judge: Record) -> list[Record]:
+def rows_of(one: PairwiseJudging, judge: Record) -> list[Record]:
     """Return the judged responses of a prompt."""
     scores = scores_of(one)
     rows = []
@@ -180,7 +180,7 @@ def rows_of(one: Tournament, judge: Record) -> list[Record]:
     return rows
 
 
-def scores_of(one: Tournament) -> dict[int, float]:
+def scores_of(one: PairwiseJudging) -> dict[int, float]:
     """Return the score of each reply that has a readable verdict, by its place."""
     known = sorted({at for game in one.games if game.share is not None for at in (game.first, game.second)})
     if not known:
@@ -195,7 +195,7 @@ def scores_of(one: Tournament) -> dict[int, float]:
     return {at: round(FULL_SCORE * float(mean), DIGITS) for at, mean in zip(known, means, strict=True)}
 
 
-def wins_of(one: Tournament, known: list[int]) -> ndarray:
+def wins_of(one: PairwiseJudging, known: list[int]) -> ndarray:
     """Return (replies, replies): the wins of the row's reply over the column's, readable verdicts only."""
     import numpy as np
 
@@ -209,7 +209,7 @@ def wins_of(one: Tournament, known: list[int]) -> ndarray:
     return wins
 
 
-def counts_of(one: Tournament) -> dict[str, int]:
+def counts_of(one: PairwiseJudging) -> dict[str, int]:
     """Count verdicts, those that cannot be read, pairs whose two orders disagree, and cycles of three replies."""
     shares = [game.share for game in one.games]
     return {
@@ -224,7 +224,7 @@ def counts_of(one: Tournament) -> dict[str, int]:
     }
 
 
-def disagreements(one: Tournament) -> int:
+def disagreements(one: PairwiseJudging) -> int:
     """Return the number of pairs with two orders that name different winners, a tie included."""
     winners: dict[tuple[int, int], list[list[float]]] = {pair: [[], []] for pair in one.met}
     for game in one.games:
@@ -235,7 +235,7 @@ def disagreements(one: Tournament) -> int:
     return sum((straight > 0) - (straight < 0) != (swapped > 0) - (swapped < 0) for straight, swapped in means)
 
 
-def cycles(one: Tournament) -> int:
+def cycles(one: PairwiseJudging) -> int:
     """Return the number of three replies of which each beats another, over both orders together."""
     known = one.prompt.replies
     if len(known) < 3 or not one.games:

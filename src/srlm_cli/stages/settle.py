@@ -21,8 +21,8 @@ from srlm_cli.stages.judge import (
     judged_row,
     read_again,
 )
+from srlm_cli.stages.rounds import IsNew, Prompt, in_rounds, prompts_of
 from srlm_cli.stages.seen import never_seen
-from srlm_cli.stages.waves import IsNew, Prompt, in_rounds, prompts_of
 
 # Before any judgement is known, scores vary by a fifth of the scale, with the weight of one judgement: two equal scores
 # do not say that a judge never varies.
@@ -42,8 +42,8 @@ class SettleOptions(JudgeOptions):
 
 
 @dataclass
-class Hearing:
-    """The judging of one prompt (see `waves.Session`); `asked` are the replies of the last round, by place."""
+class AdaptiveJudging:
+    """The judging of one prompt (see `rounds.Judging`); `asked` are the replies of the last round, by place."""
 
     prompt: Prompt
     options: SettleOptions
@@ -127,7 +127,7 @@ def judge_until_settled(
     The responses to a prompt must be consecutive; `is_new` remembers the prompts.
     """
     prompts = prompts_of(responses, is_new or never_seen())
-    for one in in_rounds((Hearing(prompt, options, engine) for prompt in prompts), engine):
+    for one in in_rounds((AdaptiveJudging(prompt, options, engine) for prompt in prompts), engine):
         found, judge = one.judgements, judge_of(engine, options) | {"settle": options.settle}
         every = list(chain.from_iterable(found.values()))
         left = options.num_judgements * len(found) - len(every)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b, file_digest
 from io import BytesIO
-from itertools import islice
+from itertools import islice, takewhile
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
@@ -222,9 +222,8 @@ class Reader:
         span = shard.span(lines)
         if group_of is None:
             return span
-        begins = list(self._begins(group_of))
-        moved = lambda end: next(iter(begins[bisect_left(begins, end) :]), lines)  # noqa: E731
-        before, end = (end if end in (0, lines) else min(moved(end), lines) for end in span)
+        begins = [0, *takewhile(lines.__gt__, self._begins(group_of)), lines]
+        before, end = (begins[bisect_left(begins, end)] for end in span)
         return before, end
 
     def _begins(self, group_of: Callable[[Record], Hashable]) -> Iterator[int]:

@@ -15,7 +15,8 @@ from srlm_cli.train import reference
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.render import Renderer
 
-TRAINED_FROM = "parent"
+PARENT = "parent"  # the reference by default: the model that this one was trained from
+BETA = 0.1
 
 
 def reference_of(ref: str, model: str) -> str:
@@ -23,7 +24,7 @@ def reference_of(ref: str, model: str) -> str:
 
     Raises OptionError where it is not known, or is the model itself: all rewards would be 0.
     """
-    found = reference.parent(model) if ref == TRAINED_FROM else reference.resolve(ref, model)
+    found = reference.parent(model) if ref == PARENT else reference.resolve(ref, model)
     if found is None or found == model:
         raise OptionError(f"--implicit needs the model that {model} was trained from", "--ref MODEL names it")
     return found

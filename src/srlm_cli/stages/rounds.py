@@ -51,7 +51,7 @@ class Prompt:
         )
 
 
-class Session(Protocol):
+class Judging(Protocol):
     """The judging of one prompt in rounds."""
 
     prompt: Prompt
@@ -65,7 +65,7 @@ class Session(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Session)
+S = TypeVar("S", bound=Judging)
 
 
 def prompts_of(rows: Iterable[Record], is_new: IsNew) -> Iterator[Prompt]:
@@ -93,17 +93,17 @@ def fault_of(rows: list[Record]) -> str:
     return ""
 
 
-def at_once(sessions: Iterable[S], engine: Engine) -> Iterator[S]:
-    """Yield the sessions in order, each after its only round; the engine may read ahead as far as it likes.
+def at_once(judgings: Iterable[S], engine: Engine) -> Iterator[S]:
+    """Yield the prompts' judgings in order, each after its only round; the engine may read ahead as far as it likes.
 
     If the chat template refuses a request, the prompt is bad.
     """
     waiting: deque[tuple[S, int]] = deque()
 
     def requests() -> Iterator[Request]:
-        for session in sessions:
-            asked = [] if session.prompt.bad else session.ask()
-            waiting.append((session, len(asked)))
+        for judging in judgings:
+            asked = [] if judging.prompt.bad else judging.ask()
+            waiting.append((judging, len(asked)))
             yield from asked
 
     answers: list[Completion] = []
@@ -112,35 +112,35 @@ def at_once(sessions: Iterable[S], engine: Engine) -> Iterator[S]:
             yield waiting.popleft()[0]
         answers.append(answer)
         if len(answers) == waiting[0][1]:
-            session, _ = waiting.popleft()
-            take(session, answers)
+            judging, _ = waiting.popleft()
+            take(judging, answers)
             answers = []
-            yield session
+            yield judging
     while waiting:
         yield waiting.popleft()[0]
 
 
-def in_rounds(sessions: Iterable[S], engine: Engine, together: int = PROMPTS_TOGETHER) -> Iterator[S]:
-    """Yield the sessions in order, each when it has nothing to ask any more; those of many prompts take turns.
+def in_rounds(judgings: Iterable[S], engine: Engine, together: int = PROMPTS_TOGETHER) -> Iterator[S]:
+    """Yield the prompts' judgings in order, each when it has nothing to ask any more; those of many prompts take turns.
 
     If the chat template refuses a request, the prompt is bad.
     """
-    sessions = iter(sessions)
-    while started := list(islice(sessions, together)):
-        left = [session for session in started if not session.prompt.bad]
-        while asked := [(session, requests) for session in left if (requests := session.ask())]:
+    judgings = iter(judgings)
+    while started := list(islice(judgings, together)):
+        left = [judging for judging in started if not judging.prompt.bad]
+        while asked := [(judging, requests) for judging in left if (requests := judging.ask())]:
             answers = engine.generate(request for _, requests in asked for request in requests)
-            for session, requests in asked:
-                take(session, list(islice(answers, len(requests))))
-            left = [session for session, _ in asked if not session.prompt.bad]
+            for judging, requests in asked:
+                take(judging, list(islice(answers, len(requests))))
+            left = [judging for judging, _ in asked if not judging.prompt.bad]
         yield from started
 
 
-def take(session: Session, answers: list[Completion]) -> None:
-    """Give a session its answers, and count their tokens."""
-    prompt = session.prompt
+def take(judging: Judging, answers: list[Completion]) -> None:
+    """Give the judging of a prompt its answers, and count their tokens."""
+    prompt = judging.prompt
     prompt.tokens_in += sum(answer.tokens_in for answer in answers)
     prompt.tokens_out += sum(answer.tokens_out for answer in answers)
     prompt.bad = next(filter(None, map(template_refusal, answers)), "")
     if not prompt.bad:
-        session.take(answers)
+        judging.take(answers)
