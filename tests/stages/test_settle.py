@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from random import Random
 from statistics import NormalDist, fmean
 
 import pytest
 
 from commands_table import RESPONSES
-from helpers import Record, Srlm, as_lines, asked_text, read_rows, write_rows
+from helpers import Record, Srlm, as_lines, read_rows, write_rows
+from simulated_judge import SimulatedJudge, accuracy, ends, replies, rows_of
 from srlm_cli import templates
-from srlm_cli.engines.base import Completion, Request, Sampling
-from srlm_cli.records import response_record
+from srlm_cli.engines.base import Sampling
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.settle import SettleOptions, contenders, judge_until_settled
 from tiny import tiny_model
@@ -22,32 +20,8 @@ ADDITIVE = templates.load_judge("additive")
 MOST = 9
 
 
-class Judge:
-    """A judge whose scores are the reply's quality and noise, rounded; a quality of None cannot be read."""
-
-    name = "list"
-    model = "fake"
-
-    def __init__(self, quality: dict[str, float | None], noise: float = 1.0) -> None:
-        self.quality, self.noise = quality, noise
-        self.rounds: list[int] = []
-
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        self.rounds.append(0)
-        for request in requests:
-            self.rounds[-1] += 1
-            quality = self.quality[asked_text(request).split("<reply>\n")[1].split("\n</reply")[0]]
-            drawn = [0.0 if quality is None else quality + Random(seed).gauss(0, self.noise) for seed in request.seeds]
-            said = ["?" if quality is None else f"Score: {min(5, max(0, round(score)))}" for score in drawn]
-            yield Completion(said, ["stop"] * len(said), 10, len(said))
-
-
 def options(**more) -> SettleOptions:
     return SettleOptions(ADDITIVE, more.pop("num_judgements", MOST), Sampling(), 0, **more)
-
-
-def rows_of(quality: dict[str, float | None], prompt: str = "Why?") -> list[Record]:
-    return [response_record({"prompt": prompt, "response": text, "k": k}) for k, text in enumerate(quality)]
 
 
 def settled(rows: list[Record], engine, **more) -> list[Record]:
@@ -63,9 +37,11 @@ def test_what_is_drawn_is_the_beginning_of_what_more_would_have_been() -> None:
     quality = {f"r{n}": n % 5 + 0.3 for n in range(8)}
     rows = rows_of(quality)
     fixed = [
-        row for out in judge(rows, Judge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0)) for row in out.rows
+        row
+        for out in judge(rows, SimulatedJudge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0))
+        for row in out.rows
     ]
-    found = settled(rows, Judge(quality))
+    found = settled(rows, SimulatedJudge(quality))
     assert len({len(row["scores"]) for row in found}) > 1
     for one, whole in zip(found, fixed, strict=True):
         drawn = len(one["scores"])
@@ -76,25 +52,25 @@ def test_what_is_drawn_is_the_beginning_of_what_more_would_have_been() -> None:
 
 def test_a_clear_order_needs_two_judgements_and_an_open_one_all() -> None:
     clear = {"a": 0.0, "b": 2.5, "c": 5.0}
-    [outcome] = judge_until_settled(rows_of(clear), Judge(clear, noise=0.0), options())
+    [outcome] = judge_until_settled(rows_of(clear), SimulatedJudge(clear, noise=0.0), options())
     assert [len(row["scores"]) for row in outcome.rows] == [2, 2, 2]
     assert outcome.counts["judgements saved"] == 21 and outcome.counts["prompts settled early"] == 1
     same = {"a": 3.0, "b": 3.0}
-    [outcome] = judge_until_settled(rows_of(same), Judge(same, noise=0.0), options())
+    [outcome] = judge_until_settled(rows_of(same), SimulatedJudge(same, noise=0.0), options())
     assert [len(row["scores"]) for row in outcome.rows] == [9, 9] and outcome.counts["judgements saved"] == 0
 
 
 def test_replies_in_the_middle_and_lone_replies_get_no_more_judgements() -> None:
     quality = {"low": 0.0, "low too": 0.0, "middle": 2.5, "high": 5.0}
-    found = settled(rows_of(quality), Judge(quality, noise=0.0))
+    found = settled(rows_of(quality), SimulatedJudge(quality, noise=0.0))
     assert [len(row["scores"]) for row in found] == [9, 9, 2, 2]
     alone = {"alone": 3.0}
-    assert [len(row["scores"]) for row in settled(rows_of(alone), Judge(alone))] == [2]
+    assert [len(row["scores"]) for row in settled(rows_of(alone), SimulatedJudge(alone))] == [2]
 
 
 def test_a_reply_that_cannot_be_read_gets_all_its_judgements_and_no_score() -> None:
     quality = {"a": 0.0, "mute": None, "c": 5.0}
-    [outcome] = judge_until_settled(rows_of(quality), Judge(quality, noise=0.0), options())
+    [outcome] = judge_until_settled(rows_of(quality), SimulatedJudge(quality, noise=0.0), options())
     assert [len(row["scores"]) for row in outcome.rows] == [2, 9, 2]
     assert outcome.rows[1]["score"] is None and outcome.counts["unparsed"] == 9
 
@@ -112,7 +88,7 @@ def test_a_higher_confidence_takes_more_judgements_and_a_range_is_kept_to() -> N
     quality = {f"r{n}": 2 + 0.4 * n for n in range(4)}
     counts = []
     for settle in (0.6, 0.9, 0.99):
-        found = settled(rows_of(quality), Judge(quality), settle=settle, first=3, num_judgements=7)
+        found = settled(rows_of(quality), SimulatedJudge(quality), settle=settle, first=3, num_judgements=7)
         counts.append(sum(len(row["scores"]) for row in found))
         assert all(3 <= len(row["scores"]) <= 7 for row in found)
     assert counts == sorted(counts) and counts[0] < counts[2]
@@ -120,44 +96,21 @@ def test_a_higher_confidence_takes_more_judgements_and_a_range_is_kept_to() -> N
 
 def test_a_simulated_judge_needs_six_tenths_of_the_judgements_at_the_same_agreement() -> None:
     """300 prompts, 4 replies, quality and noise of one point each: share, same pairs as K = 9, agreement."""
-    random = Random(1)
-    quality: dict[str, float | None] = {}
-    rows = []
-    for n in range(300):
-        middle = random.uniform(1.5, 3.5)
-        own = {f"r{n}.{k}": middle + random.gauss(0, 1) for k in range(4)}
-        quality |= own
-        rows += rows_of(own, prompt=f"Ask {n}?")
+    rows, quality = replies(300, 1.0)
     fixed = [
-        row for out in judge(rows, Judge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0)) for row in out.rows
+        row
+        for out in judge(rows, SimulatedJudge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0))
+        for row in out.rows
     ]
-    found = settled(rows, Judge(quality))
+    found = settled(rows, SimulatedJudge(quality))
     assert sum(len(row["scores"]) for row in found) <= 0.6 * 9 * len(rows)
     assert abs(accuracy(found, quality) - accuracy(fixed, quality)) < 0.02
     assert fmean(one == other for one, other in zip(ends(found), ends(fixed), strict=True)) > 0.85
 
 
-def accuracy(rows: list[Record], quality: dict) -> float:
-    """Return the share of pairs of replies to one prompt that the scores order as the qualities do."""
-    hits = []
-    for at in range(0, len(rows), 4):
-        group = rows[at : at + 4]
-        for one in range(4):
-            for other in range(one):
-                gap = quality[group[one]["response"]] - quality[group[other]["response"]]
-                hits.append((group[one]["score"] - group[other]["score"]) * gap > 0)
-    return fmean(hits)
-
-
-def ends(rows: list[Record]) -> list[tuple[int, int]]:
-    """Return the places of the best and the worst reply to each prompt."""
-    groups = [[row["score"] for row in rows[at : at + 4]] for at in range(0, len(rows), 4)]
-    return [(scores.index(max(scores)), scores.index(min(scores))) for scores in groups]
-
-
 def test_prompts_take_turns_and_settled_ones_leave() -> None:
     clear, same = {"a": 0.0, "b": 5.0}, {"c": 3.0, "d": 3.0}
-    judge_of_both = Judge(clear | same, noise=0.0)
+    judge_of_both = SimulatedJudge(clear | same, noise=0.0)
     outcomes = list(judge_until_settled([*rows_of(clear), *rows_of(same, prompt="How?")], judge_of_both, options()))
     assert judge_of_both.rounds == [4, *[2] * 7]
     assert [outcome.tokens_out for outcome in outcomes] == [4, 18]
