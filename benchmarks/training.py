@@ -119,10 +119,13 @@ def run_trl(
 
 def figures(task: str, who: str, made: list[dict[str, Any]], batch: int, length: int, out: Path) -> dict[str, Any]:
     """Return the figures of one contender, run in this process."""
-    from srlm_cli.models.load import load_tokenizer
+    from srlm_cli.train import setup
     from srlm_cli.train.data import dpo_rows, sft_rows
+    from srlm_cli.train.options import TrainSpec
 
-    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, load_tokenizer(MODEL), length)
+    spec = TrainSpec(MODEL, out, 1e-6, 1e-7)
+    renderer = setup.renderer(setup.open_tokenizer(spec), spec)
+    _, report = (dpo_rows if task == "dpo" else sft_rows)(made, renderer, length)
     run = run_srlm if who.startswith("srlm") else run_trl
     (seconds, processor), (first, last) = run(task, who, made, batch, length, out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
