@@ -36,7 +36,7 @@ LENGTHS = (8, 32, 100, 300)
 def contend(who: str, given: argparse.Namespace) -> dict[str, Any]:
     """Train as one contender, in this process, and return its figures."""
     if who.isdecimal():
-        packing.TOKENS = packing.BFLOAT16_TOKENS = int(who)
+        packing.TOKENS = int(who)
     else:
         packing.Packing.now = lambda self: False
     if who == "by row":

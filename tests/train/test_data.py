@@ -118,21 +118,18 @@ def test_metrics_have_speed_lengths_and_log_probabilities(srlm: Srlm, base: Path
         assert sum(row[f"length_{side}"] for row in rows) / 2 == pytest.approx(mean)
 
 
-@pytest.mark.parametrize(("command", "dtype", "tokens"), [("sft", "bfloat16", 2048), ("dpo", "float32", 1024)])
-def test_a_dry_run_shows_a_row_with_its_mask_and_writes_nothing(
-    srlm: Srlm, base: Path, command: str, dtype: str, tokens: int
-) -> None:
+@pytest.mark.parametrize("command", ["sft", "dpo"])
+def test_a_dry_run_shows_a_row_with_its_mask_and_writes_nothing(srlm: Srlm, base: Path, command: str) -> None:
     rows = completions(18) if command == "sft" else pairs(18)
     before = sorted(base.iterdir())
     argv = [command, "--model", str(base), "--out", "m", "--dry-run", "--train-batch-size", "4", "--epochs", "3"]
-    argv += ["--dtype", dtype]
     result = srlm(*argv, stdin=as_lines([*rows, rows[0]]), env=ALONE)
     assert result.code == 0, result.err
     assert list(srlm.folder.iterdir()) == [] and sorted(base.iterdir()) == before
     target = "> Answer 0 <|end|>" if command == "sft" else "> Good 0 <|end|>"
     lines = result.err.splitlines()
     assert lines[lines.index("| <|user|>") :][:4] == ["| <|user|>", "| Ask 0?<|end|>", "| <|assistant|>", target]
-    assert "1 duplicates dropped" in result.err and f"15 steps of 4 rows, up to {tokens} tokens at a time" in result.err
+    assert "1 duplicates dropped" in result.err and "15 steps of 4 rows, up to 1024 tokens at a time" in result.err
     assert "memory about" in result.err and "time about" in result.err and "\x1b" not in result.err
     [row] = result.rows
     assert row["steps"] == 15 and row["data"]["duplicates"] == 1 and row["dry_run"]

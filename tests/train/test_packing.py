@@ -150,10 +150,11 @@ def test_checkpointing_computes_a_layer_again_for_its_gradient(kind, tmp_path, m
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_rows_are_read_together_up_to_so_many_tokens():
-    runs = [(some.start, some.stop) for some in groups([4, 6, 3, 12, 1, 1, 1, 1], 3, 10)]
+def test_rows_are_read_together_up_to_so_many_tokens(monkeypatch):
+    monkeypatch.setattr(packing, "TOKENS", 10)
+    runs = [(some.start, some.stop) for some in groups([4, 6, 3, 12, 1, 1, 1, 1], 3)]
     assert runs == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
-    assert list(groups([], 3, 10)) == []
+    assert list(groups([], 3)) == []
 
 
 @pytest.mark.parametrize(
@@ -175,8 +176,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
     common = {"learning_rate": 1e-3, "final_learning_rate": 1e-4, "batch": 4, "epochs": 2, "device": "cpu"}
     packed = TrainSpec(str(model), tmp_path / "packed", **common, dtype=dtype)
     alone = replace(packed, out=tmp_path / "alone", device_batch_size=1)
-    for limit in ("TOKENS", "BFLOAT16_TOKENS"):
-        monkeypatch.setattr(packing, limit, 140)  # two to four rows
+    monkeypatch.setattr(packing, "TOKENS", 140)  # two to four rows
     passes = []
     together = Packing._together
     monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))

@@ -64,7 +64,7 @@ class TrainOptions(ReadOptions):
         Option(
             "--device-batch-size",
             min=1,
-            show_default="1,024 tokens on a CPU (2,048 in bfloat16), else 4",
+            show_default="1,024 tokens on a CPU, else 4",
             help="Rows per forward/backward pass on each device.",
         ),
     ] = None

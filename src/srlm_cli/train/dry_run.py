@@ -33,9 +33,10 @@ def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> l
 
 def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> dict[str, Any]:
     """Print estimates of a training on stderr, measured in one real step on the records of `sample`; return them."""
+    from srlm_cli.train.packing import TOKENS
+
     at_a_time = device_batch_size(spec)
-    by_tokens = trainer.splits and not spec.device_batch_size
-    shown = f"up to {trainer.packing.tokens} tokens" if by_tokens else str(at_a_time)
+    shown = f"up to {TOKENS} tokens" if trainer.splits and not spec.device_batch_size else str(at_a_time)
     an_epoch = math.ceil(report.rows / spec.batch)
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(an_epoch * spec.epochs)
     epochs = steps / an_epoch

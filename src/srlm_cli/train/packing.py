@@ -19,7 +19,6 @@ from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 from srlm_cli.train.dropout import drops_out
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
-BFLOAT16_TOKENS = 2048  # where products are bfloat16: PyTorch gives smaller ones to one thread
 
 
 class Packing:
@@ -29,8 +28,7 @@ class Packing:
     its own), and without gradient checkpointing, which comes back to a layer when the pass is over.
     """
 
-    def __init__(self, model: Any, bfloat16: bool = False) -> None:
-        self.tokens = BFLOAT16_TOKENS if bfloat16 else TOKENS
+    def __init__(self, model: Any) -> None:
         self.bare = model.get_base_model() if hasattr(model, "peft_config") else model
         self.packed = PackedModel(self.bare, "cpu")
         training = self.bare.training
@@ -79,7 +77,7 @@ class Packing:
                 inputs = {"input_ids": torch.tensor([row]), "logits_to_keep": torch.tensor(wanted, dtype=torch.long)}
                 yield slice(at, at + 1), inputs, nullcontext()
             return
-        for some in groups(map(len, rows), len(rows), self.tokens):
+        for some in groups(map(len, rows), len(rows)):
             with_prefixes = [CachedPrefix(row) for row in rows[some]]
             find_prefixes(with_prefixes, [])
             yield some, *self._together(with_prefixes, places[some])
@@ -104,11 +102,11 @@ class Packing:
         return inputs, attention_context(Prefill(texts, None, trained=True), self.packed.configs)
 
 
-def groups(lengths: Iterable[int], most: int, most_tokens: int) -> Iterator[slice]:
-    """Yield runs of rows that have together `most_tokens` at most, or are one row; `most` rows a run."""
+def groups(lengths: Iterable[int], most: int) -> Iterator[slice]:
+    """Yield runs of rows that have together `TOKENS` tokens at most, or are one row; `most` rows a run."""
     begin = end = tokens = 0
     for length in lengths:
-        if end > begin and (tokens + length > most_tokens or end - begin == most):
+        if end > begin and (tokens + length > TOKENS or end - begin == most):
             yield slice(begin, end)
             begin, tokens = end, 0
         end, tokens = end + 1, tokens + length

@@ -135,7 +135,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
             copy_rows(self.model)
             score_without_padding(self.packing)
             if self.ref_model is not None:
-                score_without_padding(Packing(self.ref_model, self.args.bf16))
+                score_without_padding(Packing(self.ref_model))
         if self.loss_config.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
             self._score(name, dataset, batch_size)
         return dataset

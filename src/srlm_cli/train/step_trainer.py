@@ -103,7 +103,7 @@ class StepTrainer:
     @cached_property
     def packing(self) -> Packing:
         """The passes over rows of the model to train."""
-        return Packing(self.model, self.args.bf16)
+        return Packing(self.model)
 
     def _prepare_dataset(self, dataset: Any, *unused: Any) -> Any:
         return dataset
@@ -126,7 +126,7 @@ class StepTrainer:
             return super().training_step(model, inputs, num_items_in_batch)
         most = self.batch_rows(inputs) if self.packing.now() else 1
         total = 0.0
-        for some in groups(self.lengths(inputs), most, self.packing.tokens):
+        for some in groups(self.lengths(inputs), most):
             total = total + super().training_step(model, self.rows_of(inputs, some), num_items_in_batch)
         return total
 
