@@ -195,6 +195,28 @@ def test_the_config_can_ask_for_a_check_without_a_judge(run_folder):
     assert planned(run_folder, "ITER=2") == []
 
 
+@pytest.mark.slow
+def test_small_rounds_train_the_newest_model_against_the_round_s_first(run_folder):
+    """Each part is answered by the model of the part before; a part without pairs hands its model on."""
+    run, small = run_folder / "runs" / "first", "SMALL=7"
+    done = make(run_folder, "iterate", "ITER=2", small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = [run / "M1" / f"part-{k}" / "model" for k in range(1, 7)] + [run / "M2" / "model"]
+    made = [json.loads((model / "provenance.json").read_text()) for model in models]
+    before = [run / "M1" / "model", *models[:-1]]
+    assert [about["from"]["model"] for about in made] == [str(model.relative_to(run_folder)) for model in before]
+    lines = [len((run / "M1" / f"part-{k}" / "responses.jsonl").read_text().splitlines()) for k in range(1, 8)]
+    assert sorted(lines) == [0] + 6 * [4], "6 prompts in 7 parts"
+    for about, read in zip(made, lines, strict=True):
+        assert bool(about["steps"]) == bool(about["data"]["rows"]) and (read or not about["steps"])
+        assert not about["steps"] or about["reference"]["model"] == "runs/first/M1/model"
+    assert planned(run_folder, "ITER=2", small) == []
+    shown = make(run_folder, "report").stdout
+    assert "7 parts" in shown and str(sum(about["data"]["rows"] for about in made)) in shown
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
+    assert planned(run_folder, "ITER=2") == []
+
+
 def test_a_killed_run_goes_on(tmp_path):
     folder = tmp_path / "mine"
     subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers import FORKED, clean_env, read_rows
+from helpers import FORKED, clean_env, read_json, read_rows
 
 SETTINGS = """
 [defaults]
@@ -114,3 +114,67 @@ def test_a_number_of_iterations_that_is_none(given: str, folder: Path) -> None:
 def test_a_run_has_a_name(goal: str, name: str, folder: Path) -> None:
     done = subprocess.run(["make", "-n", goal, f"NAME={name}"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 2 and "is no name of a run" in done.stderr and "rm " not in done.stdout
+
+
+def test_small_cuts_the_prompts_of_a_round_in_parts(folder: Path) -> None:
+    """The newest model answers each part and learns from it; the model that the round began with is the reference."""
+    run = folder / "runs" / "first"
+    make(folder, "SMALL=2")
+    prompts = [row["id"] for row in read_rows(run / "M1" / "prompts.jsonl")]
+    answered = [[row["prompt_id"] for row in read_rows(run / f"M1/part-{k}/responses.jsonl")] for k in (1, 2)]
+    assert len(prompts) == 6 and answered == [
+        [p for p in prompts[:3] for _ in range(4)],
+        [p for p in prompts[3:] for _ in range(4)],
+    ]
+    for name in ("responses", "judged", "pairs"):
+        parts = [read_rows(run / f"M1/part-{k}/{name}.jsonl") for k in (1, 2)]
+        assert read_rows(run / "M1" / f"{name}.jsonl") == sum(parts, []) and all(parts)
+    first, last = ((run / name / "model" / "provenance.json").read_text() for name in ("M1/part-1", "M2"))
+    assert "--in runs/first/M1/part-1/pairs.jsonl --model runs/first/M1/model" in first
+    assert "--in runs/first/M1/part-2/pairs.jsonl --model runs/first/M1/part-1/model" in last
+    assert all("--on-empty copy --ref runs/first/M1/model" in text for text in (first, last))
+    sampled = read_json(run / "M1" / "part-2" / "responses.jsonl.meta.json")["argv"]
+    assert sampled[sampled.index("--model") + 1] == "runs/first/M1/part-1/model"
+    guards = list((run / "M1").glob("**/eval-health.jsonl"))
+    assert len(guards) == 3, "one before each training, and one of the whole round"
+    assert planned(folder, "SMALL=2") == set()
+
+
+def test_small_rounds_are_made_again_only_where_something_changed(folder: Path) -> None:
+    run = folder / "runs" / "first"
+    whole = planned(folder)
+    assert planned(folder, "SMALL=1") == planned(folder, "SMALL=") == whole
+    assert not {name for name in whole if "part-" in name}
+    make(folder, "SMALL=2")
+    plan = planned(folder)
+    assert {"M1/responses.jsonl", "M1/pairs.jsonl", "M2/model"} <= plan and "M1/prompts.jsonl" not in plan
+    plan = planned(folder, "SMALL=3")
+    assert {f"M1/part-{k}/responses.jsonl" for k in (1, 2, 3)} | {"M2/model"} <= plan and "M1/prompts.jsonl" not in plan
+    with open(folder / "srlm.toml", "a") as file:
+        file.write('[dpo]\nref = "base"\n')
+    assert planned(folder, "SMALL=2") >= {"M1/part-1/model", "M1/part-2/responses.jsonl", "M2/model"}
+    assert "M1/part-1/responses.jsonl" not in planned(folder, "SMALL=2")
+    assert "--ref" not in make(folder, "-n", "SMALL=2"), "the settings name the reference"
+    (folder / "srlm.toml").write_text(SETTINGS)
+    (run / "M1" / "part-2" / "judged.jsonl").unlink()
+    plan = planned(folder, "SMALL=2")
+    assert {"M1/part-2/judged.jsonl", "M1/part-2/pairs.jsonl", "M2/model"} <= plan
+    assert not {name for name in plan if "part-1" in name or "responses" in name and name.startswith("M1/part")}
+    make(folder)
+    assert planned(folder) == set() and read_rows(run / "M1" / "pairs.jsonl")
+    assert (run / "M1" / "pairs.jsonl.meta.json").exists()
+    make(folder, "SMALL=2")
+    assert planned(folder, "SMALL=2") == set() and not (run / "M1" / "pairs.jsonl.meta.json").exists()
+
+
+def test_small_rounds_with_meta(folder: Path) -> None:
+    both = "--in runs/first/M1/part-2/pairs.jsonl --in runs/first/M1/part-2/judge-pairs.jsonl"
+    assert both in make(folder, "-n", "SMALL=2", "META=1")
+
+
+@pytest.mark.parametrize("given", ["0", "x", "1.5", "-1", "2 3", "02"])
+def test_a_number_of_parts_that_is_none(given: str, folder: Path) -> None:
+    command = ["make", "SRLM=./srlm", "iterate", f"SMALL={given}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 2 and f"SMALL={given} is no number of parts" in done.stderr
+    assert not (folder / "runs").exists()

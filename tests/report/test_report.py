@@ -711,3 +711,32 @@ def test_figures_stay_whole_in_a_narrow_terminal() -> None:
     console = Console(width=60, record=True, file=io.StringIO())
     console.print(grid(Table("Training", "", ["", "M1", "M2"], rows)))
     assert console.export_text().count("2.057 [1.99–2.12]") == 4
+
+
+# --- a round in parts ------------------------------------------------------------------------
+
+
+def test_a_round_in_parts_is_shown_as_one(run_folder: Path) -> None:
+    """Rows, steps and seconds are summed; files of parts that the run no longer has are left out."""
+    one = run_folder / "M1"
+    (run_folder / ".settings" / "SMALL.json").write_text('{"name": "SMALL", "value": "2"}')
+    (one / "judged.jsonl.meta.json").unlink()
+    for k in (1, 2, 3):
+        part = one / f"part-{k}"
+        write_model(part, "dpo", "runs/x/M1/model", DPO_STEPS)
+        write_meta(write_rows_in(part / "judged.jsonl", []), "judge", counts(4 * k, 3 * k, {"tie": k}, judgements=8))
+    (one / "part-2" / "pairs.jsonl.part").touch()
+    run = collect(run_folder)
+    assert [found.name for found in run.rounds] == ["M0", "M1", "M2"]
+    shown = run.rounds[1].stages["judged"]
+    assert (shown["read"], shown["kept"], shown["dropped"], shown["seconds"]) == (12, 9, {"tie": 3}, 6.0)
+    assert shown["counts"] == {"judgements": 16, "parts": 2}
+    made = run.rounds[2].training
+    assert (made["steps"], made["data"]["rows"], made["seconds"], made["parts"]) == (6, 22, 60.0, 2)
+    assert made["from"]["model"] == "runs/x/M1/model" and made["first_loss"] == 0.75
+    assert [row["step"] for row in run.rounds[2].steps] == [1, 2, 3, 4, 5, 6]
+    assert any(line.startswith("M1/part-2/pairs.jsonl is not finished") for line in run.unfinished)
+    rows = [[cell.text for cell in row] for row in tables.stage_table(run).rows]
+    assert ["M1", "judged", "12", "9", "3 tie, 2 parts", "6 s"] in rows
+    assert rows[-1][:4] == ["M2", "dpo", "26", "22"] and "6 steps, 2 parts" in rows[-1][4]
+    assert {"part-1/judged.jsonl", "part-2/judged.jsonl"} <= run.rounds[1].files.keys()

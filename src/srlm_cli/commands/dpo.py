@@ -1,6 +1,7 @@
 """srlm dpo."""
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 from typer import Option
 
@@ -27,6 +28,10 @@ def dpo(
     ] = None,
     eval_file: EvalFile = None,
     held_out: HeldOut = None,
+    on_empty: Annotated[
+        Literal["stop", "copy"],
+        Option("--on-empty", help="When no pair is left to train on: stop with exit 3, or copy the model."),
+    ] = "stop",
     beta: Annotated[
         float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
@@ -90,7 +95,8 @@ def dpo(
     about = provenance("dpo", spec, reader)
     results = guarded(
         lambda: train(
-            rows, spec, preference, ref=ref, eval_rows=held, run=options.run(), provenance=about,
+            rows, spec, preference, ref=ref, eval_rows=held, provenance=about,
+            run=replace(options.run(), on_empty=on_empty),
             refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
         ),
         spec.out,

@@ -394,6 +394,7 @@ OPERATIONAL = {
     "base-url", "concurrency", "retries", "timeout", "check-sampling",
     "tensor-parallel-size", "data-parallel-size", "gpu-memory-utilization",
     "device-batch-size", "accelerate-config", "num-processes", "save-steps", "report-to", "dry-run", "checkpointing",
+    "on-empty",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli import records
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.records import PROVENANCE, Record, is_number
+from srlm_cli.report.parts import joined_counts, joined_steps, joined_training, part_folders
 from srlm_cli.stages.pair_choice import SHUFFLED
 from srlm_cli.streams.reader import Reader, read_all
 from srlm_cli.train.workdir import METRICS
@@ -146,8 +148,25 @@ def collect(folder: Path, seed: int = 0) -> Run:
     if rounds[0].name == "M0":
         rounds[0].files |= files_of(folder)
         rounds[0].stages = counts_of(rounds[0].files, ("eft",)) | rounds[0].stages
+    settings = settings_of(folder)
+    parts = {found.name: part_folders(found.folder, settings) for found in rounds}
+    join_parts(rounds, parts)
     measure_health(rounds, seed)
-    return Run(folder.resolve().name, rounds, settings_of(folder), unfinished(folder, folders))
+    return Run(folder.resolve().name, rounds, settings, unfinished(folder, [*folders, *chain(*parts.values())]))
+
+
+def join_parts(rounds: list[Round], parts: dict[str, list[Path]]) -> None:
+    """Add what the parts of each round did to the round, and their trainings to that of the model that ends it."""
+    for found, after in zip(rounds, [*rounds[1:], None], strict=True):
+        if folders := parts[found.name]:
+            files = {folder.name: files_of(folder) for folder in folders}
+            counts = joined_counts((counts_of(some, STAGES) for some in files.values()), STAGES)
+            found.stages = {stage: (found.stages | counts)[stage] for stage in STAGES if stage in found.stages | counts}
+            found.files |= {f"{part}/{name}": meta for part, some in files.items() for name, meta in some.items()}
+        if folders and after and after.training:
+            models = [folder / "model" for folder in folders[:-1]]
+            after.training = joined_training([*(read_json(model / PROVENANCE) for model in models), after.training])
+            after.steps = joined_steps([*(steps_of(model / METRICS) for model in models), after.steps])
 
 
 def round_of(folder: Path) -> Round:

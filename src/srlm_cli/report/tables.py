@@ -107,6 +107,7 @@ def training_stage(found: Round) -> Stage:
     data = made.get("data", {})
     rows, left_out = data.get("rows", 0), data.get("left_out", 0)
     more = [f"{made['steps']} steps"] if "steps" in made else []
+    more += [f"{made['parts']} parts"] if "parts" in made else []
     if made.get("first_loss") is not None:
         more.append(f"loss {loss_of(made)}")
     more += [f"margin {made['margin']:.3f}"] if "margin" in made else []

@@ -64,7 +64,8 @@ class TrainSpec:
 class RunOptions:
     """How a training is run; only `keep_duplicates` changes the trained model.
 
-    `save_steps` 0 saves every ten minutes.
+    `save_steps` 0 saves every ten minutes. `on_empty` is what happens when no record is left to train on: `stop` with
+    an error, or `copy` the model.
     """
 
     quiet: bool = False
@@ -75,3 +76,4 @@ class RunOptions:
     keep_checkpoints: bool = False
     report_to: str = "none"
     keep_duplicates: bool = False
+    on_empty: str = "stop"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -20,15 +19,16 @@ from srlm_cli.models.files import broken_file
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.hardware import pick_device
 from srlm_cli.models.locate import use
-from srlm_cli.records import PROVENANCE, Record, short_hash
+from srlm_cli.records import Record, short_hash
 from srlm_cli.streams.console import say
 from srlm_cli.streams.writer import dumps
 from srlm_cli.train import dry_run, router
 from srlm_cli.train.callback import follower
+from srlm_cli.train.copied import copy_model
 from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
 from srlm_cli.train.setup import device_batch_size, open_tokenizer, training_dtype, usable, within_context
-from srlm_cli.train.workdir import METRICS, Workdir, place
+from srlm_cli.train.workdir import METRICS, Workdir, place, write_provenance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -95,12 +95,14 @@ def train(
     With `eval_rows` the checkpoint with the lowest loss on them becomes the model, not the last one. Raises DataError
     if no record is left.
     """
-    if not rows:
+    if not rows and not copies(run):
         raise DataError(f"no {method.unit} to train on", f"--in takes rows with {method.fields}")
     use(spec.model, spec.revision, spec.trust_remote_code)
     tokenizer = open_tokenizer(spec, run.quiet)
     spec = dated(method.name, within_context(spec, method.name, run.quiet), tokenizer, run)
     dataset, report = method.render(rows, tokenizer, spec, run)
+    if not dataset and copies(run):
+        return copied(method, spec, run, report, provenance or {})
     if not dataset:
         raise DataError(f"none of {len(rows)} {method.unit} can be trained on: {', '.join(report.dropped())}")
     if not run.quiet:
@@ -123,6 +125,23 @@ def train(
         results = {"data": report.as_dict(), **run_training(trainer, workdir, method.name, run)}
         results |= method.results(trainer)
         save(trainer, tokenizer, workdir, spec, {**(provenance or {}), **method.settings(), **results})
+    return results
+
+
+def copies(run: RunOptions) -> bool:
+    """Return whether the model is copied if there is nothing to train on; a dry run says what is wrong."""
+    return run.on_empty == "copy" and not run.dry_run
+
+
+def copied(
+    method: Method, spec: TrainSpec, run: RunOptions, report: DataReport, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Write a copy of the starting model, of 0 steps, because no record is left; return the results."""
+    results = {"data": report.as_dict(), "steps": 0}
+    copy_model(spec, settings_of(method.name, spec), {**provenance, **method.settings(), **results})
+    if not run.quiet:
+        dropped = "".join(f", {reason}" for reason in report.dropped())
+        say(f"srlm {method.name}: no {method.unit} to train on{dropped}: {spec.out} is a copy of {spec.model}")
     return results
 
 
@@ -294,9 +313,5 @@ def save(
             provenance["base"] = {"model": base, "fingerprint": fingerprint(base, weights_only=True)}
         tokenizer.save_pretrained(workdir.model)
         shutil.copyfile(workdir.metrics, workdir.model / METRICS)
-        settings = {**asdict(spec), "out": str(spec.out)}
-        with open(workdir.model / PROVENANCE, "w", encoding="utf-8") as file:
-            json.dump({**provenance, "settings": settings}, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_provenance(workdir.model, provenance, spec)
         workdir.publish()

@@ -19,14 +19,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.records import Record
+from srlm_cli.records import PROVENANCE, Record
 from srlm_cli.streams.writer import refuse_other, replace_text
+from srlm_cli.train.options import TrainSpec
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -209,6 +211,15 @@ def place(out: Path, dry_run: bool) -> Iterator[Workdir]:
         workdir = Workdir(Path(scratch) / "model")
         workdir.folder.mkdir()
         yield workdir
+
+
+def write_provenance(folder: Path, provenance: dict[str, Any], spec: TrainSpec) -> None:
+    """Write how a model was made into its folder, on the disk: the last file of a complete model."""
+    settings = {**asdict(spec), "out": str(spec.out)}
+    with open(folder / PROVENANCE, "w", encoding="utf-8") as file:
+        json.dump({**provenance, "settings": settings}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(folder: Path) -> None:
