@@ -208,6 +208,12 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
         [*READING, *ENGINE, option("probe", "score-stuffed", "other-prompt"), option("max-probe-wins", 0.5)],
         ("--engine", "echo"),
     ),
+    "eval judges": (
+        RANKED,
+        [*READING, *ENGINE, option("kinds", "text,group", "pairwise,pairwise-direct", "expected:score_only", "text:"),
+         option("num-judgements", 1, 2), option("comparisons", 1)],
+        ("--engine", "echo"),
+    ),
     "eval rules": (
         st.one_of(RESPONSES, RANKED),
         [*READING, option("rule", "no-commas", "equal=question"), option("max-fall", 0.1)],

@@ -246,6 +246,7 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("eval head-to-head",
               ("eval", "head-to-head", "--in", responses, "--against", others, *echo, "--direct")),
         Stage("eval probe", ("eval", "probe", "--in", responses, *echo)),
+        Stage("eval judges", ("eval", "judges", "--in", ranked, *echo, "--kinds", "text,pairwise-direct,group")),
         Stage("sample, server", ("sample", "--in", prompts, *asked, "-n", "2", "--limit", "40"), server=True),
         Stage("judge, server", ("judge", "--in", responses, *asked), server=True),
         Stage("sample, hf", ("sample", "--in", prompts, *hf)),

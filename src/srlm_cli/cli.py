@@ -35,7 +35,7 @@ COMMANDS = {
 }
 
 # The commands of a group, which srlm.toml names by both words.
-GROUPS = {"eval": ("reward", "head-to-head", "health", "length-control", "probe", "rules")}
+GROUPS = {"eval": ("reward", "head-to-head", "health", "length-control", "probe", "judges", "rules")}
 
 CONTEXT = {
     "help_option_names": ["--help", "-h"],

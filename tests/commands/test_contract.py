@@ -30,6 +30,7 @@ from commands_table import (
     HEALTH,
     HINDSIGHT,
     JUDGE,
+    JUDGES,
     JURY,
     KEPT,
     MAKE_PAIRS,
@@ -112,7 +113,7 @@ def test_empty_input_makes_an_empty_complete_file(srlm: Srlm, command: Command) 
     assert (srlm.folder / "out.jsonl").read_bytes() == b""
 
 
-@each([REWARD, HEAD_TO_HEAD, HEALTH, KEPT])
+@each([REWARD, HEAD_TO_HEAD, HEALTH, KEPT, JUDGES])
 def test_metrics_of_empty_input_are_null_of_n_0(srlm: Srlm, command: Command) -> None:
     result = srlm(*command.argv())
     assert result.code == 0
@@ -342,7 +343,7 @@ def test_rejects_without_skip_is_refused(srlm: Srlm) -> None:
 # --- rows ------------------------------------------------------------------------------------
 
 
-@each([SAMPLE, JUDGE, GROUP, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
+@each([SAMPLE, JUDGE, GROUP, META, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE, JUDGES])
 def test_the_seed_decides_the_rows(srlm: Srlm, command: Command) -> None:
     text = as_lines(command.rows)
     assert srlm(*command.argv("--seed", "0"), stdin=text).out == whole(srlm, command)
@@ -396,16 +397,16 @@ NOT_IN_A_FINGERPRINT = {
     "base-url", "concurrency", "retries", "timeout", "check-sampling", "route", "tokenizer",  # of a server
     "tensor-parallel-size", "data-parallel-size", "max-model-len", "gpu-memory-utilization", "quantization",
     "engine-arg", "revision", "trust-remote-code", "attn-implementation",
-    "count", "max-tries", "max-unparsed", "matches", "show", "probed", "max-probe-wins",
+    "count", "max-tries", "max-unparsed", "matches", "show", "probed", "judged", "max-probe-wins",
     "implicit", "ref", "beta",  # of a scorer, which has a fingerprint of its own
 }  # fmt: skip
 
 
 # Commands that measure, and the option for the rows from which they do.
-ROWS_BESIDE = {HEAD_TO_HEAD: "--matches", PROBE: "--probed"}
+ROWS_BESIDE = {HEAD_TO_HEAD: "--matches", PROBE: "--probed", JUDGES: "--judged"}
 
 
-@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE])
+@each([SAMPLE, JUDGE, JURY, MAKE_PAIRS, ACCEPT, GEN_PROMPTS, HEAD_TO_HEAD, PROBE, JUDGES])
 def test_every_option_that_decides_rows_is_in_the_fingerprint(srlm: Srlm, command: Command) -> None:
     out = ROWS_BESIDE.get(command, "--out")
     srlm(*command.argv(out, "out.jsonl"), stdin=as_lines(command.rows))

@@ -34,7 +34,7 @@ SMALLER = {
     r"/tmp/first.html": "first.html",
 }
 BRIEF = {
-    **{f"SRLM_{name}_MAX_NEW_TOKENS": "12" for name in ("SAMPLE", "JUDGE", "MAKE_EFT", "GEN_PROMPTS")},
+    **{f"SRLM_{name}_MAX_NEW_TOKENS": "12" for name in ("SAMPLE", "JUDGE", "EVAL_JUDGES", "MAKE_EFT", "GEN_PROMPTS")},
     "SRLM_SFT_MAX_STEPS": "1",
     "SRLM_DPO_MAX_STEPS": "1",
 }

@@ -111,6 +111,13 @@ COMPARISONS = [
     for n in range(12)
 ]
 PROBE = Command("eval probe", RESPONSES, field="response", lazy=False)
+JUDGES = Command(
+    "eval judges",
+    RANKED,
+    options=(*ECHO, "--kinds", "text,expected,pairwise-direct,group"),
+    field="responses",
+    lazy=False,
+)
 LENGTH_CONTROL = Command("eval length-control", COMPARISONS, options=(), field="preference", lazy=False)
 KEPT = Command("eval rules", RULED, options=(), field="response", lazy=False)
 HEALTH = Command("eval health", JUDGED, options=(), field="score", lazy=False)
@@ -135,10 +142,10 @@ STAGES = [
     HINDSIGHT,
     OWN,
 ]  # rows in, rows out, lazily
-ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, KEPT, LENGTH_CONTROL]
+ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, JUDGES, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
-    "eval reward", "eval head-to-head", "eval health", "eval probe", "eval length-control", "eval rules",
+    "eval reward", "eval head-to-head", "eval health", "eval probe", "eval judges", "eval length-control", "eval rules",
     "index", "report", "settings",
 ]  # fmt: skip

@@ -135,11 +135,15 @@ class LazyEngine:
         """Yield completions in order; open the engine at the first request."""
         pending = iter(requests)
         for first in pending:
-            if self._engine is None:
-                self._engine = open_engine(replace(self.spec, today=self.today))
-                self.model = self._engine.model
-                self.loads += 1
-            yield from self._engine.generate(chain([first], pending))
+            yield from self.open().generate(chain([first], pending))
+
+    def open(self) -> Engine:
+        """Return the engine, opened by the first call."""
+        if self._engine is None:
+            self._engine = open_engine(replace(self.spec, today=self.today))
+            self.model = self._engine.model
+            self.loads += 1
+        return self._engine
 
 
 class LazyScorer(LazyEngine):

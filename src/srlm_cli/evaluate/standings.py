@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from srlm_cli.evaluate.columns import aligned, percent, printable
 from srlm_cli.records import Record
 from srlm_cli.stats import bootstrap
 from srlm_cli.stats.bradley_terry import SHARE, ratings
@@ -97,24 +98,12 @@ def table(rows: list[Record], names: Sequence[str]) -> list[str]:
             rates[row["model"], row["baseline"]] = row["value"]
             rates[row["baseline"], row["model"]] = 1 - row["value"]
     rated = {row["model"]: _rating(row) for row in rows if row["metric"] == "bradley_terry"}
-    labels = [f"{number} {_printable(name)}" for number, name in enumerate(names, 1)]
+    labels = [f"{number} {printable(name)}" for number, name in enumerate(names, 1)]
     lines = [["", *(str(number) for number in range(1, len(names) + 1)), "rating"]]
     for label, name in zip(labels, names, strict=True):
-        lines.append([label, *(_percent(rates.get((name, other))) for other in names), rated.get(name, "-")])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return [
-        "win rate of line against column (a tie is half a win), Bradley-Terry rating [95% interval]",
-        *("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines),
-    ]
-
-
-def _printable(text: str) -> str:
-    """Return a text without control characters, which could move the cursor of a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _percent(rate: float | None) -> str:
-    return "-" if rate is None else f"{100 * rate:.1f}%"
+        lines.append([label, *(percent(rates.get((name, other))) for other in names), rated.get(name, "-")])
+    title = "win rate of line against column (a tie is half a win), Bradley-Terry rating [95% interval]"
+    return [title, *aligned(lines)]
 
 
 def _rating(row: Record) -> str:

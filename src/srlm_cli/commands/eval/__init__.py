@@ -2,6 +2,7 @@
 
 from srlm_cli.commands.eval.head_to_head import head_to_head
 from srlm_cli.commands.eval.health import health
+from srlm_cli.commands.eval.judges import judges
 from srlm_cli.commands.eval.length_control import length_control
 from srlm_cli.commands.eval.probe import probe
 from srlm_cli.commands.eval.reward import reward
@@ -14,4 +15,5 @@ app.command("head-to-head")(head_to_head)
 app.command()(health)
 app.command("length-control")(length_control)
 app.command()(probe)
+app.command()(judges)
 app.command()(rules)
