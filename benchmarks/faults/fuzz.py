@@ -36,7 +36,8 @@ from hypothesis import strategies as st
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
 
-from srlm_cli import cli  # noqa: E402
+from srlm_cli import cli, templates  # noqa: E402
+from srlm_cli.commands import make_rubric  # noqa: E402
 from stub_server import Fault as Answer  # noqa: E402
 from stub_server import Stub  # noqa: E402
 
@@ -201,6 +202,11 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
         ("--engine", "echo"),
     ),
     "gen-prompts": (PROMPTS, [*READING, *ENGINE, option("count", 1, 2), option("max-tries", 4)], ("--engine", "echo")),
+    "make-rubric": (
+        RANKED,
+        [*READING, *ENGINE, option("num-judgements", 1, 2), option("score", "text"), option("max-criteria", 1, 3)],
+        ("--engine", "echo", "--model", "longest", "--num-candidates", "0", "--criteria", "criteria"),
+    ),
     "eval reward": (JUDGED, READING, ()),
     "eval health": (JUDGED, READING, ()),
     "eval probe": (
@@ -294,6 +300,22 @@ def check_rows(name: str, argv: list[str], source: list[str], out: Path) -> None
             raise Fault(f"a pair of {row['score_chosen']} and {row['score_rejected']}")
 
 
+def check_rubric(source: list[str], argv: list[str], out: Path) -> None:
+    """Load the template that a command wrote, and compare its counts with what was read."""
+    counts = json.loads(out.with_name(out.name + ".meta.json").read_text())["counts"]
+    bad = counts["dropped"].get("bad row", 0)
+    path = out.with_name("rubric.toml")
+    path.write_bytes(out.read_bytes())
+    if len(templates.load_judge(str(path)).criteria) != counts["kept"]:
+        raise Fault(f"{counts['kept']} criteria counted in {path.read_text()}")
+    used = sum(number for name, number in counts["counts"].items() if name.startswith("rows to "))
+    if used + sum(counts["dropped"].values()) != counts["read"] + bad:
+        raise Fault(f"{counts['read']} read, {used} used, {counts['dropped']} dropped")
+    lines = [line for line in source if line.strip()]
+    if "--limit" not in argv and elements("\n".join(source)) is None and counts["read"] + bad != len(lines):
+        raise Fault(f"{len(lines)} lines, {counts['read']} read, {bad} bad")
+
+
 def elements(text: str) -> list[str] | None:
     """Return the elements of a file that is one JSON array, as lines; None for another file."""
     try:
@@ -316,7 +338,9 @@ def fuzz_command(name: str, folder: Path) -> Any:
         INPUTS[name] += len(source) + sum(map(bool, flags))
         code, said = command(argv)
         check_end(name, code, said)
-        if out.exists() and code in (0, 4) and not name.startswith("eval"):
+        if out.exists() and name == "make-rubric":
+            check_rubric(source, argv, out)
+        elif out.exists() and code in (0, 4) and not name.startswith("eval"):
             check_rows(name, argv, source, out)
 
     return given(source=lines(rows), flags=st.tuples(*options), torn_end=st.booleans())(test)
@@ -500,6 +524,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ["SRLM_DEBUG"] = "1"  # an exception that nobody foresaw comes out
     cli.command = cache(cli.command)
+    make_rubric.LEAST_PROMPTS = 1  # generated files are short
     shown = os.fdopen(os.dup(1), "w")  # srlm points stdout at stderr
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where `srlm index` prints what it holds
     started, turn, faults = time.monotonic(), 0, []

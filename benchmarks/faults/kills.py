@@ -247,6 +247,12 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
               ("eval", "head-to-head", "--in", responses, "--against", others, *echo, "--direct")),
         Stage("eval probe", ("eval", "probe", "--in", responses, *echo)),
         Stage("eval judges", ("eval", "judges", "--in", ranked, *echo, "--kinds", "text,pairwise-direct,group")),
+        Stage("make-rubric",
+              ("make-rubric", "--in", rows("longer.jsonl", [
+                  {"prompt": f"Ask {n}?", "responses": [{"text": "Long. " * 9, "rank": 0}, {"text": "No.", "rank": 1}]}
+                  for n in range(30)
+              ]), *echo, "--model", "longest", "--num-candidates", "0", "--criteria", "criteria",
+               "--asked", str(folder / "asked.jsonl"))),
         Stage("sample, server", ("sample", "--in", prompts, *asked, "-n", "2", "--limit", "40"), server=True),
         Stage("judge, server", ("judge", "--in", responses, *asked), server=True),
         Stage("sample, hf", ("sample", "--in", prompts, *hf)),

@@ -24,6 +24,7 @@ COMMANDS = {
     "sft": "Fine-tune a model on prompts and completions (IFT and EFT): M0 to M1.",
     "gen-prompts": "Let a model write new prompts, 8-shot, filtered as in Self-Instruct.",
     "sample": "Draw N candidate responses for each prompt.",
+    "make-rubric": "Let a model write criteria from ranked replies, and keep those that agree with people.",
     "judge": "Score responses with a model as the judge, K judgements each.",
     "jury": "Join the judged rows of several judges into one judged file.",
     "make-pairs": "Pair the best with the worst response of each prompt.",

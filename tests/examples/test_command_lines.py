@@ -34,12 +34,15 @@ SMALLER = {
     r"/tmp/first.html": "first.html",
 }
 BRIEF = {
-    **{f"SRLM_{name}_MAX_NEW_TOKENS": "12" for name in ("SAMPLE", "JUDGE", "EVAL_JUDGES", "MAKE_EFT", "GEN_PROMPTS")},
+    **{
+        f"SRLM_{name}_MAX_NEW_TOKENS": "12"
+        for name in ("SAMPLE", "JUDGE", "EVAL_JUDGES", "MAKE_EFT", "GEN_PROMPTS", "MAKE_RUBRIC")
+    },
     "SRLM_SFT_MAX_STEPS": "1",
     "SRLM_DPO_MAX_STEPS": "1",
 }
-# A model of random words writes no prompt that passes the filters; grep found nothing missing.
-OTHER_ENDS = {"srlm gen-prompts": 4, "srlm doctor |": 1}
+# A model of random words writes no prompt that passes the filters, and no criterion; grep found nothing missing.
+OTHER_ENDS = {"srlm gen-prompts": 4, "srlm make-rubric": 4, "srlm doctor |": 1}
 
 
 def smaller(line: str) -> str:
@@ -92,7 +95,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "ift": read_rows(QUICKSTART / "ift.jsonl")[:8],
         "eft": [{"prompt": "judge this", "completion": "Score: 4", "score": 4.0, "prompt_id": "x", "id": "x"}],
         "eft-1": [{"prompt": f"judge {n}", "completion": "Score: 4", "score": 4.0, "prompt_id": "x"} for n in range(3)],
-        "ranked": ranked(3),
+        "ranked": ranked(30),
         "ranked_eval": [*read_rows(QUICKSTART / "ranked_eval.jsonl")[:2], *of_people()],
         "prompts": [{"id": f"p{n}", "prompt": f"Ask {n}?"} for n in range(2)],
         **{name: [{**row, "id": f"p{at}", "prompt_id": f"p{at}"} for at, row in enumerate(answers(name, 1))]
@@ -111,6 +114,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_rows(here / f"{name}.jsonl", rows)
     shutil.copy(QUICKSTART / "srlm.toml", here / "srlm.toml")
     shutil.copy(ROOT / "src/srlm_cli/templates/additive.toml", here / "own.toml")
+    shutil.copy(ROOT / "src/srlm_cli/templates/criteria_score_only.toml", here / "rubric.toml")
     (here / "search.py").write_text(re.search(r"```python\n(.*?)```", PAGES["docs/evidence.md"], re.DOTALL)[1])
     (here / "notes").mkdir()
     (here / "notes" / "sky.md").write_text("# Sky\n\nAir scatters short waves of light.\n")

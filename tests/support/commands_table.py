@@ -145,7 +145,7 @@ STAGES = [
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, JUDGES, KEPT, LENGTH_CONTROL]
 COMMANDS = [*ROW_COMMANDS, SFT, DPO]
 PAGES = [
-    "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "judge", "jury", "make-pairs", "dpo",
+    "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "make-rubric", "judge", "jury", "make-pairs", "dpo",
     "eval reward", "eval head-to-head", "eval health", "eval probe", "eval judges", "eval length-control", "eval rules",
     "index", "report", "settings",
 ]  # fmt: skip

@@ -570,9 +570,11 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     with_passages = ["evidence", "evidence_score_only"]
     pointwise, others = (ADDITIVE, SCORE_ONLY, RATING), (META, TWO_SCORES)
     together = [VERDICT.name, "group"]
-    beside = ["reference", "rubric", "criteria", *with_passages, *together]
+    beside = ["reference", "rubric", "criteria", "criteria_score_only", *with_passages, *together]
     assert listed == [*(t.name for t in pointwise), *beside, *(t.name for t in others)]
-    assert set(listed) | {"hindsight", "hindsight_evidence", "new_prompt", "query"} == set(templates.names())
+    assert set(listed) | {"hindsight", "hindsight_evidence", "new_prompt", "new_criteria", "query"} == set(
+        templates.names()
+    )
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class StageRun:
         )
         self.tally = Tally()
         self.about: Callable[[], dict[str, Any]] = dict  # more for FILE.meta.json, known at the end
+        self.summary = Tally.summary
 
     def run(
         self,
@@ -101,7 +102,7 @@ class StageRun:
         about = meta(self.name, self.source, self.tally, self.engine) | self.about()
         commit(self.writer, self.options.out, about, self._state(), exceeded, self.options.on_limit)
         if not self.options.quiet:
-            say(f"srlm {self.name}: {self.tally.summary()}")
+            say(f"srlm {self.name}: {self.summary(self.tally)}")
         if exceeded:
             raise exceeded
         return self.tally
@@ -210,6 +211,22 @@ def write_metrics(
     """
     tally = Tally(read=read, kept=len(made))
     count_skipped(name, tally, reader)
+    about = meta(name, reader, tally, None)
+    write_whole(name, out, made, tally, about, quiet=quiet, limit=limit, on_limit=on_limit)
+
+
+def write_whole(
+    name: str,
+    out: str,
+    made: list[Record | bytes],
+    tally: Tally,
+    about: dict[str, Any],
+    *,
+    quiet: bool,
+    limit: LimitExceeded | None = None,
+    on_limit: str = "write",
+) -> None:
+    """Write an output that is made as a whole at the end, with what FILE.meta.json says `about` it."""
     writer = open_writer(out, {"command": name})
     try:
         if isinstance(writer, FileWriter):
@@ -217,7 +234,7 @@ def write_metrics(
         writer.write(made)
     except OSError as error:
         raise write_error(error, writer) from error
-    commit(writer, out, meta(name, reader, tally, None), tally.as_dict(), limit, on_limit)
+    commit(writer, out, about, tally.as_dict(), limit, on_limit)
     if not quiet:
         say(f"srlm {name}: {tally.summary()}")
     if limit:

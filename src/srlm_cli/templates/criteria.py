@@ -168,7 +168,7 @@ def whole(criteria: Iterable[Criterion], found: Findings, direct: bool) -> str:
     return "{" + ", ".join(parts) + "}"
 
 
-def _text(text: str) -> str:
+def _text(text: Any) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
@@ -181,13 +181,13 @@ def read(answer: str, criteria: Iterable[Criterion]) -> dict[str, Finding]:
     The first JSON object after the thought that names a criterion counts.
     """
     criteria = list(criteria)
-    names = {_plain(one.name) for one in criteria}
+    names = {plain(one.name) for one in criteria}
     given = next((one for one in objects(answer) if names & one.keys()), {})
     found = {}
     for one in criteria:
-        said = given.get(_plain(one.name))
-        said = said if isinstance(said, dict) else {"value": said} if _plain(one.name) in given else {}
-        said = {_plain(key): value for key, value in said.items()}
+        said = given.get(plain(one.name))
+        said = said if isinstance(said, dict) else {"value": said} if plain(one.name) in given else {}
+        said = {plain(key): value for key, value in said.items()}
         if "value" in said and (value := one.read(said["value"])) is not None:
             reason = said.get("reason", "")
             found[one.name] = finding(one, value, reason if isinstance(reason, str) else _text(reason))
@@ -201,13 +201,14 @@ def objects(answer: str) -> Iterable[dict[str, Any]]:
     while at >= 0:
         try:
             value, _ = DECODER.raw_decode(own, at)
-            yield {_plain(key): part for key, part in value.items()}
+            yield {plain(key): part for key, part in value.items()}
         except (ValueError, RecursionError):
             pass
         at = own.find("{", at + 1)  # the answer may be in another object
 
 
-def _plain(key: str) -> str:
+def plain(key: str) -> str:
+    """Return a name as names are compared: without case, and with one space for spaces, dashes and underscores."""
     return " ".join(re.split(r"[\s_-]+", key.casefold().strip()))
 
 
@@ -264,10 +265,25 @@ def _is_share(score: Any) -> bool:
 # --- in a template ---------------------------------------------------------------------------
 
 
+def as_toml(criterion: Criterion) -> str:
+    """Return a criterion as a table of a template file."""
+    numbers = "yes/no" if criterion.values == ("no", "yes") else list(criterion.values)
+    table = {
+        "name": criterion.name,
+        "description": criterion.description,
+        "scale": len(criterion.values) - 1 if criterion.counts_up else numbers,
+        **({"weight": criterion.weight} if criterion.weight != 1 else {}),
+        **({"not_applicable": True} if criterion.not_applicable else {}),
+    }
+    # A JSON text, number, list or truth value is one of TOML, too, except for the one character that TOML escapes.
+    lines = [f"{key} = {_text(value)}".replace("\x7f", "\\u007f") for key, value in table.items()]
+    return "\n".join(["[[criteria]]", *lines]) + "\n"
+
+
 def of_template(tables: Iterable[Any]) -> tuple[Criterion, ...]:
     """Return the criteria of a template file; raise ValueError for a wrong one."""
     made = tuple(_criterion(number, table) for number, table in enumerate(tables, 1))
-    names = [_plain(one.name) for one in made]
+    names = [plain(one.name) for one in made]
     if twice := next((one.name for one, name in zip(made, names, strict=True) if names.count(name) > 1), None):
         raise ValueError(f"it has two criteria named {twice!r}")
     if made and not any(one.weight for one in made):
