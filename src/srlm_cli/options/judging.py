@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -116,20 +116,20 @@ class ScorerOptions:
         Option("--beta", min=0.0, show_default="0.1", help="With --implicit: the beta of the reward."),
     ] = None
 
-    def asked(self, engine: str, words: Mapping[str, Any]) -> bool:
-        """Return whether the judge is a scorer; raise OptionError for an option that does not fit."""
+    def asked(self, engine: str, words: Iterable[str]) -> bool:
+        """Return whether the judge is a scorer; raise OptionError for an option that does not fit.
+
+        `words` are the options given that only a judge that writes has a use for.
+        """
         if not self.implicit and (self.ref is not None or self.beta is not None):
             raise OptionError(f"{'--beta' if self.ref is None else '--ref'} is for DPO's implicit reward", "--implicit")
         if not (self.implicit or engine == "reward"):
             return False
         if self.implicit and engine != "hf":
             raise OptionError("--implicit reads probabilities of a model here", "--engine hf")
-        for name, given in words.items():
-            if given:
-                how = "--implicit" if self.implicit else "--engine reward"
-                raise OptionError(
-                    f"{how} scores the whole dialogue, without words: not with {name}", f"leave out {name}"
-                )
+        for name in words:
+            how = "--implicit" if self.implicit else "--engine reward"
+            raise OptionError(f"{how} scores the whole dialogue, without words: not with {name}", f"leave out {name}")
         return True
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, NamedTuple
 
-from typer import BadParameter, Context, Option
+from typer import BadParameter, Option
 
 from srlm_cli import templates
 from srlm_cli.engines.base import Engine
@@ -40,15 +40,6 @@ def draws_of(text: str) -> int | Draws:
 Kind = Literal["pointwise", "pairwise", "group"]
 DEFAULT = "additive"
 DEFAULT_SETTLE = 0.9
-OF_ONE = ("template", "score", "force_score")
-
-
-def without_settings_of_one(ctx: Context, by: str) -> str:
-    """Return the kind; on the command line it also replaces the settings in srlm.toml that are for one response."""
-    source = ctx.get_parameter_source("by")
-    if by != "pointwise" and source and source.name == "COMMANDLINE" and ctx.default_map:
-        ctx.default_map = {name: value for name, value in ctx.default_map.items() if name not in OF_ONE}
-    return by
 
 
 @dataclass(frozen=True)
@@ -59,7 +50,6 @@ class KindOptions:
         Kind,
         Option(
             "--by",
-            callback=without_settings_of_one,
             help="What one judgement is about: a response (pointwise), two responses to a prompt in both orders "
             "(pairwise), or all responses to a prompt (group).",
         ),

@@ -1,6 +1,6 @@
 """srlm make-pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, give
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import Seed, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
+from srlm_cli.options.unused import Strength, command_with
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import StageRun
@@ -30,7 +31,16 @@ TieBreak = Literal["seed", "spread"]
 CutOff = Literal["keep", "rejected-only", "drop"]
 
 
-@app.command()
+FILES = ("rejected_pool", "chosen_pool", "consistency_with")
+
+
+def unused(values: dict[str, Any], strength: Strength) -> tuple[str, int, Collection[str]]:
+    """Return the parameters that the pairs have no use for, by what is paired."""
+    of_judgements = values["of"] == "judgements"
+    return "--of judgements", strength("of"), (*FILES, "cut_off") if of_judgements else ()
+
+
+@app.command(cls=command_with(unused))
 @grouped
 def make_pairs(
     stream: StreamOptions,
