@@ -195,7 +195,7 @@ def by_closed_pipe(stage: Stage, whole: bytes, folder: Path, seconds: float) -> 
 
 def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
     """Return the commands that are ended, with their inputs in `folder`."""
-    from tiny import completions, pairs, tiny_model
+    from tiny import completions, pairs, reward_model, tiny_model
 
     def rows(name: str, made: list[dict]) -> str:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in made))
@@ -217,7 +217,11 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
     echo = ("--engine", "echo", "--quiet")
     asked = ("--engine", "openai", "--base-url", f"http://127.0.0.1:{port}/v1", "--model", "stub-model", "--quiet")
     asked += ("--retries", "0", "--concurrency", "3", "--route", "chat")
-    model = str(tiny_model(folder / "tiny"))
+    model, other = str(tiny_model(folder / "tiny")), str(tiny_model(folder / "other", seed=1))
+    reward = str(reward_model(folder / "reward"))
+    scorer = ("--device", "cpu", "--dtype", "float32", "--quiet")
+    rewarding = ("--engine", "reward", "--model", reward, *scorer)
+    implicit = ("--implicit", "--model", model, "--ref", other, *scorer)
     train = (
         "--model",
         model,
@@ -239,6 +243,9 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("judge", ("judge", "--in", responses, *echo)),
         Stage("judge --by pairwise", ("judge", "--in", responses, *echo, "--by", "pairwise", "--direct")),
         Stage("judge --by group", ("judge", "--in", responses, *echo, "--by", "group")),
+        Stage("judge, criteria", ("judge", "--in", responses, *echo, "--template", "criteria")),
+        Stage("judge --engine reward, hf", ("judge", "--in", responses, *rewarding)),
+        Stage("judge --implicit, hf", ("judge", "--in", responses, *implicit)),
         Stage("gen-prompts", ("gen-prompts", "--in", prompts, *echo, "--count", "40")),
         Stage("make-eft", ("make-eft", "--in", ranked, *echo, "--method", "accept")),
         Stage("make-pairs", ("make-pairs", "--in", judged, "--quiet")),
@@ -256,6 +263,7 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("sample, server", ("sample", "--in", prompts, *asked, "-n", "2", "--limit", "40"), server=True),
         Stage("judge, server", ("judge", "--in", responses, *asked), server=True),
         Stage("sample, hf", ("sample", "--in", prompts, *hf)),
+        Stage("judge, criteria, hf", ("judge", "--in", responses, *hf, "--template", "criteria", "--limit", "16")),
         Stage("judge, hf", ("judge", "--in", responses, *hf, "--template", "score_only")),
         Stage("sft", ("sft", "--in", rows("ift.jsonl", completions(16)), *train), "*.safetensors"),
         Stage("dpo", ("dpo", "--in", rows("pairs.jsonl", pairs(12)), *train), "*.safetensors"),
@@ -283,8 +291,10 @@ def prepare() -> None:
     from trl import DPOTrainer, SFTTrainer  # noqa: F401
 
     import srlm_cli.engines.hf.engine
-    import srlm_cli.engines.openai  # noqa: F401
+    import srlm_cli.engines.openai
+    import srlm_cli.engines.reward
     import srlm_cli.train.dpo
+    import srlm_cli.train.implicit
     import srlm_cli.train.sft  # noqa: F401
 
     torch.set_num_threads(1)
