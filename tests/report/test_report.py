@@ -93,6 +93,10 @@ REWARD = [
     metric("reward", "longest_wins", 0.41, 0.33, 0.49),
     metric("reward", "spearman", -0.12, -0.3, 0.06),
     metric("reward", "pairwise_accuracy", 0.11, 0.1, 0.2, replies=3),
+    *(
+        metric("reward", "calibration", 0.3 + 0.2 * at, 0.2, 0.9, bin=1 + at, score=1.5 + at, people="place")
+        for at in (0, 1)
+    ),
 ]
 SIDES = {"model": "runs/x/M1/model", "baseline": "base-model"}
 MATCHES = [
@@ -407,6 +411,17 @@ def test_probes_are_shown_by_round(run_folder: Path, srlm: Srlm) -> None:
     write_rows(run_folder / "M1" / "eval-probe.jsonl", [*rows, metric("probe", "changed_wins", 0.5, 0.4, 0.6)])
     assert "score-stuffed" in page_of(run_folder) and "Probes of the judge" in page_of(run_folder)
     assert "score-stuffed" in srlm("report", run_folder).out
+
+
+def test_the_calibration_is_shown_by_bin(run_folder: Path, srlm: Srlm) -> None:
+    rows = Reader(page_of(run_folder)).rows
+    assert any(row[0].startswith("bin 2") and row[1] == "2.5: 50% [20–90]" for row in rows)
+    out = printed(run_folder, srlm)
+    assert "Calibration of the judge" in out and "1.5: 30% [20–90]" in out and "people rank lower" in out
+    scored = [{**row, "people": "score", "value": 3.25, "ci_high": 4} for row in REWARD if "bin" in row]
+    write_rows(run_folder / "M1" / "eval-reward.jsonl", scored)
+    assert "2.5: 3.25 [0.20–4.00]" in printed(run_folder, srlm)
+    assert plots.calibration_plot(collect(run_folder)).startswith("<svg ")
 
 
 # --- what may be missing ---------------------------------------------------------------------

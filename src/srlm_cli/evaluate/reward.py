@@ -10,7 +10,7 @@ from math import sqrt
 from statistics import correlation
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate import tied_answers
+from srlm_cli.evaluate import calibration, tied_answers
 from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, measured, of_sums
@@ -70,6 +70,7 @@ def metric_rows(
         *by_criterion(several, seed),
         *by_category(several, seed),
         *by_number_of_replies(several, seed),
+        *calibration.metrics(prompts, seed),
         *reward_metrics(several, seed),
     ]
     rows += [*baselines(several, seed), *at_matched_length(several, seed, matched_length)]
@@ -251,7 +252,7 @@ def weighted_kappa(prompts: Iterable[Replies], seed: int = 0) -> Iterator[Record
         "people": lambda one: [h for h, _ in scored(one)],
         "judge": lambda one: [s for _, s in scored(one)],
         "squares": lambda one: [h * h + s * s for h, s in scored(one)],
-        "apart": lambda one: [(h - s) ** 2 for h, s in scored(one)],
+        "apart": lambda one: [(h - s) * (h - s) for h, s in scored(one)],
     }
     columns = columns_of(prompts, sums)[:, : len(sums) + 1]  # and the count
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged
 
 STAGES = ("prompts", "responses", "judged", "pairs", "meta", "judge-pairs")
-PART_FIELDS = ("replies", "category", "criterion", "rule", "probe")
+PART_FIELDS = ("replies", "category", "criterion", "rule", "probe", "bin")
 META = ".meta.json"
 RATING = "bradley_terry"
 

@@ -60,6 +60,7 @@ def render(run: Run, pairs: int, seed: int, control: Run | None = None) -> str:
 TABLES = (
     "health",
     "reward",
+    "calibration",
     "reply_count",
     "probe",
     "rules",
@@ -70,7 +71,7 @@ TABLES = (
     "length",
     "training",
 )
-PLOTS = ("judge", "score", "rules", "match", "length", "pair")
+PLOTS = ("judge", "calibration", "score", "rules", "match", "length", "pair")
 
 
 def total_seconds(run: Run) -> float:

@@ -11,7 +11,7 @@ from srlm_cli.records import Record
 from srlm_cli.report.collect import Round, Run
 from srlm_cli.report.learned import lines
 from srlm_cli.report.svg import SERIES, colour, draw, name_lines
-from srlm_cli.report.tables import played, score_shares
+from srlm_cli.report.tables import by_places, played, score_shares
 from srlm_cli.report.words import LENGTH, number, value
 
 if TYPE_CHECKING:
@@ -60,6 +60,45 @@ def judge_plot(run: Run) -> str:
         name_lines(axes, ends)
 
     return draw("judge", (WIDTH, 230), "Agreement of the judge with people by round", paint)
+
+
+def calibration_plot(run: Run) -> str:
+    """Return the plot of what people thought of replies by the judge's score, one panel per round.
+
+    If people gave scores, the dashed line is where their mean is the judge's.
+    """
+    bins = {found.name: [row for row in found.reward.parts.get("bin", []) if in_plot(row)] for found in run.rounds}
+    bins = {name: rows for name, rows in bins.items() if rows}
+    if not bins:
+        return ""
+    columns = min(len(bins), PANELS_A_ROW)
+    lines = -(-len(bins) // columns)
+    scale = 100 if by_places(run) else 1
+
+    def paint(figure: Figure) -> None:
+        panels = list(figure.subplots(lines, columns, sharex=scale == 1, sharey=True, squeeze=False).flat)
+        for axes, (name, rows) in zip(panels, bins.items(), strict=False):
+            axes.set_title(name)
+            if scale == 100:
+                axes.axhline(50, color=colour("muted"), linewidth=1, linestyle=(0, (4, 3)))
+            else:
+                axes.axline((rows[0]["score"],) * 2, slope=1, color=colour("muted"), linewidth=1, linestyle=(0, (4, 3)))
+            dots(axes, rows, "own", "o", scale=scale, places=[row["score"] for row in rows])
+        if scale == 100:
+            panels[0].set_ylim(0, 100)
+        for axes in panels[len(bins) :]:
+            axes.set_axis_off()
+        figure.supxlabel("mean score of the judge in a bin", fontsize=8.5, color=colour("muted"))
+        label = "% of the other replies ranked lower" if scale == 100 else "mean score by people"
+        figure.supylabel(label, fontsize=8.5, color=colour("muted"))
+
+    width = max(260, 150 * columns)
+    return draw("calibration", (width, 40 + 170 * lines), "People's judgement by the judge's score, by round", paint)
+
+
+def in_plot(row: Record) -> bool:
+    """Return whether a row of the calibration has a place in a plot."""
+    return all(isinstance(row.get(name), int | float) for name in ("score", "value"))
 
 
 def score_plot(run: Run) -> str:
@@ -290,10 +329,17 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 
 
 def dots(
-    axes: Axes, rows: Sequence[Record | None], hue: str, marker: str, shift: float = 0.0, scale: float = 1.0
+    axes: Axes,
+    rows: Sequence[Record | None],
+    hue: str,
+    marker: str,
+    shift: float = 0.0,
+    scale: float = 1.0,
+    places: Sequence[float] | None = None,
 ) -> list[float]:
-    """Draw a metric by round with its intervals; return the values as drawn."""
-    known = {at + shift: row for at, row in enumerate(rows) if row}
+    """Draw a metric with its intervals, by round or at other `places`; return the values as drawn."""
+    places = range(len(rows)) if places is None else places
+    known = {at + shift: row for at, row in zip(places, rows, strict=True) if row}
     heights = [scale * row["value"] for row in known.values()]
     bounds = [(row["value"] - low_of(row), high_of(row) - row["value"]) for row in known.values()]
     reach = [[scale * max(0.0, bound[side]) for bound in bounds] for side in (0, 1)]

@@ -13,6 +13,7 @@ from srlm_cli.report.words import (
     LENGTH,
     MATCHES,
     NONE,
+    NUMBER,
     PROBES,
     RATING,
     REWARD,
@@ -264,6 +265,24 @@ def criterion_table(run: Run) -> Table:
     return part_table("By criterion of the judge", "", names, "criterion", columns)
 
 
+def calibration_table(run: Run) -> Table:
+    """Return what people thought of the replies in each bin of the judge's score."""
+    kind, what = (SHARE, "other replies that people rank lower") if by_places(run) else (NUMBER, "people's mean score")
+    note = f"Replies in bins of the judge's score, about as many in each: the judge's mean score, then {what}."
+    columns = [(found.name, found.reward) for found in run.rounds]
+    table = part_table("Calibration of the judge", note, {"calibration": Known("bin", kind)}, "bin", columns)
+    for row in table.rows:
+        row[0] = replace(row[0], text=f"bin {row[0].text}")
+    if table.rows:
+        table.rows[0][0] = replace(table.rows[0][0], note=f"the judge's mean score: {what}")
+    return table
+
+
+def by_places(run: Run) -> bool:
+    """Return whether people ranked the replies of the calibration, and gave no scores."""
+    return any(row.get("people") == "place" for found in run.rounds for row in found.reward.parts.get("bin", []))
+
+
 def category_table(run: Run) -> Table:
     """Return the win rates by category of prompt."""
     names = {"win_rate": MATCHES["win_rate"]}
@@ -339,7 +358,7 @@ def cell(row: Record | None, kind: str) -> Cell:
     """Return a metric row as a cell; the text starts with the score if the metric is about one score."""
     text = value(row, kind)
     if row and row.get("score") is not None:
-        text = f"{row['score']:g}: {text}"
+        text = f"{row['score']:.3g}: {text}"
     return Cell(text, interval(row, kind), row.get("n") if row else None)
 
 

@@ -31,6 +31,7 @@ def show(run: Run, console: Console, pairs: int = PAIRS, seed: int = 0, control:
         tables.training_table(run),
         health_with_scores(run),
         tables.reward_table(run),
+        tables.calibration_table(run),
         tables.rules_table(run),
         tables.probe_table(run),
         tables.match_table(run),

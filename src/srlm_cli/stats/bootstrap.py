@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import fsum
+from math import fsum, isfinite, nan
 from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,7 +25,7 @@ def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Reco
 
     The values of a name are grouped by prompt, and all names have the same prompts in the same order.
     The interval (2.5 to 97.5 per cent) is a bootstrap over prompts with `seed`. `n` counts the values;
-    without any, `value` and the interval are null.
+    without any, or if they are too large, `value` and the interval are null.
     """
     return measured(task, zip(*values.values(), strict=True), parts_of(values), seed)
 
@@ -41,9 +41,22 @@ def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], s
     rows = []
     for at, name in enumerate(values):
         n = int(sizes[:, at].sum())
-        value = fsum(sums[:, at]) / n if n else None
+        value = finite(total(sums[:, at]) / n) if n else None
         rows.append({"task": task, "metric": name, "value": value, "n": n, **interval(drawn[:, at])})
     return rows
+
+
+def total(values: Iterable[float]) -> float:
+    """Return the exact sum, NaN if it is too large for a float."""
+    try:
+        return fsum(values)
+    except (OverflowError, ValueError):  # ValueError: of infinities of both signs
+        return nan
+
+
+def finite(value: float) -> float | None:
+    """Return a number, None in place of one that JSON does not have."""
+    return value if isfinite(value) else None
 
 
 def of_sums(
@@ -55,7 +68,7 @@ def of_sums(
     """
     import numpy as np
 
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         value = float(formula(columns.sum(axis=0)))
         drawn = formula(resampled_sums(columns, seed))
     value = value if n and np.isfinite(value) else None
@@ -70,7 +83,7 @@ def columns_of(prompts: Iterable[T], values: Mapping[str, Values[T]]) -> np.ndar
     columns = array("d")
     for one in prompts:
         groups = [of(one) for of in values.values()]
-        columns.extend(map(fsum, groups))
+        columns.extend(map(total, groups))
         columns.extend(map(len, groups))
     return np.frombuffer(columns).reshape(-1, 2 * len(values))
 
@@ -88,7 +101,7 @@ def means(totals: np.ndarray) -> np.ndarray:
     import numpy as np
 
     names = totals.shape[-1] // 2
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         return totals[..., :names] / totals[..., names:]
 
 
@@ -124,5 +137,6 @@ def resampled_sums(columns: np.ndarray, seed: int) -> np.ndarray:
         counts = np.empty((min(block, RESAMPLES - at), size))
         for one in counts:
             one[:] = np.bincount(random.integers(size, size=size), minlength=size)
-        totals[at : at + block] = counts @ columns
+        with np.errstate(invalid="ignore", over="ignore"):
+            totals[at : at + block] = counts @ columns
     return totals

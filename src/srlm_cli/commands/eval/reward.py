@@ -50,7 +50,8 @@ def reward(
     rate, best-of-n, 5-best, exact match, Spearman, Kendall tau-b, weighted kappa, the baselines longest,
     shortest and random reply, and the accuracy for replies of similar length. A row with `replies` or
     `category` is over the prompts with this number of replies or of this category. A row with `criterion` is the
-    agreement of one criterion of the judge's template. docs/metrics.md defines each.
+    agreement of one criterion of the judge's template, a row with `bin` what people thought of the replies in one
+    bin of the judge's score (calibration). docs/metrics.md defines each.
     """
     from srlm_cli.evaluate import reward as pure
     from srlm_cli.streams.spill import ByKey
