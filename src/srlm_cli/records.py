@@ -310,6 +310,7 @@ def responses_of(ranked: Record) -> list[Record]:
             "prompt_id": ranked["id"],
             "response": response["text"],
             **without_thought(response, response["text"]),
+            **({"model": response["model"]} if isinstance(response.get("model"), str) else {}),
             "k": k,
             "human": value,
         }

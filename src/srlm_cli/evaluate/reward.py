@@ -10,7 +10,7 @@ from math import sqrt
 from statistics import correlation
 from typing import TYPE_CHECKING
 
-from srlm_cli.evaluate import calibration, tied_answers
+from srlm_cli.evaluate import calibration, self_preference, tied_answers
 from srlm_cli.records import Record
 from srlm_cli.seeds import derive
 from srlm_cli.stats.bootstrap import columns_of, measured, of_sums
@@ -29,7 +29,8 @@ class Replies:
 
     A score is null if it is unreadable. `perfect` is whether the judge gave the best score; `lengths` are in
     characters; `draws` are the scores of a random judge. `categories` and `ties` are texts of the rows or None; see
-    `by_category` and `tied_answers`. `criteria` has the scores by criterion, see `by_criterion`.
+    `by_category` and `tied_answers`. `criteria` has the scores by criterion, see `by_criterion`; for `own` see
+    `self_preference`.
     """
 
     human: list[float]
@@ -40,6 +41,7 @@ class Replies:
     categories: list[str | None] = field(default_factory=list)
     ties: list[str | None] = field(default_factory=list)
     criteria: list[dict[str, float | None] | None] = field(default_factory=list)
+    own: list[bool | None] = field(default_factory=list)
 
 
 def judge_metrics(
@@ -74,7 +76,11 @@ def metric_rows(
         *reward_metrics(several, seed),
     ]
     rows += [*baselines(several, seed), *at_matched_length(several, seed, matched_length)]
-    rows += [*weighted_kappa(prompts, seed), *tied_answers.metrics(several, seed)]
+    rows += [
+        *weighted_kappa(prompts, seed),
+        *tied_answers.metrics(several, seed),
+        *self_preference.metrics(several, seed),
+    ]
     return [{**row, **name} for row in rows]
 
 
@@ -101,6 +107,7 @@ def replies_of(group: list[Record], seed: int, best: float, by: str = "category"
         categories=texts(by),
         ties=texts(tied_answers.FIELD),
         criteria=[scores_in(row) for row in group],
+        own=[self_preference.is_own(row, judge_name(row)) for row in group],
     )
 
 

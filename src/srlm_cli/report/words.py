@@ -58,6 +58,7 @@ REWARD = {
     "scored_rate": Known("scored", SHARE, "replies with a readable score"),
     "weighted_kappa": Known("weighted kappa", SIGNED, "agreement with people's scores beyond chance"),
     "ties_score": Known("ties score", SHARE, "RewardBench 2, prompts with several right answers"),
+    "self_preference": Known("own replies preferred", SHARE, "over equally good ones of others; 50%: no preference"),
     "longest_wins": Known("longest wins", SHARE, "accuracy of “the longer reply wins” on these pairs"),
     "shortest_wins": Known("shortest wins", SHARE, "accuracy of “the shorter reply wins”"),
     "random": Known("random", SHARE, "accuracy of random scores, one draw"),
