@@ -77,8 +77,8 @@ def other(tmp_path_factory) -> Path:
     return tiny_model(tmp_path_factory.mktemp("other") / "m", seed=7)
 
 
-def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[list[list[float]]]]:
-    """Return token log-probabilities of chosen and rejected, from a model's plain logits."""
+def by_logits(folder: Path, rows: list[dict], value=None) -> list[list[list[float]]]:
+    """Return token log-probabilities of chosen and rejected, from a model's plain logits; or a `value` of all."""
     from srlm_cli.models.load import load_model, load_tokenizer
     from srlm_cli.train.data import dpo_rows
 
@@ -90,7 +90,8 @@ def by_logits(folder: Path, rows: list[dict]) -> tuple[list[list[float]], list[l
             ids = torch.tensor([row["prompt_ids"] + row[side]])
             with torch.inference_mode():
                 scores = model(ids).logits[0].log_softmax(-1)
-            both.append([float(scores[at - 1, ids[0, at]]) for at in range(start, ids.shape[1])])
+            at = range(start, ids.shape[1])
+            both.append([float(value(scores[n - 1]) if value else scores[n - 1, ids[0, n]]) for n in at])
         found.append(both)
     return found
 
@@ -161,6 +162,26 @@ def test_the_first_step_has_the_published_loss(about: DPOLossConfig, base: Path,
     assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, *map(slow, ({"loss": "ipo"}, {"loss": "apo-zero"}, {"loss": "apo-down"},
+    {"loss": "length-normalised"}, {"loss": "robust", "label_smoothing": 0.2}, {"nll_alpha": 0.5}, {"ld_alpha": 0.3}))],
+    ids=str)  # fmt: skip
+def test_a_pair_has_the_weight_of_wpo(more: dict, base: Path, other: Path, tmp_path: Path) -> None:
+    """Equation 2 of arXiv 2406.11827: how probable the tokens are, beside a token that the policy draws itself."""
+    rows, about = pairs(5), DPOLossConfig(use_weighting=True, **more)
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
+    result = dpo(rows, spec, about, ref=str(other), run=RunOptions(quiet=True))
+    ours, theirs = by_logits(base, rows), by_logits(other, rows)
+    expected = by_logits(base, rows, lambda scores: (2 * scores).exp().sum(-1).log())
+    total = 0.0
+    for loss, replies, drawn in zip(first_losses(about, ours, theirs), ours, expected, strict=True):
+        for tokens, own in zip(replies, drawn, strict=True):
+            loss *= math.exp(sum(t - o for t, o in zip(tokens, own, strict=True)) / len(tokens))
+        total += loss
+    assert result["first_loss"] == pytest.approx(total / 5, rel=1e-4)
+    assert result["first_loss"] != pytest.approx(sum(first_losses(about, ours, theirs)) / 5, rel=0.01)
+    assert result["reference"]["model"] == str(other)
+
+
 def test_rows_bring_their_own_smoothing(base: Path, other: Path, tmp_path: Path) -> None:
     rows = [{**row, "label_smoothing": n / 4} for n, row in enumerate(pairs(5))]
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
@@ -181,6 +202,9 @@ def test_constants_that_do_not_go_together() -> None:
         DPOLossConfig(loss="ipo", label_smoothing=0.1)
     with pytest.raises(OptionError, match="below 0.5"):
         DPOLossConfig(label_smoothing=0.5)
+    for wrong in ({"loss": "r-dpo"}, {"label_smoothing": 0.1}, {"loss": "hinge"}):
+        with pytest.raises(OptionError, match="--use-weighting"):
+            DPOLossConfig(use_weighting=True, **wrong)
     with pytest.raises(OptionError, match="--ld-alpha"):
         DPOLossConfig(loss="simpo", ld_alpha=0.5)
 
@@ -230,18 +254,18 @@ def test_scores_without_padding_are_those_of_trl(kind: str, rows: int) -> None:
     mask = torch.tensor([[1] * n + [0] * (12 - n) for n in lengths])
     labels = ids.masked_fill(mask == 0, -100)
     labels[:, :4] = -100
-    found = []
+    found, fields = [], ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
     for own in (False, True):
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **HEADS[kind])).eval()
-        add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+        add_fused_lm_head(model, outputs=fields)
         if own:
-            score_without_padding(Packing(model))
+            score_without_padding(Packing(model), weighted=True)
         scores = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
         scores.log_probs.sum().backward()
         found.append((scores, {name: weight.grad for name, weight in model.named_parameters()}))
     (theirs, wanted), (ours, grads) = found
-    for name in ("log_probs", "entropy", "mean_logits", "is_top1"):
+    for name in fields:
         assert torch.allclose(ours[name].float(), theirs[name].float(), atol=1e-4), name
     for name, grad in grads.items():
         assert torch.allclose(grad, wanted[name], atol=1e-4), name

@@ -65,6 +65,13 @@ def dpo(
         float,
         Option("--positive-lambda", min=0.0, help="dpo-positive: penalty when the chosen reply becomes less probable."),
     ] = 50.0,
+    use_weighting: Annotated[
+        bool,
+        Option(
+            "--use-weighting/--no-use-weighting",
+            help="WPO: weight each pair by how probable both replies are under the policy.",
+        ),
+    ] = False,
 ) -> None:
     """Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).
 
@@ -86,7 +93,9 @@ def dpo(
 
     launch_processes(options)
     spec = options.spec()
-    preference = DPOLossConfig(beta, loss, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda)
+    preference = DPOLossConfig(
+        beta, loss, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda, use_weighting
+    )
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader, origins=True)

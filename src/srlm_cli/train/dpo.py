@@ -58,10 +58,10 @@ class Dpo(session.Method):
     def render(
         self, rows: list[Record], tokenizer: Any, spec: TrainSpec, run: RunOptions
     ) -> tuple[list[Record], DataReport]:
-        unsmoothed = self.loss_config.loss not in SMOOTHED or self.loss_config.ld_alpha is not None
-        if unsmoothed and any("label_smoothing" in row for row in rows):
+        if not self.loss_config.takes_smoothing and any("label_smoothing" in row for row in rows):
             raise DataError(
-                "these rows have a `label_smoothing`", f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha"
+                "these rows have a `label_smoothing`",
+                f"--loss {' or '.join(SMOOTHED)}, without --ld-alpha and --use-weighting",
             )
         return dpo_rows(
             rows,

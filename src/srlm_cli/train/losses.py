@@ -40,12 +40,17 @@ class DPOLossConfig:
     rdpo_alpha: float = 0.01
     gamma: float = 1.0
     positive_lambda: float = 50.0
+    use_weighting: bool = False
 
     def __post_init__(self) -> None:
         if self.label_smoothing and self.loss not in (*SMOOTHED, "robust"):
             raise OptionError(f"--loss {self.loss} has no label smoothing", f"one of {', '.join(SMOOTHED)}, robust has")
         if self.ld_alpha is not None and (self.loss not in TRL_NAMES or self.label_smoothing):
             raise OptionError("--ld-alpha goes with a loss of TRL's own, and without --label-smoothing")
+        if self.use_weighting and (self.loss not in TRL_NAMES or (self.label_smoothing and self.loss != "robust")):
+            raise OptionError("--use-weighting goes with a loss of TRL's own, and without --label-smoothing")
+        if self.use_weighting and self.loss == "hinge":  # TRL multiplies in place what relu keeps for its gradient
+            raise OptionError("TRL has no gradient for --loss hinge with --use-weighting", "another --loss")
         if self.label_smoothing >= 0.5:
             raise OptionError("--label-smoothing is the share of wrong labels, below 0.5")
 
@@ -53,6 +58,16 @@ class DPOLossConfig:
     def has_reference(self) -> bool:
         """Whether the loss compares the policy with a reference at all."""
         return self.loss != "simpo"
+
+    @property
+    def takes_smoothing(self) -> bool:
+        """Whether rows can have a `label_smoothing`."""
+        return self.loss in SMOOTHED and self.ld_alpha is None and not self.use_weighting
+
+    @property
+    def starts_at_ln2(self) -> bool:
+        """Whether the loss is ln 2 where policy and reference are equal."""
+        return self.loss in STARTS_AT_LN2 and not self.nll_alpha and not self.use_weighting
 
     def trl(self) -> dict[str, Any]:
         """Return the settings of `trl.DPOConfig`; where the loss is our own, only its NLL term is TRL's."""
@@ -65,6 +80,7 @@ class DPOLossConfig:
             "loss_weights": list(names.values()),
             "label_smoothing": self.label_smoothing if self.loss == "robust" else 0.0,
             "ld_alpha": self.ld_alpha,
+            "use_weighting": self.use_weighting,
         }
 
     def is_own(self, smoothing: Tensor) -> bool:

@@ -24,7 +24,7 @@ from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import IGNORED
-from srlm_cli.train.losses import STARTS_AT_LN2, DPOLossConfig, own_loss
+from srlm_cli.train.losses import DPOLossConfig, own_loss
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
 from srlm_cli.train.step_trainer import StepTrainer
@@ -133,7 +133,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
         """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
         if name == "train":  # TRL's first call
             copy_rows(self.model)
-            score_without_padding(self.packing)
+            score_without_padding(self.packing, self.loss_config.use_weighting)
             if self.ref_model is not None:
                 score_without_padding(Packing(self.ref_model))
         if self.loss_config.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
@@ -245,7 +245,7 @@ class PairTrainer(StepTrainer, DPOTrainer):
         if self.reference_is_policy and loss_config.has_reference:
             scale = TOLERANCE * max(1.0, abs(ours), abs(theirs))
             apart = not max(map(abs, ratios)) <= scale
-            if loss_config.loss in STARTS_AT_LN2 and not loss_config.nll_alpha:
+            if loss_config.starts_at_ln2:
                 apart = apart or abs(loss - LN2) > max(1.0, loss_config.beta) * scale
             if apart:
                 raise SrlmError(
