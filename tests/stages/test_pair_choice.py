@@ -432,6 +432,12 @@ def test_a_long_chosen_reply_is_left_out(srlm: Srlm) -> None:
     assert picked(replies((5, 10), (1, 50)), max_chosen_length=10) == (0, 1)
 
 
+def test_two_bad_replies_make_no_pair() -> None:
+    assert picked(replies((2, 5), (1, 5)), min_chosen_score=2.5) == "chosen score too low"
+    assert picked(replies((2.5, 5), (1, 5)), min_chosen_score=2.5) == (0, 1)
+    assert picked(replies((2, 5), (1, 5)), min_chosen_score=2.5, shuffle_labels=True) == "chosen score too low"
+
+
 def test_a_price_of_a_character_is_found_among_huge_scores() -> None:
     """Numbers of 1e15 lie further apart than the precision that is asked for."""
     rows = [{"score": 1e15 * k, "response": "x" * (10 + 7 * k)} for k in range(4)]

@@ -25,10 +25,10 @@ class Choice:
     to tiers (arXiv 2407.19594, section 2.1): chosen is the shortest reply of the upper tier, rejected the longest of
     the lower tier. `alpha` is the penalty per character (arXiv 2406.09760). Rejected is the worst of `rejected_of`
     replies that are drawn at random (arXiv 2502.16825). A pair whose chosen reply has more than `max_chosen_length`
-    characters is dropped. `seed` decides between equal replies: the papers give no rule, and the order in the file
-    would favour the first reply. With `shuffle_labels` it then also decides which of the two is chosen: a control, from
-    whose pairs nothing can be learned. With `tie_break` spread, of equally good replies the one whose K
-    scores vary least is chosen, before the seed decides.
+    characters is dropped, and one whose chosen reply scores less than `min_chosen_score`. `seed` decides between equal
+    replies: the papers give no rule, and the order in the file would favour the first reply. With `shuffle_labels` it
+    then also decides which of the two is chosen: a control, from whose pairs nothing can be learned. With `tie_break`
+    spread, of equally good replies the one whose K scores vary least is chosen, before the seed decides.
     """
 
     min_gap: float = 0.0
@@ -36,6 +36,7 @@ class Choice:
     alpha: float = 0.0
     rejected_of: int | None = None
     max_chosen_length: int | None = None
+    min_chosen_score: float | None = None
     seed: int = 0
     shuffle_labels: bool = False
     tie_break: str = "seed"
@@ -77,6 +78,8 @@ def choose(
         return None, "same text"
     if choice.max_chosen_length is not None and len(chosen["response"]) > choice.max_chosen_length:
         return None, "chosen too long"
+    if choice.min_chosen_score is not None and chosen["score"] < choice.min_chosen_score:
+        return None, "chosen score too low"
     return (chosen, rejected), ""
 
 

@@ -73,6 +73,9 @@ def make_pairs(
     max_chosen_length: Annotated[
         int | None, Option("--max-chosen-length", min=1, help="Drop pairs whose chosen response has more characters.")
     ] = None,
+    min_chosen_score: Annotated[
+        float | None, Option("--min-chosen-score", help="Drop pairs whose chosen response scores less.")
+    ] = None,
     rejected_pool: Annotated[
         str | None,
         Option(
@@ -155,7 +158,15 @@ def make_pairs(
     from srlm_cli.commands.make_pairs import pairs_of_ranges
 
     choice = Choice(
-        min_gap, rho, given_alpha(length_penalty, rho), rejected_of, max_chosen_length, seed, shuffle_labels, tie_break
+        min_gap=min_gap,
+        rho=rho,
+        alpha=given_alpha(length_penalty, rho),
+        rejected_of=rejected_of,
+        max_chosen_length=max_chosen_length,
+        min_chosen_score=min_chosen_score,
+        seed=seed,
+        shuffle_labels=shuffle_labels,
+        tie_break=tie_break,
     )
     files = {"rejected_pool": rejected_pool, "chosen_pool": chosen_pool, "consistency_with": consistency_with}
     decides = identity(choice, of=of, unsorted=unsorted, length_penalty=length_penalty, agreement=agreement, **files)
