@@ -105,6 +105,19 @@ def test_useful_criteria_are_kept_useless_and_harmful_ones_are_not() -> None:
     assert len(outcomes) == 1 + 4 * 60 + 60  # an answer with criteria, each reply by each of them, the last part
 
 
+def test_the_example_of_the_template_is_no_criterion() -> None:
+    class Copies(Scripted):
+        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+            for request in requests:
+                example = request.messages[-1]["content"].split("1. ")[-1]
+                yield Completion([f"{example}\n2. Right: The reply states only what is right."], ["stop"], 50, 40)
+
+    candidates: list[Criterion] = []
+    outcomes = list(stage.write_criteria(ranked_rows(4), Copies(), options(count=1), candidates, 0))
+    assert [one.name for one in candidates] == ["Right"]
+    assert outcomes[0].dropped == {"near-duplicate criteria": 1}
+
+
 def test_what_the_model_is_shown_and_what_is_measured_on_are_different_rows() -> None:
     engine, rows = Scripted(), ranked_rows(90)
     parts, _, _, _ = run(rows, engine, options())

@@ -158,9 +158,11 @@ def write_criteria(
 ) -> Iterator[Outcome]:
     """Yield one outcome per answer, with a row per new criterion, and add these to the candidates.
 
-    Lines without a criterion, near duplicates, and those over the number that is wanted are counted as dropped.
+    Lines without a criterion, near duplicates (also of the examples in the template), and those over the number that is
+    wanted are counted as dropped.
     """
-    known = NearDuplicates([text_of(one) for one in candidates], SIMILAR)
+    examples = [one for line in options.template.text.split("\n") if (one := criterion_in(line, options.scale))]
+    known = NearDuplicates([text_of(one) for one in [*candidates, *examples]], SIMILAR)
     wanted = options.count + len(options.own)
     for start in range(tried, options.max_tries, WRITTEN_AT_ONCE):
         if len(candidates) >= wanted:
