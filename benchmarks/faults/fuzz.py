@@ -354,7 +354,9 @@ def elements(text: str) -> list[str] | None:
 def fuzz_command(name: str, folder: Path) -> Any:
     """Return a test of one command over generated files and options."""
     rows, options, named = COMMANDS[name]
-    fixed = [models()[word] if before in ("--model", "--ref") else word for before, word in pairwise(("", *named))]
+    fixed = [
+        models().get(word, word) if before in ("--model", "--ref") else word for before, word in pairwise(("", *named))
+    ]
 
     def test(source: list[str], flags: list[tuple[str, ...]], torn_end: bool) -> None:
         data, out = folder / "in.jsonl", folder / "out.jsonl"
