@@ -226,6 +226,7 @@ def test_resumed_rescored_and_sharded(srlm: Srlm) -> None:
     assert [row["scores"] for row in done.rows] == [row["scores"] for row in whole]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_rows_of_a_whole_one(srlm: Srlm) -> None:
     write_rows(srlm.folder / "rows.jsonl", [{"prompt": f"Why {n}?", "response": "So."} for n in range(70)])
     (srlm.folder / "own.toml").write_text(SOURCE)

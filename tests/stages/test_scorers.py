@@ -77,6 +77,7 @@ def test_batches_give_the_same_scores_to_rounding(reward: Path) -> None:
     assert together == pytest.approx(alone, abs=1e-6) and alone == bare_scores(reward, ROWS)
 
 
+@pytest.mark.slow
 def test_a_killed_run_and_shards_give_the_bytes_of_a_whole_one(reward: Path, srlm: Srlm) -> None:
     rows = str(
         write_rows(srlm.folder / "r.jsonl", [{**row, "id": f"{row['id']}-{n}"} for n in range(20) for row in ROWS])
