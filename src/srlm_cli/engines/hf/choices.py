@@ -10,6 +10,7 @@ import torch
 from srlm_cli.engines.base import Completion, Request
 from srlm_cli.engines.choice_probabilities import completion, mass_of, of_texts
 from srlm_cli.forward import memory
+from srlm_cli.forward.exact_logits import exact_logits
 from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 MAX_TOKENS = 1 << 13
@@ -80,7 +81,8 @@ class ChoiceScorer:
         ]
         find_prefixes(texts, self.last)
         texts[-1].kept = True
-        logits = iter(self.model.read(texts))
+        with exact_logits(self.model.net, {token for choice in choices for end in choice.ends for token in end}):
+            logits = iter(self.model.read(texts))
         texts[-1].prefix, self.last = None, texts[-1:]
         return [
             answer(choice, {behind: next(logits) for behind in parts})
