@@ -83,6 +83,7 @@ def run_trl(
     task: str, who: str, rows: list[dict[str, Any]], batch: int, length: int, out: Path
 ) -> tuple[np.ndarray, tuple[float, float]]:
     """Train with TRL: its defaults, or what is fastest with it on a CPU by its own settings."""
+    import torch
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
@@ -97,7 +98,13 @@ def run_trl(
         settings |= {"precompute_ref_log_probs": True} if task == "dpo" else {}
     settings |= {"gradient_accumulation_steps": batch // settings["per_device_train_batch_size"]}
     settings |= {"output_dir": str(out), "learning_rate": 1e-6, "num_train_epochs": 1, "max_length": length}
-    settings |= {"report_to": "none", "save_strategy": "no", "use_cpu": True, "logging_steps": 1, "disable_tqdm": True}
+    settings |= {
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "disable_tqdm": True,
+    }
 
     def messages(text: str, role: str) -> list[dict[str, str]]:
         return [{"role": role, "content": text}]
