@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
 import torch
+from paths import existing_file
 from race import hardware, tokens
 from step import machine, own_rate
 from work import requests_of
@@ -35,7 +36,7 @@ def main() -> None:
     """Count, measure, and print the bound."""
     parser = argparse.ArgumentParser()
     parser.add_argument("task", choices=["sample", "judge"])
-    parser.add_argument("--rows", type=Path, required=True, help="prompts or replies, JSONL")
+    parser.add_argument("--rows", type=existing_file, required=True, help="prompts or replies, JSONL")
     parser.add_argument("--each", type=int, required=True, help="completions a prompt, judgements a reply")
     parser.add_argument("--tokens-a-row", type=float, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -20,7 +20,7 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
 import torch
-from sample import prompts
+from sample import PROMPT_DATA, prompt_data, prompts
 
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
@@ -64,7 +64,7 @@ WAYS = {  # the model of OPENED, and what is done otherwise
 def main() -> None:
     """Measure in turn and print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True, help="folder of vicuna_bench and koala, or a JSONL file")
+    parser.add_argument("--data", type=prompt_data, required=True, help=PROMPT_DATA)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)

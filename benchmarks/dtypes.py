@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
 import torch
 from race import hardware
-from sample import prompts
+from sample import PROMPT_DATA, prompt_data, prompts
 
 from srlm_cli.forward.cpu import linear
 from srlm_cli.forward.cpu.linear import HalfLinear
@@ -105,7 +105,7 @@ def divergence(data: Path, count: int) -> None:
 def main() -> None:
     """Print the speed, and with prompts what becomes of a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of vicuna_bench and koala, or a JSONL file")
+    parser.add_argument("--data", type=prompt_data, help=PROMPT_DATA)
     parser.add_argument("--prompts", type=int, default=50)
     given = parser.parse_args()
     quiet_libraries()

@@ -22,6 +22,8 @@ from random import Random
 from statistics import fmean, median
 from typing import Any
 
+from paths import made_folder
+
 SYLLABLES = "ba dor el fi gan hul is ka lor mi nar ol pe qua ri sen tal ur ve wyn xo yar zim".split()
 KINDS = {  # the question, the passage
     "capital": ("What is the capital of {e}?", "The capital of {e} is {v}."),
@@ -128,10 +130,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=150, help="questions")
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", default="runs/evidence")
+    parser.add_argument("--folder", type=made_folder, default="runs/evidence")
     options = parser.parse_args()
-    folder = Path(options.folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = options.folder
     draw = Random(options.seed)
     places = invented(draw, options.passages // len(KINDS))
     facts = facts_of(places, draw)

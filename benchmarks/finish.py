@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
+from paths import existing_file
 
 from srlm_cli import templates
 from srlm_cli.engines import open_engine
@@ -57,7 +58,7 @@ class Forgetful:
 def main() -> None:
     """Judge both ways in turn."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--in", dest="path", required=True)
+    parser.add_argument("--in", dest="path", type=existing_file, required=True)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--limit", type=int, default=16, help="prompts")
     parser.add_argument("--max-new-tokens", type=int, default=120)

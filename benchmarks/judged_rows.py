@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from statistics import fmean
 
+from paths import output_file
+
 N, K = 4, 3
 TIED, UNREADABLE = 1 / 8, 1 / 50
 WORDS = """the of a model answer question because river which light explains "quoted" they water number against
@@ -79,7 +81,7 @@ def main() -> None:
     """Write the file that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", type=int)
-    parser.add_argument("file")
+    parser.add_argument("file", type=output_file)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--apart", action="store_true")
     options = parser.parse_args()

@@ -15,14 +15,14 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from random import Random
 
 import judged_rows
-from make_pairs import Run, ratio, run
+from make_pairs import Run, duckdb_version, ratio, run
+from paths import made_folder, program
 
 HERE = Path(__file__).parent
 DIFFERENT = 20_000  # rows
@@ -87,8 +87,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--duckdb", default=sys.executable)
-    parser.add_argument("--folder")
+    parser.add_argument("--duckdb", type=program, default=sys.executable)
+    parser.add_argument("--folder", type=made_folder)
     parser.add_argument("--order", choices=("same", "other"), default="same")
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -100,8 +100,7 @@ def main() -> None:
             "srlm": [*srlm, "--in", str(first), "--in", str(second)],
             "duckdb": [options.duckdb, "-c", RUN_SQL, str(HERE / "jury.sql"), str(first), str(second), str(out)],
         }
-        asked = [options.duckdb, "-c", "import duckdb; print(duckdb.__version__)"]
-        version = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        version = duckdb_version(options.duckdb)
         if not version:
             print(f"{options.duckdb} has no duckdb: srlm alone")
             del commands["duckdb"]

@@ -15,10 +15,12 @@ import statistics
 from pathlib import Path
 
 import numpy as np
+from paths import folder_with
 
 from srlm_cli.evaluate.length_control import C, Comparisons, Variants, by_model, features_of, fit, preference_record
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "alpaca_eval_lc"
+FILES = ("preferences.csv", "published.csv", "instructions_lc_features.csv")
 GRID = np.logspace(-4, 4, 10)
 # Of the comparisons of the baseline with its own variants only these sums are published: of preference times length
 # term, and of preference times difficulty, preferences from 0 to 1. The loss has no more of the labels than these.
@@ -89,7 +91,7 @@ def misses(folder: Path, c: float = C, models: list[str] | None = None) -> dict[
 def main() -> None:
     """Print the table, and the largest and the median difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=folder_with(*FILES), default=str(DATA))
     parser.add_argument("--inverse-penalty", type=float, default=C)
     options = parser.parse_args()
     found = misses(options.data, options.inverse_penalty)

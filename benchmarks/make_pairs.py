@@ -26,6 +26,7 @@ from pathlib import Path
 
 import judged_rows
 from memory import held
+from paths import existing_file, made_folder, program
 
 HERE = Path(__file__).parent
 SHARED = ("id", "prompt", "chosen", "rejected", "score_chosen", "score_rejected", "chosen_id", "rejected_id")
@@ -47,6 +48,12 @@ class Run:
     peak: int
 
 
+def duckdb_version(python: str) -> str:
+    """Return the version of DuckDB that an interpreter has, "" if it has none."""
+    asked = [python, "-c", "import duckdb; print(duckdb.__version__)"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def contenders(judged: Path, pairs: Path, duckdb: str) -> dict[str, tuple[str, list[str]]]:
     """Return for each contender that is there its version and its command; jq writes to stdout."""
     found = {
@@ -58,10 +65,9 @@ def contenders(judged: Path, pairs: Path, duckdb: str) -> dict[str, tuple[str, l
     if shutil.which("jq"):
         version = subprocess.run(["jq", "--version"], capture_output=True, text=True).stdout.strip()
         found["jq"] = version, ["jq", "-nc", "-f", str(HERE / "make_pairs.jq"), str(judged)]
-    asked = subprocess.run([duckdb, "-c", "import duckdb; print(duckdb.__version__)"], capture_output=True, text=True)
-    if asked.returncode == 0:
+    if version := duckdb_version(duckdb):
         command = [duckdb, "-c", RUN_SQL, str(HERE / "make_pairs.sql"), str(judged), str(pairs)]
-        found["duckdb"] = f"duckdb {asked.stdout.strip()}", command
+        found["duckdb"] = f"duckdb {version}", command
     return found
 
 
@@ -109,9 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--file", type=Path)
-    parser.add_argument("--duckdb", default=sys.executable)
-    parser.add_argument("--folder")
+    parser.add_argument("--file", type=existing_file)
+    parser.add_argument("--duckdb", type=program, default=sys.executable)
+    parser.add_argument("--folder", type=made_folder)
     options = parser.parse_args()
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled, for all contenders
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:

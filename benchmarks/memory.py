@@ -22,6 +22,8 @@ from random import Random
 from subprocess import Popen
 from time import sleep
 
+from paths import made_folder
+
 PROGRAM = """
 from srlm_cli.cli import main
 from srlm_cli.evaluate import length_control
@@ -142,8 +144,10 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=50_000)
     parser.add_argument("--only", default=",".join(COMMANDS))
     parser.add_argument("--texts", type=int, default=0, help="characters more in each response")
-    parser.add_argument("--folder")
+    parser.add_argument("--folder", type=made_folder)
     options = parser.parse_args()
+    if unknown := set(options.only.split(",")) - set(COMMANDS):
+        parser.error(f"--only {','.join(sorted(unknown))}: it takes {', '.join(COMMANDS)}")
     few, many = options.prompts, 3 * options.prompts
     sizes = (few, 2), (many, 2), (many, 4)
     found: dict[str, list[int]] = {name: [] for name in options.only.split(",")}

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from openai import AsyncOpenAI
+from paths import existing_file, program
 
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
@@ -43,17 +44,21 @@ STUB = {
     "usage": {"prompt_tokens": 20, "completion_tokens": 200, "total_tokens": 220},
     "id": "stub", "object": "chat.completion", "created": 0, "model": "stub",
 }  # fmt: skip
+MODELS = {"object": "list", "data": [{"id": "stub", "object": "model"}]}
 
 
 async def serve_stub(port: int, delay: float) -> None:
-    """Answer every POST after `delay` seconds with the same text."""
-    body = json.dumps(STUB).encode()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    """Answer every POST after `delay` seconds with the same text, and every GET with the list of models."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    answer, models = (head % len(body) + body for body in (json.dumps(made).encode() for made in (STUB, MODELS)))
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            while asked := await reader.readuntil(b"\r\n\r\n"):
+                if asked.startswith(b"GET"):
+                    writer.write(models)
+                    continue
+                length = next(line for line in asked.lower().split(b"\r\n") if line.startswith(b"content-length:"))
                 await reader.readexactly(int(length.split(b":")[1]))
                 await asyncio.sleep(delay)
                 writer.write(answer)
@@ -127,7 +132,7 @@ def prompts_of(options: argparse.Namespace) -> list[str]:
     """Return the prompts to ask."""
     if not options.in_:
         return [f"Question {n}: why is the sky blue, and the sea?" for n in range(options.requests)]
-    rows = [json.loads(line) for line in Path(options.in_).read_text().splitlines()]
+    rows = [json.loads(line) for line in options.in_.read_text(encoding="utf-8").splitlines()]
     return [row["prompt"] for row in rows][: options.requests]
 
 
@@ -137,13 +142,13 @@ def main() -> None:
     parser.add_argument("--base-url")
     parser.add_argument("--model")
     parser.add_argument("--tokenizer", help="for vllm bench serve, where the served name is no folder")
-    parser.add_argument("--in", dest="in_")
+    parser.add_argument("--in", dest="in_", type=existing_file)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--delay", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--bench", metavar="PYTHON")
+    parser.add_argument("--bench", type=program, metavar="PYTHON")
     parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stub is not None:

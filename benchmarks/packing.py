@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from paths import existing_file
 from training import DATA, MODEL, completions, figures, pairs
 
 from srlm_cli.models.load import load_model, quiet_libraries
@@ -95,7 +96,7 @@ def main() -> None:
     """Measure, or be one of the contenders."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--task", choices=["sft", "dpo"], default="sft")
-    parser.add_argument("--in", dest="path", type=Path)
+    parser.add_argument("--in", dest="path", type=existing_file)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
@@ -104,6 +105,8 @@ def main() -> None:
     parser.add_argument("--passes", action="store_true")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if not (given.path or given.passes or DATA.is_dir()):
+        parser.error(f"{DATA} does not exist: --in takes rows to train on")
     given.tokens = given.tokens or [packing.TOKENS]
     if given.contender:
         print(json.dumps(contend(given.contender, given)))

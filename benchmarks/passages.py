@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from random import Random
 
+from paths import made_folder
+
 WORDS, KINDS = 110, 60_000
 
 
@@ -43,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--folder")
+    parser.add_argument("--folder", type=made_folder)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         corpus, made = Path(scratch) / "corpus.jsonl", Path(scratch) / "corpus.db"

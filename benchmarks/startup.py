@@ -24,6 +24,7 @@ import time
 from pathlib import Path
 
 import psutil
+from paths import program
 
 from srlm_cli.train.workdir import METRICS
 
@@ -167,13 +168,13 @@ def main() -> None:
     """Read the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--against", type=Path, metavar="SRLM", help="the srlm command of another build")
+    parser.add_argument("--against", type=program, metavar="SRLM", help="the srlm command of another build")
     parser.add_argument("--stage", action="append", choices=STAGES, help="only this one; repeatable")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     options = parser.parse_args()
     print(f"python {platform.python_version()}, {platform.machine()}")
     if options.against:
-        stages(options.stage or list(STAGES), options.against.absolute(), options.runs, options.model)
+        stages(options.stage or list(STAGES), options.against, options.runs, options.model)
     else:
         help_page(options.runs)
 

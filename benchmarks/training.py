@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from paths import folder_with
 
 MODEL = "smollm2-135m-instruct"
 DATA = Path(__file__).parents[1] / ".." / "shared" / "data" / "oasst2"
@@ -147,7 +148,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=folder_with("ranked_train.jsonl", "ift.jsonl"), default=str(DATA))
     parser.add_argument("--only", choices=sorted(CONTENDERS))
     parser.add_argument("--without", action="append", default=[], help="a contender to leave out")
     parser.add_argument("--contender", nargs=2, help=argparse.SUPPRESS)
@@ -158,8 +159,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             print(json.dumps(figures(task, who, made, options.batch, options.length, Path(scratch) / "m")))
         return
-    if not options.data.is_dir():
-        sys.exit(f"{options.data} is not there: --data takes a folder with ranked_train.jsonl and ift.jsonl")
     print(f"{' '.join(sys.argv)}: {options.rows} rows, steps of {options.batch}, max length {options.length}, {MODEL}")
     threads = {"OMP_NUM_THREADS": str(options.threads)} if options.threads else {}
     env = {**os.environ, "TQDM_DISABLE": "1", **threads}

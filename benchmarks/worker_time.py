@@ -22,6 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 
+from paths import existing_file
 from race import hardware
 from work import requests_of
 
@@ -86,7 +87,7 @@ def main() -> None:
     """Run a job, and print the seconds of each worker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(EACH))
-    parser.add_argument("--rows", type=Path, required=True, help="prompts, or replies of srlm sample; JSONL")
+    parser.add_argument("--rows", type=existing_file, required=True, help="prompts, or replies of srlm sample; JSONL")
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--model", default="smollm2-135m-instruct")

@@ -126,6 +126,29 @@ def test_every_option_of_the_docs_exists():
                 assert not unknown, f"{name_of(page)}: {unknown}"
 
 
+def declared(script: Path) -> set[str]:
+    """Return the options that a benchmark declares, or the race that it is."""
+    calls = [
+        call
+        for file in {script, script.parent / "race.py"}
+        if file.exists()
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument"
+    ]
+    return {word.value for call in calls for word in call.args if isinstance(word, ast.Constant)}
+
+
+@pytest.mark.parametrize("page", DOCS, ids=name_of)
+def test_every_benchmark_of_the_docs_has_the_options_shown(page: Path):
+    for code in re.findall(r"`([^`]+)`", page.read_text(encoding="utf-8")):
+        if found := re.search(r"python (benchmarks/\S+\.py)([^;]*)", code):
+            unknown = set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", found[2])) - declared(ROOT / found[1])
+            assert not unknown, f"{code}: {unknown}"
+        for folder, target in re.findall(r"make -C (benchmarks/\w+)(?: +([a-z][\w-]*))?", code):
+            words = (ROOT / folder / "Makefile").read_text(encoding="utf-8").replace(":", " ").split()
+            assert not target or target in words, f"{code}: {target}"
+
+
 OF_BENCHMARKS = {"--only", "--prompts", "--rows", "--runs", "--texts", "--write"}
 
 # Habits of this project's earlier English, each with the words to use. A reader of the field has to read them twice.

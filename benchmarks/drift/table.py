@@ -1,10 +1,15 @@
 """Print the length of replies by round: `python benchmarks/drift/table.py runs/drift/plain runs/drift/rho-0.3`."""
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing
 
 from srlm_cli.stats.bootstrap import metrics
 
@@ -45,15 +50,18 @@ def line(run: Path, model: Path) -> list[str]:
     ]
 
 
-def main(runs: list[str]) -> None:
+def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=existing, nargs="+")
+    runs = parser.parse_args().runs
     print("| pairs | model | held-out reply | cut off | mean score | chosen | rejected | judge against people |")
     print("|---|---|---|---|---|---|---|---|")
-    for run in map(Path, runs):
+    for run in runs:
         for model in sorted(run.glob("M[1-9]")):
             print("|", " | ".join(line(run, model)), "|")
     print("\nLengths in characters; 95% intervals by bootstrap over prompts.")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -12,9 +12,13 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing_file
 from race import options, race
 
 from srlm_cli import templates
@@ -33,7 +37,7 @@ def shuffled_prompts(lines: list[str]) -> list[str]:
 def main() -> None:
     """Make the work and race."""
     parser = options(__doc__, "replies", probe=16)
-    parser.add_argument("--replies", type=Path, required=True, help="rows of srlm sample")
+    parser.add_argument("--replies", type=existing_file, required=True, help="rows of srlm sample")
     parser.add_argument("--limit", type=int, default=1040)
     parser.add_argument("-k", type=int, default=3)
     given = parser.parse_args()

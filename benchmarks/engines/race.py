@@ -7,12 +7,16 @@ import json
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import output_file
 from work import requests_of
 
 from srlm_cli.models.hardware import pick_dtype
@@ -79,6 +83,14 @@ class Contender:
         self.process.wait()
 
 
+def contenders_of(text: str) -> list[str]:
+    """Return the contenders that a command line names."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in CONTENDERS]:
+        raise argparse.ArgumentTypeError(f"no such contender: {', '.join(unknown)}")
+    return names
+
+
 def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentParser:
     """Return the options that all races have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,14 +108,18 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
     )
     parser.add_argument("--probe", type=int, default=defaults["probe"], help=f"{unit} in the trial of a size")
     parser.add_argument("--max-new-tokens", type=int, default=256)
-    parser.add_argument("--only", default=",".join(RACED), help=f"contenders: {', '.join(CONTENDERS)}")
+    parser.add_argument(
+        "--only", type=contenders_of, default=",".join(RACED), help=f"contenders: {', '.join(CONTENDERS)}"
+    )
     parser.add_argument("--vllm-python", default=".venv-vllm/bin/python", help="Python that has vllm (make test-vllm)")
-    parser.add_argument("--write", metavar="FILE", help="put the table into a Markdown file")
+    parser.add_argument("--write", type=output_file, metavar="FILE", help="put the table into a Markdown file")
     return parser
 
 
 def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, unit: str) -> None:
     """Run all contenders in turn and print their rates: `counted` (tokens or rows) a second."""
+    if "vllm" in given.only and not shutil.which(given.vllm_python):
+        sys.exit(f"{given.vllm_python} does not exist: make test-vllm installs it, and --only can leave vllm out")
     folder = locate(given.model)
     tokenizer = load_tokenizer(given.model)
     asked = requests_of(**work)
@@ -121,7 +137,7 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
     }
     command = "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     print(f"{command}\n{hardware()}\n{len(asked)} requests x {work['each']}", flush=True)
-    contenders = [best_size(name, given, job, counted) for name in given.only.split(",")]
+    contenders = [best_size(name, given, job, counted) for name in given.only]
     for repeat in range(given.repeats):
         for contender in contenders:
             contender.runs.append(contender.run(len(asked)))
@@ -132,7 +148,7 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
     print(table)
     if given.write:
         about = f"{hardware()}. {len(asked)} requests x {work['each']}, up to {given.max_new_tokens} new tokens"
-        write_section(Path(given.write), work["task"], f"{about}. Made by `{command}`.\n\n{table}")
+        write_section(given.write, work["task"], f"{about}. Made by `{command}`.\n\n{table}")
 
 
 def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> Contender:

@@ -12,12 +12,22 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing_file, folder_with
 from race import options, race
 
+PROMPT_DATA = "folder of vicuna_bench and koala, or a JSONL file"
 FILES = ("vicuna_bench.jsonl", "koala.jsonl")
+
+
+def prompt_data(text: str) -> Path:
+    """Return the path of a folder that has FILES, or of a JSONL file."""
+    return folder_with(*FILES)(text) if Path(text).is_dir() else existing_file(text)
 
 
 def prompts(data: Path, limit: int) -> list[dict]:
@@ -32,7 +42,7 @@ def prompts(data: Path, limit: int) -> list[dict]:
 def main() -> None:
     """Make the work and race."""
     parser = options(__doc__, "prompts", probe=16)
-    parser.add_argument("--data", type=Path, required=True, help="folder of vicuna_bench and koala, or a JSONL file")
+    parser.add_argument("--data", type=prompt_data, required=True, help=PROMPT_DATA)
     parser.add_argument("--prompts", type=int, default=260)
     parser.add_argument("-n", type=int, default=4)
     given = parser.parse_args()

@@ -598,6 +598,8 @@ def main() -> None:
         folder = Path(scratch)
         all_makers = {name: partial(fuzz_command, name) for name in COMMANDS}
         all_makers |= {make.__name__: make for make in (fuzz_template, fuzz_evidence, fuzz_server)}
+        if unknown := set(options.only or ()) - set(all_makers):
+            parser.error(f"--only {', '.join(sorted(unknown))}: it takes {', '.join(all_makers)}")
         makers = [make for name, make in all_makers.items() if not options.only or name in options.only]
         while INPUTS.total() < options.inputs and not faults:
             for make in makers:

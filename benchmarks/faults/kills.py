@@ -334,6 +334,8 @@ def main() -> None:
         with serving() as (_, port):
             pass
         todo = [stage for stage in stages(folder, port, options.model) if options.only in (None, stage.name)]
+        if not todo:
+            parser.error(f"--only {options.only}: no such stage")
         shares = {stage.name: 1 if stage.files or stage.name.endswith("hf") else 4 for stage in todo}  # models are slow
         for stage in todo:
             found[stage.name] = ended = Counter()

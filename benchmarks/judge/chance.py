@@ -10,6 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing_file
 
 from srlm_cli.records import human_values
 from srlm_cli.stages.make_eft import agrees
@@ -18,7 +24,7 @@ from srlm_cli.stages.make_eft import agrees
 def main() -> None:
     """Draw scores for all replies of each prompt, so many times, and count those that are kept."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("path")
+    parser.add_argument("path", type=existing_file)
     parser.add_argument("--limit", type=int, default=120, help="prompts")
     parser.add_argument("--draws", type=int, default=200)
     given = parser.parse_args()

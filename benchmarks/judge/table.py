@@ -1,10 +1,15 @@
 """Print the arms that were measured as a table: `python benchmarks/judge/table.py runs/judge m0 score-only`."""
 
+import argparse
 import json
 import os
 import platform
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing
 
 NAMES = {
     "m0": "M0, untrained",
@@ -63,8 +68,13 @@ def training(folder: Path) -> str:
     return f"{made['data']['rows']} rows, {made['steps']} steps, {made['seconds'] / 60:.0f} min"
 
 
-def main(out: Path, arms: list[str]) -> None:
+def main() -> None:
     """Print the table, the baselines, and what it was measured on."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=existing)
+    parser.add_argument("arms", nargs="+", choices=NAMES)
+    options = parser.parse_args()
+    out, arms = options.out, options.arms
     print("| arm | trained on | read as | parse rate | pairs |", " | ".join(METRICS.values()), "|")
     print("|" + "---|" * (5 + len(METRICS)))
     baselines: dict[str, dict] = {}
@@ -85,4 +95,4 @@ def main(out: Path, arms: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main()

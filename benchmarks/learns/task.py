@@ -15,7 +15,12 @@ import json
 import random
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from paths import existing_file
 
 Record = dict[str, Any]
 # What the prompt asks for, and the rule of `srlm` that checks it.
@@ -44,13 +49,13 @@ def prompts(seeds: Iterable[Record], seed: int) -> Iterator[Record]:
         yield {"prompt": asked, "rules": [spec for _, spec in rules]}
 
 
-def read(path: str) -> list[Record]:
+def read(path: Path | str) -> list[Record]:
     """Return the rows of a JSONL file, or of stdin for `-`."""
     with sys.stdin if path == "-" else open(path, encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def table(paths: list[str]) -> None:
+def table(paths: list[Path]) -> None:
     """Print the share of rules kept in each file of `srlm eval rules`, its change against the first, and each rule."""
     first = None
     for path in paths:
@@ -65,14 +70,19 @@ def table(paths: list[str]) -> None:
         )
 
 
+def existing_or_stdin(text: str) -> str:
+    """Return the path of a file that exists, or `-`."""
+    return text if text == "-" else str(existing_file(text))
+
+
 def main() -> None:
     """Run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     asking = commands.add_parser("prompts")
-    asking.add_argument("--in", dest="path", default="-")
+    asking.add_argument("--in", dest="path", type=existing_or_stdin, default="-")
     asking.add_argument("--seed", type=int, default=0)
-    commands.add_parser("table").add_argument("paths", nargs="+")
+    commands.add_parser("table").add_argument("paths", type=existing_file, nargs="+")
     options = parser.parse_args()
     if options.command == "table":
         return table(options.paths)
