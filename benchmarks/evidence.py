@@ -104,8 +104,10 @@ def agreement(path: Path) -> tuple[float, int, float]:
         for rows in groups.values()
         for right in rows
         for wrong in rows
-        if right["human"] > wrong["human"]
+        if right["human"] > wrong["human"] and None not in (right["score"], wrong["score"])
     ]
+    if not gaps:
+        sys.exit(f"{path}: no pair of replies has two scores")
     return fmean((gap > 0) + (gap == 0) / 2 for gap in gaps), len(gaps), fmean(map(abs, gaps))
 
 

@@ -71,7 +71,7 @@ def watch(folder: str) -> None:
         return compiled(kind)._replace(multiply=timed("products", compiled(kind).multiply))
 
     def noted(writer: scheduler.Scheduler) -> None:
-        rows = len(writer.rows)
+        rows = len(writer.sequences)
         timed("all", advance)(writer)
         spent.update({"passes": 1, "rows": rows})
         Path(folder, str(os.getpid())).write_text(json.dumps(spent))
