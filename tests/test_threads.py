@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
+from srlm_cli import threads
 from srlm_cli.threads import ThreadCount
 
 
@@ -66,6 +69,19 @@ def test_a_core_that_is_idle_for_a_moment_is_left():
         share.look(used=1.0, idle=0.9)
         share.look(used=1.0, idle=0.0)
     assert share.threads == 1
+
+
+@pytest.mark.parametrize("own, autogroup, free", [(0, "0", 7), (-5, None, 7), (10, "0", 2), (0, "1", 2)])
+def test_a_core_of_a_process_of_lower_priority_is_free(own, autogroup, free, monkeypatch, tmp_path):
+    if autogroup:
+        (tmp_path / "autogroup").write_text(f"{autogroup}\n")
+    core = SimpleNamespace(user=9.0, system=9.0, nice=5.0, idle=1.5, iowait=0.5)
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: [core])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(os, "nice", lambda by: own)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr(threads, "AUTOGROUP", tmp_path / "autogroup")
+    assert threads._now()[2] == free
 
 
 BUSY = "while True: pass"
@@ -131,8 +147,6 @@ def test_threads_come_back_when_the_others_have_ended():
 def test_a_second_model_is_watched_too_when_one_thread_is_left(monkeypatch):
     import torch
 
-    from srlm_cli import threads
-
     class Net(torch.nn.Linear):
         def get_input_embeddings(self):
             return self
@@ -147,8 +161,6 @@ def test_a_second_model_is_watched_too_when_one_thread_is_left(monkeypatch):
 
 def test_threads_that_were_chosen_stay(monkeypatch):
     import torch
-
-    from srlm_cli import threads
 
     class Net(torch.nn.Linear):
         def get_input_embeddings(self):

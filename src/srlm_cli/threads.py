@@ -2,17 +2,20 @@
 
 Threads that wait for each other's parts of a product do so busily. Two programs with as many threads each as
 there are cores then wait for threads that have no core, and each can take many times as long as alone. So
-how many threads compute here follows what the system gives them. OMP_NUM_THREADS, if set, is left as it is.
+how many threads compute here follows what the system gives them. Processes of lower priority (`nice`) get no core that
+is wanted here. OMP_NUM_THREADS, if set, is left as it is.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +26,7 @@ SECONDS = 1.0  # between two looks
 IDLE = 0.7  # of a core that nobody uses: room for one more thread
 A_THREAD = 1 << 30  # bytes of weights that are worth a thread while a few tokens pass by them
 PATIENCE = 3  # looks in a row that have to see it: a thread too many costs more than one too few
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 class ThreadCount:
@@ -132,10 +136,26 @@ def share_cores(net: Module) -> None:
 
 
 def _now() -> tuple[float, float, float]:
-    """Return the seconds of the clock, of this process on all cores, and of the idle cores it may use."""
+    """Return the seconds of the clock, of this process on all cores, and of the idle cores it may use.
+
+    A core that computes for a process of lower priority is as good as idle.
+    """
     import psutil  # late: it takes a command 6 ms
 
     cores = psutil.cpu_times(percpu=True)
     mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
-    idle = sum(cores[at].idle + getattr(cores[at], "iowait", 0.0) for at in mine if at < len(cores))
+    free = ("idle", "iowait", "nice") if _comes_first() else ("idle", "iowait")
+    idle = sum(getattr(cores[at], kind, 0.0) for at in mine if at < len(cores) for kind in free)
     return time.monotonic(), time.process_time(), idle
+
+
+def _comes_first() -> bool:
+    """Whether Linux gives this process nearly all of a core that one of lower priority (`nice`) wants too.
+
+    It does not where each session gets an equal part of the cores (autogroup).
+    """
+    try:
+        by_session = AUTOGROUP.read_text(encoding="ascii").strip() != "0"
+    except OSError:  # a kernel without it
+        by_session = False
+    return sys.platform == "linux" and os.nice(0) <= 0 and not by_session
