@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.utils import save_and_load
 from safetensors.torch import load_file
 
 import tiny_models
 from srlm_cli.errors import OptionError
+from srlm_cli.models.adapters import load_adapter
 from srlm_cli.models.load import load_model
 from srlm_cli.records import Record
 from srlm_cli.train.dpo import dpo
+from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.optimizers import BYTES, check
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -55,6 +58,18 @@ def trained(folder: Path) -> set[str]:
 def test_named_layers_alone_get_an_adapter(dense: Path, tmp_path: Path) -> None:
     learn(dense, tmp_path / "m", lora_r=2, lora_target=("q_proj", "mlp.down_proj"))
     assert trained(tmp_path / "m") == {f"{n}.{name}" for n in (0, 1) for name in ("self_attn.q_proj", "mlp.down_proj")}
+
+
+def test_saving_an_adapter_asks_no_hub_about_the_base(dense: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *asked: pytest.fail(f"asked for {asked}"))
+    new = add_adapter(
+        load_model(str(dense), "float32", "cpu"), spec_of(Path("smollm2-135m-instruct"), tmp_path, lora_r=2)
+    )
+    new.save_pretrained(tmp_path / "new")
+    loaded = load_adapter(load_model(str(dense), "float32", "cpu"), str(tmp_path / "new"), str(dense), trainable=True)
+    loaded.save_pretrained(tmp_path / "again")
+    for folder in ("new", "again"):
+        assert all(".lora_" in name for name in load_file(tmp_path / folder / "adapter_model.safetensors"))
 
 
 @pytest.mark.slow

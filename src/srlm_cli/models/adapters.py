@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +79,19 @@ def load_adapter(base: PreTrainedModel, folder: str, source: str, *, trainable: 
     check_tokens(folder, source, len(base.get_input_embeddings().weight))
     net = get_peft_model(base, config)
     config.base_model_name_or_path = name
-    net.saves_embeddings = has_embeddings
+    save_with_embeddings(net, has_embeddings)
     if not trainable:
         net.eval()
     load_tensors(net, folder, tensors)
     return net
+
+
+def save_with_embeddings(net: PeftModel, embeddings: bool) -> None:
+    """Say whether embeddings are saved with an adapter, in checkpoints too.
+
+    peft would look for the base on the hub to find out, with two warnings where there is none.
+    """
+    net.save_pretrained = partial(net.save_pretrained, save_embedding_layers=embeddings)
 
 
 def read_tensors(folder: str) -> dict[str, Any]:

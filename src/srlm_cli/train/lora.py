@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.errors import OptionError
+from srlm_cli.models.adapters import save_with_embeddings
 from srlm_cli.train.router import has_own_forward
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def add_adapter(model: PreTrainedModel, spec: TrainSpec, tokens: list[int] | Non
     # peft notes where the base was loaded from; its name finds it again on another machine too.
     model.peft_config["default"].base_model_name_or_path = spec.model
     model.peft_config["default"].revision = spec.revision
+    save_with_embeddings(model, False)
     return model
 
 

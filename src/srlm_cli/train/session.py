@@ -303,12 +303,7 @@ def save(
         elif spec.merge:
             model.merge_and_unload().save_pretrained(workdir.model)
         else:
-            model.save_pretrained(
-                workdir.model,
-                selected_adapters=["default"],
-                save_embedding_layers=getattr(model, "saves_embeddings", False),
-                state_dict=whole,
-            )
+            model.save_pretrained(workdir.model, selected_adapters=["default"], state_dict=whole)
             base = model.peft_config["default"].base_model_name_or_path
             provenance["base"] = {"model": base, "fingerprint": fingerprint(base, weights_only=True)}
         tokenizer.save_pretrained(workdir.model)
