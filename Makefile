@@ -27,9 +27,8 @@ help: ## list the targets
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
 demo: NAME = demo
-demo: $(READY) ## install, run the whole loop to M2 on the embedded model, show what it did
-	@+$(LOOP) iterate
-	@+$(LOOP) report
+demo: $(READY) ## install, train M1 to M<ITER> in examples/facts, show what they learned from their own judgement
+	@+$(MAKE) --no-print-directory -C examples/facts OUT=../../runs/$(NAME) LAST=$(ITER)
 
 test: $(READY) ## install, and pass the tests
 	$(IN_TWO) -m "not slow and not vllm"

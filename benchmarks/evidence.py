@@ -1,6 +1,6 @@
 """Does a judge that is shown passages know right replies from wrong ones, where the same judge without them cannot?
 
-python benchmarks/evidence.py [--model MODEL] [--train N] [--test N] [--passages N] [--seed N] [--folder FOLDER]
+python benchmarks/evidence.py [--model M] [--template T] [--train N] [--test N] [--passages N] [--seed N] [--folder D]
 
 All places are invented, so no model can know the facts about them; no place of the test is in the training data. A
 question has one right reply and two wrong ones, which are right for other places. The same model is trained on scores
@@ -36,7 +36,7 @@ CROPS = (
     "barley oats rye wheat maize rice millet flax hemp hops lentils beans peas beets turnips onions grapes figs".split()
 )
 FORMS = ("{v}.", "The answer is {v}.", "It is {v}.", "I believe that it is {v}, if I remember rightly.")
-TRAINING = "--learning-rate 4e-5 --final-learning-rate 4e-6 --train-batch-size 8 --warmup-steps 4".split()
+TRAINING = "--learning-rate 1e-4 --final-learning-rate 4e-5 --train-batch-size 4 --warmup-steps 4".split()
 
 
 def invented(draw: Random, count: int) -> list[str]:
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=150, help="questions")
     parser.add_argument("--passages", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--template", default="evidence_score_only", help="of the judge with passages")
     parser.add_argument("--folder", type=made_folder, default="runs/evidence")
     options = parser.parse_args()
     folder = options.folder
@@ -148,8 +149,9 @@ def main() -> None:
         srlm(folder, f"{name}.db", "index", "--in", f"{name}.jsonl")
     write(folder / "train.jsonl", ranked(train, facts))
     write(folder / "test.jsonl", ranked(test, facts))
+    template = str(Path(options.template).resolve()) if Path(options.template).exists() else options.template
     shown = {
-        "evidence": ("--template", "evidence_score_only", "--evidence", "all.db"),
+        "evidence": ("--template", template, "--evidence", "all.db"),
         "closed": ("--template", "score_only"),
     }
     scored = ("--reason", "none", "--scale", "linear", "--score-low", "0", "--score-high", "5", "--max-share", "1")

@@ -47,7 +47,7 @@ $(OUT)/own/M1/model/provenance.json: $(OUT)/eft.jsonl
 # Arm, t, and the model Mt. Both arms begin with the same answers and judgements of M1.
 define answers
 $(OUT)/$(1)/M$(2)/responses.jsonl: $(3)/provenance.json
-	mkdir -p $$(@D)
+	@mkdir -p $$(@D)
 	$(SRLM) sample $(ROWS) $(ROUND) --in $(DATA)/round-$(2).jsonl --model $(3) --out $$@
 
 $(OUT)/$(1)/M$(2)/judged.jsonl: $(OUT)/$(1)/M$(2)/responses.jsonl
@@ -57,7 +57,7 @@ endef
 # Arm, t, t+1, the model Mt, the arm whose judgements are paired, and options for the pairs.
 define learns
 $(OUT)/$(1)/M$(2)/pairs.jsonl: $(OUT)/$(5)/M$(2)/judged.jsonl
-	mkdir -p $$(@D)
+	@mkdir -p $$(@D)
 	$(SRLM) make-pairs $(ROWS) --in $$< $(6) --out $$@
 
 $(OUT)/$(1)/M$(3)/model/provenance.json: $(OUT)/$(1)/M$(2)/pairs.jsonl
@@ -76,12 +76,12 @@ $(foreach t,$(filter-out 2,$(LATER)),$(eval $(call learns,control,$(call before,
 # --- measured on held-out prompts: the rules that a model keeps, and its judgements of texts -------------------------
 define measure
 $(OUT)/$(1)/eval-rules.jsonl: $(3)
-	mkdir -p $$(@D)
+	@mkdir -p $$(@D)
 	$(SRLM) sample $(ROWS) --in $(DATA)/$(HELD).jsonl --model $(2) --out $(OUT)/$(1)/eval-rule-responses.jsonl
 	$(SRLM) eval rules --config $(CONFIG) --in $(OUT)/$(1)/eval-rule-responses.jsonl --out $$@
 
 $(OUT)/$(1)/eval-reward.jsonl: $(3) $(NEEDS)
-	mkdir -p $$(@D)
+	@mkdir -p $$(@D)
 	$(SRLM) judge $(ROWS) $(JUDGE) --in $(DATA)/$(RANKED).jsonl --model $(2) --out $(OUT)/$(1)/eval-judged.jsonl
 	$(SRLM) eval reward --config $(CONFIG) --in $(OUT)/$(1)/eval-judged.jsonl --out $$@
 endef

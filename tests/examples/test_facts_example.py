@@ -76,3 +76,12 @@ def test_both_arms_run_to_m3(tmp_path: Path) -> None:
     )
     for model, line in zip(models, told.stdout.splitlines(), strict=True):
         assert line.startswith(model) and f" {len(read_rows(Path(model) / 'pairs.jsonl'))} pairs" in line
+
+
+def test_the_demo_runs_this_example() -> None:
+    argv = ["make", "-n", "demo", "NAME=x", "ITER=2"]
+    shown = subprocess.run(argv, cwd=ROOT, env=clean_env(), text=True, capture_output=True, check=True).stdout
+    commands = shown.splitlines()
+    trained = [line.split(" --out ")[1] for line in commands if " sft " in line or " dpo " in line]
+    assert trained == [f"../../runs/x/{model}/model" for model in ("own/M1", "own/M2", "control/M2")]
+    assert commands[-1].endswith(" report ../../runs/x/own --control ../../runs/x/control --config srlm.toml")

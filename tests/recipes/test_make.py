@@ -1,7 +1,7 @@
 """`make iterate` as a Make user expects it, in a folder that `srlm init` made.
 
 Training runs a tiny model; what it then writes comes from the echo engine, to keep this quick. The
-whole loop on the real model is `make demo`, which CI runs too.
+whole loop on the real model is `make iterate` in CI.
 """
 
 from __future__ import annotations
