@@ -10,6 +10,8 @@
 #   NEEDS      files that the judge needs
 #   TEMPLATE   the judge's template
 #   ROUND      options of sample for the prompts of a round
+#
+# LIMIT=4 reads at most 4 records of each file that is answered or judged: to try a model or settings.
 
 SRLM ?= ../../.venv/bin/srlm
 PYTHON ?= ../../.venv/bin/python
@@ -17,12 +19,14 @@ CONFIG ?= srlm.toml
 M0 ?= smollm2-135m-instruct
 SEED ?= 0
 LAST ?= 3
-OUT ?= ../../runs/$(TASK)/seed-$(SEED)
+LIMIT ?=
+OUT ?= ../../runs/$(TASK)$(LIMIT:%=-limit-%)/seed-$(SEED)
 
 ROWS := --config $(CONFIG) --on-stale restart --seed $(SEED)
 DATA := $(OUT)/data
 BUILT := $(DATA)/test.jsonl
 TRAIN := $(ROWS) $(UNTRAINED:%=--held-out $(DATA)/%.jsonl)
+SOME := $(LIMIT:%=--limit %)
 LATER := $(shell seq 2 $(LAST))
 MODELS := own/M0 own/M1 $(LATER:%=own/M%) $(LATER:%=control/M%)
 
@@ -38,7 +42,7 @@ $(BUILT): build.py
 
 # --- M1: it learns the form of a reply (IFT), and to judge right and wrong texts (EFT) --------------------------------
 $(OUT)/eft.jsonl: $(BUILT) $(CONFIG) $(TEMPLATE) $(NEEDS)
-	$(SRLM) make-eft $(ROWS) $(JUDGE) --in $(DATA)/ranked.jsonl --out $@
+	$(SRLM) make-eft $(ROWS) $(SOME) $(JUDGE) --in $(DATA)/ranked.jsonl --out $@
 
 $(OUT)/own/M1/model/provenance.json: $(OUT)/eft.jsonl
 	$(SRLM) sft $(TRAIN) --in $(DATA)/ift.jsonl --in $(OUT)/eft.jsonl --model $(M0) --out $(@D)
@@ -48,7 +52,7 @@ $(OUT)/own/M1/model/provenance.json: $(OUT)/eft.jsonl
 define answers
 $(OUT)/$(1)/M$(2)/responses.jsonl: $(3)/provenance.json
 	@mkdir -p $$(@D)
-	$(SRLM) sample $(ROWS) $(ROUND) --in $(DATA)/round-$(2).jsonl --model $(3) --out $$@
+	$(SRLM) sample $(ROWS) $(SOME) $(ROUND) --in $(DATA)/round-$(2).jsonl --model $(3) --out $$@
 
 $(OUT)/$(1)/M$(2)/judged.jsonl: $(OUT)/$(1)/M$(2)/responses.jsonl
 	$(SRLM) judge $(ROWS) $(JUDGE) --in $$< --out $$@
@@ -77,12 +81,12 @@ $(foreach t,$(filter-out 2,$(LATER)),$(eval $(call learns,control,$(call before,
 define measure
 $(OUT)/$(1)/eval-rules.jsonl: $(3)
 	@mkdir -p $$(@D)
-	$(SRLM) sample $(ROWS) --in $(DATA)/$(HELD).jsonl --model $(2) --out $(OUT)/$(1)/eval-rule-responses.jsonl
+	$(SRLM) sample $(ROWS) $(SOME) --in $(DATA)/$(HELD).jsonl --model $(2) --out $(OUT)/$(1)/eval-rule-responses.jsonl
 	$(SRLM) eval rules --config $(CONFIG) --in $(OUT)/$(1)/eval-rule-responses.jsonl --out $$@
 
 $(OUT)/$(1)/eval-reward.jsonl: $(3) $(NEEDS)
 	@mkdir -p $$(@D)
-	$(SRLM) judge $(ROWS) $(JUDGE) --in $(DATA)/$(RANKED).jsonl --model $(2) --out $(OUT)/$(1)/eval-judged.jsonl
+	$(SRLM) judge $(ROWS) $(SOME) $(JUDGE) --in $(DATA)/$(RANKED).jsonl --model $(2) --out $(OUT)/$(1)/eval-judged.jsonl
 	$(SRLM) eval reward --config $(CONFIG) --in $(OUT)/$(1)/eval-judged.jsonl --out $$@
 endef
 $(eval $(call measure,own/M0,$(M0),$(BUILT)))
