@@ -28,7 +28,7 @@ help: ## list the targets
 
 demo: NAME = demo
 demo: $(READY) ## install, train M1 to M<ITER> in examples/facts, show what they learned from their own judgement
-	@+$(MAKE) --no-print-directory -C examples/facts OUT=../../runs/$(NAME) LAST=$(ITER)
+	@+$(MAKE) --no-print-directory -C examples/facts OUT=$(CURDIR)/runs/$(NAME) LAST=$(ITER)
 
 test: $(READY) ## install, and pass the tests
 	$(IN_TWO) -m "not slow and not vllm"
