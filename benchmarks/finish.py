@@ -25,7 +25,7 @@ from paths import existing_file
 from srlm_cli import templates
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request, Sampling
-from srlm_cli.records import responses_of
+from srlm_cli.records import ranked_record, responses_of
 from srlm_cli.stages.judge import JudgeOptions, judge
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     given = parser.parse_args()
     with open(given.path, encoding="utf-8") as file:
         ranked = [json.loads(line) for line, _ in zip(file, range(given.limit), strict=False)]
-    replies = [reply for row in ranked for reply in responses_of(row)]
+    replies = [reply for row in ranked for reply in responses_of(ranked_record(row))]
     form = templates.load("additive", fields={"prompt", "response"}, reads=True)
     sampling = Sampling(max_new_tokens=given.max_new_tokens)
     options = JudgeOptions(form, 3, sampling, seed=0, force_score=True, score="expected")
@@ -85,8 +85,13 @@ def main() -> None:
             print(f"  {name}: {rates[name][-1]:.2f} judgements/s", flush=True)
     ratios = sorted(new / old for new, old in zip(*rates.values(), strict=True))
     print(f"{at_once.answered / at_once.texts:.1%} of the texts had their score at once")
-    apart = max(abs(a - b) for a, b in zip(*scores.values(), strict=True))
-    print(f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); scores differ by {apart:.1e}")
+    both = list(zip(*scores.values(), strict=True))
+    apart = max((abs(one - other) for one, other in both if None not in (one, other)), default=0.0)
+    unlike = sum((one is None) != (other is None) for one, other in both)
+    print(
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); scores differ by {apart:.1e}, "
+        f"{unlike} are missing one way only"
+    )
 
 
 if __name__ == "__main__":

@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--draw", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.rows < 4 or given.rows % 4:
+        parser.error("--rows takes a multiple of 4: there are four completions per prompt")
     if given.draw:
         draw(given.model, given.rows, given.tokens)
     else:

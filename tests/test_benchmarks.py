@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT, clean_env
+from tiny import ALONE, tiny_model
 
 SCRIPTS = sorted(path for path in (ROOT / "benchmarks").rglob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
 NOT_OURS = ("vllm", "trl", "llama_cpp", "bm25s", "tantivy", "duckdb", "sklearn")  # what some are measured against
@@ -48,6 +49,17 @@ def test_the_gpu_script_is_rehearsed_on_a_cpu() -> None:
     ]
     for _, who, rate, *rest in rows:
         assert float(rate) > 0 if rate[0].isdigit() else who == "vllm" and "vllm is not installed" in rest[-1], rows
+
+
+@pytest.mark.slow
+def test_the_time_of_workers_is_measured(tmp_path: Path) -> None:
+    """The parts of the engine that the benchmark watches exist, and each worker writes its times."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why is the sky blue?"}\n' * 2)
+    options = ["--rows", "prompts.jsonl", "--model", str(tiny_model(tmp_path / "m")), "--max-new-tokens", "4"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "worker_time.py"), "sample", *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=clean_env(ALONE), check=False)
+    assert done.returncode == 0, done.stderr
+    assert "8 rows" in done.stdout and " tokens read\n" in done.stdout
 
 
 PATHS = {"path", "paths", "file", "out", "runs", "--in", "--data", "--file", "--folder", "--replies", "--write"}
