@@ -125,6 +125,10 @@ JUDGED = rows_of(
     },
 )
 PAIRS = rows_of({"prompt": PROMPT, "chosen": st.one_of(TEXT, DIALOGUE), "rejected": st.one_of(TEXT, DIALOGUE)})
+LABELLED = rows_of(
+    {"prompt": PROMPT, "completion": st.one_of(TEXT, DIALOGUE), "label": st.booleans()},
+    {"finish_reason": ODD, "score": NUMBER, "thought": ODD},
+)
 PREFERENCES = rows_of(
     {"model": TEXT, "index": NUMBER, "len_baseline": NUMBER, "len_model": NUMBER, "preference": NUMBER}
 )
@@ -209,6 +213,12 @@ COMMANDS: dict[str, tuple[Any, list[Any], tuple[str, ...]]] = {
         [*READING, option("rho", 0.3, 1), option("min-gap", 0, 1), option("max-chosen-length", 10),
          st.sampled_from([(), (), ("--shuffle-labels",)])],
         (),
+    ),
+    "kto": (  # up to the model, which is not there
+        st.one_of(JUDGED, LABELLED),
+        [*READING, option("desirable-score", 3, 4), option("undesirable-score", 2, 3), option("beta", 0, 0.5),
+         option("loss", "kto", "apo-zero-unpaired"), option("desirable-weight", 0, 1.5)],
+        ("--model", "./nowhere"),
     ),
     "jury": (JUDGED, [*READING, option("weights", "accuracy")], ()),
     "make-eft": (

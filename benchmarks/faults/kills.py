@@ -195,7 +195,7 @@ def by_closed_pipe(stage: Stage, whole: bytes, folder: Path, seconds: float) -> 
 
 def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
     """Return the commands that are ended, with their inputs in `folder`."""
-    from tiny import completions, pairs, reward_model, tiny_model
+    from tiny import completions, labelled, pairs, reward_model, tiny_model
 
     def rows(name: str, made: list[dict]) -> str:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in made))
@@ -267,6 +267,7 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("judge, hf", ("judge", "--in", responses, *hf, "--template", "score_only")),
         Stage("sft", ("sft", "--in", rows("ift.jsonl", completions(16)), *train), "*.safetensors"),
         Stage("dpo", ("dpo", "--in", rows("pairs.jsonl", pairs(12)), *train), "*.safetensors"),
+        Stage("kto", ("kto", "--in", rows("labelled.jsonl", labelled(12)), *train), "*.safetensors"),
     ]  # fmt: skip
 
 
@@ -288,13 +289,14 @@ def prepare() -> None:
     """Import what the commands do, once, and let them run slowly enough to be ended in the middle."""
     import torch
     import trl  # noqa: F401
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer  # noqa: F401
 
     import srlm_cli.engines.hf.engine
     import srlm_cli.engines.openai
     import srlm_cli.engines.reward
     import srlm_cli.train.dpo
     import srlm_cli.train.implicit
+    import srlm_cli.train.kto
     import srlm_cli.train.sft  # noqa: F401
 
     torch.set_num_threads(1)

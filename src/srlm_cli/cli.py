@@ -29,6 +29,7 @@ COMMANDS = {
     "jury": "Join the judged rows of several judges into one judged file.",
     "make-pairs": "Pair the best with the worst response of each prompt.",
     "dpo": "Train on preference pairs from Mt, with Mt as the reference: Mt to M(t+1).",
+    "kto": "Train on single replies that are desirable or not, without pairs (KTO): Mt to M(t+1).",
     "index": "Make an index of passages from texts, to be searched for evidence.",
     "eval": "Measure: a judge against people, one model against another.",
     "report": "Show what a run did, round by round.",

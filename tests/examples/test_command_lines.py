@@ -40,6 +40,7 @@ BRIEF = {
     },
     "SRLM_SFT_MAX_STEPS": "1",
     "SRLM_DPO_MAX_STEPS": "1",
+    "SRLM_KTO_MAX_STEPS": "1",
 }
 # A model of random words writes no prompt that passes the filters, and no criterion; grep found nothing missing.
 OTHER_ENDS = {"srlm gen-prompts": 4, "srlm make-rubric": 4, "srlm doctor |": 1}
@@ -109,6 +110,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "M2/implicit": answers("M2", 2),
         **{f"judged-{juror}": [{**row, "judge": juror} for row in answers("M1", 2)] for juror in "abc"},
         "ruled": [{"id": f"p{n}", "prompt": f"Ask {n}?", "rules": ["no-commas", "words:..30"]} for n in range(2)],
+        "labelled": [{"prompt": f"Ask {n}?", "completion": "So.", "label": n > 0} for n in range(3)],
         "corpus": [{"text": "Air scatters short waves of light.", "title": "Sky", "source": "a book"}],
     }.items():  # fmt: skip
         write_rows(here / f"{name}.jsonl", rows)

@@ -32,6 +32,7 @@ RANKED = [
 ]
 COMPLETIONS = [{"prompt": text, "completion": "Well."} for text in QUESTIONS]
 PAIRS = [{"prompt": text, "chosen": "Well.", "rejected": "Bad."} for text in QUESTIONS]
+LABELLED = [{"prompt": text, "completion": "Well.", "label": at % 2 == 0} for at, text in enumerate(QUESTIONS)]
 RULED = [{**row, "rules": ["no-commas", "words:..3"]} for row in RESPONSES]
 ECHO = ("--engine", "echo")
 # Options that are a part of a command's name in the tests.
@@ -125,6 +126,9 @@ SFT = Command(
     "sft", COMPLETIONS, options=("--model", "./nowhere", "--out", "model"), field="completion", lazy=False, trains=True
 )
 DPO = Command("dpo", PAIRS, options=("--model", "./nowhere", "--out", "model"), field="chosen", lazy=False, trains=True)
+KTO = Command(
+    "kto", LABELLED, options=("--model", "./nowhere", "--out", "model"), field="label", lazy=False, trains=True
+)
 
 STAGES = [
     SAMPLE,
@@ -143,9 +147,10 @@ STAGES = [
     OWN,
 ]  # rows in, rows out, lazily
 ROW_COMMANDS = [*STAGES, GEN_PROMPTS, REWARD, HEAD_TO_HEAD, HEALTH, PROBE, JUDGES, KEPT, LENGTH_CONTROL]
-COMMANDS = [*ROW_COMMANDS, SFT, DPO]
+COMMANDS = [*ROW_COMMANDS, SFT, DPO, KTO]
 PAGES = [
     "init", "doctor", "make-eft", "sft", "gen-prompts", "sample", "make-rubric", "judge", "jury", "make-pairs", "dpo",
+    "kto",
     "eval reward", "eval head-to-head", "eval health", "eval probe", "eval judges", "eval length-control", "eval rules",
     "index", "report", "settings",
 ]  # fmt: skip

@@ -34,7 +34,9 @@ LIGHT = {
 }
 HEAVY = {
     "modules": ["datasets", "peft", "transformers.models.llama.modeling_llama", "trl", "srlm_cli.*"],
-    "commands": [[kind, "--in", "/dev/null", "--model", "nowhere", "--out", "nowhere"] for kind in ("sft", "dpo")],
+    "commands": [
+        [kind, "--in", "/dev/null", "--model", "nowhere", "--out", "nowhere"] for kind in ("sft", "dpo", "kto")
+    ],
 }
 # Two of a kind have unlike hashes of strings, so that an order of a set that shows in a result is found.
 SERVERS = {"light-1": LIGHT, "light-2": LIGHT, "heavy": HEAVY}

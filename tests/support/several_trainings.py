@@ -15,10 +15,11 @@ from accelerate import DistributedType
 from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import DPOLossConfig
+from srlm_cli.train.kto import kto
+from srlm_cli.train.losses import DPOLossConfig, KTOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
-from tiny import completions, pairs
+from tiny import completions, labelled, pairs
 
 made, step = accelerate.state.AcceleratorState.__init__, transformers.Trainer.training_step
 
@@ -54,9 +55,11 @@ def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = 
         return step(self, *args, **named)
 
     transformers.Trainer.training_step = mortal
-    make, train_on, options = (
-        (completions, sft, {}) if kind == "sft" else (pairs, dpo, {"loss_config": DPOLossConfig(**about or {})})
-    )
+    make, train_on, options = {
+        "sft": (completions, sft, {}),
+        "dpo": (pairs, dpo, {"loss_config": DPOLossConfig(**about or {})} if kind == "dpo" else {}),
+        "kto": (labelled, kto, {"loss_config": KTOLossConfig(**about or {})} if kind == "kto" else {}),
+    }[kind]
     spec = TrainSpec(**{**spec, "out": Path(spec["out"])})
     # Prompts of other numbers than those of the training.
     held_out = make(rows + held)[rows:] or None

@@ -118,6 +118,14 @@ def pairs(count: int) -> list[Record]:
     ]
 
 
+def labelled(count: int) -> list[Record]:
+    """Return desirable and undesirable replies, each of its own length, to prompts of one length."""
+    return [
+        {"prompt": f"Ask {n:02}?", "completion": f"{'No' if n % 3 else 'Yes'} {n} " + "so " * n, "label": n % 3 == 0}
+        for n in range(count)
+    ]
+
+
 def completions(count: int) -> list[Record]:
     """Return IFT rows of unlike lengths."""
     return [{"prompt": f"Ask {n}?", "completion": f"Answer {n} " + "word " * (n % 7)} for n in range(count)]

@@ -1,4 +1,4 @@
-"""Options that sft and dpo share."""
+"""Options that sft, dpo and kto share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sft and dpo do around a training: its processes, its provenance, its end."""
+"""What sft, dpo and kto do around a training: its processes, its provenance, its end."""
 
 from __future__ import annotations
 

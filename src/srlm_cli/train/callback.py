@@ -33,6 +33,7 @@ LOGGED = {
     "logps/rejected": "logp_rejected",
     "lengths/chosen": "length_chosen",
     "lengths/rejected": "length_rejected",
+    "kl": "kl",
 }
 SHOWN = {"loss": "loss", "rewards/margins": "margin", "rewards/accuracies": "accuracy"}
 

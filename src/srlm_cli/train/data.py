@@ -35,6 +35,7 @@ class DataReport:
     refused: int = 0
     not_drawn: int = 0
     longest: int = 0
+    no_label: Counter[str] = field(default_factory=Counter)  # the rows of `kto` without one, by the reason
     notes: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Sequence] = field(default_factory=dict)  # the sequences of the first row, by name
 
@@ -46,8 +47,8 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures."""
-        kept = {name: value for name, value in vars(self).items() if name != "examples"}
-        return {**kept, "notes": dict(self.notes)}  # `asdict` counts the items of a Counter
+        counters = {"no_label": dict(self.no_label), "notes": dict(self.notes)}  # `asdict` would count their items
+        return {**{name: value for name, value in vars(self).items() if name != "examples"}, **counters}
 
     def line(self, unit: str) -> str:
         """Return the figures in one line for people; what did not happen is not named."""
@@ -66,6 +67,7 @@ class DataReport:
             "left out by --train-turns last": self.not_last,
             "bad rows": self.refused,
             "left out by --mix-weight": self.not_drawn,
+            **{f"left out, {reason}": count for reason, count in self.no_label.items()},
         }
         return [f"{count} {reason}" for reason, count in counts.items() if count]
 
@@ -207,6 +209,41 @@ def dpo_rows(
             pair[f"{side}_ids"] = ids[start:]
             report.add(len(ids), len(ids) - start)
         made.append({**pair, "label_smoothing": float(row.get("label_smoothing", smoothing))})
+    report.rows = len(made)
+    return made, report
+
+
+def kto_rows(
+    rows: list[Record],
+    renderer: Renderer,
+    max_length: int,
+    *,
+    turns: str = "reply",
+    keep_duplicates: bool = False,
+    refuse: Refuse = stop,
+) -> tuple[list[Record], DataReport]:
+    """Return `{prompt_ids, completion_ids, label}` of labelled rows, as TRL's KTOTrainer collates them.
+
+    A row with the label null is left out and counted by its `no_label`. A duplicate of an earlier row with its label is
+    dropped, unless `keep_duplicates`. A row longer than `max_length` is cut at its end and counted; it is dropped if
+    its prompt alone is as long. A row that cannot be rendered (see `Renderer`) goes to `refuse`, and is dropped.
+    """
+    made, report = [], DataReport()
+    labelled = [row for row in rows if row["label"] is not None]
+    report.no_label.update(row["no_label"] for row in rows if row["label"] is None)
+    rows = of_turns(labelled, turns, report, refuse, "label")
+    for row in distinct(rows, ("prompt", "completion", "label"), report, keep_duplicates):
+        if (sequences := _rendered(row, ("completion",), renderer, report, refuse)) is None:
+            continue
+        [(ids, start, _, _)] = sequences
+        if start >= max_length:
+            report.left_out += 1
+            continue
+        report.truncated += len(ids) > max_length
+        ids = ids[:max_length]
+        made.append({"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": row["label"]})
+        report.add(len(ids), len(ids) - start)
+        report.notes["desirable" if row["label"] else "undesirable"] += 1
     report.rows = len(made)
     return made, report
 

@@ -46,7 +46,8 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
     moments = BYTES[spec.optim] * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     seconds, tokens = timed(trainer, rows[-at_a_time:])
     rate = tokens / seconds
-    wanted = report.tokens * (epochs + FORWARD * (name == "dpo"))
+    beside = FORWARD * trainer.forward_passes(epochs)
+    wanted = report.tokens * (epochs + beside)
     say(f"srlm {name}: one row as the model sees it; it is trained on the lines after `~` (thought) and `>` (answer)")
     for label, sequence in report.examples.items():
         say(f"--- {label}")
@@ -56,10 +57,10 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
         f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
         f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for the optimizer {spec.optim}"
     )
-    reference = ", a third of a step per row for the reference" if name == "dpo" else ""
+    passes = f", {beside:.2f} epochs for passes without a gradient" if beside else ""
     say(
         f"srlm {name}: time about {clock(wanted / rate)}: {rate:.0f} tokens/s measured over rows of middle length, "
-        f"{report.tokens} tokens, {epochs:.2f} epochs{reference}; checkpoints not counted"
+        f"{report.tokens} tokens, {epochs:.2f} epochs{passes}; checkpoints not counted"
     )
     return {
         "dry_run": True,

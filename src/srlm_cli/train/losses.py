@@ -14,6 +14,8 @@ Loss = Literal[
     "sigmoid", "robust", "hinge", "ipo", "apo-zero", "apo-down", "length-normalised", "r-dpo", "simpo", "dpo-positive"
 ]
 
+UnpairedLoss = Literal["kto", "apo-zero-unpaired"]
+
 # Those that TRL has, by its name; the others, and sigmoid with smoothing, are `own_loss`.
 TRL_NAMES = {
     "sigmoid": "sigmoid",
@@ -86,6 +88,40 @@ class DPOLossConfig:
     def is_own(self, smoothing: Tensor) -> bool:
         """Return whether TRL lacks the loss, for a batch with these smoothings."""
         return self.loss not in TRL_NAMES or (self.loss in SMOOTHED and bool(smoothing.any()))
+
+
+@dataclass(frozen=True)
+class KTOLossConfig:
+    """The loss of unpaired rows and its constants; the weights are λ_D and λ_U of the paper (arXiv 2402.01306)."""
+
+    beta: float = 0.1
+    loss: UnpairedLoss = "kto"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    has_reference = True
+
+    @property
+    def estimates_kl(self) -> bool:
+        """Whether the loss has a KL estimate."""
+        return self.loss == "kto"
+
+    @property
+    def trl_name(self) -> str:
+        """Return the name of the loss in TRL."""
+        return self.loss.replace("-", "_")
+
+    def trl(self) -> dict[str, Any]:
+        """Return the settings of `trl.KTOConfig`; the trainer sets the loss and its KL estimate.
+
+        TRL estimates the KL over a device batch, and refuses a device batch of one row for a loss that has it.
+        """
+        return {
+            "beta": self.beta,
+            "loss_type": "apo_zero_unpaired",
+            "desirable_weight": self.desirable_weight,
+            "undesirable_weight": self.undesirable_weight,
+        }
 
 
 def own_loss(

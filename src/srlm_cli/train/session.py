@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Method(Protocol):
-    """The differences between SFT and DPO."""
+    """The differences between SFT, DPO and KTO."""
 
     name: str
     unit: str  # the name of sequences or pairs in messages

@@ -95,6 +95,10 @@ class StepTrainer:
         if self.splits:
             add_by_row(self.model)
 
+    def forward_passes(self, epochs: float) -> float:
+        """Return how many forward passes over all rows a training needs, beside those of its steps."""
+        return 0.0
+
     @cached_property
     def takes_positions(self) -> bool:
         """Whether the model takes the position of each token as input."""

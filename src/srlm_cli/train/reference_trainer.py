@@ -1,0 +1,269 @@
+"""A trainer with a reference policy: it scores the reference once, and proves that training is tied to it.
+
+This module imports torch and TRL and is itself imported late.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import AutocastKwargs
+
+from srlm_cli import distributed
+from srlm_cli.errors import SrlmError
+from srlm_cli.records import Record
+from srlm_cli.streams.console import Progress
+from srlm_cli.streams.writer import replace_text
+from srlm_cli.train.packing import Packing
+from srlm_cli.train.scoring import score_without_padding
+from srlm_cli.train.step_trainer import StepTrainer
+
+TOLERANCE = 1e-3  # of a log-probability in float32, by which two batches that hold the same row may differ
+CHECKED = 4  # rows, before the first step
+FILLER = 2**40  # the index of a filler, which is not in the data
+
+
+class ScoredCollator:
+    """A mixin for TRL's collators, with more fields per row: its `own`, and the reference's scores (`reference`).
+
+    Own are 1 for a row and 0 for a filler (`real`), and what a method adds. The scores are found by the index of the
+    row (`at`); they are 0 if there are none yet.
+    """
+
+    own: tuple[str, ...] = ("real",)
+    reference: tuple[str, ...]
+    scores: dict[int, tuple[float, ...]] = {}
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        columns = {name: [row[name] for row in examples] for name in self.own}
+        scores = [self.scores.get(row["at"], (0.0,) * len(self.reference)) for row in examples]
+        columns |= dict(zip(self.reference, zip(*scores, strict=True), strict=True))
+        more = {name: torch.tensor(values, dtype=torch.float32) for name, values in columns.items()}
+        return {**super().torch_call(examples), **more}
+
+
+class ReferenceTrainer(StepTrainer):
+    """A mixin for TRL's trainers that have a reference: it is scored once, and the start of the policy is checked.
+
+    Both happen when the trainer is made; where the weights are sharded, the policy itself does it before its first
+    step, when each process has its part.
+    """
+
+    command: str  # for the progress
+    unit: str
+    weighted = False  # whether WPO's weights are needed (see `score_without_padding`)
+    own_scores = False  # whether the scores are not sums of log-probabilities
+    start: dict[str, float] | None = None
+    checked: tuple[Any, ...] | None = None  # the reference's scores of the first rows, in float32
+
+    def __init__(
+        self, *args: Any, loss_config: Any, reference_is_policy: bool, quiet: bool, data_collator: Any, **more: Any
+    ) -> None:
+        self.loss_config, self.quiet, self.reference_is_policy = loss_config, quiet, reference_is_policy
+        more["rows"] = [{**row, "real": 1.0, "at": at} for at, row in enumerate(more["rows"])]
+        more["eval_rows"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["eval_rows"])]
+        super().__init__(*args, data_collator=data_collator, **more)
+        self.ref_model = None
+        if "ref" in getattr(self.model, "peft_config", {}):  # TRL's frozen copy, of which only the scores are needed
+            self.model.delete_adapter("ref")
+            self.model.set_adapter("default")
+        if not distributed.sharded():
+            self.start = self.check_start(self.model)
+
+    def _run_epoch(self, *args: Any, model: Any, **more: Any) -> None:
+        if distributed.sharded() and self.loss_config.has_reference and not self.data_collator.scores:
+            self.ref_model = model  # so that its adapter, if it has one, is part of the reference
+            self._score("train", self.train_dataset, self.args.per_device_train_batch_size)
+            if self.eval_dataset:
+                self._score("eval", self.eval_dataset, self.args.per_device_eval_batch_size)
+            self.ref_model = None
+            self.start = self.check_start(model)
+        super()._run_epoch(*args, model=model, **more)
+
+    def scored_texts(self, batch: Record) -> list[tuple[Any, Any]]:
+        """Return token ids and completion mask of what the reference scores of the first row, in the scores' order."""
+        raise NotImplementedError
+
+    def at_start(self, model: Any, batch: Record, items: Any) -> tuple[float, dict[str, float]]:
+        """Return the loss of a batch, a mean over `items`, and its mean log-ratios by name."""
+        raise NotImplementedError
+
+    def loss_at_start(self, batch: Record) -> tuple[float, str] | None:
+        """Return the loss of a batch where policy and reference are equal, also in words; None if it is not known."""
+        raise NotImplementedError
+
+    def forward_passes(self, epochs: float) -> float:
+        return 1.0
+
+    @staticmethod
+    def row_items(row: Record) -> int:
+        """Return 1: a row."""
+        return 1
+
+    @staticmethod
+    def batch_rows(batch: Record) -> int:
+        """Return the rows of a batch, fillers too."""
+        return len(batch["real"])
+
+    @staticmethod
+    def items(batch: Record) -> Any:
+        """Return the rows of a batch that count."""
+        return batch["real"].sum()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        mine = (*self.data_collator.own, "at")
+        self._signature_columns += [name for name in mine if name not in self._signature_columns]
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Score the reference, or take the scores that an unfinished run left; the collator adds them to the rows."""
+        if name == "train":  # TRL's first call
+            copy_rows(self.model)
+            score_without_padding(self.packing, self.weighted)
+            if self.ref_model is not None:
+                score_without_padding(Packing(self.ref_model))
+        if self.loss_config.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
+            self._score(name, dataset, batch_size)
+        return dataset
+
+    def _kept_scores(self, name: str) -> Path:
+        return self.workdir.folder / f"reference-{name}.json"
+
+    def _score(self, name: str, dataset: Any, batch_size: int) -> None:
+        """Give the collator the reference's log-probabilities, those that an unfinished run left or new ones."""
+        kept = self._kept_scores(name)
+        rows = dataset.select([row for row, counts in enumerate(dataset["real"]) if counts])
+        if kept.exists():
+            scores = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            scores = self._reference_scores(self.ref_model or self.model, rows, batch_size)
+            with self.workdir.writing("the reference's log-probabilities"):
+                if distributed.is_main():
+                    replace_text(kept, json.dumps(scores))
+        self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
+        if name == "train":
+            self.checked = self.check_scores(self.ref_model or self.model)
+
+    def _reference_scores(self, scorer: Any, rows: Any, batch_size: int) -> list[tuple[float, ...]]:
+        """Return the summed log-probabilities of each row, as `reference` names them; each process has its share."""
+        scorer.eval()
+        found: list[tuple[float, ...]] = []
+        share = -(-len(rows) // distributed.count())  # some of the last ones are scored twice, so that shares are equal
+        mine = [min(distributed.rank() * share + place, len(rows) - 1) for place in range(share)]
+        bar = Progress(self.command, share, 0, self.quiet, unit=f"{self.unit} scored by the reference")
+        try:
+            for at in range(0, share, batch_size):
+                examples = [rows[place] for place in mine[at : at + batch_size]]
+                batch = self._prepare_inputs(self.data_collator(examples))
+                scored = {name: value for name, value in batch.items() if name not in self.data_collator.own}
+                found += zip(*(side.tolist() for side in self.compute_ref_log_probs(scorer, scored)), strict=True)
+                bar.advance(len(examples))
+        finally:
+            bar.close()
+        return distributed.all_gather(found)[: len(rows)]
+
+    def _first_rows(self) -> dict[str, Any]:
+        """Return the batch on which policy and reference are checked before the first step."""
+        few = range(min(len(self.sampler.lengths), self.args.per_device_train_batch_size, CHECKED))
+        return self._prepare_inputs(self.data_collator([self.train_dataset[row] for row in few]))
+
+    def check_scores(self, model: Any) -> tuple[Any, ...]:
+        """Return the reference's log-probabilities of the first rows in float32, (rows,) each, as `reference` has them.
+
+        Raises SrlmError unless they are those of the reference's own logits, and those stored, as near as the dtype
+        of the training allows.
+        """
+        batch = self._first_rows()
+        scored = {name: value for name, value in batch.items() if name not in self.data_collator.own}
+        model.eval()
+        with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
+            found = self.compute_ref_log_probs(model, scored)
+            if self.own_scores:
+                return found
+            texts = zip(self.scored_texts(batch), found, self.data_collator.reference, strict=True)
+            for (ids, mask), mine, name in texts:
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
+                wanted = mask[1:].bool()
+                total = float(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0][wanted].sum())
+                stored = float(batch[name][0])
+                near = 10 * TOLERANCE * max(1.0, abs(total))
+                rounded = self._rounding(logits[wanted])
+                exact = near + rounded if distributed.sharded() else near
+                for kind, value, allowed in (("", float(mine[0]), exact), ("stored ", stored, near + rounded)):
+                    if not abs(total - value) <= allowed:
+                        raise SrlmError(
+                            f"the reference's {kind}log-probability is {value:.3f}, and {total:.3f} by its own logits",
+                            "no model is written; this is a bug in srlm, please report it",
+                        )
+        return found
+
+    def _rounding(self, logits: Any) -> float:
+        """Return by how much bfloat16 may move the summed log-probability of tokens with (tokens, vocabulary) logits.
+
+        It keeps 8 bits of a number, so each addition to the residual stream errs by up to 2^-9 of it; the errors of
+        2 x layers additions grow as their square root, and reach a token's logits in proportion. 0 in float32.
+        """
+        if not self.args.bf16:
+            return 0.0
+        layers = self.accelerator.unwrap_model(self.model).config.get_text_config().num_hidden_layers
+        return float(logits.abs().amax(-1).sum()) * math.sqrt(2 * layers) * 2**-9
+
+    def check_start(self, model: Any) -> dict[str, float]:
+        """Return loss and mean log-ratios of the first rows before any step, of the model as it is wrapped.
+
+        Raises SrlmError unless a policy that is its own reference equals it: log-ratios 0, and the loss that follows.
+        """
+        batch = self._first_rows()
+        if self.checked is not None:
+            batch |= dict(zip(self.data_collator.reference, self.checked, strict=True))
+        sizes = [abs(batch[name].mean().item()) for name in self.data_collator.reference]
+        model.eval()
+        with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
+            loss, ratios = self.at_start(model, batch, self.items(batch) * self.accelerator.num_processes)
+        self._metrics["eval"].clear()
+        if self.reference_is_policy and self.loss_config.has_reference:
+            scale, expected = TOLERANCE * max(1.0, *sizes), self.loss_at_start(batch)
+            apart = not max(map(abs, ratios.values())) <= scale
+            if expected:
+                apart = apart or abs(loss - expected[0]) > max(1.0, self.loss_config.beta) * scale
+            if apart:
+                raise SrlmError(
+                    "policy and reference differ before the first step: log-ratios "
+                    f"{' and '.join(f'{ratio:.4f}' for ratio in ratios.values())}, loss {loss:.4f}, "
+                    f"not {', '.join('0' for _ in ratios)}{f' and {expected[1]}' if expected else ''}",
+                    "no model is written; this is a bug in srlm, please report it",
+                )
+        return {"loss": loss, **ratios}
+
+
+def copy_rows(model: Any) -> None:
+    """Copy what TRL leaves out when it copies an adapter as the reference: embeddings that are trained by token.
+
+    It copies parameters whose names have `.default.`; these end with it (findings/dpo-reference-without-its-tokens.sh).
+    """
+    if "ref" in getattr(model, "peft_config", {}):
+        for name, weight in model.named_parameters():
+            if name.endswith(".default"):
+                model.get_parameter(f"{name.removesuffix('default')}ref").data.copy_(weight.data)
+
+
+@contextmanager
+def in_float32(accelerator: Any) -> Iterator[None]:
+    """Disable the autocast of a training, so that equal passes can be distinguished from different ones.
+
+    In bfloat16 the result of a row changes from batch to batch by more than a wrong reference can change it. In
+    float32 it does not. Both types use the same model, adapter and mask. Sharded weights keep
+    their dtype.
+    """
+    before = accelerator.autocast_handler
+    accelerator.autocast_handler = AutocastKwargs(enabled=False)
+    try:
+        yield
+    finally:
+        accelerator.autocast_handler = before
