@@ -15,7 +15,7 @@ from srlm_cli.errors import BadRow, DataError, OptionError, SrlmError
 from srlm_cli.models.load import load_model, load_tokenizer
 from srlm_cli.stages.labels import LabelOptions, labelled_record
 from srlm_cli.train import session
-from srlm_cli.train.data import kto_rows
+from srlm_cli.train.data import kto_rows, sft_rows
 from srlm_cli.train.kto import Kto, kto
 from srlm_cli.train.losses import KTOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -354,10 +354,14 @@ def test_every_row_is_trained_on_or_counted(base: Path) -> None:
     assert report.as_dict()["no_label"]["without a reply"] == 1
 
 
-def test_a_thought_is_trained_on_before_its_reply(base: Path) -> None:
-    row = labelled_record({**JUDGED, "thought": "Hm"}, SCORES)
-    [made], _ = kto_rows([row], Renderer(load_tokenizer(str(base))), 200)
-    assert load_tokenizer(str(base)).decode(made["completion_ids"]) == "<think>\nHm\n</think>\n\nSo.<|end|>"
+def test_the_tokens_are_those_of_sft(base: Path) -> None:
+    """With a thought, too, and cut at the same length."""
+    renderer = Renderer(load_tokenizer(str(base)))
+    for limit in (200, 30):
+        [made], _ = kto_rows([labelled_record({**JUDGED, "thought": "Hm"}, SCORES)], renderer, limit)
+        [wanted], _ = sft_rows([{"prompt": "Ask?", "completion": "So.", "thought": "Hm"}], renderer, limit)
+        assert made["prompt_ids"] + made["completion_ids"] == wanted["input_ids"]
+        assert [-100] * len(made["prompt_ids"]) + made["completion_ids"] == wanted["labels"]
 
 
 def test_one_prompt_has_no_estimate(base: Path, tmp_path: Path) -> None:
