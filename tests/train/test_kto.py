@@ -51,7 +51,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], within: float) -> None:
     assert one.keys() <= other.keys() or other.keys() <= one.keys()
     for name in one.keys() & other.keys():
-        assert float((one[name] - other[name]).abs().max()) <= within, name
+        assert float((one[name] - other[name].detach()).abs().max()) <= within, name
 
 
 def log_prob(model: torch.nn.Module, prompt: list[int], reply: list[int]) -> torch.Tensor:
@@ -93,7 +93,8 @@ def by_hand(base: Path, other: Path, config: KTOLossConfig) -> tuple[float, floa
     named = {name: weight for name, weight in policy.named_parameters() if weight.grad is not None}
     norm = math.sqrt(sum(float(weight.grad.square().sum()) for weight in named.values()))
     clip = min(1.0, 1.0 / (norm + 1e-6))  # as every trainer of transformers does
-    return float(total), z, norm, {name: (weight - clip * weight.grad).detach() for name, weight in named.items()}
+    after = {name: (weight - clip * weight.grad).detach() for name, weight in named.items()}
+    return float(total.detach()), z, norm, after
 
 
 CONFIGS = {
@@ -117,7 +118,7 @@ def test_a_step_has_the_loss_and_the_gradient_of_the_paper(config, swapped, base
 
 def test_one_direction_has_an_estimate_above_0_and_the_other_0(base: Path, other: Path) -> None:
     estimates = [by_hand(*both, CONFIGS["kto"])[1] for both in ((base, other), (other, base))]
-    assert min(estimates) == 0 and max(estimates) > 1
+    assert min(estimates) == 0 and max(estimates) > 0.1  # so that it shows in the loss
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -164,12 +165,13 @@ def test_a_step_is_that_of_trl(config: str, base: Path, other: Path, tmp_path: P
 
 
 def test_desirable_replies_become_more_probable_and_others_less(base: Path, tmp_path: Path) -> None:
+    rows = [{**row, "completion": "ba"[row["label"]] * (n + 3)} for n, row in enumerate(ROWS)]
     spec = one_step(base, tmp_path / "m", optim="adamw_torch_fused", max_steps=6, epochs=6)
     spec = replace(spec, learning_rate=2e-3, final_learning_rate=2e-3)
-    result = kto(ROWS, spec, KTOLossConfig(), run=QUIET)
-    change = [after - before for before, after in zip(sums(base), sums(tmp_path / "m"), strict=True)]
-    desirable = [up for up, row in zip(change, ROWS, strict=True) if row["label"]]
-    others = [up for up, row in zip(change, ROWS, strict=True) if not row["label"]]
+    result = kto(rows, spec, KTOLossConfig(), run=QUIET)
+    change = [after - before for before, after in zip(sums(base, rows), sums(tmp_path / "m", rows), strict=True)]
+    desirable = [up for up, row in zip(change, rows, strict=True) if row["label"]]
+    others = [up for up, row in zip(change, rows, strict=True) if not row["label"]]
     assert min(desirable) > 0 > max(others), change
     assert result["last_loss"] < result["first_loss"] == pytest.approx(0.5, abs=1e-5)
     assert result["reward_chosen"] > 0 > result["reward_rejected"] and result["margin"] > 0
@@ -204,7 +206,7 @@ def test_a_policy_that_is_not_its_reference_is_refused(base: Path, tmp_path: Pat
         scores = check(trainer, model)
         with torch.no_grad():
             for layer in trainer.model.parameters():
-                layer.mul_(1.1)
+                layer.mul_(2.0)
         return scores
 
     monkeypatch.setattr(UnpairedTrainer, "check_scores", then_another_policy)
@@ -379,8 +381,8 @@ def test_one_prompt_has_no_estimate(base: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_weights_that_the_paper_does_not_advise_are_named(weights, advice: str, base: Path) -> None:
     report = kto_rows(ROWS, Renderer(load_tokenizer(str(base))), 200)[1]  # 2 desirable, 3 undesirable
-    config = KTOLossConfig(desirable_weight=weights[0], undesirable_weight=weights[1])
-    assert (advice in Kto(config).advice(report)) == bool(advice) == bool(Kto(config).advice(report))
+    said = Kto(KTOLossConfig(desirable_weight=weights[0], undesirable_weight=weights[1])).advice(report)
+    assert advice in said and bool(advice) == bool(said)
 
 
 # --- the command -------------------------------------------------------------------------------
