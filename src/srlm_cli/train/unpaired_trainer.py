@@ -116,7 +116,7 @@ class UnpairedTrainer(ReferenceTrainer, KTOTrainer):
     # --- the KL estimate -----------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list[Record], device: Any) -> Any:
-        """Return how many rows a step has in all processes, and find the step's KL estimate: Trainer asks before it."""
+        """Return the number of rows of a step, in all processes; find its KL estimate, since Trainer asks before it."""
         self.kl = self.estimate_kl(self.model_wrapped, batch_samples)
         return super()._get_num_items_in_batch(batch_samples, device)
 
