@@ -82,7 +82,7 @@ def test_two_processes_train_as_one(srlm: Srlm, base: Path, two_cpus: str) -> No
     argv = ["dpo", "--in", "pairs.jsonl", "--model", str(base), *ARGV]
     two = srlm(*argv, "--out", "two", "--accelerate-config", two_cpus, env=ALONE)
     assert two.code == 0 and len(two.rows) == 1, two.err
-    assert [line for line in two.err.splitlines() if line] == [
+    assert [line for line in two.err.splitlines() if line and "steps/s" not in line] == [  # a slow machine has progress
         "srlm dpo: 19 pairs, 975 tokens, 501 of them trained on, the longest sequence has 38"
     ]
     train("dpo", 19, {**SETTINGS, "model": str(base), "out": srlm.folder / "one"})
