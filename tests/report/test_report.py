@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
-from helpers import Record, Srlm, write_rows
+from helpers import Record, Srlm, read_json, write_rows
 from srlm_cli.errors import DataError, OptionError
 from srlm_cli.report import page, plots, tables, words
 from srlm_cli.report.collect import Run, collect
@@ -615,6 +615,16 @@ def test_each_plot_is_there_when_its_data_are(run_folder: Path) -> None:
     ]  # fmt: skip
     empty = Run("none", [], {}, [])
     assert plots.curve_plots(empty) == [] and all(getattr(plots, f"{name}_plot")(empty) == "" for name in page.PLOTS)
+
+
+def test_a_model_that_was_trained_without_pairs_has_its_plots(run_folder: Path) -> None:
+    model = run_folder / "M2" / "model"
+    (model / "provenance.json").write_text(json.dumps({**read_json(model / "provenance.json"), "command": "kto"}))
+    write_rows(model / "metrics.jsonl", [{"step": n, "loss": 0.5, "margin": 0.1 * n, "kl": 0.2} for n in (1, 2)])
+    titles = re.findall(r'aria-label="([^"]*)"', "".join(plots.curve_plots(collect(run_folder))))
+    assert [title for title in titles if title.startswith("KTO")] == [
+        "KTO loss", "KTO reward margin", "KTO estimate of the KL divergence"
+    ]  # fmt: skip
 
 
 def test_a_step_that_is_no_number_is_no_point(run_folder: Path) -> None:

@@ -26,8 +26,12 @@ CURVES = {  # (command, logged field): title, axis label, reference level and it
     ("dpo", "loss"): ("DPO loss", "nats per pair", log(2), "ln 2"),
     ("dpo", "margin"): ("DPO reward margin", "chosen minus rejected", 0.0, "0"),
     ("dpo", "accuracy"): ("DPO pairs with a margin above 0", "% of a batch", 50.0, "50%"),
+    ("kto", "loss"): ("KTO loss", "mean of the rows", None, ""),
+    ("kto", "margin"): ("KTO reward margin", "desirable minus undesirable", 0.0, "0"),
+    ("kto", "kl"): ("KTO estimate of the KL divergence", "nats per reply", 0.0, "0"),
     ("sft", "grad_norm"): ("SFT gradient norm", "before clipping", None, ""),
     ("dpo", "grad_norm"): ("DPO gradient norm", "before clipping", None, ""),
+    ("kto", "grad_norm"): ("KTO gradient norm", "before clipping", None, ""),
 }
 
 
@@ -259,7 +263,7 @@ def longest_text(run: Run) -> float:
 
 
 def curve_plots(run: Run) -> list[str]:
-    """Return the plots of the training curves of SFT and DPO, by step."""
+    """Return the plots of the training curves, by step."""
     trained = [found for found in run.rounds if found.training]
     hues = {found.name: SERIES[at % len(SERIES)] for at, found in enumerate(trained)}
     plots = []
