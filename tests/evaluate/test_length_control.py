@@ -166,7 +166,8 @@ def test_the_fit_is_a_minimum(c: float, kind: str) -> None:
 
 @pytest.mark.skipif(not ALPACA_EVAL.is_dir(), reason="the shared AlpacaEval figures are not here")
 @pytest.mark.skipif(not BENCHMARK.is_file(), reason="the benchmarks are not here")
-def test_the_published_figures_are_reproduced() -> None:
+def test_the_published_figures_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARK.parent)
     benchmark = runpy.run_path(str(BENCHMARK))
     found = benchmark["misses"](ALPACA_EVAL)
     sizes = {model: abs(miss) for model, (_, _, miss) in found.items()}

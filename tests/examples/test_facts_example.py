@@ -84,4 +84,5 @@ def test_the_demo_runs_this_example() -> None:
     commands = shown.splitlines()
     trained = [line.split(" --out ")[1] for line in commands if " sft " in line or " dpo " in line]
     assert trained == [f"{ROOT}/runs/x/{model}/model" for model in ("own/M1", "own/M2", "control/M2")]
-    assert commands[-1].endswith(f" report {ROOT}/runs/x/own --control {ROOT}/runs/x/control --config srlm.toml")
+    [report] = [line for line in commands if " report " in line]
+    assert report.endswith(f" report {ROOT}/runs/x/own --control {ROOT}/runs/x/control --config srlm.toml")
