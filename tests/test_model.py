@@ -258,6 +258,7 @@ def test_judge_without_finishing_leaves_null(tmp_path):
     assert [row["score"] for row in judged] == [None] * 2 and judged[0]["scores"] == [None] * 3
 
 
+@pytest.mark.slow
 def test_gen_prompts_keeps_what_it_promises(tmp_path):
     from rapidfuzz.distance import Indel
 
@@ -301,6 +302,7 @@ def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
     assert json.loads(plain.out)["response"] != json.loads(tuned.out)["response"]
 
 
+@pytest.mark.slow
 def test_full_dpo_starts_at_its_reference_and_learns(pairs, tmp_path):
     done = srlm(
         "dpo", "--in", pairs, "--model", MODEL, "--learning-rate", "1e-4", "--train-batch-size", 2,

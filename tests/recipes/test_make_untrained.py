@@ -140,6 +140,7 @@ def test_small_cuts_the_prompts_of_a_round_in_parts(folder: Path) -> None:
     assert planned(folder, "SMALL=2") == set()
 
 
+@pytest.mark.slow
 def test_small_rounds_are_made_again_only_where_something_changed(folder: Path) -> None:
     run = folder / "runs" / "first"
     whole = planned(folder)

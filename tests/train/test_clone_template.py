@@ -215,6 +215,7 @@ def test_a_template_that_is_there_is_replaced(tmp_path: Path, capfd) -> None:
     assert "<|im_start|>" in load_tokenizer(str(tmp_path / "m")).chat_template
 
 
+@pytest.mark.slow
 def test_a_base_model_goes_through_the_loop(srlm: Srlm) -> None:
     """Later commands get no option: M1 stops at its end of turn, is judged, paired, and trained by dpo."""
     base = tiny.base_model(srlm.folder / "M0", initializer_range=0.2)
