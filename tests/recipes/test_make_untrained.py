@@ -116,6 +116,7 @@ def test_a_run_has_a_name(goal: str, name: str, folder: Path) -> None:
     assert done.returncode == 2 and "is no name of a run" in done.stderr and "rm " not in done.stdout
 
 
+@pytest.mark.slow
 def test_small_cuts_the_prompts_of_a_round_in_parts(folder: Path) -> None:
     """The newest model answers each part and learns from it; the model that the round began with is the reference."""
     run = folder / "runs" / "first"

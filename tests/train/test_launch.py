@@ -76,6 +76,7 @@ def assert_alike(one: Path, other: Path, start: Path, dtype: str = "float32") ->
             assert mine[name] == near(theirs[name], dtype), (name, mine["step"])
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(srlm: Srlm, base: Path, two_cpus: str) -> None:
     """19 pairs: the last step of an epoch has 3, so that one process has a pair that does not count."""
     write_rows(srlm.folder / "pairs.jsonl", pairs(19))
