@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from srlm_cli.engines.base import Request, Sampling
+from srlm_cli.engines.hf.choices import ChoiceScorer, ScoringRequest
 from srlm_cli.forward.exact_logits import exact_logits
 
 TOKENS = [3, 17, 40]
@@ -52,3 +56,17 @@ def test_a_head_in_float32_is_left_alone() -> None:
     before = net(hidden)
     with exact_logits(net, TOKENS):
         assert torch.equal(net(hidden), before)
+
+
+@torch.inference_mode()
+def test_choices_are_scored_by_logits_in_float32() -> None:
+    net = Net(torch.bfloat16, bias=False)
+    hidden = 20 * torch.randn(1, 1, 64).to(torch.bfloat16)
+    model = SimpleNamespace(net=net, read=lambda texts: net(hidden)[0].float())
+    asked = ScoringRequest(
+        Request([], Sampling(), (0,), choices=("a", "b", "c")), 2, [1, 2], [[token] for token in TOKENS]
+    )
+    [found] = ChoiceScorer(model).answer([asked])
+    wanted = in_float32(net, hidden)[0, 0, TOKENS].softmax(-1).tolist()
+    assert found.probabilities == pytest.approx(wanted, rel=1e-5)
+    assert net(hidden)[0, 0, TOKENS].float().softmax(-1).tolist() != pytest.approx(wanted, rel=1e-3)

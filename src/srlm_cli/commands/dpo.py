@@ -9,7 +9,7 @@ from srlm_cli import records
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, TrainOptions
+from srlm_cli.options.training import EvalFile, Reference, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import Reader
@@ -35,14 +35,7 @@ def dpo(
     beta: Annotated[
         float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
-    ref: Annotated[
-        str,
-        Option(
-            "--ref",
-            metavar="MODEL",
-            help="Reference model: previous (the starting model), base (M0), or another model.",
-        ),
-    ] = "previous",
+    ref: Reference = "previous",
     loss: Annotated[Loss, Option("--loss", help="Preference loss; docs/training.md has the formulas.")] = "sigmoid",
     label_smoothing: Annotated[
         float,

@@ -10,7 +10,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, TrainOptions
+from srlm_cli.options.training import EvalFile, Reference, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.stages.labels import LabelOptions, labelled_record
@@ -43,14 +43,7 @@ def kto(
         Option("--on-empty", help="When no row is left to train on: stop with exit 3, or copy the model."),
     ] = "stop",
     beta: Annotated[float, Option("--beta", min=0.0, help="KTO beta: strength of the tie to the reference.")] = 0.1,
-    ref: Annotated[
-        str,
-        Option(
-            "--ref",
-            metavar="MODEL",
-            help="Reference model: previous (the starting model), base (M0), or another model.",
-        ),
-    ] = "previous",
+    ref: Reference = "previous",
     loss: Annotated[UnpairedLoss, Option("--loss", help="Loss; docs/training.md has the formulas.")] = "kto",
     desirable_weight: Annotated[
         float, Option("--desirable-weight", min=0.0, help="Weight of the loss of desirable rows.")

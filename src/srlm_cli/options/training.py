@@ -27,6 +27,14 @@ from srlm_cli.train.options import RunOptions, TrainSpec
 Turns = Literal["reply", "all", "last"]
 OnDuplicate = Literal["drop", "keep"]
 TrainingDtype = Literal["auto", "float32", "bfloat16"]
+Reference = Annotated[
+    str,
+    Option(
+        "--ref",
+        metavar="MODEL",
+        help="Reference model: previous (the starting model), base (M0), or another model.",
+    ),
+]
 EvalFile = Annotated[
     str | None,
     Option(
