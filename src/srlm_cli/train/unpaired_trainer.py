@@ -126,9 +126,9 @@ class UnpairedTrainer(ReferenceTrainer, KTOTrainer):
         return super().evaluate(*args, **more)
 
     def estimate_kl(self, model: Any, batches: Iterable[Record]) -> Any:
-        """Return the estimate of KL(policy || reference), (1,): at least 0, a mean over rows in all processes.
+        """Return the estimate of KL(policy || reference), (1,): a mean over rows in all processes.
 
-        It is without dropout and has no gradient (arXiv 2402.01306).
+        It is without dropout and has no gradient (arXiv 2402.01306). TRL's loss takes 0 for an estimate below 0.
         """
         found = torch.zeros(2, device=self.args.device)
         if not self.calculate_KL:
@@ -140,7 +140,7 @@ class UnpairedTrainer(ReferenceTrainer, KTOTrainer):
                 found += torch.stack([(self.ratios_of_others(model, batch) * batch["real"]).sum(), batch["real"].sum()])
         model.train(training)
         total, rows = self.accelerator.gather(found).view(-1, 2).sum(0)
-        return (total / rows).clamp(min=0).view(1)
+        return (total / rows).view(1)
 
     def ratios_of_others(self, model: Any, batch: Record) -> Any:
         """Return the log-ratio of each prompt with the reply to another, (rows,)."""
