@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from helpers import Srlm, as_lines, slow
-from srlm_cli.errors import DataError, OptionError
+from helpers import Srlm, as_lines, read_json, slow, write_rows
+from srlm_cli.errors import DataError, OptionError, SrlmError
 from srlm_cli.train.dpo import dpo
-from srlm_cli.train.losses import DPOLossConfig, own_loss
+from srlm_cli.train.losses import DPOLossConfig, own_loss, weighted
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import Renderer
 from tiny import pairs, tiny_model
@@ -51,14 +52,16 @@ def tensors(both: tuple[list[float], list[float]]) -> tuple[torch.Tensor, torch.
 @pytest.mark.parametrize("loss", list(LOGITS))
 def test_a_loss_by_hand(loss: str, smoothing: float) -> None:
     about = DPOLossConfig(beta=0.1, loss=loss, rdpo_alpha=0.05, gamma=0.3, positive_lambda=6.0)
-    made = own_loss(about, tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.full((2,), smoothing))
+    made = own_loss(
+        about.loss, about, tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.full((2,), smoothing)
+    )
     assert made.tolist() == pytest.approx(by_hand(LOGITS[loss], smoothing), rel=1e-5)
 
 
 def test_each_pair_has_its_own_smoothing() -> None:
     """CREAM's C x DPO(w, l) + (1 - C) x DPO(l, w), with 1 - C as the smoothing of a pair."""
     made = own_loss(
-        DPOLossConfig(), tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.tensor([0.0, 0.75])
+        "sigmoid", DPOLossConfig(), tensors(POLICY), tensors(REFERENCE), tensors(LENGTHS), torch.tensor([0.0, 0.75])
     ).tolist()
     dpo_wl, dpo_lw = by_hand(LOGITS["sigmoid"]), by_hand([-h for h in LOGITS["sigmoid"]])
     assert made == pytest.approx([dpo_wl[0], 0.25 * dpo_wl[1] + 0.75 * dpo_lw[1]], rel=1e-5)
@@ -97,7 +100,13 @@ def by_logits(folder: Path, rows: list[dict], value=None) -> list[list[list[floa
 
 
 def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
-    """Return what the loss of each pair is by its published formula."""
+    """Return what the loss of each pair is by its published formula, the weighted sum for several losses."""
+    if isinstance(about.loss, dict):
+        parts = {loss: first_losses(replace(about, loss=loss, nll_alpha=0.0), ours, theirs) for loss in about.loss}
+        sums = [sum(weight * parts[loss][at] for loss, weight in about.loss.items()) for at in range(len(ours))]
+        return [
+            total - about.nll_alpha * sum(chosen) / len(chosen) for total, (chosen, _) in zip(sums, ours, strict=True)
+        ]
     found = []
     for (chosen, rejected), (ref_chosen, ref_rejected) in zip(ours, theirs, strict=True):
         w, r, b = sum(chosen) - sum(ref_chosen), sum(rejected) - sum(ref_rejected), about.beta
@@ -147,9 +156,15 @@ def first_losses(about: DPOLossConfig, ours: list, theirs: list) -> list[float]:
         slow(DPOLossConfig(loss="r-dpo", rdpo_alpha=0.05)),
         DPOLossConfig(loss="simpo", beta=2.0, gamma=0.5),
         DPOLossConfig(loss="dpo-positive", positive_lambda=5.0, nll_alpha=0.1),
+        slow(DPOLossConfig(loss={"ipo": 0.5})),
+        slow(DPOLossConfig(loss={"sigmoid": 0.8, "apo-zero": 0.2}, nll_alpha=0.7)),
+        slow(DPOLossConfig(loss={"sigmoid": 0.8, "hinge": 0.2}, ld_alpha=0.3)),
+        DPOLossConfig(loss={"ipo": 0.5, "r-dpo": 2.0, "simpo": 0.1}, rdpo_alpha=0.05, nll_alpha=0.7),
+        slow(DPOLossConfig(loss={"robust": 0.5, "dpo-positive": 2.0}, positive_lambda=5.0, label_smoothing=0.2)),
+        slow(DPOLossConfig(loss={"simpo": 0.5, "r-dpo": 0.7}, label_smoothing=0.2)),
     ],
     ids=lambda about: (
-        f"{about.loss}{'+nll' * bool(about.nll_alpha)}{'+e' * bool(about.label_smoothing)}"
+        f"{'+'.join(about.weights)}{'+nll' * bool(about.nll_alpha)}{'+e' * bool(about.label_smoothing)}"
         + "+ld" * (about.ld_alpha is not None)
     ),
 )
@@ -163,7 +178,8 @@ def test_the_first_step_has_the_published_loss(about: DPOLossConfig, base: Path,
 
 
 @pytest.mark.parametrize("more", [{}, *map(slow, ({"loss": "ipo"}, {"loss": "apo-zero"}, {"loss": "apo-down"},
-    {"loss": "length-normalised"}, {"loss": "robust", "label_smoothing": 0.2}, {"nll_alpha": 0.5}, {"ld_alpha": 0.3}))],
+    {"loss": "length-normalised"}, {"loss": "robust", "label_smoothing": 0.2}, {"nll_alpha": 0.5}, {"ld_alpha": 0.3},
+    {"loss": {"sigmoid": 0.6, "apo-zero": 0.4}, "nll_alpha": 0.5}))],
     ids=str)  # fmt: skip
 def test_a_pair_has_the_weight_of_wpo(more: dict, base: Path, other: Path, tmp_path: Path) -> None:
     """Equation 2 of arXiv 2406.11827: how probable the tokens are, beside a token that the policy draws itself."""
@@ -182,19 +198,134 @@ def test_a_pair_has_the_weight_of_wpo(more: dict, base: Path, other: Path, tmp_p
     assert result["reference"]["model"] == str(other)
 
 
-def test_rows_bring_their_own_smoothing(base: Path, other: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", ["sigmoid", {"sigmoid": 0.5, "length-normalised": 2.0}], ids=str)
+def test_rows_bring_their_own_smoothing(loss, base: Path, other: Path, tmp_path: Path) -> None:
     rows = [{**row, "label_smoothing": n / 4} for n, row in enumerate(pairs(5))]
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
-    result = dpo(rows, spec, DPOLossConfig(), ref=str(other), run=RunOptions(quiet=True))
+    plain = DPOLossConfig(loss=loss)
+    result = dpo(rows, spec, plain, ref=str(other), run=RunOptions(quiet=True))
     ours, theirs = by_logits(base, rows), by_logits(other, rows)
-    plain = DPOLossConfig()
     wanted = [
         first_losses(plain, [a], [b])[0] * (1 - e) + first_losses(plain, [a[::-1]], [b[::-1]])[0] * e
         for a, b, e in zip(ours, theirs, (0.0, 0.25, 0.5, 0.75, 1.0), strict=True)
     ]
     assert result["first_loss"] == pytest.approx(sum(wanted) / 5, rel=1e-4)
-    with pytest.raises(DataError, match="label_smoothing"):
-        dpo(rows, spec, DPOLossConfig(loss="ipo"), run=RunOptions(quiet=True))
+    for without in ("ipo", {"sigmoid": 1.0, "robust": 1.0}):
+        with pytest.raises(DataError, match="label_smoothing"):
+            dpo(rows, spec, DPOLossConfig(loss=without), run=RunOptions(quiet=True))
+
+
+LISTS = {  # of losses as in TRL, each pair of which does not depend on the others
+    "two": ({"sigmoid": 0.8, "apo-zero": 0.2}, {}),
+    "four": ({"ipo": 0.5, "length-normalised": 2.0, "hinge": 0.3, "apo-down": 1.0}, {}),
+    "robust": ({"robust": 0.5, "apo-zero": 1.0}, {}),
+    "ld": ({"sigmoid": 0.8, "apo-zero": 0.2}, {"ld_alpha": 0.3}),
+    "wpo": ({"sigmoid": 0.8, "apo-zero": 0.2}, {"use_weighting": True}),
+}
+
+
+def trl_trainer(base: Path, other: Path, folder: Path, **settings: object):
+    """Return TRL's own DPOTrainer, which tokenizes the same texts, and takes steps of plain gradient descent."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    from srlm_cli.models.load import load_model, load_tokenizer
+    from srlm_cli.train.data import dpo_rows
+
+    tokenizer = load_tokenizer(str(base))
+    rows = dpo_rows(pairs(5), Renderer(tokenizer), 512)[0]
+    texts = [{side: tokenizer.decode(row[f"{side}_ids"]) for side in ("prompt", "chosen", "rejected")} for row in rows]
+    common = {
+        "output_dir": str(folder), "learning_rate": 1.0, "lr_scheduler_type": "constant", "optim": "sgd",
+        "max_steps": 1, "per_device_train_batch_size": 5, "logging_steps": 1, "bf16": False,
+        "gradient_checkpointing": False, "use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True,
+    }  # fmt: skip
+    return DPOTrainer(
+        model=load_model(str(base), "float32"),
+        ref_model=load_model(str(other), "float32"),
+        args=DPOConfig(**{**common, **settings}),
+        train_dataset=Dataset.from_list(texts),
+        processing_class=tokenizer,
+    )
+
+
+@pytest.mark.parametrize("name", ["two", *map(slow, ("four", "robust", "ld", "wpo"))])
+def test_a_step_of_several_losses_is_that_of_trl(name: str, base: Path, other: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    from srlm_cli.train.losses import TRL_NAMES
+
+    losses, more = LISTS[name]
+    about = DPOLossConfig(loss=losses, beta=0.5, **more)
+    trainer = trl_trainer(
+        base, other, tmp_path / "trl", beta=0.5, loss_type=[TRL_NAMES[loss] for loss in losses],
+        loss_weights=list(losses.values()), **more,
+    )  # fmt: skip
+    trainer.train()
+    [logged] = [entry for entry in trainer.state.log_history if "loss" in entry]
+    spec = TrainSpec(str(base), tmp_path / "m", 1.0, 1.0, batch=5, max_steps=1, dtype="float32", optim="sgd")
+    result = dpo(pairs(5), spec, about, ref=str(other), run=RunOptions(quiet=True))
+    assert result["first_loss"] == pytest.approx(logged["loss"], rel=1e-4)
+    assert result["margin"] == pytest.approx(logged["rewards/margins"], rel=1e-3)
+    theirs = dict(trainer.model.named_parameters())
+    for weight, mine in load_file(tmp_path / "m" / "model.safetensors").items():
+        assert float((mine - theirs[weight].detach()).abs().max()) <= 1e-5, weight
+
+
+def test_several_losses_start_at_their_weighted_sum(base: Path, tmp_path: Path, monkeypatch) -> None:
+    """Losses that start at ln 2, and losses that start at 1; another start is refused."""
+    losses = {
+        "sigmoid": 1.0, "length-normalised": 2.0, "robust": 0.5, "dpo-positive": 0.5, "hinge": 0.1, "apo-zero": 0.2,
+        "apo-down": 0.3,
+    }  # fmt: skip
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-3, batch=5, max_steps=1, dtype="float32")
+    about = DPOLossConfig(loss=losses)
+    assert about.start == pytest.approx(4 * math.log(2) + 0.6)
+    result = dpo(pairs(5), spec, about, run=RunOptions(quiet=True))
+    assert result["start"]["loss"] == pytest.approx(about.start, abs=1e-4)
+    for unknown in ({"loss": {"sigmoid": 1.0, "ipo": 1.0}}, {"loss": losses, "nll_alpha": 0.5}):
+        assert DPOLossConfig(**unknown).start is None
+    monkeypatch.setattr(DPOLossConfig, "start", 4.0)
+    with pytest.raises(SrlmError, match=r"loss 3\.37\d+, not 0, 0 and 4\.0000"):
+        dpo(pairs(5), replace(spec, out=tmp_path / "n"), about, run=RunOptions(quiet=True))
+
+
+def test_losses_and_their_weights_as_they_are_given(srlm: Srlm, base: Path) -> None:
+    write_rows(srlm.folder / "pairs.jsonl", pairs(4))
+    argv = ["dpo", "--in", "pairs.jsonl", "--model", str(base), "--max-steps", "1", "-q"]
+    both = ["--loss", "sigmoid", "--loss-weight", "0.8", "--loss", "apo-zero", "--loss-weight", "0.2"]
+
+    def loss_of(out: str) -> object:
+        return read_json(srlm.folder / out / "provenance.json")["loss"]
+
+    assert srlm(*argv, *both, "--out", "a").code == 0 and loss_of("a") == {"sigmoid": 0.8, "apo-zero": 0.2}
+    assert srlm(*argv, "--out", "b").code == 0 and loss_of("b") == "sigmoid"
+    (srlm.folder / "srlm.toml").write_text('[dpo]\nloss = ["sigmoid", "apo-zero"]\nloss-weight = [0.8, 0.2]\n')
+    assert srlm(*argv, "--out", "c").code == 0 and loss_of("c") == loss_of("a")
+    [printed] = [row for row in srlm("settings").rows if row.get("command") == "dpo"]
+    assert printed["loss"] == ["sigmoid", "apo-zero"] and printed["loss-weight"] == [0.8, 0.2]
+    (srlm.folder / "srlm.toml").write_text('[dpo]\nloss = ["sigmoid", "ipp"]\n')
+    refused = srlm("settings")
+    assert refused.code == 2 and "'ipp' is not one of 'sigmoid', 'robust'" in refused.err
+    assert weighted(["sigmoid", "ipo"], []) == {"sigmoid": 1.0, "ipo": 1.0} and weighted(["ipo"], []) == "ipo"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--loss sigmoid --loss ipo --loss-weight 0.5", "1 --loss-weight for 2 --loss (give one for each"),
+        ("--loss-weight 0.5 --loss-weight 1", "2 --loss-weight for 1 --loss"),
+        ("--loss ipo --loss ipo", "--loss ipo is there twice"),
+        ("--loss sigmoid --loss ipo --loss-weight 0 --loss-weight 0", "every --loss-weight is 0"),
+        ("--loss sigmoid --loss ipo --label-smoothing 0.1", "--loss ipo has no label smoothing"),
+        ("--loss sigmoid --loss simpo --ld-alpha 0.5", "--ld-alpha goes with"),
+        ("--loss sigmoid --loss hinge --use-weighting", "no gradient for --loss hinge"),
+        ("--loss robust --loss sigmoid --label-smoothing 0.1 --use-weighting", "--use-weighting goes with"),
+    ],
+)
+def test_losses_that_do_not_go_together(options: str, words: str, srlm: Srlm) -> None:
+    result = srlm("dpo", "--model", "./nowhere", "--out", "m", *options.split(), stdin=as_lines(pairs(2)))
+    assert result.code == 2 and words in result.err
 
 
 def test_constants_that_do_not_go_together() -> None:

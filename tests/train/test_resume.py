@@ -215,6 +215,8 @@ def test_another_setting_is_refused_and_named(unfinished: TrainSpec) -> None:
             train("dpo", replace(unfinished, **change))
     with pytest.raises(OptionError, match="beta"):
         dpo(pairs(18), unfinished, DPOLossConfig(beta=0.2), run=EVERY_2)
+    with pytest.raises(OptionError, match="'loss': 'sigmoid'.* -> .*'apo-zero': 0.2"):
+        dpo(pairs(18), unfinished, DPOLossConfig(loss={"sigmoid": 0.8, "apo-zero": 0.2}), run=EVERY_2)
     with pytest.raises(OptionError, match="rows"):
         dpo(pairs(19), unfinished, DPOLossConfig(), run=EVERY_2)
     assert (unfinished.out.with_name("m.part") / "state.json").read_text() == state

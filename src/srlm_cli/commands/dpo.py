@@ -1,9 +1,9 @@
 """srlm dpo."""
 
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from typer import Option
+from typer import BadParameter, Option
 
 from srlm_cli import records
 from srlm_cli.options.common import new_app
@@ -13,9 +13,16 @@ from srlm_cli.options.training import EvalFile, Reference, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.losses import DPOLossConfig, Loss
+from srlm_cli.train.losses import DPOLossConfig, Loss, weighted
 
 app = new_app()
+
+
+def loss_of(name: str) -> str:
+    """Return the name of a loss; typer has no list of choices."""
+    if name not in get_args(Loss):
+        raise BadParameter(f"{name!r} is not one of {', '.join(map(repr, get_args(Loss)))}.")
+    return name
 
 
 @app.command()
@@ -36,7 +43,22 @@ def dpo(
         float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
     ref: Reference = "previous",
-    loss: Annotated[Loss, Option("--loss", help="Preference loss; docs/training.md has the formulas.")] = "sigmoid",
+    loss: Annotated[
+        list[str] | None,
+        Option(
+            "--loss",
+            metavar=f"<{'|'.join(get_args(Loss))}>",
+            parser=loss_of,
+            show_default="sigmoid",
+            help="Preference loss (repeatable: their sum); docs/training.md has the formulas.",
+        ),
+    ] = None,
+    loss_weight: Annotated[
+        list[float] | None,
+        Option(
+            "--loss-weight", min=0.0, show_default="1", help="Weight of each --loss; one value per --loss, in order."
+        ),
+    ] = None,
     label_smoothing: Annotated[
         float,
         Option("--label-smoothing", min=0.0, max=0.5, help="Assumed share of pairs with swapped labels."),
@@ -73,6 +95,7 @@ def dpo(
       srlm dpo --in M1/pairs.jsonl --model M1/model --out M2/model
       srlm make-pairs --in judged.jsonl | srlm dpo --model M1/model --out M2/model
       srlm dpo --in pairs.jsonl --model M1/model --lora-r 16 --learning-rate 1e-5 --out M2/adapter
+      srlm dpo --in pairs.jsonl --model M1/model --loss sigmoid --loss apo-zero --out M2/model
       srlm dpo --in pairs.jsonl --model M1/model --out M2/model --dry-run
 
     Reads rows of `prompt`, `chosen` and `rejected` (docs/data.md has the forms of other tools), writes a
@@ -86,8 +109,9 @@ def dpo(
 
     launch_processes(options)
     spec = options.spec()
+    losses = weighted(loss or ["sigmoid"], loss_weight or [])
     preference = DPOLossConfig(
-        beta, loss, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda, use_weighting
+        beta, losses, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda, use_weighting
     )
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)

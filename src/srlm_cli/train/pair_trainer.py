@@ -5,7 +5,6 @@ This module imports torch and TRL and is itself imported late.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,10 +14,8 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from srlm_cli.records import Record
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import IGNORED
-from srlm_cli.train.losses import DPOLossConfig, own_loss
+from srlm_cli.train.losses import LN2, DPOLossConfig, own_loss
 from srlm_cli.train.reference_trainer import FILLER, ReferenceTrainer, ScoredCollator
-
-LN2 = math.log(2)
 
 
 class PairCollator(ScoredCollator, DataCollatorForPreference):
@@ -71,7 +68,8 @@ class PairTrainer(ReferenceTrainer, DPOTrainer):
         }
 
     def loss_at_start(self, batch: Record) -> tuple[float, str] | None:
-        return (LN2, "ln 2") if self.loss_config.starts_at_ln2 else None
+        start = self.loss_config.start
+        return None if start is None else (start, "ln 2" if start == LN2 else f"{start:.4f}")
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -103,19 +101,21 @@ class PairTrainer(ReferenceTrainer, DPOTrainer):
         return (loss, scores) if return_outputs else loss
 
     def _pair_loss(self, scores: Any, pair: dict[str, Any]) -> Any:
-        """Return TRL's loss of one pair, or our own from the same scores; TRL logs the rewards either way."""
+        """Return the loss of one pair: TRL's, and our own from the same scores; TRL logs the rewards either way."""
         mode = "train" if self.model.training else "eval"
         smoothing, real = pair.pop("label_smoothing"), pair.pop("real")
+        config, smoothed = self.loss_config, bool(smoothing.any())
+        of_trl = config.of_trl(smoothed)
+        self.loss_types, self.loss_weights = list(of_trl), list(of_trl.values())
         loss = super()._compute_loss(lambda **_: scores, pair, False)
         lengths = pair["completion_mask"].sum(1).float().chunk(2)
         for side, tokens in zip(("chosen", "rejected"), lengths, strict=True):
             self._metrics[mode][f"lengths/{side}"].append(self.accelerator.gather(tokens * real).mean().item())
-        if not self.loss_config.is_own(smoothing):
-            return loss
         policy = scores.log_probs.sum(1).chunk(2)
         theirs = (pair["ref_chosen_logps"], pair["ref_rejected_logps"])
-        own = own_loss(self.loss_config, policy, theirs, lengths, smoothing)
-        return (own - self.loss_config.nll_alpha * policy[0] / lengths[0]).mean()
+        for name, weight in config.own(smoothed).items():
+            loss = loss + weight * own_loss(name, config, policy, theirs, lengths, smoothing).mean()
+        return loss
 
 
 def some_pairs(fields: dict[str, Any], some: slice, pairs: int) -> Any:

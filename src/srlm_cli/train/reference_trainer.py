@@ -231,7 +231,8 @@ class ReferenceTrainer(StepTrainer):
             scale, expected = TOLERANCE * max(1.0, *sizes), self.loss_at_start(batch)
             apart = not max(map(abs, ratios.values())) <= scale
             if expected:
-                apart = apart or abs(loss - expected[0]) > max(1.0, self.loss_config.beta) * scale
+                weight = max(1.0, expected[0])  # a loss with a weight moves by as much more
+                apart = apart or abs(loss - expected[0]) > max(1.0, self.loss_config.beta) * weight * scale
             if apart:
                 raise SrlmError(
                     "policy and reference differ before the first step: log-ratios "
