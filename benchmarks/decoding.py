@@ -25,7 +25,7 @@ from sample import PROMPT_DATA, prompt_data, prompts
 from srlm_cli.engines import open_engine
 from srlm_cli.engines.base import EngineSpec, Request, Sampling
 from srlm_cli.engines.hf import sampling, workers
-from srlm_cli.forward.cpu import linear, llama_layer, paged_attention
+from srlm_cli.forward.cpu import decoder_layer, linear, paged_attention
 from srlm_cli.forward.cpu import sampling as compiled
 from srlm_cli.models.hardware import pick_dtype
 
@@ -49,7 +49,7 @@ OPENED = {  # the dtype, and what is done otherwise while the model is loaded
 WAYS = {  # the model of OPENED, and what is done otherwise
     "all": ("auto", []),
     "one worker": ("auto", [patch.object(workers, "count", lambda rows, device: 1)]),
-    "layers by their modules": ("auto", [patch.object(llama_layer, "current_pass", lambda: None)]),
+    "layers by their modules": ("auto", [patch.object(decoder_layer, "current_pass", lambda: None)]),
     "draws by torch": ("auto", [patch.object(compiled, "draw", draw_by_torch)]),
     "float32": ("float32", []),
     "float32, attention by torch": (

@@ -128,9 +128,9 @@ class PackedModel:
             self.stored = half
         alike = self._alike(torch.cat([packed, self._in_blocks(ids)]), wanted, rows)
         if alike and half and self.compiled:
-            from srlm_cli.forward.cpu import llama_layer
+            from srlm_cli.forward.cpu import decoder_layer
 
-            llama_layer.use_in(self.net, lambda: self._in_blocks(ids))
+            decoder_layer.use_in(self.net, lambda: self._in_blocks(ids))
         return alike
 
     def _alike(self, ours: torch.Tensor, theirs: torch.Tensor, rows: list[list[int]]) -> bool:

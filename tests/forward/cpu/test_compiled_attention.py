@@ -227,7 +227,7 @@ def test_code_is_compiled_where_the_folder_is_full(monkeypatch):
 
 COMPILE = """
 import numpy as np
-from srlm_cli.forward.cpu import sampling, llama_layer, attention_kernels, gemm
+from srlm_cli.forward.cpu import sampling, decoder_layer, attention_kernels, gemm
 
 ones, first = np.ones((1, 32), np.float32), np.zeros(1, np.int64)
 attention_kernels.storing(1, 32, False)(np.zeros(128 * 32, np.float32), ones, ones, first, first)
@@ -235,10 +235,11 @@ seen = np.array([[0, 1, 0, 1, 1, 0]]), first, first, first, first
 attending = attention_kernels.attending(1, 1, 32, False)
 attending(ones, np.float32(1), ones[0].repeat(128), ones, ones, first, *seen, ones.copy())
 code = gemm.compiled(gemm.BFLOAT16)
-for pack, other in ((code.pack, ones), (code.pack_normed, ones[0]), (code.pack_gated, ones)):
+for pack, other in ((code.pack, ones), (code.pack_normed, ones[0]), (code.pack_silu, ones), (code.pack_gelu, ones)):
     pack(ones, other, np.float32(1), np.zeros(16, np.int32), ones[0, :1].copy())
 weights, outputs = np.zeros(32 * 64, np.int16), np.zeros((1, 64), np.float32)
 code.multiply(np.zeros(16, np.int32), 32, weights, outputs, ones[0, :1], True, 0, 1)
+decoder_layer.normalize(ones, ones[0], np.float32(1))
 """
 
 
@@ -251,5 +252,5 @@ def test_a_second_process_compiles_nothing_again(tmp_path):
         return {file.name for file in tmp_path.rglob("*.nbc")}
 
     first = kept()
-    assert len(first) == 6
+    assert len(first) == 8
     assert kept() == first

@@ -70,27 +70,36 @@ def rotate(typing, head, begin, cosine, sine, angle, half):
     return types.void(head, types.intp, cosine, sine, types.intp, types.intp), generate
 
 
-@intrinsic
-def gated(typing, gate, up, begin, count, to):
-    """Write g sigmoid(g) times `up`, for `count` gates g, a multiple of 16, to another array."""
+def gate(linear: float, cubic: float):
+    """Return an intrinsic for the gates g sigmoid(a g + b g^3): SiLU, or GELU in its form with tanh."""
 
-    def generate(context, builder, signature, arguments):
-        gate, up, begin, count, to = arguments
-        gates = address(context, builder, signature.args[0], gate, begin, FLOAT)
-        ups = address(context, builder, signature.args[1], up, begin, FLOAT)
-        target = address(context, builder, signature.args[4], to, LONG(0), FLOAT)
+    @intrinsic
+    def gated(typing, gate, up, begin, count, to):
+        """Write the gates times `up`, for `count` gates, a multiple of 16, to another array."""
 
-        def body(step, nothing):
-            number = _vector(builder, gates, step)[1]
-            power = builder.fmul(number, same(-LOG2_E))
-            power = call(builder, "maxnum", FLOATS, power, same(-125.0))
-            power = call(builder, "minnum", FLOATS, power, same(127.0))
-            share = builder.fadd(exp2(builder, power), same(1.0))
-            made = builder.fmul(number, _vector(builder, ups, step)[1])
-            builder.store(builder.fdiv(made, share), _vector(builder, target, step)[0], align=4)
-            return nothing
+        def generate(context, builder, signature, arguments):
+            gate, up, begin, count, to = arguments
+            gates = address(context, builder, signature.args[0], gate, begin, FLOAT)
+            ups = address(context, builder, signature.args[1], up, begin, FLOAT)
+            target = address(context, builder, signature.args[4], to, LONG(0), FLOAT)
 
-        loop(builder, count, 16, [], body)
-        return context.get_dummy_value()
+            def body(step, nothing):
+                number = _vector(builder, gates, step)[1]
+                factor = same(-LOG2_E * linear)
+                if cubic:
+                    square = builder.fmul(number, number)
+                    factor = call(builder, "fmuladd", FLOATS, square, same(-LOG2_E * cubic), factor)
+                power = builder.fmul(number, factor)
+                power = call(builder, "maxnum", FLOATS, power, same(-125.0))
+                power = call(builder, "minnum", FLOATS, power, same(127.0))
+                share = builder.fadd(exp2(builder, power), same(1.0))
+                made = builder.fmul(number, _vector(builder, ups, step)[1])
+                builder.store(builder.fdiv(made, share), _vector(builder, target, step)[0], align=4)
+                return nothing
 
-    return types.void(gate, up, types.intp, types.intp, to), generate
+            loop(builder, count, 16, [], body)
+            return context.get_dummy_value()
+
+        return types.void(gate, up, types.intp, types.intp, to), generate
+
+    return gated

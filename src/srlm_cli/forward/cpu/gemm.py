@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from srlm_cli.forward.cpu.elementwise import gated, scaled
+from srlm_cli.forward.cpu.elementwise import gate, scaled
 from srlm_cli.forward.cpu.jit import jit
 from srlm_cli.forward.cpu.llvm import (
     FLOAT,
@@ -50,6 +50,8 @@ LANE = 16  # consecutive steps of a row in packed order
 UNROLLED = 8
 AHEAD = 3  # cache lines of later weights that are prefetched per `UNROLLED` steps of a sum
 HALVES_A_LINE, FLOATS_A_LINE = 32, 16
+SILU = (1.0, 0.0)
+GELU = (1.5957691216057308, 0.07135481627260025)  # 2 sqrt(2 / pi), and this times 0.044715: the form with tanh
 ROWS_BITS = 9  # float16: rows are scaled below 2^9 and weights below 1, so a sum of 64 stays below 2^15
 
 
@@ -97,7 +99,8 @@ class Code(NamedTuple):
 
     pack: Callable
     pack_normed: Callable
-    pack_gated: Callable
+    pack_silu: Callable
+    pack_gelu: Callable
     multiply: Callable
 
 
@@ -176,7 +179,12 @@ def compiled(kind: Kind) -> Code:
                     )
                     at += height
 
-    packs = (packing("plain", _as_it_is), packing("normed", _normed), packing("gated", _gated))
+    packs = (
+        packing("plain", _as_it_is),
+        packing("normed", _normed),
+        packing("silu", _gated_by(SILU)),
+        packing("gelu", _gated_by(GELU)),
+    )
     return Code(*packs, multiply)
 
 
@@ -195,10 +203,15 @@ def _normed(rows, weight, epsilon, begin, made):
     scaled(rows, begin, size, share, weight, made)
 
 
-@numba.njit(inline="always")
-def _gated(gates, others, number, begin, made):
-    """Compute g sigmoid(g) of a row of gates g, times the row of `others`."""
-    gated(gates, others, begin, len(made), made)
+def _gated_by(curve: tuple[float, float]) -> Callable:
+    """Return a function that computes g sigmoid(a g + b g^3) of a row of gates g, times the row of `others`."""
+    gated = gate(*curve)
+
+    @numba.njit(inline="always")
+    def make(gates, others, number, begin, made):
+        gated(gates, others, begin, len(made), made)
+
+    return make
 
 
 @numba.njit(inline="always")

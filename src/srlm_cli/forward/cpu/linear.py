@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -72,6 +74,20 @@ class HalfLinear(torch.nn.Module):
         made = torch.from_numpy(outputs)[:, : self.out_features]
         return made.reshape(*inputs.shape[:-1], self.out_features)
 
+    def split(self, *widths: int) -> tuple[HalfLinear, ...]:
+        """Return layers of these widths, with the same weights; raise ValueError if one begins within a panel."""
+        ends = list(accumulate(widths, initial=0))
+        if ends[-1] != self.width or any(end % self.kind.panel for end in ends[:-1]):
+            raise ValueError(f"{widths} do not divide {self.width} outputs in panels of {self.kind.panel}")
+        return tuple(self._part(*edges) for edges in pairwise(ends))
+
+    def _part(self, first: int, end: int) -> HalfLinear:
+        part = copy(self)
+        part.out_features = part.width = end - first
+        part.panels = self.panels[first * self.depth : end * self.depth]
+        part.bias = None if self.bias is None else self.bias[first:end]
+        return part
+
     @property
     def plain(self) -> bool:
         """Return whether inputs and outputs need no padding."""
@@ -114,9 +130,10 @@ class Packed:
         return cls._by(compiled(kind).pack_normed, rows, weight, epsilon, kind)
 
     @classmethod
-    def gated(cls, gates: np.ndarray, up: np.ndarray, kind: Kind) -> Packed:
-        """Pack g sigmoid(g) times `up`, for gates g; both (rows, depth)."""
-        return cls._by(compiled(kind).pack_gated, gates, up, 0.0, kind)
+    def gated(cls, gates: np.ndarray, up: np.ndarray, activation: str, kind: Kind) -> Packed:
+        """Pack the activation (silu or gelu) of gates times `up`, both (rows, depth)."""
+        code = compiled(kind)
+        return cls._by({"silu": code.pack_silu, "gelu": code.pack_gelu}[activation], gates, up, 0.0, kind)
 
     @classmethod
     def _by(cls, pack: Callable, rows: np.ndarray, others: np.ndarray, number: float, kind: Kind) -> Packed:

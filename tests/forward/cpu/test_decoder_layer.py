@@ -9,24 +9,31 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 import tiny_models
-from srlm_cli.forward.cpu import gemm, linear, llama_layer
+from srlm_cli.forward.cpu import decoder_layer, gemm, linear
+from srlm_cli.forward.cpu.decoder_layer import DecoderLayer
 from srlm_cli.forward.cpu.gemm import Kind
-from srlm_cli.forward.cpu.llama_layer import LlamaLayer
 from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import CachedPrefix
 
 SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 FAMILY = {
     "llama": ("LlamaConfig", SIZES),
     "biased": ("LlamaConfig", {**SIZES, "attention_bias": True, "mlp_bias": True}),
     "mistral": ("MistralConfig", {**SIZES, "sliding_window": 24}),
     "qwen2": ("Qwen2Config", SIZES),
+    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 32}),  # norms of queries and keys, by head
+    "olmo2": ("Olmo2Config", SIZES),  # norms of their outputs, and of all queries and keys at once
+    "phi3": ("Phi3Config", SIZES),  # fused projections
+    "phi4": ("Phi3Config", {**SIZES, "hidden_size": 256, "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}),
+    "gemma3": ("Gemma3TextConfig", {**SIZES, "head_dim": 32, "sliding_window": 24, "layer_types": LAYERS}),
 }
 OTHERS = {
     "granite": ("GraniteConfig", {**SIZES, "residual_multiplier": 0.5}),  # the same parts, added otherwise
     "gelu": ("LlamaConfig", {**SIZES, "hidden_act": "gelu"}),
-    "qwen3": ("Qwen3Config", {**SIZES, "head_dim": 32}),  # norms of queries and keys
+    "split heads": ("Phi3Config", {**SIZES, "num_key_value_heads": 1}),  # keys begin within a panel
     "small heads": ("LlamaConfig", {**SIZES, "hidden_size": 64}),
     "no whole panel": ("LlamaConfig", {**SIZES, "intermediate_size": 72}),
 }
@@ -38,14 +45,14 @@ def model(name: str, sizes: dict) -> PackedModel:
     config = getattr(transformers, name)(**sizes, initializer_range=0.1)
     net = transformers.AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for bias in (weight for key, weight in net.named_parameters() if key.endswith("bias")):
-            bias.normal_()
+        for weight in (weight for weight in net.parameters() if weight.dim() == 1):  # biases, and those of norms
+            weight.add_(torch.randn_like(weight) / 2)
     linear.use_in(net, torch.bfloat16)
     return PackedModel(net, "cpu")
 
 
 def fused_layers(packed: PackedModel) -> int:
-    return sum(isinstance(getattr(vars(layer).get("forward"), "__self__", None), LlamaLayer)
+    return sum(isinstance(getattr(vars(layer).get("forward"), "__self__", None), DecoderLayer)
                for layer in packed.net.modules())  # fmt: skip
 
 
@@ -66,8 +73,8 @@ def written(packed: PackedModel) -> torch.Tensor:
 @pytest.mark.parametrize("kind", FAMILY)
 def test_a_fused_model_gives_what_its_modules_give(monkeypatch, kind):
     packed, made = model(*FAMILY[kind]), []
-    feed = LlamaLayer._feed_forward
-    monkeypatch.setattr(LlamaLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
+    feed = DecoderLayer._feed_forward
+    monkeypatch.setattr(DecoderLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
     with torch.inference_mode():
         assert packed.fits() and fused_layers(packed) == 3
         made.clear()
@@ -126,16 +133,19 @@ def test_what_lies_between_products_is_as_torch_has_it():
         torch.testing.assert_close(given, norm(rows), rtol=1e-5, atol=1e-6)
     heads, angles = torch.randn(5, 3, 64), torch.randn(2, 5, 64)
     wanted, _ = apply_rotary_pos_emb(heads.transpose(0, 1)[None], heads.transpose(0, 1)[None], *angles[:, None])
-    llama_layer.rotate_all(heads.flatten(1).numpy(), *angles.numpy())
+    decoder_layer.rotate_all(heads.flatten(1).numpy(), *angles.numpy(), 64)
     torch.testing.assert_close(heads.transpose(0, 1), wanted[0], rtol=1e-5, atol=1e-5)
     gates = torch.cat([torch.linspace(-30, 30, 60), torch.tensor([-1e4, -200.0, 200.0, 1e4])]).view(2, 32)
     up = torch.randn(2, 32)
-    given = made_of(gemm._gated, gates, up)
+    given = made_of(gemm._gated_by(gemm.SILU), gates, up)
     torch.testing.assert_close(given, torch.nn.functional.silu(gates) * up, rtol=1e-5, atol=1e-12)
+    given = made_of(gemm._gated_by(gemm.GELU), gates, up)
+    wanted = torch.nn.functional.gelu(gates, approximate="tanh") * up
+    torch.testing.assert_close(given, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_that_fails_in_the_trial_is_left_alone(monkeypatch):
     packed = model(*FAMILY["llama"])
-    monkeypatch.setattr(LlamaLayer, "_attend", lambda *of: torch.zeros(2) + torch.zeros(3))
+    monkeypatch.setattr(DecoderLayer, "_attend", lambda *of: torch.zeros(2) + torch.zeros(3))
     with torch.inference_mode():
         assert packed.fits() and fused_layers(packed) == 0
