@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -215,6 +216,24 @@ def test_small_rounds_train_the_newest_model_against_the_round_s_first(run_folde
     assert "7 parts" in shown and str(sum(about["data"]["rows"] for about in made)) in shown
     assert make(run_folder, "iterate", "ITER=2").returncode == 0
     assert planned(run_folder, "ITER=2") == []
+
+
+@pytest.mark.slow
+def test_kto_trains_on_the_judged_replies(run_folder):
+    """The model and the report are those of kto; dpo then makes its own again."""
+    settings, model = run_folder / "srlm.toml", run_folder / "runs" / "first" / "M2" / "model"
+    kto = "[kto]\nmax-steps = 1\ntrain-batch-size = 2\ndesirable-score = 2.5\nundesirable-score = 2.4\n"
+    settings.write_text(SETTINGS + kto)
+    done = make(run_folder, "iterate", "ITER=2", "METHOD=kto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    about = json.loads((model / "provenance.json").read_text())
+    assert about["command"] == "kto" and about["steps"] == 1 and list(about["inputs"]) == ["runs/first/M1/judged.jsonl"]
+    assert planned(run_folder, "ITER=2", "METHOD=kto") == []
+    shown = make(run_folder, "report").stdout
+    assert re.search(r"M2 +kto ", shown) and "kl" in json.loads((model / "metrics.jsonl").read_text())
+    settings.write_text(SETTINGS)
+    assert make(run_folder, "iterate", "ITER=2").returncode == 0
+    assert json.loads((model / "provenance.json").read_text())["command"] == "dpo"
 
 
 def test_a_killed_run_goes_on(tmp_path):

@@ -28,7 +28,7 @@ limit = 3
 # srlm, but a training leaves its command line as the model
 STAND_IN = f"""#!/bin/sh
 case "$1" in
-  sft|dpo) argv="$*"; while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; echo "$argv" > "$2/provenance.json" ;;
+  sft|dpo|kto) argv="$*"; while [ "$1" != --out ]; do shift; done; mkdir -p "$2"; echo "$argv" > "$2/provenance.json" ;;
   *) exec {" ".join(FORKED)} "$@" ;;
 esac
 """
@@ -99,6 +99,58 @@ def test_meta_mixes_pairs_for_the_judge_in(folder: Path) -> None:
     off = planned(folder)
     assert "M2/model" in off and not {*pairs, "M1/pairs.jsonl"} & off
     assert planned(folder, "META=0") == off
+
+
+KTO = "[kto]\ndesirable-score = 3\nundesirable-score = 2\n"
+
+
+@pytest.mark.slow
+def test_kto_learns_from_judged_replies_without_pairs(folder: Path) -> None:
+    make(folder)
+    run = folder / "runs" / "first"
+    model, of_dpo = run / "M2" / "model" / "provenance.json", planned(folder)
+    with open(folder / "srlm.toml", "a") as file:
+        file.write(KTO)
+    assert of_dpo == planned(folder) == set(), "settings of a method that is not used change nothing"
+    plan = planned(folder, "METHOD=kto")
+    assert "M2/model" in plan and not {name for name in plan if name.startswith("M1/")}
+    make(folder, "METHOD=kto")
+    assert model.read_text().startswith("kto ") and "--in runs/first/M1/judged.jsonl --model" in model.read_text()
+    assert planned(folder, "METHOD=kto") == set()
+    (folder / "srlm.toml").write_text(SETTINGS + KTO.replace("3", "4"))
+    assert "M2/model" in planned(folder, "METHOD=kto")
+    make(folder)
+    assert model.read_text().startswith("dpo ") and planned(folder) == set()
+
+
+def test_kto_makes_no_pairs_in_small_rounds(folder: Path) -> None:
+    with open(folder / "srlm.toml", "a") as file:
+        file.write(KTO + 'ref = "base"\n')
+    plan = planned(folder, "METHOD=kto", "SMALL=2")
+    assert {"M1/part-2/judged.jsonl", "M2/model"} <= plan and not {name for name in plan if "pairs" in name}
+    printed = make(folder, "-n", "METHOD=kto", "SMALL=2")
+    assert "./srlm kto" in printed and "--ref" not in printed, "the settings name the reference"
+
+
+@pytest.mark.parametrize(
+    ("argv", "settings", "words"),
+    [
+        (["METHOD=kto"], "", "METHOD=kto needs `desirable-score` and `undesirable-score` in [kto] of srlm.toml"),
+        (["METHOD=kto"], "[kto]\ndesirable-score = 3\n", "METHOD=kto needs"),
+        (["METHOD=kto", "META=1"], KTO, "METHOD=kto takes no pairs"),
+        (["METHOD=ppo"], "", "METHOD=ppo is no method"),
+        (["METHOD=dpo kto"], KTO, "METHOD=dpo kto is no method"),
+        (["METHOD="], "", "METHOD= is no method"),
+    ],
+    ids=str,
+)
+def test_a_method_that_cannot_train_ends_before_the_round(argv, settings, words, folder: Path) -> None:
+    with open(folder / "srlm.toml", "a") as file:
+        file.write(settings)
+    command = ["make", "SRLM=./srlm", "iterate", *argv]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    assert done.returncode == 2 and words in done.stderr
+    assert not (folder / "runs" / "first" / "eft.jsonl").exists()
 
 
 @pytest.mark.parametrize("given", ["0", "x", "", "-1"])
