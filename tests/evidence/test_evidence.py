@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import time
@@ -16,6 +17,7 @@ from srlm_cli.evidence import search as searching
 from srlm_cli.evidence.documents import Document, document_of_file, passages
 from srlm_cli.evidence.index import open_index
 from srlm_cli.evidence.search import Corpus, search
+from srlm_cli.records import short_hash
 
 RIVERS = [
     {"id": "danube", "title": "Danube", "text": "The Danube flows through ten countries to the Black Sea."},
@@ -176,6 +178,29 @@ def test_the_fingerprint_is_of_what_is_held_not_of_how_it_came(tmp_path: Path) -
     build(tmp_path / "two.db", doc("b", "old"))
     assert build(tmp_path / "two.db", doc("b", "beta"), doc("a", "alpha"))["fingerprint"] == whole["fingerprint"]
     assert build(tmp_path / "three.db", doc("a", "alpha"), doc("b", "beta"), words=5, overlap=0) != whole
+    held = [f"{one.source} {one.hash}" for one in (doc("a", "alpha"), doc("b", "beta"))]
+    assert whole["fingerprint"] == short_hash("\n".join(["120 20", *held]))  # as in indexes that were made before
+
+
+def test_documents_that_wait_to_be_written_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [" ".join(f"w{n}x{at}" for at in range(50)) for n in range(9)]
+    for at_once in (1, 4, 1000):  # passages; a document has three
+        monkeypatch.setattr(writing, "AT_ONCE", at_once)
+        path = tmp_path / f"{at_once}.db"
+        one = build(path, *(doc(str(n), text) for n, text in enumerate(texts)), words=20, overlap=5)
+        with open_index(str(path), 20, 5) as made:
+            for name, text in [("0", texts[0]), ("3", "new words"), ("3", "new words"), ("9", "last words")]:
+                made.add(doc(name, text))
+            with pytest.raises(BadRow, match="two documents are named 3"):
+                made.add(doc("3", "other words"))
+            two = made.finish()
+        assert dict(made.counts) == {"unchanged": 2, "replaced": 1, "added": 1}
+        assert (one["passages"], two["documents"], two["passages"]) == (27, 10, 26)
+        assert sources(path, "w3x0") == [] and sources(path, "new") == ["3"] and sources(path, "last") == ["9"]
+        assert [found.text.split()[0] for found in search(str(path), "w8x22", 5)] == ["w8x15"]
+        database = sqlite3.connect(path)
+        database.execute("INSERT INTO passage(passage) VALUES('integrity-check')")
+        assert database.execute("SELECT count(*), max(rowid) FROM passage").fetchone() == (26, 29)
 
 
 def test_two_texts_of_one_name_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
@@ -186,7 +211,7 @@ def test_two_texts_of_one_name_are_refused_and_nothing_is_written(tmp_path: Path
 
 
 def test_what_a_killed_run_wrote_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "CACHE_KIB", 8)  # so that pages are on disk before the end
+    monkeypatch.setattr(writing, "BULK", ["PRAGMA cache_size = -8"])  # so that pages are on disk before the end
     path, torn = tmp_path / "c.db", tmp_path / "torn.db"
     before = build(path, *(doc(f"a{n}", f"alpha {n} " * 50) for n in range(40)))
     with open_index(str(path), 120, 20) as made:
@@ -230,6 +255,14 @@ def test_a_folder_of_texts_and_rows(srlm: Srlm) -> None:
     assert sources(path, "iron") == ["notes/rows.jsonl.gz:3"]
     again = srlm("index", "--in", "notes", "--out", "c.db")
     assert again.err == "srlm index: 5 unchanged\n" and again.rows[0]["fingerprint"] == row["fingerprint"]
+
+
+def test_a_file_name_that_is_not_utf_8_is_read(srlm: Srlm) -> None:
+    (srlm.folder / "in").mkdir()
+    (Path(os.fsdecode(os.fsencode(srlm.folder / "in") + b"/caf\xe9.txt"))).write_text("The Moon has no air.")
+    assert srlm("index", "--in", "in", "--out", "c.db").err == "srlm index: 1 added\n"
+    [found] = search(str(srlm.folder / "c.db"), "moon", 2)
+    assert (found.source, found.title) == ("in/caf\ufffd.txt", "caf\ufffd")
 
 
 def test_fields_and_sizes_and_stdin(srlm: Srlm) -> None:

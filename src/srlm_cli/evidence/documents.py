@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srlm_cli.errors import BadRow, OptionError
-from srlm_cli.records import Record, is_number, short_hash
+from srlm_cli.records import Record, encodable, is_number, short_hash
 
 TEXTS = (".txt", ".md")
 ROWS = (".jsonl", ".jsonl.gz")
@@ -59,7 +59,8 @@ def document_of_file(path: str) -> Document:
     except UnicodeDecodeError as error:
         raise BadRow(f"not UTF-8 text: {error}") from None
     heading = HEADING.search(text) if path.endswith(".md") else None
-    return checked(Document(path, heading[1] if heading else Path(path).stem, text))
+    name = encodable(path)  # a name on disk need not be UTF-8
+    return checked(Document(name, heading[1] if heading else Path(name).stem, text))
 
 
 def document_of_row(row: Record, at: str, text_field: str, title_field: str) -> Document:

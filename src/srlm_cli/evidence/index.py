@@ -8,16 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from srlm_cli.errors import BadRow, OptionError, SrlmError
 from srlm_cli.evidence.documents import Document, passages
-from srlm_cli.records import short_hash
 
 APPLICATION = 0x73726C6D  # "srlm", by which the file is known
 TOKENIZER = "porter unicode61"
 CACHE_KIB = 32 << 10
+HASH_BYTES = 16 << 20  # of new words that FTS5 keeps in memory: with its 1 MiB it merges them on disk many times
+AT_ONCE = 1000  # passages that are written together
 RARE = 500  # passages that have a word; the number is kept of words in more of them
 WAIT = 5.0  # seconds, while another process has the file
 DAMAGED = "the file is damaged: delete it and make it again with `srlm index`"
@@ -35,6 +37,8 @@ TABLES = (
     "CREATE VIRTUAL TABLE vocabulary USING fts5vocab(passage, row)",
     "CREATE TABLE common (term TEXT PRIMARY KEY, passages INTEGER)",
 )
+NEW = ("PRAGMA journal_mode = off", "PRAGMA synchronous = off", f"PRAGMA application_id = {APPLICATION}")
+BULK = (f"PRAGMA cache_size = -{CACHE_KIB}", f"INSERT INTO passage (passage, rank) VALUES ('hashsize', {HASH_BYTES})")
 
 
 @dataclass
@@ -47,44 +51,59 @@ class Index:
     counts: Counter[str] = field(default_factory=Counter)
     run: int = 0
     next: int = 1
+    waiting: list[tuple[int, str, str, int]] = field(default_factory=list)
 
     def add(self, document: Document) -> None:
         """Add a document, or replace that of the same source if its text has changed; count what was done.
 
         Raises BadRow if a document of the same source and another text was added before by this run.
         """
-        found = self.database.execute(
+        hash_, first = document.hash, self.next
+        texts = list(passages(document.text, self.words, self.overlap))
+        last = first + len(texts) - 1
+        row = (first, document.source, document.title, hash_, first, last, self.run)
+        if self.database.execute("INSERT OR IGNORE INTO document VALUES (?, ?, ?, ?, ?, ?, ?)", row).rowcount:
+            self.counts["added"] += 1
+            number = first  # that of its first passage
+        elif (number := self._replaced(document, hash_, first, last)) is None:
+            return
+        self.waiting += [(at, document.title, text, number) for at, text in enumerate(texts, first)]
+        self.next = last + 1
+        if len(self.waiting) >= AT_ONCE:
+            self.write()
+
+    def _replaced(self, document: Document, hash_: str, first: int, last: int) -> int | None:
+        """Return the number of the document of the same source, whose passages are deleted; None if it is the same."""
+        number, old, before, until, run = self.database.execute(
             "SELECT number, hash, first, last, run FROM document WHERE source = ?", (document.source,)
         ).fetchone()
-        number, old, first, last, run = found or (None, None, 0, -1, None)
-        if old == document.hash:
-            self.counts["unchanged"] += 1
-            self.database.execute("UPDATE document SET run = ? WHERE number = ?", (self.run, number))
-            return
-        if run == self.run:
+        if old != hash_ and run == self.run:
             raise BadRow(f"two documents are named {document.source}: give each an `id`")
-        if found:
-            self.database.execute("DELETE FROM passage WHERE rowid BETWEEN ? AND ?", (first, last))
-        number = number or self.next  # the number of its first passage
-        begin = self.next
-        for text in passages(document.text, self.words, self.overlap):
-            self.database.execute(
-                "INSERT INTO passage (rowid, title, text, document) VALUES (?, ?, ?, ?)",
-                (self.next, document.title, text, number),
-            )
-            self.next += 1
+        self.counts["unchanged" if old == hash_ else "replaced"] += 1
+        if old == hash_:
+            self.database.execute("UPDATE document SET run = ? WHERE number = ?", (self.run, number))
+            return None
+        numbers = ((at,) for at in range(before, until + 1))  # one by one: FTS5 writes all before a larger statement
+        self.database.executemany("DELETE FROM passage WHERE rowid = ?", numbers)
         self.database.execute(
-            "INSERT OR REPLACE INTO document VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (number, document.source, document.title, document.hash, begin, self.next - 1, self.run),
+            "UPDATE document SET title = ?, hash = ?, first = ?, last = ?, run = ? WHERE number = ?",
+            (document.title, hash_, first, last, self.run, number),
         )
-        self.counts["replaced" if found else "added"] += 1
+        return number
+
+    def write(self) -> None:
+        """Write the passages that wait."""
+        self.database.executemany(
+            "INSERT INTO passage (rowid, title, text, document) VALUES (?, ?, ?, ?)", self.waiting
+        )
+        self.waiting.clear()
 
     def finish(self) -> dict[str, Any]:
-        """Write the settings and how common the common words are, and return what the index holds."""
+        """Write what waits, the settings, and how common the common words are; return what the index holds."""
+        self.write()
         self.database.execute("DELETE FROM common")
         self.database.execute("INSERT INTO common SELECT term, doc FROM vocabulary WHERE doc > ?", (RARE,))
-        hashes = self.database.execute("SELECT source || ' ' || hash FROM document ORDER BY source")
-        total = short_hash("\n".join((f"{self.words} {self.overlap}", *(one for (one,) in hashes))))
+        total = self._fingerprint()
         values = {
             "words": self.words,
             "overlap": self.overlap,
@@ -97,6 +116,13 @@ class Index:
             "SELECT count(*), coalesce(sum(last - first + 1), 0) FROM document"
         ).fetchone()
         return {"documents": documents, "passages": held, "fingerprint": total}
+
+    def _fingerprint(self) -> str:
+        """Return a hash of the sizes of passages and of all documents, read one by one: there can be millions."""
+        running = sha256(f"{self.words} {self.overlap}".encode())
+        for source, hash_ in self.database.execute("SELECT source, hash FROM document ORDER BY source"):
+            running.update(f"\n{source} {hash_}".encode())
+        return running.hexdigest()[:16]
 
 
 @contextmanager
@@ -117,9 +143,8 @@ def open_index(path: str, words: int, overlap: int) -> Iterator[Index]:
             if old:
                 refuse_sizes(path, settings(database, path), words, overlap)
             else:
-                for line in ("journal_mode = off", "synchronous = off", f"application_id = {APPLICATION}"):
-                    database.execute(f"PRAGMA {line}")
-            database.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+                for line in NEW:
+                    database.execute(line)
             if old:
                 database.execute("BEGIN IMMEDIATE")
                 saved = settings(database, path)
@@ -129,6 +154,8 @@ def open_index(path: str, words: int, overlap: int) -> Iterator[Index]:
                 for table in TABLES:
                     database.execute(table)
                 index = Index(database, words, overlap)
+            for line in BULK:
+                database.execute(line)
             yield index
             database.execute("COMMIT")
         finally:
