@@ -98,7 +98,7 @@ def make_rubric(
     The prompts of the ranked rows are divided into three parts, at random. The model is shown rows of the first
     part, the better and the worse reply, and writes criteria. It then judges the replies of the second part by one
     criterion at a time. The criterion that raises the agreement of the weighted mean with people most is added, again
-    and again; its weight is how often. It must raise the agreement in a bootstrap over prompts, at a level of 0.05
+    and again; its weight is how often. Its gain must pass a randomization test over prompts, at a level of 0.05
     divided by the number of criteria. Last, the rubric judges the replies of the third part: this agreement is printed,
     because nothing was chosen by it.
 
