@@ -74,7 +74,7 @@ class Contender:
         return json.loads(answer)
 
     def run(self, requests: int) -> dict:
-        """Return `tokens`, `rows` and `seconds` of the first so many requests."""
+        """Return `tokens`, `rows` and `seconds` of the first N requests."""
         return self.tell(str(requests))
 
     def stop(self) -> None:
@@ -118,6 +118,26 @@ def options(description: str, unit: str, **defaults: int) -> argparse.ArgumentPa
 
 def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, unit: str) -> None:
     """Run all contenders in turn and print their rates: `counted` (tokens or rows) a second."""
+    command = command_line()
+    amount = f"{len(requests_of(**work))} requests x {work['each']}"
+    print(f"{command}\n{hardware()}\n{amount}", flush=True)
+    contenders = raced(given, work, stops, counted, unit)
+    table = as_table(contenders, counted, unit)
+    print(table)
+    if given.write:
+        about = f"{hardware()}. {amount}, up to {given.max_new_tokens} new tokens"
+        write_section(given.write, work["task"], f"{about}. Made by `{command}`.\n\n{table}")
+
+
+def command_line() -> str:
+    """Return the command that was given."""
+    return "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
+
+
+def raced(
+    given: argparse.Namespace, work: dict, stops: list[str], counted: str, unit: str, requests: str = ""
+) -> list[Contender]:
+    """Return all contenders after their runs in turn; `requests` can give one of them fewer ('64,transformers=8')."""
     if "vllm" in given.only and not shutil.which(given.vllm_python):
         sys.exit(f"{given.vllm_python} does not exist: make test-vllm installs it, and --only can leave vllm out")
     folder = locate(given.model)
@@ -135,20 +155,15 @@ def race(given: argparse.Namespace, work: dict, stops: list[str], counted: str, 
             for at, request in enumerate(asked)
         ],
     }
-    command = "python " + " ".join([os.path.relpath(sys.argv[0]), *sys.argv[1:]])
-    print(f"{command}\n{hardware()}\n{len(asked)} requests x {work['each']}", flush=True)
     contenders = [best_size(name, given, job, counted) for name in given.only]
     for repeat in range(given.repeats):
         for contender in contenders:
-            contender.runs.append(contender.run(len(asked)))
+            (some,) = named_for(contender.name, requests, "--prompts") if requests else [len(asked)]
+            contender.runs.append(contender.run(int(some)))
             print(f"  {repeat + 1}. {contender.name}: {told(contender.runs[-1], counted, unit)}", flush=True)
     for contender in contenders:
         contender.stop()
-    table = as_table(contenders, counted, unit)
-    print(table)
-    if given.write:
-        about = f"{hardware()}. {len(asked)} requests x {work['each']}, up to {given.max_new_tokens} new tokens"
-        write_section(given.write, work["task"], f"{about}. Made by `{command}`.\n\n{table}")
+    return contenders
 
 
 def best_size(name: str, given: argparse.Namespace, job: dict, counted: str) -> Contender:
