@@ -19,6 +19,7 @@ from srlm_cli.forward.prefix import CachedPrefix
 SIZES = {**tiny_models.SIZES, "hidden_size": 128, "num_hidden_layers": 3}
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+NEOX = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
 FAMILY = {
     "llama": ("LlamaConfig", SIZES),
     "biased": ("LlamaConfig", {**SIZES, "attention_bias": True, "mlp_bias": True}),
@@ -29,12 +30,14 @@ FAMILY = {
     "phi3": ("Phi3Config", SIZES),  # fused projections
     "phi4": ("Phi3Config", {**SIZES, "hidden_size": 256, "rope_parameters": {**ROPE, "partial_rotary_factor": 0.5}}),
     "gemma3": ("Gemma3TextConfig", {**SIZES, "head_dim": 32, "sliding_window": 24, "layer_types": LAYERS}),
+    "small heads": ("LlamaConfig", {**SIZES, "hidden_size": 64}),
+    "neox": ("GPTNeoXConfig", NEOX),  # LayerNorm, attention beside the MLP, no gates, a part of a head rotates
+    "neox in turn": ("GPTNeoXConfig", {**NEOX, "use_parallel_residual": False}),
 }
 OTHERS = {
     "granite": ("GraniteConfig", {**SIZES, "residual_multiplier": 0.5}),  # the same parts, added otherwise
     "gelu": ("LlamaConfig", {**SIZES, "hidden_act": "gelu"}),
     "split heads": ("Phi3Config", {**SIZES, "num_key_value_heads": 1}),  # keys begin within a panel
-    "small heads": ("LlamaConfig", {**SIZES, "hidden_size": 64}),
     "no whole panel": ("LlamaConfig", {**SIZES, "intermediate_size": 72}),
 }
 
@@ -74,13 +77,13 @@ def written(packed: PackedModel) -> torch.Tensor:
 def test_a_fused_model_gives_what_its_modules_give(monkeypatch, kind):
     packed, made = model(*FAMILY[kind]), []
     feed = DecoderLayer._feed_forward
-    monkeypatch.setattr(DecoderLayer, "_feed_forward", lambda self, rows: (made.append(len(rows)), feed(self, rows)))
+    monkeypatch.setattr(DecoderLayer, "_feed_forward", lambda self, *of: (made.append(len(of[1])), feed(self, *of)))
     with torch.inference_mode():
         assert packed.fits() and fused_layers(packed) == 3
         made.clear()
         given = written(packed)
         assert made == [70] * 3 + [42] * 3 + [2] * 3
-        for layer in packed.net.model.layers:
+        for layer in packed.net.base_model.layers:
             del layer.forward
         wanted = written(packed)
         assert len(made) == 9
@@ -110,7 +113,7 @@ def test_passes_that_are_not_compiled_go_by_the_modules(monkeypatch):
     with torch.inference_mode():
         assert packed.fits()
         before = packed.read([CachedPrefix([1, 2, 3])])  # no blocks to store it in
-        for layer in packed.net.model.layers:
+        for layer in packed.net.base_model.layers:
             del layer.forward
         assert torch.equal(packed.read([CachedPrefix([1, 2, 3])]), before)
 

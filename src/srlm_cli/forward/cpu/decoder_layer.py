@@ -24,9 +24,13 @@ from srlm_cli.forward.cpu.paged_attention import CompiledPass
 
 PARTS = {"self_attn", "mlp"}
 NORMS = {"input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"}
-ATTENTIONS = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"})
+ATTENTIONS = ({"q_proj", "k_proj", "v_proj", "o_proj"}, {"qkv_proj", "o_proj"}, {"query_key_value", "o_proj"})
 HEAD_NORMS = {"q_norm", "k_norm"}
-MLPS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"})
+MLPS = ({"gate_proj", "up_proj", "down_proj"}, {"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"})
+OTHER_NAMES = {
+    "attention": "self_attn", "dense": "o_proj", "dense_h_to_4h": "up_proj", "dense_4h_to_h": "down_proj",
+    "act": "act_fn", "activation_fn": "act_fn",
+}  # fmt: skip
 ACTIVATIONS = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu", "NewGELUActivation": "gelu"}
 CLOSE = 1e-2  # relative to what a layer adds to its input; more than the order of 16-bit sums changes
 
@@ -103,10 +107,23 @@ class Norm:
             raise ValueError("a norm of another size")
         normalize(rows, self.weight, np.float32(self.epsilon))
 
-    def add(self, outputs: np.ndarray, rows: np.ndarray) -> None:
-        """Add normalized outputs to rows, both (rows, hidden)."""
-        self.apply(outputs)
-        rows += outputs
+
+@dataclass(frozen=True)
+class OtherNorm:
+    """A norm that its module computes, such as LayerNorm."""
+
+    module: torch.nn.Module
+
+    def packed(self, rows: np.ndarray, kind: Kind) -> Packed:
+        """Return rows, (rows, hidden), normalized and packed."""
+        return Packed.of(self.module(torch.from_numpy(rows)).numpy(), kind)
+
+    def apply(self, rows: np.ndarray) -> None:
+        """Normalize rows in place."""
+        rows[:] = self.module(torch.from_numpy(rows)).numpy()
+
+
+AnyNorm = Norm | OtherNorm
 
 
 @dataclass(frozen=True)
@@ -117,15 +134,16 @@ class DecoderLayer:
     """
 
     forward_before: Callable[..., torch.Tensor]  # of the modules
-    before: tuple[Norm | None, Norm | None]  # norms of the input of attention and of the MLP
-    after: tuple[Norm | None, Norm | None]  # norms of their output
-    projections: tuple[HalfLinear, ...]  # of queries, keys and values
-    of_heads: tuple[Norm | None, Norm | None]  # norms of queries and keys
+    before: tuple[AnyNorm | None, AnyNorm | None]  # norms of the input of attention and of the MLP
+    after: tuple[AnyNorm | None, AnyNorm | None]  # norms of their output
+    projections: tuple[HalfLinear, ...]  # of queries, keys and values, or one whose outputs are those of a head in turn
+    of_heads: tuple[AnyNorm | None, AnyNorm | None]  # norms of queries and keys
     output: HalfLinear
-    expansions: tuple[HalfLinear, ...]  # gate and up
-    activation: str
+    expansions: tuple[HalfLinear, ...]  # gate and up, or up alone
+    activation: str | torch.nn.Module  # a name with gates
     down: HalfLinear
     head_size: int
+    parallel: bool  # attention and MLP have the same input
     layer: int = 0
     scaling: float = 1.0
     window: int | None = None
@@ -137,35 +155,34 @@ class DecoderLayer:
         if not PARTS <= modules.keys() <= PARTS | NORMS:
             return None
         attention, mlp = (_modules(modules.pop(part)) for part in ("self_attn", "mlp"))
-        activation = [
-            ACTIVATIONS.get(type(mlp.pop(name)).__name__) for name in ("act_fn", "activation_fn") if name in mlp
-        ]
+        act, part = mlp.pop("act_fn", None), getattr(layer, "self_attn", None) or layer.attention
+        activation = act if "up_proj" in mlp and len(mlp) == 2 else ACTIVATIONS.get(type(act).__name__)
         heads = {name: attention.pop(name) for name in HEAD_NORMS if name in attention}
         products = [*attention.values(), *mlp.values()]
         if (
             attention.keys() not in ATTENTIONS
             or mlp.keys() not in MLPS
-            or activation not in (["silu"], ["gelu"])
+            or activation is None
             or not all(_epsilon(norm) for norm in (*heads.values(), *modules.values()))
             or not all(isinstance(product, HalfLinear) and product.plain for product in products)
         ):
             return None
-        norms = {name: Norm.of(module) for name, module in (*modules.items(), *heads.items())}
+        norms = {name: _norm(module) for name, module in (*modules.items(), *heads.items())}
         second, last = norms.get("post_attention_layernorm"), norms.get("post_feedforward_layernorm")
+        width = attention["o_proj"].in_features
         with suppress(ValueError):  # a fused layer whose parts begin within a panel
             return cls(
                 layer.forward,
                 before=(norms.get("input_layernorm"), norms.get("pre_feedforward_layernorm") if last else second),
                 after=(second if last else None, last),
-                projections=_parts(
-                    attention, ("q_proj", "k_proj", "v_proj"), "qkv_proj", attention["o_proj"].in_features
-                ),
+                projections=_parts(attention, ("q_proj", "k_proj", "v_proj"), "qkv_proj", width),
                 of_heads=(norms.get("q_norm"), norms.get("k_norm")),
                 output=attention["o_proj"],
                 expansions=_parts(mlp, ("gate_proj", "up_proj"), "gate_up_proj", mlp["down_proj"].in_features),
-                activation=activation[0],
+                activation=activation,
                 down=mlp["down_proj"],
-                head_size=getattr(layer.self_attn, "head_dim", 0),
+                head_size=getattr(part, "head_dim", None) or getattr(part, "head_size", 0),
+                parallel=getattr(layer, "use_parallel_residual", False),
             )
         return None
 
@@ -175,16 +192,21 @@ class DecoderLayer:
         if position_embeddings is None or not isinstance(run, CompiledPass):
             return self.forward_before(hidden_states, *positional, position_embeddings=position_embeddings, **named)
         rows = hidden_states[0].contiguous().numpy()
+        inputs = rows.copy() if self.parallel else rows
         self._attend(run, rows, *(of[0].float().contiguous().numpy() for of in position_embeddings))
         for at in self.down.kind.blocks(len(rows)):
-            self._feed_forward(rows[at])
+            self._feed_forward(inputs[at], rows[at])
         return torch.from_numpy(rows)[None]
 
     def _attend(self, run: CompiledPass, rows: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> None:
         """Add the output of attention to hidden states, (rows, hidden)."""
-        queries, keys, values = made = [of.begun(len(rows)) for of in self.projections]
+        made = [of.begun(len(rows)) for of in self.projections]
         for at in self.down.kind.blocks(len(rows)):
             _multiply(self._packed(0, rows[at]), self.projections, [outputs[at] for outputs in made])
+        if len(made) == 1:
+            of_heads = made[0].reshape(len(rows), -1, 3, self.head_size)
+            made = [np.ascontiguousarray(of_heads[:, :, nth]).reshape(len(rows), -1) for nth in range(3)]
+        queries, keys, values = made
         for heads, norm in zip((queries, keys), self.of_heads, strict=True):
             if norm:
                 norm.apply(heads)
@@ -193,11 +215,15 @@ class DecoderLayer:
         for at in self.down.kind.blocks(len(rows)):
             self._add(0, self.output, Packed.of(gathered[at], self.down.kind), rows[at])
 
-    def _feed_forward(self, rows: np.ndarray) -> None:
-        """Add the output of the MLP to hidden states, (rows, hidden)."""
-        gates, up = made = [of.begun(len(rows)) for of in self.expansions]
-        _multiply(self._packed(1, rows), self.expansions, made)
-        self._add(1, self.down, Packed.gated(gates, up, self.activation, self.down.kind), rows)
+    def _feed_forward(self, inputs: np.ndarray, rows: np.ndarray) -> None:
+        """Add the output of the MLP for inputs to hidden states, both (rows, hidden)."""
+        made = [of.begun(len(rows)) for of in self.expansions]
+        _multiply(self._packed(1, inputs), self.expansions, made)
+        if len(made) == 2:
+            packed = Packed.gated(*made, self.activation, self.down.kind)
+        else:
+            packed = Packed.of(self.activation(torch.from_numpy(made[0])).numpy(), self.down.kind)
+        self._add(1, self.down, packed, rows)
 
     def _packed(self, part: int, rows: np.ndarray) -> Packed:
         """Return the input of attention (0) or of the MLP (1)."""
@@ -210,7 +236,8 @@ class DecoderLayer:
         if norm:
             outputs = layer.begun(len(rows))
             _multiply(packed, [layer], [outputs])
-            norm.add(outputs, rows)
+            norm.apply(outputs)
+            rows += outputs
         else:
             if layer.bias is not None:
                 rows += layer.bias
@@ -225,7 +252,12 @@ def _multiply(packed: Packed, layers: Sequence[HalfLinear], outputs: Sequence[np
 
 def _modules(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """Return the modules of a module by name; dropout does nothing here."""
-    return {name: child for name, child in module.named_children() if not isinstance(child, torch.nn.Dropout)}
+    children = [(name, child) for name, child in module.named_children() if not isinstance(child, torch.nn.Dropout)]
+    return {OTHER_NAMES.get(name, name): child for name, child in children}
+
+
+def _norm(module: torch.nn.Module) -> AnyNorm:
+    return OtherNorm(module) if isinstance(module, torch.nn.LayerNorm) else Norm.of(module)
 
 
 def _epsilon(norm: torch.nn.Module) -> float | None:
@@ -238,7 +270,7 @@ def _epsilon(norm: torch.nn.Module) -> float | None:
 def _parts(of: dict[str, HalfLinear], names: tuple[str, ...], fused: str, first: int) -> tuple[HalfLinear, ...]:
     """Return linear layers by name, or the parts of a fused one: `first` outputs, and the others in equal shares."""
     if fused not in of:
-        return tuple(of[name] for name in names)
+        return tuple(of[name] for name in (*names, "query_key_value") if name in of)
     others = len(names) - 1
     return of[fused].split(first, *[(of[fused].out_features - first) // others] * others)
 
@@ -246,7 +278,7 @@ def _parts(of: dict[str, HalfLinear], names: tuple[str, ...], fused: str, first:
 def rotate_all(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray, size: int) -> None:
     """Apply rotary embeddings to heads, (rows, heads x size); cosine and sine are (rows, numbers that rotate)."""
     rotated, width = cosine.shape[1], heads.shape[1]
-    if rotated % 32 or rotated > size or width % size:
+    if rotated % 2 or rotated > size or width % size:
         raise ValueError(f"{rotated} of {size} numbers rotate")
     _rotate_all(heads, cosine, sine, size)
 
@@ -254,9 +286,17 @@ def rotate_all(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray, size: in
 @jit()
 def _rotate_all(heads, cosine, sine, size):
     (count, width), rotated = heads.shape, cosine.shape[1]
+    half = rotated // 2
     for row in range(count):
         for begin in range(row * width, (row + 1) * width, size):
-            rotate(heads, begin, cosine, sine, row * rotated, rotated // 2)
+            if rotated % 32 == 0:
+                rotate(heads, begin, cosine, sine, row * rotated, half)
+            else:
+                head = heads[row, begin - row * width :]
+                for at in range(half):
+                    one, other = head[at], head[at + half]
+                    head[at] = one * cosine[row, at] - other * sine[row, at]
+                    head[at + half] = other * cosine[row, at + half] + one * sine[row, at + half]
 
 
 @jit()
