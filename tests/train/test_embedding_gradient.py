@@ -41,6 +41,18 @@ def test_the_gradient_is_that_of_a_whole_table(tied):
     assert tied or not table[3].any()  # the padding token
 
 
+def test_a_second_step_begins_with_a_gradient_of_zero():
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(LlamaConfig(**SIZES))
+    by_row = copy.deepcopy(plain)
+    add_by_row(by_row)
+    for model in (plain, by_row):
+        gradients(model)
+        model.zero_grad()
+    wanted, found = gradients(plain), gradients(by_row)
+    assert torch.allclose(found["model.embed_tokens.weight"], wanted["model.embed_tokens.weight"], atol=1e-7)
+
+
 def test_a_frozen_table_stays_without_a_gradient():
     model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False))
     add_by_row(model)

@@ -397,6 +397,7 @@ def judged(count: int) -> list[Record]:
 def test_the_command_trains_on_judged_rows(srlm: Srlm, base: Path) -> None:
     write_rows(srlm.folder / "judged.jsonl", judged(12))
     argv = ["kto", "--in", "judged.jsonl", "--model", str(base), "--out", "m", "--desirable-score", "4"]
+    argv += ["--dtype", "float32"]
     result = srlm(*argv, env=ALONE)
     assert result.code == 2 and "need --desirable-score and --undesirable-score" in result.err
     result = srlm(*argv, "--undesirable-score", "1", env=ALONE)

@@ -15,7 +15,7 @@ import tiny_models
 from alike import assert_same_weights, near
 from helpers import slow
 from srlm_cli.models.load import load_model
-from srlm_cli.train import packing
+from srlm_cli.train import packed_attention, packing
 from srlm_cli.train.chunked_loss import add_chunked_loss
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
@@ -177,6 +177,7 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
     packed = TrainSpec(str(model), tmp_path / "packed", **common, dtype=dtype)
     alone = replace(packed, out=tmp_path / "alone", device_batch_size=1)
     monkeypatch.setattr(packing, "TOKENS", 140)  # two to four rows
+    monkeypatch.setattr(packed_attention, "SHORT", 0)  # rows alone are attended in bfloat16
     passes = []
     together = Packing._together
     monkeypatch.setattr(Packing, "_together", lambda *args: passes.append(len(args[2])) or together(*args))
@@ -195,3 +196,26 @@ def test_a_training_packed_ends_where_one_row_by_row_does(kind, dtype, tmp_path,
     for ours, theirs in zip(results[0]["evals"], results[1]["evals"], strict=True):
         assert ours == near(theirs, dtype)
     assert_same_weights(tmp_path / "packed", tmp_path / "alone", model, dtype)
+
+
+def test_short_rows_are_attended_in_float32(tmp_path, monkeypatch):
+    """In a step in bfloat16, too; longer rows are not."""
+    net = made("llama", tmp_path)
+    rows = Packing(net)
+    seen = []
+    attention = packed_attention.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, *others: torch.Tensor, **more: object) -> torch.Tensor:
+        found = attention(query, *others, **more)
+        seen.append((query.shape[2], found.dtype))
+        return found
+
+    monkeypatch.setattr(packed_attention, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(packed_attention, "SHORT", 29)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        list(rows.logits(net, [[7] * 30, [8] * 29, [9] * 3], [[1], [1], [1]]))
+    assert set(seen) == {(30, torch.bfloat16), (3, torch.float32)}
+    seen.clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        list(rows.logits(net, [[8] * 29, [9] * 3], [[1], [1]]))
+    assert set(seen) == {(29, torch.float32), (3, torch.float32)}

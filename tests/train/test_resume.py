@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 
 from helpers import HERE, Srlm, read_json, read_rows, slow, write_rows
 from srlm_cli.errors import OptionError, SrlmError
-from srlm_cli.models import hardware
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_model, load_tokenizer
 from srlm_cli.records import Record
@@ -148,7 +147,7 @@ def test_a_resumed_training_keeps_the_dtype_that_it_began_with(begun, here, base
     """`--dtype auto` on a processor of one kind, then on one of the other; another dtype by name is refused."""
 
     def on_a_processor_of(dtype: str) -> None:
-        monkeypatch.setattr(hardware, "has_bfloat16", lambda device: dtype == "bfloat16")
+        monkeypatch.setenv("SRLM_CPU", {"bfloat16": "AMD avx512_bf16", "float32": "Intel"}[dtype])
 
     spec = spec_of(base, tmp_path / "m", dtype="auto")
     on_a_processor_of(begun)

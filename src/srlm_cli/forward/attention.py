@@ -32,12 +32,11 @@ class Unsupported(Exception):
 class Prefill:
     """A pass over the new tokens of texts; each text continues its prefix.
 
-    Keys and values from token `first_slot` on are stored in the blocks of a text, if it has any. A `trained` pass has a
-    gradient, and the same arithmetic without one, so that a model equals its own reference to the last bit.
+    Keys and values from token `first_slot` on are stored in the blocks of a text, if it has any.
     """
 
-    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None, trained: bool = False) -> None:
-        self.texts, self.cache, self.trained = texts, cache, trained
+    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None) -> None:
+        self.texts, self.cache = texts, cache
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
         self.stored = [text for text in texts if text.blocks]
         self.slots = torch.cat([text.slots for text in self.stored]).to(cache.device) if self.stored else None
@@ -79,8 +78,7 @@ class Prefill:
         text, heads = self.texts[at], key.shape[1]
         groups, fresh = query.shape[1] // heads, len(text.fresh)
         window = window if window is not None and len(text.tokens) > window else None
-        joined = window is None and text.shared and fresh > 1 and not self.trained  # a log-sum-exp has no gradient
-        if joined and _is_flash(query, key, value):
+        if window is None and text.shared and fresh > 1 and _is_flash(query, key, value):
             return _behind(text.shared, query, key, value, scaling)
         mask = self._mask(at, window, query.device)
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)

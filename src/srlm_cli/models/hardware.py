@@ -34,13 +34,13 @@ def pick_dtype(dtype: str, device: str, *, float16: bool = False) -> str:
 
 
 def pick_training_dtype(dtype: str, device: str) -> str:
-    """Return the dtype of a training step's products for `auto`: bfloat16 where the device has units for it.
+    """Return the dtype of a training step's products for `auto`: bfloat16 where the device is faster in it.
 
     Raises OptionError for a dtype that the device cannot train in. Weights, gradients and the optimizer are
     float32 in either case.
     """
     if dtype == "auto":
-        return "bfloat16" if has_bfloat16(device) else "float32"
+        return "bfloat16" if has_bfloat16(device) or has_fast_pairs(device) else "float32"
     if dtype not in TRAINING_DTYPES:
         raise OptionError(f"--dtype {dtype}: training uses {' or '.join(TRAINING_DTYPES)}", "--dtype auto")
     if dtype == "bfloat16" and device.startswith("cuda") and not has_bfloat16(device):

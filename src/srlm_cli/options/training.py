@@ -155,8 +155,8 @@ class TrainOptions(ReadOptions):
         TrainingDtype,
         Option(
             "--dtype",
-            help="Compute dtype: float32 or bfloat16 (autocast); auto is bfloat16 on a GPU or a CPU with AMX, "
-            "else float32. Weights stay float32.",
+            help="Compute dtype: float32 or bfloat16 (autocast); auto is bfloat16 on a GPU, a CPU with AMX or "
+            "an AMD CPU with AVX512-BF16, else float32. Weights stay float32.",
         ),
     ] = "auto"
     train_thoughts: Annotated[

@@ -13,27 +13,31 @@ import torch
 from torch.nn import Embedding
 from torch.nn.functional import embedding
 
+Kept = dict[str, torch.Tensor]
+
 
 class Looked(torch.autograd.Function):
     """Rows of a table; backward adds their gradients to the table's `grad` and hands none on."""
 
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor, padding: int | None) -> torch.Tensor:
-        """Return the rows of `table` (tokens, size) at `ids` of any shape."""
-        ctx.table, ctx.padding = table, padding
+    def forward(ctx: Any, table: torch.Tensor, ids: torch.Tensor, padding: int | None, kept: Kept) -> torch.Tensor:
+        """Return the rows of `table` (tokens, size) at `ids` of any shape; `kept` keeps memory for the gradient."""
+        ctx.table, ctx.padding, ctx.kept = table, padding, kept
         ctx.save_for_backward(ids)
         return embedding(ids, table)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[None, None, None, None]:
         """Add the gradient of each row; the padding token has none."""
         ids, rows = ctx.saved_tensors[0].flatten(), gradient.flatten(0, -2).to(ctx.table.dtype)
         if ctx.padding is not None:
             rows = rows.masked_fill((ids == ctx.padding)[:, None], 0.0)
-        if ctx.table.grad is None:
-            ctx.table.grad = torch.zeros_like(ctx.table)
+        if ctx.table.grad is None:  # to fill new memory takes several times as long
+            if "gradient" not in ctx.kept:
+                ctx.kept["gradient"] = torch.empty_like(ctx.table)
+            ctx.table.grad = ctx.kept["gradient"].zero_()
         ctx.table.grad.index_add_(0, ids, rows)
-        return None, None, None
+        return None, None, None, None
 
 
 def add_by_row(model: Any) -> None:
@@ -43,10 +47,11 @@ def add_by_row(model: Any) -> None:
     """
     table = model.get_input_embeddings()
     if type(table) is Embedding and table.max_norm is None and not table.scale_grad_by_freq:
-        table.forward = MethodType(_forward, table)
+        kept: Kept = {}
 
+        def forward(self: Embedding, ids: torch.Tensor) -> torch.Tensor:
+            if not (self.weight.requires_grad and torch.is_grad_enabled()):
+                return embedding(ids, self.weight)
+            return Looked.apply(self.weight, ids, self.padding_idx, kept)
 
-def _forward(self: Embedding, ids: torch.Tensor) -> torch.Tensor:
-    if not (self.weight.requires_grad and torch.is_grad_enabled()):
-        return embedding(ids, self.weight)
-    return Looked.apply(self.weight, ids, self.padding_idx)
+        table.forward = MethodType(forward, table)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from itertools import accumulate
 from typing import Any
 
 import torch
 
-from srlm_cli.forward.attention import Prefill, attention_context
+from srlm_cli.forward.attention import attention_context
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 from srlm_cli.train.dropout import drops_out
+from srlm_cli.train.packed_attention import RowsPass
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
 
@@ -85,13 +85,12 @@ class Packing:
     def _together(
         self, texts: list[CachedPrefix], places: list[list[int]]
     ) -> tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]:
-        begins = [0, *accumulate(len(text.fresh) for text in texts)]
-        begin_of = {id(text): begin for text, begin in zip(texts, begins, strict=False)}
+        run = RowsPass(texts)
 
         def packed_place(text: CachedPrefix, place: int) -> int:
             while place < text.shared:
                 text = text.prefix
-            return begin_of[id(text)] + place - text.shared
+            return run.begin[id(text)] + place - text.shared
 
         kept = [packed_place(text, place) for text, wanted in zip(texts, places, strict=True) for place in wanted]
         inputs = {
@@ -99,7 +98,7 @@ class Packing:
             "position_ids": torch.tensor([[at for text in texts for at in range(text.shared, len(text.tokens))]]),
             "logits_to_keep": torch.tensor(kept, dtype=torch.long),
         }
-        return inputs, attention_context(Prefill(texts, None, trained=True), self.packed.configs)
+        return inputs, attention_context(run, self.packed.configs)
 
 
 def groups(lengths: Iterable[int], most: int) -> Iterator[slice]:

@@ -21,6 +21,7 @@ from srlm_cli.seeds import derive
 from srlm_cli.train import router
 from srlm_cli.train.data import as_dataset
 from srlm_cli.train.embedding_gradient import add_by_row
+from srlm_cli.train.float32_logits import make_few_in_float32
 from srlm_cli.train.packing import Packing, groups
 from srlm_cli.train.workdir import Workdir
 
@@ -94,6 +95,7 @@ class StepTrainer:
         _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
         if self.splits:
             add_by_row(self.model)
+            make_few_in_float32(self.model)
 
     def forward_passes(self, epochs: float) -> float:
         """Return how many forward passes over all rows a training needs, beside those of its steps."""

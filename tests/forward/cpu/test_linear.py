@@ -18,7 +18,7 @@ from srlm_cli.forward.cpu.linear import HalfLinear
 from srlm_cli.forward.packed import PackedModel
 from srlm_cli.forward.prefix import CachedPrefix
 from srlm_cli.models import hardware
-from srlm_cli.models.hardware import has_bfloat16, has_float16, pick_dtype
+from srlm_cli.models.hardware import has_bfloat16, has_float16, pick_dtype, pick_training_dtype
 
 HALVES = [torch.float16, torch.bfloat16]
 SHAPES = [(16, 64), (64, 128), (100, 70), (576, 192), (576, 577), (1536, 576)]
@@ -247,7 +247,7 @@ XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
 
 
 @pytest.mark.parametrize(
-    ("can", "trained", "auto", "half"),
+    ("can", "units", "auto", "half"),
     [
         ({**XEON, "avx512_bf16": True, "amx_bf16": True, "avx512_fp16": True}, True, "bfloat16", None),
         ({**XEON, "avx512_bf16": True, "avx512_fp16": True}, False, "float16", torch.float16),
@@ -257,10 +257,11 @@ XEON, EPYC = {"cpu_name": "Intel(R) Xeon(R)"}, {"cpu_name": "AMD EPYC"}
         ({}, False, "float32", None),
     ],
 )
-def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, trained, auto, half):
+def test_a_cpu_is_taken_for_what_it_is(monkeypatch, can, units, auto, half):
     monkeypatch.delenv("SRLM_CPU", raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
-    assert has_bfloat16("cpu") == trained
+    assert has_bfloat16("cpu") == units
+    assert pick_training_dtype("auto", "cpu") == ("bfloat16" if auto == "bfloat16" else "float32")
     assert pick_dtype("auto", "cpu", float16=True) == auto and linear.type_for(auto, "cpu") == half
     assert linear.type_for("float16", "cpu") == (torch.float16 if can.get("avx512_fp16") else None)
     assert linear.type_for("float32", "cpu") is None and linear.type_for("bfloat16", "cuda") is None
