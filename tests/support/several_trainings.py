@@ -17,7 +17,7 @@ from srlm_cli.errors import SrlmError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.kto import kto
 from srlm_cli.train.losses import DPOLossConfig, KTOLossConfig
-from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.options import RefSync, RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, labelled, pairs
 
@@ -42,7 +42,9 @@ def shard_on_cpus() -> None:
     accelerate.state.AcceleratorState.__init__ = sharding
 
 
-def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = None, dies: int = 0, seen=None) -> None:
+def train(
+    kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = None, sync=None, dies: int = 0, seen=None
+) -> None:
     """Train one model, up to the micro-batch that it dies in."""
     done = []
 
@@ -57,7 +59,11 @@ def train(kind: str, rows: int, spec: dict, held: int = 0, about: dict | None = 
     transformers.Trainer.training_step = mortal
     make, train_on, options = {
         "sft": (completions, sft, {}),
-        "dpo": (pairs, dpo, {"loss_config": DPOLossConfig(**about or {})} if kind == "dpo" else {}),
+        "dpo": (
+            pairs,
+            dpo,
+            {"loss_config": DPOLossConfig(**about or {}), "sync": sync and RefSync(*sync)} if kind == "dpo" else {},
+        ),
         "kto": (labelled, kto, {"loss_config": KTOLossConfig(**about or {})} if kind == "kto" else {}),
     }[kind]
     spec = TrainSpec(**{**spec, "out": Path(spec["out"])})

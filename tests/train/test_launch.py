@@ -100,6 +100,7 @@ JOBS = {
     "dpo-nll": {"kind": "dpo", "rows": 11, "about": {"nll_alpha": 1.0}, "spec": {"device_batch_size": 2}},
     "dpo-smoothed": {"kind": "dpo", "rows": 11, "about": {"label_smoothing": 0.1}},
     "dpo-adapter-goes-on": {"kind": "dpo", "rows": 19, "adapter": True},
+    "dpo-moving": {"kind": "dpo", "rows": 19, "held": 5, "sync": [2, 0.5]},
     "kto": {"kind": "kto", "rows": 11, "held": 5, "spec": {"device_batch_size": 2}},
     "sft-bfloat16": {"kind": "sft", "rows": 19, "held": 5, "spec": {"dtype": "bfloat16"}},
     "dpo-bfloat16": {"kind": "dpo", "rows": 19, "held": 5, "spec": {"dtype": "bfloat16"}},

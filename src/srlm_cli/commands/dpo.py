@@ -14,6 +14,7 @@ from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import Reader
 from srlm_cli.train.losses import DPOLossConfig, Loss, weighted
+from srlm_cli.train.options import RefSync
 
 app = new_app()
 
@@ -43,6 +44,21 @@ def dpo(
         float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
     ref: Reference = "previous",
+    ref_sync_steps: Annotated[
+        int,
+        Option(
+            "--ref-sync-steps",
+            min=0,
+            show_default="never",
+            help="TR-DPO: mix the policy into the reference every N steps.",
+        ),
+    ] = 0,
+    ref_mixup: Annotated[
+        float,
+        Option(
+            "--ref-mixup", min=0.0, max=1.0, help="With --ref-sync-steps: share of the policy in the new reference."
+        ),
+    ] = 0.6,
     loss: Annotated[
         list[str] | None,
         Option(
@@ -113,6 +129,7 @@ def dpo(
     preference = DPOLossConfig(
         beta, losses, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda, use_weighting
     )
+    sync = RefSync(ref_sync_steps, ref_mixup) if ref_sync_steps else None
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader, origins=True)
@@ -121,7 +138,7 @@ def dpo(
     about = provenance("dpo", spec, reader)
     results = guarded(
         lambda: train(
-            rows, spec, preference, ref=ref, eval_rows=held, provenance=about,
+            rows, spec, preference, ref=ref, sync=sync, eval_rows=held, provenance=about,
             run=replace(options.run(), on_empty=on_empty),
             refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
         ),

@@ -9,7 +9,7 @@ from srlm_cli.records import Record
 from srlm_cli.train import reference, session, setup
 from srlm_cli.train.data import DataReport, Refuse, dpo_rows, stop
 from srlm_cli.train.losses import SMOOTHED, DPOLossConfig
-from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.options import RefSync, RunOptions, TrainSpec
 from srlm_cli.train.reference_method import ReferenceMethod
 
 
@@ -19,6 +19,7 @@ def dpo(
     loss_config: DPOLossConfig,
     *,
     ref: str = reference.PREVIOUS,
+    sync: RefSync | None = None,
     eval_rows: list[Record] | None = None,
     run: RunOptions,
     provenance: dict[str, Any] | None = None,
@@ -29,9 +30,10 @@ def dpo(
     A pair that cannot be rendered goes to `refuse`.
 
     The log-probabilities of the reference are computed before the first step, so only one model is in memory during
-    training. Before the first step it is also checked that the reference is the one that `ref` names.
+    training, unless `sync` moves the reference. Before the first step it is also checked that the reference is the one
+    that `ref` names.
     """
-    method = Dpo(loss_config, ref, refuse)
+    method = Dpo(loss_config, ref, refuse, sync)
     return session.train(method, rows, spec, eval_rows=eval_rows, run=run, provenance=provenance)
 
 

@@ -61,6 +61,21 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
+class RefSync:
+    """TR-DPO (arXiv 2404.09656): after every `sync_steps` steps the reference moves towards the policy.
+
+    It becomes `mixup` x policy + (1 - `mixup`) x reference.
+    """
+
+    sync_steps: int
+    mixup: float
+
+    def trl(self) -> dict[str, float]:
+        """Return the settings of `trl.DPOConfig`."""
+        return {"ref_model_sync_steps": self.sync_steps, "ref_model_mixup_alpha": self.mixup}
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How a training is run; only `keep_duplicates` changes the trained model.
 

@@ -80,7 +80,7 @@ class PairTrainer(ReferenceTrainer, DPOTrainer):
         the other pairs. Pairs that do not count have scores and loss 0.
         """
         mode = "train" if self.model.training else "eval"
-        real = inputs["real"]
+        inputs, real = self.with_current_reference(inputs), inputs["real"]
         counting = self.accelerator.gather(real).view(-1, len(real)).sum(0).int().tolist()
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, IGNORED)
         scores = model(

@@ -9,13 +9,14 @@ from srlm_cli import distributed
 from srlm_cli.errors import OptionError
 from srlm_cli.models.fingerprint import fingerprint
 from srlm_cli.models.load import load_model
-from srlm_cli.models.locate import use
+from srlm_cli.models.locate import is_adapter, locate, use
 from srlm_cli.records import Record
+from srlm_cli.streams.console import say
 from srlm_cli.train import reference, session, setup
 from srlm_cli.train.callback import LOGGED
 from srlm_cli.train.data import Refuse, stop
 from srlm_cli.train.losses import DPOLossConfig, KTOLossConfig
-from srlm_cli.train.options import RunOptions, TrainSpec
+from srlm_cli.train.options import RefSync, RunOptions, TrainSpec
 from srlm_cli.train.workdir import Workdir
 
 
@@ -26,6 +27,7 @@ class ReferenceMethod(session.Method):
     loss_config: DPOLossConfig | KTOLossConfig
     ref: str = reference.PREVIOUS
     refuse: Refuse = stop
+    sync: RefSync | None = None
     reference: dict[str, Any] = field(default_factory=dict)
 
     padding_side = "right"
@@ -36,11 +38,14 @@ class ReferenceMethod(session.Method):
         raise NotImplementedError
 
     def prepare(self, spec: TrainSpec, tokenizer: Any) -> dict[str, Any]:
+        if self.sync:
+            self.check_sync(spec)
         reference_model = reference.resolve(self.ref, spec.model)
         if reference_model != spec.model:
             use(reference_model, None, spec.trust_remote_code)
             reference.check_tokens(reference_model, tokenizer)
         self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint(reference_model)}
+        self.reference |= asdict(self.sync) if self.sync else {}
         return {"reference": self.reference, "loss": asdict(self.loss_config)}
 
     def make_trainer(
@@ -62,11 +67,16 @@ class ReferenceMethod(session.Method):
             raise OptionError(
                 "--ref: sharded weights are their own reference only", "--ref previous, or another profile"
             )
-        if reference_model != spec.model and self.loss_config.has_reference:
+        if (self.sync or reference_model != spec.model) and self.loss_config.has_reference:
             other = load_model(reference_model, "float32", setup.loading_device(spec))
+        if self.sync and [one.shape for one in model.parameters()] != [one.shape for one in other.parameters()]:
+            raise OptionError(
+                f"--ref-sync-steps cannot mix {spec.model} into {reference_model}: other shapes of weights"
+            )
         config = config_class(
             **setup.trainer_settings(spec, run, workdir.folder),
             **self.loss_config.trl(),
+            **(self.sync.trl() if self.sync else {}),
             disable_dropout=not spec.dropout,
             precompute_ref_log_probs=True,
         )
@@ -82,12 +92,28 @@ class ReferenceMethod(session.Method):
             processing_class=tokenizer,
             loss_config=self.loss_config,
             reference_is_policy=reference_model == spec.model,
+            reference_moves=self.sync is not None,
             quiet=run.quiet,
             workdir=workdir,
         )
 
+    def check_sync(self, spec: TrainSpec) -> None:
+        """Raise OptionError where the policy cannot be mixed into the reference: TRL mixes whole, full weights."""
+        wrong = {
+            "full weights, not an adapter": spec.lora_r or is_adapter(locate(spec.model)),
+            "whole weights: a profile without FSDP and DeepSpeed": distributed.sharded(),
+            "a loss with a reference": not self.loss_config.has_reference,
+        }
+        if needed := [what for what, is_wrong in wrong.items() if is_wrong]:
+            raise OptionError(f"--ref-sync-steps needs {needed[0]}")
+
     def results(self, trainer: Any) -> dict[str, Any]:
         start = {"start": trainer.start} if trainer.start else {}
+        if self.sync:
+            steps, every = trainer.state.global_step, self.sync.sync_steps
+            self.reference["syncs"] = steps // every
+            if steps < every and not trainer.quiet:
+                say(f"srlm {self.name}: the reference never moved: {steps} steps, and --ref-sync-steps is {every}")
         return {"reference": self.reference, **start, **rewards(trainer.state.log_history)}
 
     def settings(self) -> dict[str, Any]:

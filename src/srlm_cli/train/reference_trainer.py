@@ -14,15 +14,19 @@ from typing import Any
 
 import torch
 from accelerate.utils import AutocastKwargs
+from trl.trainer.callbacks import SyncRefModelCallback
 
 from srlm_cli import distributed
 from srlm_cli.errors import SrlmError
+from srlm_cli.models.files import broken_file
+from srlm_cli.models.load import restore
 from srlm_cli.records import Record
 from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
 from srlm_cli.train.step_trainer import StepTrainer
+from srlm_cli.train.workdir import REFERENCE
 
 TOLERANCE = 1e-3  # of a log-probability in float32, by which two batches that hold the same row may differ
 CHECKED = 4  # rows, before the first step
@@ -53,6 +57,9 @@ class ReferenceTrainer(StepTrainer):
 
     Both happen when the trainer is made; where the weights are sharded, the policy itself does it before its first
     step, when each process has its part.
+
+    A reference that moves (TR-DPO) stays in memory, and TRL's callback mixes the policy into it. From its first move on
+    each step scores it again. Held-out rows keep the scores of the start, so that checkpoints can be compared.
     """
 
     command: str  # for the progress
@@ -63,13 +70,22 @@ class ReferenceTrainer(StepTrainer):
     checked: tuple[Any, ...] | None = None  # the reference's scores of the first rows, in float32
 
     def __init__(
-        self, *args: Any, loss_config: Any, reference_is_policy: bool, quiet: bool, data_collator: Any, **more: Any
+        self,
+        *args: Any,
+        loss_config: Any,
+        reference_is_policy: bool,
+        reference_moves: bool,
+        quiet: bool,
+        data_collator: Any,
+        **more: Any,
     ) -> None:
         self.loss_config, self.quiet, self.reference_is_policy = loss_config, quiet, reference_is_policy
         more["rows"] = [{**row, "real": 1.0, "at": at} for at, row in enumerate(more["rows"])]
         more["eval_rows"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["eval_rows"])]
         super().__init__(*args, data_collator=data_collator, **more)
-        self.ref_model = None
+        self.moving, self.ref_model = self.ref_model if reference_moves else None, None
+        if self.moving is not None:
+            self.add_callback(SyncRefModelCallback(self.moving, self.accelerator))
         if "ref" in getattr(self.model, "peft_config", {}):  # TRL's frozen copy, of which only the scores are needed
             self.model.delete_adapter("ref")
             self.model.set_adapter("default")
@@ -99,7 +115,7 @@ class ReferenceTrainer(StepTrainer):
         raise NotImplementedError
 
     def forward_passes(self, epochs: float) -> float:
-        return 1.0
+        return 1.0 if self.moving is None else 1.0 + epochs
 
     @staticmethod
     def row_items(row: Record) -> int:
@@ -160,13 +176,36 @@ class ReferenceTrainer(StepTrainer):
         try:
             for at in range(0, share, batch_size):
                 examples = [rows[place] for place in mine[at : at + batch_size]]
-                batch = self._prepare_inputs(self.data_collator(examples))
-                scored = {name: value for name, value in batch.items() if name not in self.data_collator.own}
-                found += zip(*(side.tolist() for side in self.compute_ref_log_probs(scorer, scored)), strict=True)
+                scores = self._scores_by(scorer, self._prepare_inputs(self.data_collator(examples)))
+                found += zip(*(side.tolist() for side in scores), strict=True)
                 bar.advance(len(examples))
         finally:
             bar.close()
         return distributed.all_gather(found)[: len(rows)]
+
+    def _scores_by(self, scorer: Any, batch: Record) -> tuple[Any, ...]:
+        """Return the summed log-probabilities of a batch by a model, (rows,) each, as `reference` names them."""
+        inputs = {name: value for name, value in batch.items() if name not in self.data_collator.own}
+        return self.compute_ref_log_probs(scorer, inputs)
+
+    def with_current_reference(self, batch: Record) -> Record:
+        """Return a batch of a training step with the scores of the reference as it is now, 0 for a filler."""
+        if self.moving is None or not self.model.training or self.state.global_step < self.args.ref_model_sync_steps:
+            return batch
+        scores = (side * batch["real"] for side in self._scores_by(self.moving, batch))
+        return {**batch, **dict(zip(self.data_collator.reference, scores, strict=True))}
+
+    def save_beside(self, folder: Path) -> None:
+        if self.moving is not None and distributed.is_main():
+            self.accelerator.unwrap_model(self.moving).save_pretrained(folder / REFERENCE)
+
+    def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(folder, model)
+        if self.moving is not None:
+            kept = Path(folder) / REFERENCE
+            if fault := broken_file(kept) if kept.is_dir() else "it is missing":
+                raise SrlmError(f"cannot resume from {kept}: {fault}", "--restart starts the training again")
+            restore(self.accelerator.unwrap_model(self.moving), kept)
 
     def _first_rows(self) -> dict[str, Any]:
         """Return the batch on which policy and reference are checked before the first step."""
@@ -180,10 +219,9 @@ class ReferenceTrainer(StepTrainer):
         of the training allows.
         """
         batch = self._first_rows()
-        scored = {name: value for name, value in batch.items() if name not in self.data_collator.own}
         model.eval()
         with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
-            found = self.compute_ref_log_probs(model, scored)
+            found = self._scores_by(model, batch)
             if self.own_scores:
                 return found
             texts = zip(self.scored_texts(batch), found, self.data_collator.reference, strict=True)

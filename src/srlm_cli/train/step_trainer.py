@@ -155,8 +155,12 @@ class StepTrainer:
             router.set_router_settings(self.model, self.router_settings)
             Trainer._save_checkpoint(self, model, trial)  # TRL's own would write a model card first
             router.disable_balancing_loss(self.model)
+            self.save_beside(self.workdir.step(step))
             distributed.barrier()
             self.workdir.keep(step)
+
+    def save_beside(self, folder: Path) -> None:
+        """Add to a checkpoint what a training needs beside the model, before it counts as whole."""
 
     def _load_from_checkpoint(self, folder: str, model: Any = None) -> None:
         if distributed.sharded():

@@ -33,7 +33,9 @@ from srlm_cli.train.options import TrainSpec
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 TRACKED = "runs"
-STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*")  # what a checkpoint has beside its model
+REFERENCE = "reference"  # in a checkpoint: the reference, if it moves
+# what a checkpoint has beside its model
+STATE = ("*.pt", "*.pth", "*.bin", "trainer_state.json", "global_step*", REFERENCE)
 MEGABYTE = 2**20
 
 
