@@ -40,7 +40,7 @@ ARCHITECTURES = {
     "gemma3": ("Gemma3TextConfig", {"head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 512}),
     "gpt-neox": ("GPTNeoXConfig", {"num_key_value_heads": None}),  # LayerNorm, attention beside the MLP, no gates
 }
-SHARPNESS = 6.0  # logits have a standard deviation of 2.9: at temperature 0.7 top-p 0.9 keeps some dozens of tokens
+SHARPNESS = 6.0  # logits have a standard deviation of 2.9: at temperature 0.7 top-p 0.9 keeps some hundreds of tokens
 
 
 def make_model(name: str, like: str, folder: Path) -> None:
