@@ -16,8 +16,8 @@ from srlm_cli.evidence.index import TOKENIZER, connect, failures, settings
 
 WORD = re.compile(r"[^\W_]+")
 MOST_WORDS = 256
-MOST_ROWS = 3_000  # that a query ranks, so that its time is bounded, however common its words are
-CANDIDATES = 64  # passages that are ranked again by more common words
+MOST_ROWS = 1_500  # that a query ranks, so that its time is bounded, however common its words are
+CANDIDATES = 256  # passages that are ranked again by more common words
 MOST_COMMON = 4  # such words
 
 
