@@ -232,7 +232,7 @@ def refuse_no_rubric(trial: stage.Trial, chosen: Any) -> None:
     if not trial.candidates:
         raise LimitExceeded(
             "no criteria could be read in the answers, nothing is written",
-            "--max-tries gives more answers, --criteria TEMPLATE tries your own",
+            "--max-tries gives more answers, --max-new-tokens longer ones, --criteria TEMPLATE tries your own",
         )
     if not chosen.rubric:
         best = max(chosen.alone, key=chosen.alone.__getitem__)
