@@ -72,9 +72,12 @@ def test_steps_are_those_of_trl(base: Path, other: Path, tmp_path: Path) -> None
     assert still[:2] == losses(tmp_path / "m")[:2] and abs(still[2] - losses(tmp_path / "m")[2]) > 0.01
 
 
-def test_a_reference_that_becomes_the_policy_has_no_log_ratios(base: Path, tmp_path: Path) -> None:
-    spec = spec_of(base, tmp_path / "m", device_batch_size=1)
-    result = dpo(pairs(5), spec, DPOLossConfig(), sync=RefSync(1, 1.0), run=QUIET)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reference_that_becomes_the_policy_has_no_log_ratios(dtype: str, tmp_path: Path) -> None:
+    """In bfloat16, too: both are the same function of the same weights, and the start is proven in float32."""
+    base = tiny_model(tmp_path / "base", hidden_size=128, num_hidden_layers=4, initializer_range=0.1)
+    spec = spec_of(base, tmp_path / "m", device_batch_size=1, learning_rate=1e-2, dtype=dtype)
+    result = dpo(pairs(5), spec, DPOLossConfig(beta=1.0), sync=RefSync(1, 1.0), run=QUIET)
     assert result["start"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert losses(tmp_path / "m") == pytest.approx([math.log(2)] * 6, abs=1e-5)
     assert apart(weights(base), weights(tmp_path / "m")) > 1e-3

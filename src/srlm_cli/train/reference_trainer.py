@@ -23,6 +23,7 @@ from srlm_cli.models.load import restore
 from srlm_cli.records import Record
 from srlm_cli.streams.console import Progress
 from srlm_cli.streams.writer import replace_text
+from srlm_cli.train.float32_logits import make_few_in_float32
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
 from srlm_cli.train.step_trainer import StepTrainer
@@ -143,7 +144,12 @@ class ReferenceTrainer(StepTrainer):
             copy_rows(self.model)
             score_without_padding(self.packing, self.weighted)
             if self.ref_model is not None:
+                # without the autocast that accelerate adds, which `in_float32` cannot disable
+                self.ref_model.forward = getattr(self.ref_model, "_original_forward", self.ref_model.forward)
                 score_without_padding(Packing(self.ref_model))
+            if self.splits:  # before the reference is scored, so that both are the same function in bfloat16, too
+                for one in filter(None, (self.model, self.ref_model)):
+                    make_few_in_float32(one)
         if self.loss_config.has_reference and (self._kept_scores(name).exists() or not distributed.sharded()):
             self._score(name, dataset, batch_size)
         return dataset

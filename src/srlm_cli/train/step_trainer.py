@@ -91,7 +91,6 @@ class StepTrainer:
             eval_dataset=as_dataset(padded) if eval_rows else None,
             **more,
         )
-        self.splits = distributed.count() == 1 and self.args.device.type == "cpu"
         _ = self.packing  # tries the model out before accelerate, with bfloat16, changes its forward pass
         if self.splits:
             add_by_row(self.model)
@@ -100,6 +99,11 @@ class StepTrainer:
     def forward_passes(self, epochs: float) -> float:
         """Return how many forward passes over all rows a training needs, beside those of its steps."""
         return 0.0
+
+    @property
+    def splits(self) -> bool:
+        """Whether the rows of a step are split into passes of the fastest number of rows."""
+        return distributed.count() == 1 and self.args.device.type == "cpu"
 
     @cached_property
     def takes_positions(self) -> bool:
