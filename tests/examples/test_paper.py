@@ -42,7 +42,7 @@ STATED = {
     "sft": {"learning-rate": 5.5e-6, "final-learning-rate": 1.1e-6, "train-batch-size": 16, "dropout": 0.1},
     "dpo": {
         "learning-rate": 1e-6, "final-learning-rate": 1e-7, "train-batch-size": 16, "dropout": 0.1, "beta": 0.1,
-        "loss": "sigmoid", "ref": "previous",
+        "loss": ["sigmoid"], "ref": "previous",
     },
     "gen-prompts": {"from-seeds": 6, "from-generated": 2, "temperature": 0.6, "top-p": 0.9, "max-rouge-l": 0.7},
     "sample": {"num-responses": 4, "temperature": 0.7, "top-p": 0.9},
