@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -625,6 +626,15 @@ def test_a_model_that_was_trained_without_pairs_has_its_plots(run_folder: Path) 
     assert [title for title in titles if title.startswith("KTO")] == [
         "KTO loss", "KTO reward margin", "KTO estimate of the KL divergence"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("starts", "level"), [((0.6931, 0.6931), 0.693), ((1.0,), 1.0), ((0.6931, 1.0), None), ((), None)]
+)
+def test_the_line_of_the_loss_at_the_start_is_that_of_the_losses(starts, level) -> None:
+    trained = [SimpleNamespace(training={"command": "dpo", "start": {"loss": loss}}) for loss in starts]
+    trained += [SimpleNamespace(training={"command": "sft"}), SimpleNamespace(training={"command": "dpo"})]
+    assert plots.level_at_start(trained) == level
 
 
 def test_a_step_that_is_no_number_is_no_point(run_folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, log
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from srlm_cli.evaluate.health import USUAL_SCORES
@@ -23,7 +23,7 @@ PANELS_A_ROW = 4
 SMOOTH_FROM = 20  # steps; shorter curves are not smoothed
 CURVES = {  # (command, logged field): title, axis label, reference level and its name
     ("sft", "loss"): ("SFT loss", "nats per target token", None, ""),
-    ("dpo", "loss"): ("DPO loss", "nats per pair", log(2), "ln 2"),
+    ("dpo", "loss"): ("DPO loss", "nats per pair", None, ""),
     ("dpo", "margin"): ("DPO reward margin", "chosen minus rejected", 0.0, "0"),
     ("dpo", "accuracy"): ("DPO pairs with a margin above 0", "% of a batch", 50.0, "50%"),
     ("kto", "loss"): ("KTO loss", "mean of the rows", None, ""),
@@ -270,9 +270,18 @@ def curve_plots(run: Run) -> list[str]:
     for (command, key), (title, label, level, name) in CURVES.items():
         curves = {found.name: curve(found, key) for found in trained if found.training.get("command") == command}
         curves = {model: points for model, points in curves.items() if points}
+        if (command, key) == ("dpo", "loss"):
+            level, name = level_at_start(trained), "at start"
         if curves:
             plots.append(curve_plot(f"{command}-{key}", title, label, curves, hues, level, name))
     return plots
+
+
+def level_at_start(trained: list[Round]) -> float | None:
+    """Return the loss of DPO before its first step: ln 2 for most losses; None if the models differ in it."""
+    starts = [found.training.get("start", {}) for found in trained if found.training.get("command") == "dpo"]
+    losses = {round(start["loss"], 3) for start in starts if "loss" in start}
+    return losses.pop() if len(losses) == 1 else None
 
 
 def curve(found: Round, key: str) -> list[tuple[float, float]]:

@@ -342,7 +342,10 @@ def training_table(run: Run) -> Table:
             "time": clock(made.get("seconds")),
         }
         rows.append({name: Cell(text) for name, text in texts.items()})
-    note = "DPO starts at a loss of ln 2 = 0.693 (policy and reference are equal); margin and accuracy: last step."
+    note = (
+        "The usual loss of DPO starts at ln 2 = 0.693, where policy and reference are equal. Margin and accuracy are "
+        "those of the last step."
+    )
     return of_rows("How each model was trained", note, rows)
 
 
