@@ -52,6 +52,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def no_dtype_of_another_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training tells accelerate its dtype by this variable, and TRL's own trainers in later tests would take it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
 @pytest.fixture
 def srlm(tmp_path: Path) -> Srlm:
     """The program, run as a subprocess in the test's own folder."""

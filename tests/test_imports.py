@@ -214,7 +214,9 @@ def test_heavy_libraries_are_imported_late(path: Path) -> None:
         for name in (
             "chunked_loss",
             "embedding_gradient",
+            "float32_logits",
             "implicit",
+            "packed_attention",
             "packing",
             "pair_trainer",
             "reference_trainer",
