@@ -76,7 +76,7 @@ def run(name: str, given: argparse.Namespace) -> dict:
     return {
         "architecture": name,
         "rates": {one.name: [rate(run, "tokens") for run in one.runs] for one in contenders},
-        "about": {one.name: f"{one.dtype}, {one.rows} at once, {numbers(one)}" for one in contenders},
+        "about": {one.name: f"{one.dtype}, {one.rows} in parallel, {numbers(one)}" for one in contenders},
     }
 
 
@@ -96,7 +96,7 @@ def as_table(rows: list[dict]) -> str:
     first, *others = rows[0]["rates"]
     titles = ["architecture", *(f"{name}, tokens/s" for name in rows[0]["rates"])]
     titles += [f"{first} / {name}" for name in others]
-    lines = [f"{name}: {about}  " for name, about in rows[0]["about"].items()]
+    lines = [f"- {name}: {about}" for name, about in rows[0]["about"].items()]
     lines += ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         rates = row["rates"]
