@@ -20,21 +20,11 @@ from srlm_cli.train.kto import Kto, kto
 from srlm_cli.train.losses import KTOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import Renderer
-from tiny import ALONE, labelled, tiny_adapter, tiny_model
+from tiny import ALONE, labelled, tiny_adapter
 
 torch.set_num_threads(1)
 QUIET = RunOptions(quiet=True)
 ROWS = labelled(5)  # the longest first is the order of a step: 4, 3, 2, 1, 0
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base") / "m")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("other") / "m", seed=7)
 
 
 def one_step(model: Path, out: Path, **more: object) -> TrainSpec:

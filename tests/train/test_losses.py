@@ -15,7 +15,7 @@ from srlm_cli.errors import DataError, OptionError, SrlmError
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig, own_loss, weighted
 from srlm_cli.train.options import RunOptions, TrainSpec
-from tiny import pairs, tiny_model
+from tiny import pairs
 
 torch.set_num_threads(1)
 
@@ -58,16 +58,6 @@ def test_each_pair_has_its_own_smoothing() -> None:
 
 
 # --- as the trainer has them -----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base") / "m")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("other") / "m", seed=7)
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,6 @@ torch.set_num_threads(1)
 QUIET = RunOptions(quiet=True)
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("base") / "m")
-
-
-@pytest.fixture(scope="module")
-def other(tmp_path_factory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("other") / "m", seed=7)
-
-
 def spec_of(model: Path, out: Path, **more: object) -> TrainSpec:
     """Return six steps of plain gradient descent, each on all rows."""
     common = {"learning_rate": 0.1, "final_learning_rate": 0.1, "batch": 5, "epochs": 6, "optim": "sgd"}
