@@ -154,3 +154,9 @@ def test_a_reference_that_never_moves_is_reported(srlm: Srlm, base: Path) -> Non
     result = srlm(*argv, stdin=as_lines(pairs(3)))
     assert result.code == 0 and "the reference never moved: 1 steps, and --ref-sync-steps is 2" in result.err
     assert result.rows[0]["reference"]["mixup"] == 0.6 and result.rows[0]["reference"]["syncs"] == 0
+
+
+def test_a_share_without_moves_is_refused(srlm: Srlm, base: Path) -> None:
+    result = srlm("dpo", "--model", str(base), "--out", "m", "--ref-mixup", "0.3", stdin=as_lines(pairs(3)))
+    assert result.code == 2 and "--ref-mixup needs --ref-sync-steps" in result.err
+    assert not (srlm.folder / "m").exists()

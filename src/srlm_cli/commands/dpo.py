@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 from typer import BadParameter, Option
 
 from srlm_cli import records
+from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
@@ -54,11 +55,15 @@ def dpo(
         ),
     ] = 0,
     ref_mixup: Annotated[
-        float,
+        float | None,
         Option(
-            "--ref-mixup", min=0.0, max=1.0, help="With --ref-sync-steps: share of the policy in the new reference."
+            "--ref-mixup",
+            min=0.0,
+            max=1.0,
+            show_default="0.6",
+            help="With --ref-sync-steps: share of the policy in the new reference.",
         ),
-    ] = 0.6,
+    ] = None,
     loss: Annotated[
         list[str] | None,
         Option(
@@ -129,7 +134,9 @@ def dpo(
     preference = DPOLossConfig(
         beta, losses, label_smoothing, nll_alpha, ld_alpha, rdpo_alpha, gamma, positive_lambda, use_weighting
     )
-    sync = RefSync(ref_sync_steps, ref_mixup) if ref_sync_steps else None
+    if ref_mixup is not None and not ref_sync_steps:
+        raise OptionError("--ref-mixup needs --ref-sync-steps")
+    sync = RefSync(ref_sync_steps, 0.6 if ref_mixup is None else ref_mixup) if ref_sync_steps else None
     others = [*(held_out or []), *([eval_file] if eval_file else [])]
     reader = open_reader(options, refusing(records.pair_record, others), in_ or ["-"], beside=others)
     rows = all_rows(reader, origins=True)
