@@ -54,7 +54,7 @@ def smaller(line: str) -> str:
 
 def ranked(count: int) -> list[Record]:
     rows = read_rows(QUICKSTART / "ranked.jsonl")[:count]
-    return [{**row, "responses": row["responses"][:2]} for row in rows]
+    return [{**row, "facts": "Air scatters short waves.", "responses": row["responses"][:2]} for row in rows]
 
 
 def of_people() -> list[Record]:
@@ -117,6 +117,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(QUICKSTART / "srlm.toml", here / "srlm.toml")
     shutil.copy(ROOT / "src/srlm_cli/templates/additive.toml", here / "own.toml")
     shutil.copy(ROOT / "src/srlm_cli/templates/criteria_score_only.toml", here / "rubric.toml")
+    facts = (ROOT / "examples/facts/facts.toml").read_text().replace("$evidence", "$facts")
+    (here / "facts_field.toml").write_text(facts)
     (here / "search.py").write_text(re.search(r"```python\n(.*?)```", PAGES["docs/evidence.md"], re.DOTALL)[1])
     (here / "notes").mkdir()
     (here / "notes" / "sky.md").write_text("# Sky\n\nAir scatters short waves of light.\n")
