@@ -30,6 +30,11 @@ def test_help_pages_are_those_of_the_program():
     assert help_pages.PAGE.read_text() == help_pages.render(), "run `make docs`"
 
 
+def test_no_help_shows_a_type_of_python():
+    """An option without a metavar gets the name of its type, which is `<list[float]>` for several numbers."""
+    assert not re.findall(r"<(?:list|tuple|dict)\b.*", help_pages.render())
+
+
 @pytest.mark.slow
 def test_the_quickstart_shows_what_its_commands_print():
     page = quickstart_page.PAGE.read_text(encoding="utf-8")

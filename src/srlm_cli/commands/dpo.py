@@ -77,7 +77,11 @@ def dpo(
     loss_weight: Annotated[
         list[float] | None,
         Option(
-            "--loss-weight", min=0.0, show_default="1", help="Weight of each --loss; one value per --loss, in order."
+            "--loss-weight",
+            min=0.0,
+            metavar="<float>",
+            show_default="1",
+            help="Weight of each --loss; one value per --loss, in order (repeatable).",
         ),
     ] = None,
     label_smoothing: Annotated[

@@ -35,7 +35,8 @@ def sft(
             "--mix-weight",
             min=0.0,
             max=1000.0,
-            help="How often the rows of each --in are used per epoch; one value per --in, in order.",
+            metavar="<float>",
+            help="How often the rows of each --in are used per epoch; one value per --in, in order (repeatable).",
         ),
     ] = None,
     positive_only: Annotated[
