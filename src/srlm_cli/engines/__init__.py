@@ -11,6 +11,7 @@ from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request, Scored, Scorer
 from srlm_cli.engines.echo import EchoEngine, echo_name
+from srlm_cli.engines.equal_questions import asked_once
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.models.collection import without_collection
 from srlm_cli.records import Record
@@ -135,7 +136,7 @@ class LazyEngine:
         """Yield completions in order; open the engine at the first request."""
         pending = iter(requests)
         for first in pending:
-            yield from self.open().generate(chain([first], pending))
+            yield from asked_once(chain([first], pending), self.open().generate)
 
     def open(self) -> Engine:
         """Return the engine, opened by the first call."""
