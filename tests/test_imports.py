@@ -219,6 +219,7 @@ def test_heavy_libraries_are_imported_late(path: Path) -> None:
             "packed_attention",
             "packing",
             "pair_trainer",
+            "reference_cache",
             "reference_trainer",
             "scoring",
             "sft_trainer",

@@ -56,7 +56,8 @@ class Result:
 def clean_env(extra: dict[str, str] | None = None) -> dict[str, str]:
     """Return the environment without this project's variables and without those of colour."""
     kept = {k: v for k, v in os.environ.items() if k not in LOUD and (not k.startswith("SRLM_") or k in KEPT)}
-    return {**kept, "PYTHONIOENCODING": "utf-8", **(extra or {})}
+    no_cache = dict.fromkeys(("SRLM_DPO_REF_CACHE", "SRLM_KTO_REF_CACHE"), "false")  # that of the user
+    return {**kept, "PYTHONIOENCODING": "utf-8", **no_cache, **(extra or {})}
 
 
 def as_bytes(text: str | bytes) -> bytes:

@@ -10,7 +10,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, Reference, TrainOptions
+from srlm_cli.options.training import EvalFile, RefCache, Reference, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import Reader
@@ -45,6 +45,7 @@ def dpo(
         float, Option("--beta", min=0.0, help="DPO beta: strength of the tie to the reference (the paper: 0.1).")
     ] = 0.1,
     ref: Reference = "previous",
+    ref_cache: RefCache = True,
     ref_sync_steps: Annotated[
         int,
         Option(
@@ -150,7 +151,7 @@ def dpo(
     results = guarded(
         lambda: train(
             rows, spec, preference, ref=ref, sync=sync, eval_rows=held, provenance=about,
-            run=replace(options.run(), on_empty=on_empty),
+            run=replace(options.run(), on_empty=on_empty, ref_cache=ref_cache),
             refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
         ),
         spec.out,

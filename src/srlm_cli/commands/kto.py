@@ -10,7 +10,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, Reference, TrainOptions
+from srlm_cli.options.training import EvalFile, RefCache, Reference, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.stages.labels import LabelOptions, labelled_record
@@ -44,6 +44,7 @@ def kto(
     ] = "stop",
     beta: Annotated[float, Option("--beta", min=0.0, help="KTO beta: strength of the tie to the reference.")] = 0.1,
     ref: Reference = "previous",
+    ref_cache: RefCache = True,
     loss: Annotated[UnpairedLoss, Option("--loss", help="Loss; docs/training.md has the formulas.")] = "kto",
     desirable_weight: Annotated[
         float, Option("--desirable-weight", min=0.0, help="Weight of the loss of desirable rows.")
@@ -86,7 +87,7 @@ def kto(
     results = guarded(
         lambda: train(
             rows, spec, config, ref=ref, eval_rows=held, provenance=about,
-            run=replace(options.run(), on_empty=on_empty),
+            run=replace(options.run(), on_empty=on_empty, ref_cache=ref_cache),
             refuse=lambda row, reason: reader.refuse_row(row["origin"], reason),
         ),
         spec.out,

@@ -35,6 +35,13 @@ Reference = Annotated[
         help="Reference model: previous (the starting model), base (M0), or another model.",
     ),
 ]
+RefCache = Annotated[
+    bool,
+    Option(
+        "--ref-cache/--no-ref-cache",
+        help="Keep the reference's log-probabilities for later runs, and read those of an earlier one.",
+    ),
+]
 EvalFile = Annotated[
     str | None,
     Option(

@@ -79,8 +79,9 @@ class RefSync:
 class RunOptions:
     """How a training is run; only `keep_duplicates` changes the trained model.
 
-    `save_steps` 0 saves every ten minutes. `on_empty` is what happens when no record is left to train on: `stop` with
-    an error, or `copy` the model.
+    `save_steps` 0 saves every ten minutes. With `ref_cache` the log-probabilities of a reference are kept across runs
+    (see `reference_cache`). `on_empty` is what happens when no record is left to train on: `stop` with an error, or
+    `copy` the model.
     """
 
     quiet: bool = False
@@ -91,4 +92,5 @@ class RunOptions:
     keep_checkpoints: bool = False
     report_to: str = "none"
     keep_duplicates: bool = False
+    ref_cache: bool = False
     on_empty: str = "stop"

@@ -93,6 +93,7 @@ class ReferenceMethod(session.Method):
             loss_config=self.loss_config,
             reference_is_policy=reference_model == spec.model,
             reference_moves=self.sync is not None,
+            caches=run.ref_cache and not run.dry_run,
             quiet=run.quiet,
             workdir=workdir,
         )
@@ -109,6 +110,7 @@ class ReferenceMethod(session.Method):
 
     def results(self, trainer: Any) -> dict[str, Any]:
         start = {"start": trainer.start} if trainer.start else {}
+        self.reference |= {"cached": True} if trainer.cached else {}
         if self.sync:
             steps, every = trainer.state.global_step, self.sync.sync_steps
             self.reference["syncs"] = steps // every

@@ -21,8 +21,9 @@ from srlm_cli.errors import SrlmError
 from srlm_cli.models.files import broken_file
 from srlm_cli.models.load import restore
 from srlm_cli.records import Record
-from srlm_cli.streams.console import Progress
+from srlm_cli.streams.console import Progress, say
 from srlm_cli.streams.writer import replace_text
+from srlm_cli.train import reference_cache
 from srlm_cli.train.float32_logits import make_few_in_float32
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
@@ -61,6 +62,9 @@ class ReferenceTrainer(StepTrainer):
 
     A reference that moves (TR-DPO) stays in memory, and TRL's callback mixes the policy into it. From its first move on
     each step scores it again. Held-out rows keep the scores of the start, so that checkpoints can be compared.
+
+    With `caches` the scores are those of an earlier run, if there was one with all that they depend on; `cached` is
+    the file that those of the training rows were read from.
     """
 
     command: str  # for the progress
@@ -69,6 +73,7 @@ class ReferenceTrainer(StepTrainer):
     own_scores = False  # whether the scores are not sums of log-probabilities
     start: dict[str, float] | None = None
     checked: tuple[Any, ...] | None = None  # the reference's scores of the first rows, in float32
+    cached: Path | None = None
 
     def __init__(
         self,
@@ -76,11 +81,13 @@ class ReferenceTrainer(StepTrainer):
         loss_config: Any,
         reference_is_policy: bool,
         reference_moves: bool,
+        caches: bool,
         quiet: bool,
         data_collator: Any,
         **more: Any,
     ) -> None:
         self.loss_config, self.quiet, self.reference_is_policy = loss_config, quiet, reference_is_policy
+        self.caches = caches and not distributed.sharded()  # no process has the whole weights to identify them by
         more["rows"] = [{**row, "real": 1.0, "at": at} for at, row in enumerate(more["rows"])]
         more["eval_rows"] = [{**row, "real": 1.0, "at": -1 - at} for at, row in enumerate(more["eval_rows"])]
         super().__init__(*args, data_collator=data_collator, **more)
@@ -158,19 +165,48 @@ class ReferenceTrainer(StepTrainer):
         return self.workdir.folder / f"reference-{name}.json"
 
     def _score(self, name: str, dataset: Any, batch_size: int) -> None:
-        """Give the collator the reference's log-probabilities, those that an unfinished run left or new ones."""
-        kept = self._kept_scores(name)
+        """Give the collator the reference's log-probabilities: of an unfinished run, of an earlier one, or new ones."""
+        kept, scorer = self._kept_scores(name), self.ref_model or self.model
         rows = dataset.select([row for row, counts in enumerate(dataset["real"]) if counts])
+        new = None
         if kept.exists():
             scores = json.loads(kept.read_text(encoding="utf-8"))
         else:
-            scores = self._reference_scores(self.ref_model or self.model, rows, batch_size)
+            file = self._cache_file(scorer, rows, batch_size) if self.caches else None
+            scores = self._from_cache(file, name, rows) if self.caches else None
+            if scores is None:
+                scores, new = self._reference_scores(scorer, rows, batch_size), file
             with self.workdir.writing("the reference's log-probabilities"):
                 if distributed.is_main():
                     replace_text(kept, json.dumps(scores))
         self.data_collator.scores = {**self.data_collator.scores, **dict(zip(rows["at"], scores, strict=True))}
         if name == "train":
-            self.checked = self.check_scores(self.ref_model or self.model)
+            self.checked = self.check_scores(scorer)
+        if new:
+            reference_cache.write(new, scores, self.command)
+
+    def _cache_file(self, scorer: Any, rows: Any, batch_size: int) -> Path | None:
+        """Return the file of the cache for the scores of rows, in the main process only."""
+        if not distributed.is_main():
+            return None
+        settings = {
+            "scores": self.data_collator.reference,
+            "ld_alpha": getattr(self, "ld_alpha", None),
+            "max_length": getattr(self.data_collator, "max_length", None),
+            "batch": batch_size,
+            "bfloat16": self.args.bf16,
+        }
+        return reference_cache.file_of(scorer, rows, self.args.device, settings)
+
+    def _from_cache(self, file: Path | None, name: str, rows: Any) -> reference_cache.Scores | None:
+        """Return the scores in a file that the main process reads, and say so; None if there are none."""
+        scores = file and reference_cache.read(file, len(rows), len(self.data_collator.reference), self.command)
+        file, scores = distributed.broadcast((file, scores))
+        if scores is not None:
+            self.cached = file if name == "train" else self.cached
+            if not self.quiet:
+                say(f"srlm {self.command}: the reference's scores of {len(rows)} {self.unit} are from {file}")
+        return scores
 
     def _reference_scores(self, scorer: Any, rows: Any, batch_size: int) -> list[tuple[float, ...]]:
         """Return the summed log-probabilities of each row, as `reference` names them; each process has its share."""
@@ -228,24 +264,30 @@ class ReferenceTrainer(StepTrainer):
         model.eval()
         with in_float32(self.accelerator), torch.no_grad(), self.accelerator.autocast():
             found = self._scores_by(model, batch)
-            if self.own_scores:
-                return found
+            if self.cached and not self.args.bf16:
+                for mine, name in zip(found, self.data_collator.reference, strict=True):
+                    for total, stored in zip(mine.tolist(), batch[name].tolist(), strict=True):
+                        self._compare("stored ", stored, total, TOLERANCE * max(1.0, abs(total)))
             texts = zip(self.scored_texts(batch), found, self.data_collator.reference, strict=True)
             for (ids, mask), mine, name in texts:
                 logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
                 wanted = mask[1:].bool()
                 total = float(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0][wanted].sum())
-                stored = float(batch[name][0])
+                total = float(mine[0]) if self.own_scores else total
                 near = 10 * TOLERANCE * max(1.0, abs(total))
                 rounded = self._rounding(logits[wanted])
-                exact = near + rounded if distributed.sharded() else near
-                for kind, value, allowed in (("", float(mine[0]), exact), ("stored ", stored, near + rounded)):
-                    if not abs(total - value) <= allowed:
-                        raise SrlmError(
-                            f"the reference's {kind}log-probability is {value:.3f}, and {total:.3f} by its own logits",
-                            "no model is written; this is a bug in srlm, please report it",
-                        )
+                self._compare("", float(mine[0]), total, near + rounded if distributed.sharded() else near)
+                self._compare("stored ", float(batch[name][0]), total, near + rounded)
         return found
+
+    def _compare(self, kind: str, value: float, total: float, allowed: float) -> None:
+        """Raise SrlmError unless a log-probability of the reference is the one that was found now."""
+        if not abs(total - value) <= allowed:
+            cached = f"no model is written; remove {self.cached}, or use --no-ref-cache"
+            raise SrlmError(
+                f"the reference's {kind}log-probability is {value:.3f}, and {total:.3f} by its own logits",
+                cached if self.cached else "no model is written; this is a bug in srlm, please report it",
+            )
 
     def _rounding(self, logits: Any) -> float:
         """Return by how much bfloat16 may move the summed log-probability of tokens with (tokens, vocabulary) logits.
