@@ -1,6 +1,6 @@
 """How many judgements `judge --num-judgements LOW:HIGH --settle P` saves, and what they cost in agreement.
 
-    python benchmarks/settle.py [--prompts 300] [--settle 0.9]
+    python benchmarks/settle.py [--prompts 300] [--replies 4] [--settle 0.9]
 
 The judge is simulated: replies have a known quality, and each score is the quality with noise, rounded to 0 to 5.
 """
@@ -21,7 +21,8 @@ from srlm_cli.engines.base import Sampling  # noqa: E402
 from srlm_cli.stages.judge import JudgeOptions, judge  # noqa: E402
 from srlm_cli.stages.settle import SettleOptions, judge_until_settled  # noqa: E402
 
-CASES = ((1.0, 1.0), (0.5, 1.0), (1.5, 1.0), (1.0, 0.5))  # noise of a score, spread of the qualities of a prompt
+# noise of a score, spread of the qualities of a prompt
+CASES = ((1.0, 1.0), (0.5, 1.0), (1.5, 1.0), (1.0, 0.5), (0.0, 1.0))
 MOST = 9
 
 
@@ -29,11 +30,12 @@ def main() -> None:
     """Print one line per case."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--replies", type=int, default=4)
     parser.add_argument("--settle", type=float, default=0.9)
     given = parser.parse_args()
     template = templates.load_judge("additive")
     for noise, spread in CASES:
-        rows, quality = replies(given.prompts, spread)
+        rows, quality = replies(given.prompts, spread, given.replies)
 
         def fixed(count: int, rows: Any = rows, quality: Any = quality, noise: float = noise) -> list[Any]:
             options = JudgeOptions(template, count, Sampling(), 0)

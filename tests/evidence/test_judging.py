@@ -25,6 +25,7 @@ from srlm_cli.stages.evidence import EvidenceOptions
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.make_eft import EftOptions, accept, hindsight
 from srlm_cli.stages.rank_scores import RankScores
+from srlm_cli.stages.settle import SettleOptions, judge_until_settled
 
 FACTS = {
     "france": ("France", "The capital of France is Paris."),
@@ -336,6 +337,57 @@ def test_shards_are_the_whole(srlm: Srlm, corpus: Path) -> None:
     argv = (*ECHO, "--in", "rows.jsonl", "--evidence", "corpus.db", "--evidence-query", "model")
     whole = srlm(*argv).out
     assert "".join(srlm(*argv, "--shard", f"{part}/2").out for part in (1, 2)) == whole != ""
+
+
+@pytest.mark.parametrize("query", ["both", "model"])
+def test_a_range_of_judgements_is_the_beginning_of_all_with_the_same_passages(
+    srlm: Srlm, corpus: Path, query: str
+) -> None:
+    prompts = [f"{row['prompt']} {n}" for row in ROWS[1:4] for n in range(24)]  # more than are judged together
+    some = [{"prompt": prompt, "response": f"{k}. Iron", "k": k} for prompt in prompts for k in range(2)]
+    write_rows(srlm.folder / "rows.jsonl", [*some, ROWS[4]])
+    argv = (*ECHO, "--in", "rows.jsonl", "--evidence", "corpus.db", "--evidence-query", query, "--score", "text")
+    ranged = (*argv, "--num-judgements", "2:6", "--settle", "0.7", "--out")
+    assert srlm(*argv, "--num-judgements", "6", "--out", "all.jsonl").code == 0
+    assert srlm(*ranged, "some.jsonl").code == 0
+    every, fewer = read_rows(srlm.folder / "all.jsonl"), read_rows(srlm.folder / "some.jsonl")
+    assert {len(row["scores"]) for row in fewer[:-1]} >= {2, 6}
+    assert every[0]["evidence_query"] if query == "model" else every[0]["evidence"]
+    for whole, begun in zip(every, fewer, strict=True):
+        drawn = len(begun["scores"])
+        assert begun["judgements"] == whole["judgements"][:drawn] and begun["scores"] == whole["scores"][:drawn]
+        assert [begun.get(name) for name in ("id", "evidence", "evidence_query")] == [
+            whole.get(name) for name in ("id", "evidence", "evidence_query")
+        ]
+        assert begun["judge"] == whole["judge"] | {"settle": 0.7}
+    requests = sum(len(row["scores"]) - 1 + (query == "model") for row in fewer[:-1])
+    assert srlm.mortal(requests - 10, signal.SIGKILL, *ranged, "again.jsonl").code == -signal.SIGKILL
+    assert 0 < len(read_rows(srlm.folder / "again.jsonl.part")) < len(fewer)
+    assert srlm(*ranged, "again.jsonl").code == 0
+    assert read_rows(srlm.folder / "again.jsonl") == fewer
+    counts, whole = (read_json(srlm.folder / f"{name}.jsonl.meta.json")["counts"] for name in ("some", "all"))
+    assert counts["counts"].get("without evidence") == whole["counts"].get("without evidence")
+
+
+def test_passages_for_a_range_of_judgements_are_looked_up_once_and_queries_counted(corpus: Path) -> None:
+    class Counting(Corpus):
+        asked: list[str] = []
+
+        def search(self, query: str, count: int) -> list:
+            self.asked.append(query)
+            return super().search(query, count)
+
+    queries = [["Spain"], ["France"], ["Iron"]]
+    engine = ListEngine([*queries, ["Score: 2"], ["Score: 2"], ["Score: 5"], ["Score: 3"], ["Score: 2"]])
+    found = EvidenceOptions(Counting(str(corpus)), {"index": "it"}, 1, "model", QUERY)
+    options = SettleOptions(EVIDENCE, 2, Sampling(), 0, evidence=found, first=1)
+    two, again = rows(*ROWS[:3]), rows({**ROWS[0], "k": 7})  # the first prompt comes back: it is bad
+    france, iron, bad = judge_until_settled([*two, *again], engine, options)
+    assert found.retriever.asked == [query for [query] in queries] and bad.bad and not bad.rows
+    assert [row["evidence"][0]["source"] for row in france.rows] == ["spain", "france"]
+    assert [row["scores"] for row in france.rows] == [[2, 3], [2, 2]] and iron.rows[0]["scores"] == [5]
+    assert (france.tokens_in, france.tokens_out) == (60, 6) and france.rows[0]["judge"]["evidence"] == {"index": "it"}
+    assert france.counts["without evidence"] == 0
 
 
 def test_rows_with_evidence_are_read_by_what_comes_after(srlm: Srlm, corpus: Path) -> None:

@@ -36,11 +36,7 @@ def with_all(rows: list[Record], engine) -> list[Record]:
 def test_what_is_drawn_is_the_beginning_of_what_more_would_have_been() -> None:
     quality = {f"r{n}": n % 5 + 0.3 for n in range(8)}
     rows = rows_of(quality)
-    fixed = [
-        row
-        for out in judge(rows, SimulatedJudge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0))
-        for row in out.rows
-    ]
+    fixed = with_all(rows, SimulatedJudge(quality))
     found = settled(rows, SimulatedJudge(quality))
     assert len({len(row["scores"]) for row in found}) > 1
     for one, whole in zip(found, fixed, strict=True):
@@ -50,20 +46,20 @@ def test_what_is_drawn_is_the_beginning_of_what_more_would_have_been() -> None:
     assert found[0]["judge"]["settle"] == 0.9
 
 
-def test_a_clear_order_needs_two_judgements_and_an_open_one_all() -> None:
+def test_a_clear_order_needs_two_judgements_and_a_tie_more() -> None:
     clear = {"a": 0.0, "b": 2.5, "c": 5.0}
     [outcome] = judge_until_settled(rows_of(clear), SimulatedJudge(clear, noise=0.0), options())
     assert [len(row["scores"]) for row in outcome.rows] == [2, 2, 2]
     assert outcome.counts["judgements saved"] == 21 and outcome.counts["prompts settled early"] == 1
     same = {"a": 3.0, "b": 3.0}
     [outcome] = judge_until_settled(rows_of(same), SimulatedJudge(same, noise=0.0), options())
-    assert [len(row["scores"]) for row in outcome.rows] == [9, 9] and outcome.counts["judgements saved"] == 0
+    assert [len(row["scores"]) for row in outcome.rows] == [7, 7] and outcome.counts["judgements saved"] == 4
 
 
 def test_replies_in_the_middle_and_lone_replies_get_no_more_judgements() -> None:
     quality = {"low": 0.0, "low too": 0.0, "middle": 2.5, "high": 5.0}
     found = settled(rows_of(quality), SimulatedJudge(quality, noise=0.0))
-    assert [len(row["scores"]) for row in found] == [9, 9, 2, 2]
+    assert [len(row["scores"]) for row in found] == [7, 7, 2, 2]
     alone = {"alone": 3.0}
     assert [len(row["scores"]) for row in settled(rows_of(alone), SimulatedJudge(alone))] == [2]
 
@@ -84,6 +80,35 @@ def test_the_probability_that_the_worst_overtakes_is_that_of_the_means_at_the_en
     assert contenders(scores, [3, 3], options(settle=1 - change * 0.99)) == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("tied", "inwards"), [(5.0, 1.0), (3.0, 0.6)], ids=["at the limit of the scale", "within the scale"]
+)
+def test_equal_means_are_settled_when_no_score_will_probably_differ(tied: float, inwards: float) -> None:
+    scores, drawn = [[tied] * 4, [tied] * 4, [tied] * 4, [0.0] * 2], [4, 4, 4, 2]
+    # no one of 10 repeated judgements differs; half a one does by the prior; 5 are left for each of the tied replies
+    moves = 1 - (1 - 0.5 / 11) ** 5
+    change = inwards * moves + (1 - inwards) * 2 * moves
+    [needed, enough] = [contenders(scores, drawn, options(settle=1 - change * by)) for by in (0.99, 1.01)]
+    assert (needed, enough) == ({0, 1, 2}, set())
+
+
+def test_equal_means_of_scores_that_differ_stay_open() -> None:
+    for one, other in (([4.0, 5.0], [5.0, 4.0]), ([3.1, 3.9], [3.9, 3.1])):
+        for times in (1, 2, 4):
+            scores = [one * times, other * times, [0.0] * 2 * times]
+            assert contenders(scores, [2 * times] * 3, options()) == {0, 1}
+
+
+def test_a_sure_judge_makes_the_same_pairs_of_fewer_judgements() -> None:
+    """12 replies with 0 or 5 points each, as a trained judge gives them."""
+    qualities = [[5.0] * right + [0.0] * (12 - right) for right in (2, 6, 10)]
+    quality = {f"r{n}.{k}": one for n, some in enumerate(qualities) for k, one in enumerate(some)}
+    rows = [row for n in range(3) for row in rows_of({f"r{n}.{k}": 0 for k in range(12)}, prompt=f"Ask {n}?")]
+    found, fixed = (make(rows, SimulatedJudge(quality, noise=0.0)) for make in (settled, with_all))
+    assert ends(found) == ends(fixed) and [row["score"] for row in found] == [row["score"] for row in fixed]
+    assert sum(len(row["scores"]) for row in found) <= 0.6 * MOST * len(rows)
+
+
 def test_a_higher_confidence_takes_more_judgements_and_a_range_is_kept_to() -> None:
     quality = {f"r{n}": 2 + 0.4 * n for n in range(4)}
     counts = []
@@ -97,11 +122,7 @@ def test_a_higher_confidence_takes_more_judgements_and_a_range_is_kept_to() -> N
 def test_a_simulated_judge_needs_six_tenths_of_the_judgements_at_the_same_agreement() -> None:
     """300 prompts, 4 replies, quality and noise of one point each: share, same pairs as K = 9, agreement."""
     rows, quality = replies(300, 1.0)
-    fixed = [
-        row
-        for out in judge(rows, SimulatedJudge(quality), JudgeOptions(ADDITIVE, MOST, Sampling(), 0))
-        for row in out.rows
-    ]
+    fixed = with_all(rows, SimulatedJudge(quality))
     found = settled(rows, SimulatedJudge(quality))
     assert sum(len(row["scores"]) for row in found) <= 0.6 * 9 * len(rows)
     assert abs(accuracy(found, quality) - accuracy(fixed, quality)) < 0.02
@@ -112,8 +133,8 @@ def test_prompts_take_turns_and_settled_ones_leave() -> None:
     clear, same = {"a": 0.0, "b": 5.0}, {"c": 3.0, "d": 3.0}
     judge_of_both = SimulatedJudge(clear | same, noise=0.0)
     outcomes = list(judge_until_settled([*rows_of(clear), *rows_of(same, prompt="How?")], judge_of_both, options()))
-    assert judge_of_both.rounds == [4, *[2] * 7]
-    assert [outcome.tokens_out for outcome in outcomes] == [4, 18]
+    assert judge_of_both.rounds == [4, *[2] * 5]
+    assert [outcome.tokens_out for outcome in outcomes] == [4, 14]
 
 
 # --- the command -----------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from itertools import combinations, groupby
 from random import Random
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,6 @@ from srlm_cli.engines.base import Completion, Request
 from srlm_cli.records import response_record
 
 Record = dict[str, Any]
-EACH = 4  # replies to a prompt
 
 
 class SimulatedJudge:
@@ -41,13 +40,13 @@ def rows_of(quality: dict[str, float | None], prompt: str = "Why?") -> list[Reco
     return [response_record({"prompt": prompt, "response": text, "k": k}) for k, text in enumerate(quality)]
 
 
-def replies(prompts: int, spread: float) -> tuple[list[Record], dict[str, float | None]]:
-    """Return the response records of prompts with `EACH` replies, and the quality of each reply."""
+def replies(prompts: int, spread: float, each: int = 4) -> tuple[list[Record], dict[str, float | None]]:
+    """Return the response records of prompts with `each` replies, and the quality of each reply."""
     random = Random(1)
     rows, quality = [], {}
     for n in range(prompts):
         middle = random.uniform(1.5, 3.5)
-        own = {f"r{n}.{k}": middle + random.gauss(0, spread) for k in range(EACH)}
+        own = {f"r{n}.{k}": middle + random.gauss(0, spread) for k in range(each)}
         quality |= own
         rows += rows_of(own, prompt=f"Ask {n}?")
     return rows, quality
@@ -55,7 +54,7 @@ def replies(prompts: int, spread: float) -> tuple[list[Record], dict[str, float 
 
 def prompts_of(rows: list[Record]) -> list[list[Record]]:
     """Return the rows by prompt."""
-    return [rows[at : at + EACH] for at in range(0, len(rows), EACH)]
+    return [list(group) for _, group in groupby(rows, key=lambda row: row["prompt_id"])]
 
 
 def accuracy(rows: list[Record], quality: dict[str, float | None]) -> float:

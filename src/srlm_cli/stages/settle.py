@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from math import sqrt
 from statistics import NormalDist, fmean
@@ -11,6 +12,7 @@ from statistics import NormalDist, fmean
 from srlm_cli.engines.base import Completion, Engine, Request
 from srlm_cli.records import Record
 from srlm_cli.stages import Outcome
+from srlm_cli.stages.evidence import count_found, with_evidence
 from srlm_cli.stages.judge import (
     Judgement,
     JudgeOptions,
@@ -87,8 +89,10 @@ def contenders(scores: list[list[float]], drawn: list[int], options: SettleOptio
 
     `scores` are the readable scores of each reply, `drawn` is its number of judgements. The mean of all judgements,
     given those so far, is taken as normal; the spread of a judgement is that of all replies together, with a prior.
-    Each end is settled if the probabilities that another reply overtakes add up to 1 - `settle` at most. A reply
-    without a readable score needs more; with one reply there is nothing to settle.
+    Each end is settled if the probabilities that another reply overtakes add up to 1 - `settle` at most. Replies whose
+    mean equals that of the end overtake it only if a score differs from those before: the end moves inwards, or one of
+    them outwards. Inwards is as probable as the mean is near its end of the scale. A reply without a readable score
+    needs more; with one reply there is nothing to settle.
     """
     if len(scores) < 2:
         return set()
@@ -101,12 +105,19 @@ def contenders(scores: list[list[float]], drawn: list[int], options: SettleOptio
     prior = (PRIOR_SPREAD * (options.template.high - options.template.low)) ** 2
     variance = (squares + prior) / (sum(len(scores[at]) for at in known) - len(known) + 1)
     of_mean = {at: variance * (1 - drawn[at] / options.num_judgements) / len(scores[at]) for at in known}
+    same = 1 - chance_to_differ(scores)
+    moves = {at: 1 - same ** (options.num_judgements - drawn[at]) for at in known}
     order = sorted(known, key=means.__getitem__)
-    for end, others in ((order[-1], order[:-1]), (order[0], order[1:])):
+    low, high = options.template.low, options.template.high
+    for end, others, inner in ((order[-1], order[:-1], low), (order[0], order[1:], high)):
         changes = {
             other: overtakes(abs(means[end] - means[other]), sqrt(of_mean[end] + of_mean[other])) for other in others
         }
-        if sum(changes.values()) > 1 - options.settle:
+        level = [other for other in others if means[other] == means[end]]
+        apart = sum(changes[other] for other in others if other not in level)
+        inwards = abs(means[end] - inner) / (high - low)
+        tie_breaks = inwards * moves[end] + (1 - inwards) * sum(moves[other] for other in level)
+        if apart + min(tie_breaks, sum(changes[other] for other in level)) > 1 - options.settle:
             most = (1 - options.settle) / len(others)
             wanted |= {end, *(other for other, change in changes.items() if change > most)}
     return wanted
@@ -115,6 +126,17 @@ def contenders(scores: list[list[float]], drawn: list[int], options: SettleOptio
 def overtakes(gap: float, deviation: float) -> float:
     """Return the probability that a gap between two means, with this deviation of its final value, turns round."""
     return NormalDist(0, deviation).cdf(-gap) if deviation else 0.0
+
+
+def chance_to_differ(scores: list[list[float]]) -> float:
+    """Return the probability that a judgement differs from the most common score of its reply.
+
+    It is the share among all repeated judgements, with half a judgement that differs and half a one that does not (the
+    Jeffreys prior): a judge that has not differed so far can still do so.
+    """
+    repeated = sum(len(found) - 1 for found in scores if found)
+    differing = sum(len(found) - max(Counter(found).values()) for found in scores if found)
+    return (differing + 0.5) / (repeated + 1)
 
 
 def judge_until_settled(
@@ -126,11 +148,30 @@ def judge_until_settled(
     the seed that it has with any number of judgements: what was drawn is the beginning of what more would have been.
     The responses to a prompt must be consecutive; `is_new` remembers the prompts.
     """
-    prompts = prompts_of(responses, is_new or never_seen())
-    for one in in_rounds((AdaptiveJudging(prompt, options, engine) for prompt in prompts), engine):
+    prompts = with_passages(prompts_of(responses, is_new or never_seen()), engine, options)
+    asking = replace(options, evidence=None)  # what workers are sent
+    for one in in_rounds((AdaptiveJudging(prompt, asking, engine) for prompt in prompts), engine):
         found, judge = one.judgements, judge_of(engine, options) | {"settle": options.settle}
         every = list(chain.from_iterable(found.values()))
         left = options.num_judgements * len(found) - len(every)
         counts = count_judgements(every) | {"judgements saved": left, "prompts settled early": int(left > 0)}
+        counts |= count_found(one.prompt.rows) if options.evidence else {}
         rows = [judged_row(row, found.get(at, []), judge, options.asks_again) for at, row in enumerate(one.prompt.rows)]
         yield from one.prompt.outcomes([] if one.prompt.bad else rows, counts)
+
+
+def with_passages(prompts: Iterable[Prompt], engine: Engine, options: SettleOptions) -> Iterator[Prompt]:
+    """Yield each prompt, its responses with their `evidence` if it is looked for: once, before their first round."""
+    waiting: deque[Prompt] = deque()
+
+    def replies() -> Iterator[list[Record]]:
+        for prompt in prompts:
+            waiting.append(prompt)
+            yield [] if prompt.bad else prompt.rows
+
+    for group in with_evidence(replies(), engine, options.evidence, options.sampling):
+        for rows, (tokens_in, tokens_out) in group:
+            prompt = waiting.popleft()
+            prompt.rows = rows or prompt.rows
+            prompt.tokens_in, prompt.tokens_out = tokens_in, tokens_out
+            yield prompt

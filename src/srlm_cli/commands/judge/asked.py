@@ -70,10 +70,10 @@ class Asked:
         if self.search.given and self.by_rules:
             raise OptionError("no judge is shown passages with --model rules", "leave out --evidence")
         stored = {"--meta": judging.meta, "--rescore": judging.rescore}
-        more = {"--evidence": self.search.given, "--model rules": self.by_rules}
+        by_rules = {"--model rules": self.by_rules}
         alone = {**stored, "--score expected": judging.score == "expected", "--force-score": judging.force_score}
-        self.kind.check_draws(judging.num_judgements, form, judging.score, stored | more)
-        self.kind.check(form, judging.direct, alone | more)
+        self.kind.check_draws(judging.num_judgements, form, judging.score, stored | by_rules)
+        self.kind.check(form, judging.direct, alone | by_rules | {"--evidence": self.search.given})
         if judging.show and (judging.meta or judging.rescore or self.by_rules):
             raise OptionError("--show prints the prompt of a judge", "leave out --meta, --rescore and --model rules")
         return form

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from srlm_cli.commands.judge.asked import Asked
 from srlm_cli.commands.judge.asking import opened, run_asking
+from srlm_cli.options.judging import closing
 from srlm_cli.records import Record
 from srlm_cli.runner.stage import Resumed
 from srlm_cli.stages import Outcome
@@ -22,7 +23,7 @@ def run(asked: Asked, form: Template) -> None:
         is_new = Seen().add
         for row in done.rows():
             is_new(hash(row["prompt_id"]))
-        return ruled(asked.kind.judge(rows, model, options, direct, is_new, first))
+        return closing(ruled(asked.kind.judge(rows, model, options, direct, is_new, first)), options.evidence)
 
     counted = "verdicts" if asked.kind.by == "pairwise" else "judgements"
     run_asking(asked, rows, model, asked.identity(options, rows), make, counted)
