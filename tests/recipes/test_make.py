@@ -231,6 +231,7 @@ def test_kto_trains_on_the_judged_replies(run_folder):
     assert planned(run_folder, "ITER=2", "METHOD=kto") == []
     shown = make(run_folder, "report").stdout
     assert re.search(r"M2 +kto ", shown) and "kl" in json.loads((model / "metrics.jsonl").read_text())
+    assert (model.parents[1] / "M1" / "pairs.jsonl").exists() and not re.search(r"M1 +pairs ", shown)
     settings.write_text(SETTINGS)
     assert make(run_folder, "iterate", "ITER=2").returncode == 0
     assert json.loads((model / "provenance.json").read_text())["command"] == "dpo"

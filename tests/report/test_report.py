@@ -505,6 +505,31 @@ def test_the_judgements_that_were_compared_are_a_stage(srlm: Srlm, run_folder: P
     assert re.search(r"M1 +judge-pairs +6 +4 +2 tie", text)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "shown"),
+    [
+        (["judged.jsonl"], []),
+        (["pairs.jsonl"], ["pairs"]),
+        (["pairs.jsonl", "judge-pairs.jsonl"], ["pairs", "meta", "judge-pairs"]),
+        (["better.jsonl"], ["pairs", "meta", "judge-pairs"]),
+        ([], ["pairs", "meta", "judge-pairs"]),
+    ],
+)
+def test_pairs_of_other_settings_that_no_training_read_are_left_out(
+    srlm: Srlm, run_folder: Path, inputs: list[str], shown: list[str]
+) -> None:
+    """METHOD=kto reads judged replies, META=0 no pairs of judgements; a file of another name tells nothing."""
+    one, trained = run_folder / "M1", run_folder / "M2" / "model" / "provenance.json"
+    for name in ("meta", "judge-pairs"):
+        write_meta(write_rows_in(one / f"{name}.jsonl", []), "make-pairs", counts(6, 4))
+    read = {f"runs/x/M1/{name}": "f00d" for name in inputs}
+    trained.write_text(json.dumps({**read_json(trained), "inputs": read}))
+    run = collect(run_folder)
+    assert [stage for stage in run.rounds[1].stages if stage not in ("prompts", "judged")] == shown
+    assert bool(run.rounds[1].pairs) == bool(sample_pairs(run.rounds[1], 5, 0)) == ("pairs" in shown)
+    assert bool(re.search("M1 +pairs ", printed(run_folder, srlm))) == ("pairs" in shown)
+
+
 def test_what_is_not_finished_is_named(srlm: Srlm, run_folder: Path) -> None:
     (run_folder / "M2" / "model.part").mkdir()
     part = write_rows(run_folder / "M2" / "responses.jsonl.part", [{"id": "torn"}])

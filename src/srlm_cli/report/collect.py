@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from srlm_cli.evaluate.health import Judged
 
 STAGES = ("prompts", "responses", "judged", "pairs", "meta", "judge-pairs")
+LESSONS = {"judged", "pairs", "judge-pairs"}  # what trainings of the loop read
 PART_FIELDS = ("replies", "category", "criterion", "rule", "probe", "bin")
 META = ".meta.json"
 RATING = "bradley_terry"
@@ -151,6 +152,7 @@ def collect(folder: Path, seed: int = 0) -> Run:
     settings = settings_of(folder)
     parts = {found.name: part_folders(found.folder, settings) for found in rounds}
     join_parts(rounds, parts)
+    leave_out_unused(rounds)
     measure_health(rounds, seed)
     return Run(folder.resolve().name, rounds, settings, unfinished(folder, [*folders, *chain(*parts.values())]))
 
@@ -167,6 +169,19 @@ def join_parts(rounds: list[Round], parts: dict[str, list[Path]]) -> None:
             models = [folder / "model" for folder in folders[:-1]]
             after.training = joined_training([*(read_json(model / PROVENANCE) for model in models), after.training])
             after.steps = joined_steps([*(steps_of(model / METRICS) for model in models), after.steps])
+
+
+def leave_out_unused(rounds: list[Round]) -> None:
+    """Leave out pairs that the training after a round did not read: they are left from other settings.
+
+    A training that read a file of another name can have read them in it, so nothing is left out.
+    """
+    for found, after in pairwise(rounds):
+        read = {Path(path).stem for path in after.training.get("inputs", {})}
+        if read and read <= LESSONS:
+            unused = (LESSONS - read - {"judged"}) | (set() if "judge-pairs" in read else {"meta"})
+            found.stages = {stage: counts for stage, counts in found.stages.items() if stage not in unused}
+            found.pairs = {} if "pairs" in unused else found.pairs
 
 
 def round_of(folder: Path) -> Round:

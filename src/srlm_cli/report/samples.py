@@ -36,7 +36,8 @@ class Sample:
 
 def sample_pairs(found: Round, count: int, seed: int) -> list[Sample]:
     """Return `count` preference pairs of a round with the K judgements of both replies."""
-    pairs = drawn(rows_of(found.folder / "pairs.jsonl", records.pair_record), count, seed, "pairs")
+    rows = rows_of(found.folder / "pairs.jsonl", records.pair_record) if found.pairs else []
+    pairs = drawn(rows, count, seed, "pairs")
     ids = {pair[f"{side}_id"] for pair in pairs for side in ("chosen", "rejected") if f"{side}_id" in pair}
     judged = picked_rows(found.folder / "judged.jsonl", ids, records.judged_record)
     return [pair_sample(pair, judged) for pair in pairs]
