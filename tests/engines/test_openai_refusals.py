@@ -332,10 +332,16 @@ def neutral(penalty: str = "repetition_penalty") -> dict[str, float]:
     return {"top_k": -1, "min_p": 0, penalty: 1, "presence_penalty": 0, "frequency_penalty": 0}
 
 
+SPECIAL = {"skip_special_tokens": False}  # the marks of a thought can be special tokens
+
+
 @pytest.mark.parametrize(
     ("owner", "sent"),
-    [("vllm", neutral()), ("sglang", neutral()), ("llamacpp", neutral("repeat_penalty")), ("me", {}), (None, {})],
-)
+    [
+        ("vllm", {**neutral(), **SPECIAL}), ("sglang", {**neutral(), **SPECIAL}),
+        ("llamacpp", neutral("repeat_penalty")), ("me", {}), (None, {}),
+    ],
+)  # fmt: skip
 def test_servers_with_a_sampling_of_their_own_are_told_otherwise(owner: str | None, sent: dict) -> None:
     with Stub(owner=owner) as stub:
         answers(stub, [ask("Why?"), ask("How?", sampling=Sampling(0.0))])

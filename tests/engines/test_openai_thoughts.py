@@ -15,6 +15,7 @@ from stub_server import MODEL, Asked, Stub
 from tiny import tiny_model, with_template
 
 CLOSED, CUT = "<think>\nHm.\n</think>\n\nFour.", "<think>\nHm"
+OPENED = {"": "", "reasoning": "<think>\n", "reasoning_content": "<think>\n"}  # by the prompt, where it is not told
 OPENS = (
     "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n<think>\n{% endif %}"
@@ -47,6 +48,38 @@ def test_a_thought_is_apart_however_the_server_has_it(field: str) -> None:
         done, cut = answers(stub, ask(), ask("cut"))
     assert (done.texts, done.thoughts[0].text, done.finish_reasons) == (["Four."], "Hm.", ["stop"])
     assert (cut.texts, cut.thoughts[0].text, cut.finish_reasons) == ([""], "Hm", [UNFINISHED])
+
+
+@pytest.mark.parametrize("field", ["", "reasoning", "reasoning_content"])
+def test_a_thought_is_as_the_model_wrote_it_however_the_server_has_it(field: str, tokenizer: str) -> None:
+    """A score is asked for after it, so no line break may be there twice. A stop text counts in the answer alone."""
+    sampling = Sampling(0.7, 0.9, 16, stop=("\n\n",))
+    with Stub(write=lambda text, seed: CLOSED + "\n\nFive.") as stub:
+        stub.thoughts_in = field
+        [done] = answers(stub, Request(ask().messages, sampling, (1,)), tokenizer=tokenizer)
+    assert (done.texts, done.thoughts[0].raw) == (["Four."], CLOSED.removesuffix("Four.").removeprefix(OPENED[field]))
+
+
+def test_what_continues_an_answer_is_no_thought() -> None:
+    """vLLM 0.32 with `--reasoning-parser qwen3` answers so after `continue_final_message`: content null."""
+    with Stub(write=lambda text, seed: " Four.") as stub:
+        stub.thoughts_in = "reasoning"
+        [done] = answers(stub, ask(prefix="The answer is: "))
+        [asked] = stub.posts()
+    assert asked.body["continue_final_message"] is True
+    assert (done.texts, done.thoughts, done.finish_reasons) == (["Four."], (), ["stop"])
+
+
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp", ""])
+def test_marks_that_are_special_tokens_stay_in_texts(owner: str) -> None:
+    """vLLM 0.32 without a reasoning parser removes them, and the thought is a part of the answer."""
+
+    def write(text: str, seed: int) -> str:
+        return CLOSED if stub.posts()[-1].body.get("skip_special_tokens") is False else "\nHm.\n\n\nFour."
+
+    with Stub(write=write, owner=owner) as stub:
+        [done] = answers(stub, ask())
+    assert (done.texts == ["Four."]) is (owner in ("vllm", "sglang"))
 
 
 def test_a_lone_closing_mark_ends_a_thought_that_the_server_has_opened() -> None:

@@ -241,12 +241,17 @@ def answer_to(asked: Asked, stub: Stub) -> Json:
 
 
 def message_of(text: str, stub: Stub) -> Json:
-    """Return a message of a text; where the server divides, without its thought, and null where that has no end."""
+    """Return a message of a text; where the server divides, without its thought, and null where that has no end.
+
+    vLLM 0.32 (`reasoning`) leaves the line breaks around the marks, llama.cpp (`reasoning_content`) removes them.
+    """
     if not stub.thoughts_in:
         return {"role": "assistant", "content": text}
     thought, closed, answer = text.removeprefix("<think>").rpartition("</think>")
-    content = answer.strip() if closed else None
-    return {"role": "assistant", "content": content, stub.thoughts_in: (thought if closed else answer).strip()}
+    parts = (thought, answer) if closed else (answer, None)
+    if stub.thoughts_in == "reasoning_content":
+        parts = tuple(part and part.strip() for part in parts)
+    return {"role": "assistant", "content": parts[1], stub.thoughts_in: parts[0]}
 
 
 def chat_logprobs(steps: list[dict[str, float]]) -> Json:

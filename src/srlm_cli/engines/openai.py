@@ -162,12 +162,14 @@ class OpenAIEngine:
         """
         if reply.finish_reason not in ("stop", "length"):
             return "", reply.finish_reason, None
-        if reply.reasoning:
+        if request.prefix and self.ways[0] == "extension" and not reply.text:
+            # The text after the start of an answer: parsers of vLLM do not see that the prompt has closed the thought.
+            reply = replace(reply, text=reply.reasoning, reasoning="")
+        if reply.reasoning.strip():
             self.opens = False  # the server divides
-            thought = Thought(
-                reply.reasoning.strip(), self._as_written(reply, request), closed=bool(reply.text.strip())
-            )
-            return answered(*cut(reply.text, reply.finish_reason, request), thought)
+            reasoning, text = reply.reasoning.strip(), reply.text.lstrip()
+            thought = Thought(reasoning, self._as_written(reasoning, text, request), closed=bool(text))
+            return answered(*cut(text, reply.finish_reason, request), thought)
         text = behind_prefix(reply.text, request.prefix)
         if not text.strip():
             return "", "empty", None
@@ -180,12 +182,12 @@ class OpenAIEngine:
         answer, reason = cut(text[len(thought.raw) :], reply.finish_reason, request)
         return answered(self.marks.divide(thought.raw + answer, opened)[0], reason, thought)
 
-    def _as_written(self, reply: Reply, request: Request) -> str:
-        """Return a thought as the model wrote it, if the chat template is available."""
+    def _as_written(self, reasoning: str, text: str, request: Request) -> str:
+        """Return the thought before a text as the model wrote it, if the chat template is available."""
         if not self.template.at_hand:
             return ""
         before, between = self.template.load().around(request.messages, request.template_kwargs)
-        return before + reply.reasoning + (between if reply.text.strip() else "")
+        return before + reasoning + (between if text else "")
 
     async def _opened(self, text: str, reason: str, request: Request) -> bool:
         """Return whether the prompt of a text has opened a thought; for a text without marks the template decides.

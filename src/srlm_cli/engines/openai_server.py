@@ -27,11 +27,12 @@ LEAST_TEMPERATURE = 0.01  # for servers that refuse 0; vLLM also raises lower va
 OPTIONAL = ("n", "seed", "stop", "logprobs", "top_logprobs", "max_tokens", "response_format")
 # Fields that can be left out only if they have the default value of the API reference.
 DEFAULTS = {"temperature": 1, "top_p": 1, "top_k": -1, "min_p": 0, "repetition_penalty": 1, "repeat_penalty": 1}
-DEFAULTS |= {"presence_penalty": 0, "frequency_penalty": 0}
+DEFAULTS |= {"presence_penalty": 0, "frequency_penalty": 0, "skip_special_tokens": False}
 # Servers, by the `owned_by` of their models, that apply further sampling settings unless these fields are set: vLLM and
-# SGLang read them from generation_config.json, llama.cpp uses top-k 40 and min-p 0.05 by default.
+# SGLang read them from generation_config.json, llama.cpp uses top-k 40 and min-p 0.05 by default. vLLM and SGLang also
+# remove special tokens from texts: without the marks of its thought, a thought would be a part of the answer.
 OWN_SAMPLING = {
-    "vllm": ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    "vllm": ("top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "skip_special_tokens"),
     "llamacpp": ("top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
 }
 OWN_SAMPLING["sglang"] = OWN_SAMPLING["vllm"]
@@ -104,7 +105,7 @@ class Server:
             return None
 
     async def _neutral(self) -> Json:
-        """Return the fields that stop this server from applying more than temperature and top-p.
+        """Return the fields that stop this server from changing more than temperature and top-p say, or its texts.
 
         The server is asked once, without retries: `/models` of `transformers serve` 5.23 fails on a machine without a
         hub cache. If the server cannot be reached, the request that follows is retried and reports it.
