@@ -212,6 +212,18 @@ def test_requests_are_read_as_they_are_needed(engines):
     assert len(read) == 16  # four batches of four rows
 
 
+def test_prompts_with_more_tokens_than_vllm_reads_in_a_step(tiny):
+    """2,048 tokens. On a CPU vLLM 0.32 ends at a prompt that is read in two parts and has a seed."""
+    engine = open_engine(EngineSpec("vllm", str(tiny), dtype="float32", batch_size=16))
+    try:
+        asked = [ask(f"{place} " + "word " * 440, Sampling(max_new_tokens=4), (place,)) for place in range(16)]
+        made = list(engine.generate(asked))
+    finally:
+        engine.close()
+    assert sum(one.tokens_in for one in made) > 2 * 2048
+    assert [one.finish_reasons[0] in ("stop", "length") for one in made] == [True] * 16
+
+
 # --- the ends --------------------------------------------------------------------------------
 
 

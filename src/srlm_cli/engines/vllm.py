@@ -276,8 +276,13 @@ def _load(spec: EngineSpec, lora: LoRARequest | None) -> vllm.LLMEngine:
             "leave --device out; CUDA_VISIBLE_DEVICES says which GPUs are used",
         )
     options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(lora.lora_path)} if lora else {}
-    if kind == "cpu" and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # else it takes nearly all of the memory
-        options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    if kind == "cpu":
+        # vLLM 0.32 sets back the random numbers of a prompt that it has read in part, which a CPU's cannot do.
+        options["enable_chunked_prefill"] = False
+        if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):  # else it takes nearly all of the memory
+            options["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    # A weak model writes spaces between the parts of a JSON answer until its limit, where they are allowed.
+    options["structured_outputs_config"] = {"backend": "xgrammar", "disable_any_whitespace": True}
     options |= {name: value for name in ("gpu_memory_utilization", "quantization") if (value := getattr(spec, name))}
     options |= engine_args(spec.engine_arg)
     folder = locate(spec.model)
