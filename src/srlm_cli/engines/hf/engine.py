@@ -14,6 +14,7 @@ from contextlib import closing
 
 import torch
 
+from srlm_cli import threads
 from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request
 from srlm_cli.engines.chat_template import ChatTemplate, token_ids
 from srlm_cli.engines.hf import workers
@@ -25,7 +26,7 @@ from srlm_cli.engines.hf.tasks import TAIL, BaseScheduler, Task
 from srlm_cli.engines.hf.workers import WorkerPool
 from srlm_cli.errors import BadRow
 from srlm_cli.forward import cpu
-from srlm_cli.forward.packed import PackedModel, lay_by_input
+from srlm_cli.forward.packed import PackedModel, lay_by_input, size
 from srlm_cli.models.hardware import pick_device, pick_dtype
 from srlm_cli.models.load import load_model, load_tokenizer, quiet_libraries
 
@@ -158,7 +159,8 @@ def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
 
         if half := linear.type_for(pick_dtype(spec.dtype, device, float16=True), device):
             net = load_model(spec.model, "float32", device).eval()
-            linear.use_in(net, half)
+            with threads.few(size(net)):  # thousands of short copies, after each of which threads would meet
+                linear.use_in(net, half)
             if packed := _packed(net, device):
                 return packed
             del net
