@@ -18,7 +18,7 @@ from srlm_cli.records import Record
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.losses import DPOLossConfig
-from srlm_cli.train.optimizers import BYTES, check
+from srlm_cli.train.optimizers import NAMES, check
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import completions, pairs, tiny_model
@@ -134,7 +134,7 @@ def test_a_model_learns_with_another_optimizer(dense: Path, tmp_path: Path, opti
 def test_an_optimizer_of_a_package_that_is_missing_is_refused(monkeypatch) -> None:
     monkeypatch.setattr("srlm_cli.train.optimizers.find_spec", lambda name: None)
     refused = []
-    for name in BYTES:
+    for name in NAMES:
         try:
             check(name)
         except OptionError:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from srlm_cli.records import Record
 from srlm_cli.streams.console import clock, say
 from srlm_cli.train.data import DataReport
-from srlm_cli.train.optimizers import BYTES
 from srlm_cli.train.options import TrainSpec
 from srlm_cli.train.render import Sequence
 from srlm_cli.train.setup import device_batch_size
@@ -32,7 +31,7 @@ def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> l
 
 
 def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> dict[str, Any]:
-    """Print estimates of a training on stderr, measured in one real step on the records of `sample`; return them."""
+    """Print estimates of a training on stderr, measured in real steps on the records of `sample`; return them."""
     from srlm_cli.train.packing import TOKENS
 
     at_a_time = device_batch_size(spec)
@@ -41,10 +40,17 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(an_epoch * spec.epochs)
     epochs = steps / an_epoch
     rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
-    timed(trainer, rows[:at_a_time])
-    measured = peak_bytes(trainer.model)
-    moments = BYTES[spec.optim] * sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    seconds, tokens = timed(trainer, rows[-at_a_time:])
+    trainer.create_optimizer()
+    # as the Trainer prepares them: with the autocast of bfloat16
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
+    timed(trainer, model, rows[:at_a_time])
+    optimizer.step()
+    optimizer.zero_grad()
+    of_one_step = peak_bytes(model)
+    if steps > 1:
+        timed(trainer, model, rows[:at_a_time])  # now beside what the optimizer keeps
+    seconds, tokens = timed(trainer, model, rows[-at_a_time:])
+    measured = peak_bytes(model) if steps > 1 else of_one_step
     rate = tokens / seconds
     beside = FORWARD * trainer.forward_passes(epochs)
     wanted = report.tokens * (epochs + beside)
@@ -54,8 +60,8 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
         say(marked(trainer.processing_class, sequence))
     say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time, in {spec.dtype}")
     say(
-        f"srlm {name}: memory about {(measured + moments) / GIGABYTE:.1f} GB: {measured / GIGABYTE:.1f} measured "
-        f"over a forward and backward pass of the longest rows, {moments / GIGABYTE:.1f} for the optimizer {spec.optim}"
+        f"srlm {name}: memory about {measured / GIGABYTE:.1f} GB, measured over forward and backward passes of the "
+        f"longest rows and a step of the optimizer {spec.optim}"
     )
     passes = f", {beside:.2f} epochs for passes without a gradient" if beside else ""
     say(
@@ -67,19 +73,19 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
         "data": report.as_dict(),
         "dtype": spec.dtype,
         "steps": steps,
-        "memory_bytes": measured + moments,
+        "memory_bytes": measured,
         "seconds": round(wanted / rate, 1),
         "tokens_per_second": round(rate, 1),
     }
 
 
-def timed(trainer: Trainer, rows: list[Record]) -> tuple[float, int]:
-    """Return the seconds of one forward and backward pass of rows, and their tokens."""
+def timed(trainer: Trainer, model: Any, rows: list[Record]) -> tuple[float, int]:
+    """Return the seconds of one forward and backward pass of rows by a prepared model, and their tokens."""
     trainer.current_gradient_accumulation_steps = 1
     batch = trainer.data_collator(rows)
     tokens = int(batch["attention_mask"].sum())
     started = time.monotonic()
-    trainer.training_step(trainer.model, batch)
+    trainer.training_step(model, batch)
     return time.monotonic() - started, tokens
 
 
