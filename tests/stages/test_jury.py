@@ -301,6 +301,42 @@ def test_different_scales_are_refused(srlm: Srlm) -> None:
     assert result.code == 2 and "different scales: J0 from 0 to 5, J1 from 1 to 10" in result.err
 
 
+IMPLICIT = {"model": "I", "implicit": {"ref": "M1", "beta": 0.1}}
+REWARD = {"model": "R", "engine": "reward"}
+PAIRWISE = {"model": "P", "by": "pairwise", "template": "pairwise", "template_hash": "0"}
+
+
+@pytest.mark.parametrize(
+    ("judge", "other", "said"),
+    [
+        (ADDITIVE, IMPLICIT, "I by --implicit"),
+        (ADDITIVE, REWARD, "R by --engine reward"),
+        (ADDITIVE, PAIRWISE, "P by --by pairwise"),
+        (ADDITIVE, {"model": "jury", "jurors": [{**IMPLICIT, "weight": 1.0}]}, "jury by --implicit"),
+        (IMPLICIT, REWARD, "I by --implicit, R by --engine reward"),
+        ({"template": "own.toml", "template_hash": "0"}, IMPLICIT, "J0 by a template, I by --implicit"),
+    ],
+)
+def test_scores_without_a_common_scale_are_refused(srlm: Srlm, judge: Record, other: Record, said: str) -> None:
+    write_rows(srlm.folder / "a.jsonl", [{**row, "judge": {"model": "J0", **judge}} for row in A])
+    write_rows(srlm.folder / "b.jsonl", [{**row, "judge": other} for row in B])
+    result = srlm("jury", "--in", "a.jsonl", "--in", "b.jsonl", "--out", "out.jsonl")
+    assert result.code == 2 and said in result.err and len(result.err.splitlines()) == 1, result.err
+    assert "no common scale" in result.err and not (srlm.folder / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("judge", "source"), [(IMPLICIT, "implicit"), (REWARD, "reward"), (PAIRWISE, "pairwise"), (ADDITIVE, "rules")]
+)
+def test_jurors_of_one_kind_are_joined_and_their_source_is_named(srlm: Srlm, judge: Record, source: str) -> None:
+    for name, rows in (("a", A), ("b", B)):
+        made = [{**row, "judge": {**judge, "model": name}, "score_from": [source]} for row in rows]
+        write_rows(srlm.folder / f"{name}.jsonl", made)
+    result = srlm("jury", "--in", "a.jsonl", "--in", "b.jsonl", "--out", "out.jsonl")
+    assert result.code == 0, result.err
+    assert all(row["score_from"] == [source, source] for row in read_rows(srlm.folder / "out.jsonl"))
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

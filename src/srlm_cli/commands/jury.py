@@ -13,7 +13,7 @@ from srlm_cli.errors import DataError, OptionError
 from srlm_cli.evaluate.reward import judge_name
 from srlm_cli.options.common import StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
-from srlm_cli.records import FULL_SCORE, Record, is_number
+from srlm_cli.records import Record, is_number
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_own_input, same_file
 from srlm_cli.runner.stage import StageRun
@@ -77,7 +77,8 @@ def jury(
     Each file is a juror. A reply is found by its id, in files of any order. `score` is the weighted mean of
     the jurors' scores, `scores` has one per juror, `score_from` is null for a juror without a score and
     `missing` for one whose file lacks the reply. A juror without a score does not count; without any, the
-    score is null. All jurors must use the same scale.
+    score is null. All jurors must use the same scale: scores of --implicit, --engine reward and --by pairwise are
+    not averaged with those of another kind.
 
     Files with the same prompts in the same order are joined one prompt at a time. From the first difference
     on, the rest is joined on disk, in the folder for temporary files (TMPDIR). Memory stays the same
@@ -154,6 +155,7 @@ def jurors_of(readers: list[Reader], given: Mapping[str, float] | None, path: st
     files = [reader.paths[0] for reader in readers]
     models = [judge_name({"judge": judge}) for judge in judges]
     names = names_of([model or file for model, file in zip(models, files, strict=True)], files)
+    refuse_kinds({name: kind for name, judge in zip(names, judges, strict=True) if (kind := kind_of(judge))})
     refuse_scales({name: scale for name, judge in zip(names, judges, strict=True) if (scale := scale_of(judge))})
     if given is not None and set(given) != set(names):
         unknown = ", ".join(sorted(set(given) ^ set(names)))
@@ -170,10 +172,27 @@ def judge_of(row: Record | None) -> Record:
     return judge if isinstance(judge, dict) else {"model": judge if isinstance(judge, str) else None}
 
 
+def kind_of(judge: Record) -> str | None:
+    """Return what the scores of a judge of srlm mean, by the option that asks for them; None for another judge."""
+    if isinstance(jurors := judge.get("jurors"), list):
+        return next((kind_of(one) for one in jurors if isinstance(one, dict)), None)
+    if judge.get("implicit"):
+        return "--implicit"
+    if judge.get("engine") == "reward":
+        return "--engine reward"
+    return "--by pairwise" if judge.get("by") == "pairwise" else judge.get("template") and "a template"
+
+
+def refuse_kinds(kinds: Mapping[str, str]) -> None:
+    """Raise OptionError for scores on a fixed scale beside others, or for two kinds of others."""
+    if len(set(kinds.values())) > 1:
+        shown = ", ".join(f"{name} by {kind}" for name, kind in kinds.items())
+        hint = "join judges of one kind; make-pairs --consistency-with FILE --agreement pair confirms pairs by another"
+        raise OptionError(f"the scores of the jurors have no common scale: {shown}", hint)
+
+
 def scale_of(judge: Record) -> tuple[float, float] | None:
     """Return the lowest and the highest score of a judge with a built-in template, else None."""
-    if judge.get("by") == "pairwise":
-        return (0.0, float(FULL_SCORE))
     name = judge.get("template")
     if name not in templates.names():
         return None

@@ -24,6 +24,7 @@ OF_ONE_JUDGE = {
 }  # fmt: skip
 IN_A_FILE = {"score", "score_from"}  # of these, what the join on disk needs
 MISSING = "missing"
+NOT_READ = ("pairwise", "implicit", "reward", "rules")  # sources of a score that is not read in a judgement
 
 Rows = Iterable[tuple[int, Record]]
 Parts = Iterable[tuple[Hashable, Iterable[Record]]]
@@ -207,13 +208,15 @@ def verdict(votes: list[Ballot | None], weights: Sequence[float], judge: Record)
 
 
 def source_of(row: Record) -> str | None:
-    """Return how a juror came to its score: `pairwise`, `expected` by probability, or `text`; None without a score."""
+    """Return how a juror came to its score: `expected` by probability, one of NOT_READ, or `text`; None without one."""
     if row["score"] is None:
         return None
     sources = row.get("score_from")
-    if isinstance(sources, list) and "pairwise" in sources:
-        return "pairwise"
-    return "expected" if isinstance(sources, list) and ("expected" in sources or "direct" in sources) else "text"
+    if not isinstance(sources, list):
+        return "text"
+    if "expected" in sources or "direct" in sources:
+        return "expected"
+    return next((source for source in NOT_READ if source in sources), "text")
 
 
 def weighted_mean(scores: Sequence[float | None], weights: Sequence[float]) -> float | None:
