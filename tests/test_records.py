@@ -97,6 +97,8 @@ def test_completions_come_in_many_forms(row: dict, prompt: object, completion: o
         (records.judged_record, {"prompt": "Hello?", "response": "Yes."}, "`score`"),
         (records.judged_record, {"prompt": "Hello?", "response": "Yes.", "score": "4"}, "'4'"),
         (records.judged_record, {"prompt": "Hello?", "response": "Yes.", "score": True}, "`score`"),
+        (records.judged_record, {"prompt": "Hello?", "response": "Yes.", "score": 10**400}, "a number or null"),
+        (records.judged_record, {"prompt": "Hello?", "response": "Yes.", "score": -(10**309)}, "a number or null"),
         (records.pair_record, {"prompt": "Hello?", "chosen": "Yes."}, "`rejected`"),
         (records.pair_record, {"prompt": "Hello?", "chosen": "Yes.", "rejected": ""}, "empty"),
     ],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from hashlib import sha256
 from typing import Any
@@ -387,8 +388,8 @@ def _are_texts(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a number; true and false are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a JSON value is a number that a float can hold; true, false, NaN and infinities are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _keys(row: Record) -> str:

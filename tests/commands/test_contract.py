@@ -876,16 +876,15 @@ def test_help_opens_with_a_line_and_examples_and_each_option_has_both_spellings(
     assert f"srlm {name}" in page[2]
     shown = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", result.out.split("Input and output:")[-1]))
     takes_value = {opt: not option.is_flag for option in options_of(name) for opt in option.opts}
-    spelled = []
-    for option in sorted(shown & (takes_value.keys() | secondary(name))):
-        for spelling in {option, "--" + option[2:].replace("-", "_")}:
+    (srlm.folder / "1").write_text("")  # for --config
+    for between in "-_":
+        spelled = []
+        for option in sorted(shown & (takes_value.keys() | secondary(name)) - {"--help"}):
+            spelling = "--" + option[2:].replace("-", between)
             spelled += [spelling, "1"] if takes_value.get(option) else [spelling]
-    spelled = [word for word in spelled if word != "--help"]
-    if "--config" in spelled:
-        (srlm.folder / "1").write_text("")
+        with_all = srlm(*name.split(), *spelled, "--help")
+        assert (with_all.code, with_all.out) == (0, result.out), with_all.err
     assert {"--" + name_of(option) for option in options_of(name)} - {"--help"} <= shown | {"--checkpointing"}
-    both = srlm(*name.split(), *spelled, "--help")
-    assert (both.code, both.out) == (0, result.out), both.err
 
 
 def secondary(name: str) -> set[str]:

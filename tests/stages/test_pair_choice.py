@@ -344,6 +344,8 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
         row["agreement"] for row in srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "again.jsonl").rows
     }
     assert mean < 0.2
+    alone = srlm("make-pairs", "--in", "in.jsonl", "--agreement", "pair")
+    assert alone.code == 2 and "--consistency-with FILE" in alone.err
     kept = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "pair", stdin=as_lines(judged_rows(8)))
     assert kept.code == 0 and len(kept.rows) == len(plain)
     same = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "prompt", stdin=as_lines(judged_rows(8)))

@@ -218,6 +218,12 @@ def test_the_reference_is_the_model_that_the_policy_was_trained_from(models: tup
     for model, name in ((str(ref), "parent"), (str(ref), "base"), (str(ref), str(ref))):
         with pytest.raises(OptionError, match="needs the model that"):
             reference_of(name, model)
+    for missing, said in (
+        ("mistyped", "there is no folder mistyped"),
+        ("runs/M1/model", "no such model: runs/M1/model"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            reference_of("parent", missing)
 
 
 def test_too_long_a_reply_has_no_implicit_reward(tmp_path: Path) -> None:

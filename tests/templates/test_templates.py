@@ -523,7 +523,7 @@ def test_what_a_pattern_captures_has_to_be_a_number_to_be_a_score(tmp_path: Path
 
 def test_a_template_can_extend_a_built_in_one(tmp_path: Path) -> None:
     template = own(tmp_path, 'extends = "additive"\nhigh = 3\ntext = "$prompt $response"')
-    assert (template.text, template.high, template.choices) == ("$prompt $response", 3, ADDITIVE.choices)
+    assert (template.text, template.high, template.choices) == ("$prompt $response", 3, ("0", "1", "2", "3"))
     assert template.score("Score: 3") == 3 and template.score("Score: 4") is None
     assert template.pattern == SCORE_ONLY.pattern == ADDITIVE.pattern
     alone = own(tmp_path, 'high = 3\ntext = "$prompt $response"')
@@ -582,12 +582,21 @@ def test_the_templates_of_the_docs_work(tmp_path: Path) -> None:
     [
         ("low = 1", "`low` has to be below its `high`"),
         ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["good", "bad"]', "choice 'good' is not a number"),
+        ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["5", "6"]', "choice '6' is not from `low` 0 to `high` 5"),
+        ('low = 0\nhigh = 5\nfinish = "Score: "\nchoices = ["nan"]', "choice 'nan' is not from `low` 0 to `high` 5"),
+        ("low = 0\nhigh = inf", "`high` has to be a number"),
+        ("low = -1e400\nhigh = 5", "`low` has to be a number"),
         ('low = 0\nhigh = 5\nprefix = "Task $other:"', "`prefix` takes the field $next only"),
     ],
 )
 def test_a_template_that_could_not_be_read_is_refused_at_once(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(OptionError, match=re.escape(said)):
         own(tmp_path, f"text = 'Rate $prompt $response'\npattern = 'Score: ([0-9])'\n{text}\n", reads=True)
+
+
+def test_a_template_without_a_pattern_and_without_criteria_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="it has no pattern, and no `criteria`"):
+        own(tmp_path, 'extends = "criteria"\ncriteria = []\n', reads=True, of_rows=True)
 
 
 def test_a_group_that_is_not_there_is_no_score(tmp_path: Path) -> None:

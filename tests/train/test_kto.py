@@ -375,6 +375,17 @@ def test_weights_that_the_paper_does_not_advise_are_named(weights, advice: str, 
     assert advice in said and bool(advice) == bool(said)
 
 
+def test_rows_of_one_kind_are_named(base: Path) -> None:
+    for label, kind in ((True, "desirable"), (False, "undesirable")):
+        report = kto_rows([row for row in ROWS if row["label"] is label], Renderer(load_tokenizer(str(base))), 200)[1]
+        assert Kto(KTOLossConfig()).advice(report) == f"all rows are {kind}: the model learns no difference"
+
+
+def test_weights_that_train_nothing_are_refused() -> None:
+    with pytest.raises(OptionError, match="are both 0: there is nothing to train"):
+        KTOLossConfig(desirable_weight=0, undesirable_weight=0)
+
+
 # --- the command -------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ from typer.core import TyperCommand
 
 from srlm_cli.distributed import LAUNCHED
 from srlm_cli.options.help import write_options
+from srlm_cli.options.one_file import refuse_second_files
 from srlm_cli.streams.console import say
 
 # By command; an option whose old name had two meanings has two new ones, of which a command uses one.
@@ -47,6 +48,7 @@ class Command(TyperCommand):
                 if options:
                     shown = " or ".join(f"--{negated}{name}" for name in new)
                     known[f"--{negated}{old}"] = _Old(options, f"--{negated}{old} is now {shown}", ctx)
+        refuse_second_files(parser)
         return parser
 
 

@@ -204,7 +204,19 @@ def _content(name: str) -> tuple[dict[str, Any], str]:
     if base not in names():
         raise OptionError(f"template {name} extends {base!r}", f"one of {', '.join(names())}")
     under, under_source = _content(base)
-    return {**under, **content}, source + under_source
+    merged = {**under, **content}
+    low, high = merged.get("low"), merged.get("high")
+    if "choices" in under and "choices" not in content and is_number(low) and is_number(high):
+        merged["choices"] = tuple(choice for choice in under["choices"] if not _beyond(choice, low, high))
+    return merged, source + under_source
+
+
+def _beyond(choice: str, low: float, high: float) -> bool:
+    """Return whether a choice is a number outside of a scale."""
+    try:
+        return not low <= float(choice) <= high
+    except ValueError:
+        return False
 
 
 def _check_kinds(content: dict[str, Any]) -> None:
@@ -258,11 +270,12 @@ def _check_groups(template: Template, two: bool) -> None:
     groups = len(verdict_groups(template.pattern))
     if groups != (2 if two and template.compares else 1):
         named = ", or two named `a` and `b`" if two else ""
-        raise TypeError(f"its `pattern` needs one group, the verdict{named}")
+        criteria = "" if template.pattern else "; it has no pattern, and no `criteria`"
+        raise TypeError(f"its `pattern` needs one group, the verdict{named}{criteria}")
 
 
 def _check_scores(template: Template) -> None:
-    """Raise ValueError if `low` is not below `high`, or a choice is not a number."""
+    """Raise ValueError if `low` is not below `high`, or a choice is not a number between them."""
     if not template.low < template.high:
         raise ValueError("its `low` has to be below its `high`")
     if template.criteria and not isfinite(template.high - template.low):
@@ -272,6 +285,8 @@ def _check_scores(template: Template) -> None:
             float(choice)
         except ValueError:
             raise ValueError(f"its choice {choice!r} is not a number") from None
+        if _beyond(choice, template.low, template.high):
+            raise ValueError(f"its choice {choice!r} is not from `low` {template.low:g} to `high` {template.high:g}")
 
 
 def _check_examples(template: Template) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from srlm_cli.engines.base import EngineSpec, Scored
@@ -10,6 +12,7 @@ from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.models.collection import without_collection
 from srlm_cli.models.hardware import pick_device, pick_dtype
 from srlm_cli.models.load import context_of, end_of_turn_ids, load_model, load_tokenizer, quiet_libraries
+from srlm_cli.models.locate import locate
 from srlm_cli.records import KWARGS, Record, reply_message
 from srlm_cli.train import reference
 from srlm_cli.train.packing import Packing
@@ -24,9 +27,11 @@ def reference_of(ref: str, model: str) -> str:
 
     Raises OptionError where it is not known, or is the model itself: all rewards would be 0.
     """
+    where = locate(model)
     found = reference.parent(model) if ref == PARENT else reference.resolve(ref, model)
     if found is None or found == model:
-        raise OptionError(f"--implicit needs the model that {model} was trained from", "--ref MODEL names it")
+        missing = "" if Path(where).is_dir() else f", and there is no folder {model}"
+        raise OptionError(f"--implicit needs the model that {model} was trained from{missing}", "--ref MODEL names it")
     return found
 
 

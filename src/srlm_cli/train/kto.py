@@ -77,6 +77,8 @@ class Kto(ReferenceMethod):
         config, counts = self.loss_config, report.notes
         desirable, undesirable = counts["desirable"], counts["undesirable"]
         weights = desirable * config.desirable_weight, undesirable * config.undesirable_weight
+        if not (desirable and undesirable):
+            return f"all rows are {'desirable' if desirable else 'undesirable'}: the model learns no difference"
         if not all(weights) or 1 <= weights[0] / weights[1] <= MOST:
             return ""
         return (

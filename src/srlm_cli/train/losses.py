@@ -139,6 +139,10 @@ class KTOLossConfig:
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.desirable_weight and not self.undesirable_weight:
+            raise OptionError("--desirable-weight and --undesirable-weight are both 0: there is nothing to train")
+
     has_reference = True
 
     @property

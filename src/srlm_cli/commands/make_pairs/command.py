@@ -178,6 +178,8 @@ def make_pairs(
             )
         pair_judgements(stream, choice, length_penalty, decides)
         return
+    if agreement != "mean" and not consistency_with:
+        raise OptionError(f"--agreement {agreement} is about the scores of another judge", "--consistency-with FILE")
     refuse_own_input(stream.out, [path for path in files.values() if path])
     found = {name: Lookup(path, stage.scored_record, stage.group_of) for name, path in files.items() if path}
     options = stage.PairOptions(
