@@ -222,8 +222,10 @@ def is_reply(row: Record) -> bool:
 def judged_record(row: Record) -> Record:
     """Return a judged record: a response record with `score`, a number or null (unreadable)."""
     row = response_record(row)
-    if "score" not in row or not (row["score"] is None or is_number(row["score"])):
-        raise BadRow(f"expected `score`, a number or null, got {row.get('score', 'none')!r}")
+    if "score" not in row:
+        raise BadRow("expected `score`, a number or null, which `srlm judge` adds")
+    if not (row["score"] is None or is_number(row["score"])):
+        raise BadRow(f"expected `score`, a number or null, got {row['score']!r}")
     return row
 
 
