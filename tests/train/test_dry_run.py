@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from helpers import PROGRAM, clean_env, slow, write_rows
+from srlm_cli.train import dry_run
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.sft import sft
 from tiny import ALONE, completions, labelled, pairs, tiny_model
@@ -74,3 +76,18 @@ def test_its_passes_have_the_dtype_of_the_training(dtype: str, base: Path, tmp_p
     spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-4, batch=4, device="cpu", dtype=dtype)
     sft(completions(8), spec, run=RunOptions(quiet=True, dry_run=True))
     assert {*seen} == {getattr(torch, dtype)}
+
+
+def test_the_passes_are_the_largest_of_the_training(base: Path, tmp_path: Path) -> None:
+    """A row with few tokens and many targets takes its memory for logits: it is not among the longest."""
+    made = [{"input_ids": [5] * 400, "labels": [-100] * 399 + [5]} for _ in range(7)]
+    made += [{"input_ids": [6] * 390, "labels": [6] * 390}, {"input_ids": [7] * 100, "labels": [-100] * 99 + [7]}]
+    spec = TrainSpec(str(base), tmp_path / "m", 1e-3, 1e-4, batch=4, device="cpu")
+    passes = dry_run.passes_of(made, lambda row: len(row["input_ids"]), spec)
+    assert [len(row["input_ids"]) for row in passes.longest] == [400, 400] and not passes.alone
+    assert any(row["input_ids"][0] == 6 for row in passes.targets)
+    one = dry_run.passes_of(made, lambda row: len(row["input_ids"]), replace(spec, batch=2))
+    assert one.alone and len(one.rows) <= 6
+    pair = {"prompt_ids": [1] * 10, "chosen_ids": [2] * 3, "rejected_ids": [3] * 5}
+    assert dry_run.size_of(pair) == (28, 8)
+    assert dry_run.size_of({"prompt_ids": [1] * 10, "completion_ids": [2] * 3, "label": True}) == (13, 3)

@@ -7,11 +7,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from srlm_cli.models.hardware import pick_device
 from srlm_cli.records import Record
 from srlm_cli.streams.console import clock, say
-from srlm_cli.train.data import DataReport
+from srlm_cli.train.data import IGNORED, DataReport
 from srlm_cli.train.options import TrainSpec
 from srlm_cli.train.render import Sequence
 from srlm_cli.train.setup import device_batch_size
@@ -20,18 +23,64 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 GIGABYTE = 1e9
+EPOCHS = 3  # whose passes are looked through
 FORWARD = 1 / 3  # of the time of a step; the backward pass takes two
 
 
-def sample(rows: list[Record], length: Callable[[Record], int], count: int) -> list[Record]:
-    """Return the longest records, which determine the memory, followed by as many of medium length."""
-    ordered = sorted(rows, key=length, reverse=True)
-    middle = max(0, len(ordered) // 2 - count // 2)
-    return ordered[:count] + ordered[middle : middle + count]
+@dataclass(frozen=True)
+class Passes:
+    """The rows of three forward and backward passes of a training, and whether each step is one pass."""
+
+    longest: list[Record]  # the pass with the most tokens
+    targets: list[Record]  # the pass with the most target tokens, whose logits are in memory
+    middle: list[Record]
+    alone: bool
+
+    @property
+    def rows(self) -> list[Record]:
+        """The rows of all three."""
+        return self.longest + self.targets + self.middle
 
 
-def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> dict[str, Any]:
-    """Print estimates of a training on stderr, measured in real steps on the records of `sample`; return them."""
+def passes_of(rows: list[Record], length: Callable[[Record], int], spec: TrainSpec) -> Passes:
+    """Return passes of the training of these rows, as its sampler makes them."""
+    from srlm_cli.train.packing import groups
+    from srlm_cli.train.step_trainer import StepSampler
+
+    packs, at_a_time = pick_device(spec.device) == "cpu", device_batch_size(spec)
+    sampler = StepSampler(list(map(length, rows)), spec.batch, spec.seed)
+    sizes, steps = [size_of(row) for row in rows], []
+    wanted = spec.max_steps if spec.max_steps > 0 else math.ceil(spec.epochs * math.ceil(len(rows) / spec.batch))
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        steps += [order[at : at + spec.batch] for at in range(0, len(order), spec.batch)]
+    steps = steps[: max(1, wanted)]
+    parts = [step[at : at + at_a_time] for step in steps for at in range(0, len(step), at_a_time)]
+    if packs:
+        parts = [part[some] for part in parts for some in groups((sizes[row][0] for row in part), len(part))]
+
+    def tokens(some: list[int]) -> int:
+        return sum(sizes[row][0] for row in some) if packs else len(some) * max(sizes[row][0] for row in some)
+
+    def targets(some: list[int]) -> int:
+        return sum(sizes[row][1] for row in some)
+
+    parts.sort(key=lambda some: (tokens(some), targets(some)))
+    chosen = parts[-1], max(parts, key=lambda some: (targets(some), tokens(some))), parts[len(parts) // 2]
+    return Passes(*([rows[row] for row in some] for some in chosen), alone=len(parts) == len(steps))
+
+
+def size_of(row: Record) -> tuple[int, int]:
+    """Return the tokens of a rendered row and how many of them are targets; of a pair, of both sides."""
+    if "labels" in row:
+        return len(row["labels"]), sum(label != IGNORED for label in row["labels"])
+    replies = [len(ids) for name, ids in row.items() if name.endswith("_ids") and name != "prompt_ids"]
+    return len(replies) * len(row["prompt_ids"]) + sum(replies), sum(replies)
+
+
+def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec, passes: Passes) -> dict[str, Any]:
+    """Print estimates of a training on stderr, measured in real passes, whose rows the trainer has; return them."""
     from srlm_cli.train.packing import TOKENS
 
     at_a_time = device_batch_size(spec)
@@ -39,17 +88,24 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
     an_epoch = math.ceil(report.rows / spec.batch)
     steps = spec.max_steps if spec.max_steps > 0 else math.ceil(an_epoch * spec.epochs)
     epochs = steps / an_epoch
-    rows = [trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))]
+    rows = iter([trainer.train_dataset[row] for row in range(len(trainer.sampler.lengths))])
+    longest, targets, middle = (
+        list(islice(rows, len(some))) for some in (passes.longest, passes.targets, passes.middle)
+    )
     trainer.create_optimizer()
     # as the Trainer prepares them: with the autocast of bfloat16
     model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.optimizer)
-    timed(trainer, model, rows[:at_a_time])
+    timed(trainer, model, longest)
+    if not passes.alone:
+        timed(trainer, model, targets)
     optimizer.step()
     optimizer.zero_grad()
     of_one_step = peak_bytes(model)
-    if steps > 1:
-        timed(trainer, model, rows[:at_a_time])  # now beside what the optimizer keeps
-    seconds, tokens = timed(trainer, model, rows[-at_a_time:])
+    seconds, tokens = timed(trainer, model, middle)
+    for some in (longest, targets) if steps > 1 else ():  # now beside what the optimizer keeps
+        if passes.alone:
+            optimizer.zero_grad()
+        timed(trainer, model, some)
     measured = peak_bytes(model) if steps > 1 else of_one_step
     rate = tokens / seconds
     beside = FORWARD * trainer.forward_passes(epochs)
@@ -60,12 +116,12 @@ def show(trainer: Trainer, name: str, report: DataReport, spec: TrainSpec) -> di
         say(marked(trainer.processing_class, sequence))
     say(f"srlm {name}: {steps} steps of {spec.batch} rows, {shown} at a time, in {spec.dtype}")
     say(
-        f"srlm {name}: memory about {measured / GIGABYTE:.1f} GB, measured over forward and backward passes of the "
-        f"longest rows and a step of the optimizer {spec.optim}"
+        f"srlm {name}: memory about {measured / GIGABYTE:.1f} GB, measured over its largest passes and a step of the "
+        f"optimizer {spec.optim}"
     )
     passes = f", {beside:.2f} epochs for passes without a gradient" if beside else ""
     say(
-        f"srlm {name}: time about {clock(wanted / rate)}: {rate:.0f} tokens/s measured over rows of middle length, "
+        f"srlm {name}: time about {clock(wanted / rate)}: {rate:.0f} tokens/s measured over a pass of middle length, "
         f"{report.tokens} tokens, {epochs:.2f} epochs{passes}; checkpoints not counted"
     )
     return {

@@ -27,7 +27,7 @@ from srlm_cli.train.callback import follower
 from srlm_cli.train.copied import copy_model
 from srlm_cli.train.data import DataReport
 from srlm_cli.train.options import OPERATIONAL, RunOptions, TrainSpec
-from srlm_cli.train.setup import device_batch_size, open_tokenizer, training_dtype, usable, within_context
+from srlm_cli.train.setup import open_tokenizer, training_dtype, usable, within_context
 from srlm_cli.train.workdir import METRICS, Workdir, place, write_provenance
 
 if TYPE_CHECKING:
@@ -117,9 +117,9 @@ def train(
         identity = run_identity(method.name, spec, dataset + eval_dataset, held_out=len(eval_dataset), **more)
         spec = take(workdir, method.name, identity, spec, run)
         if run.dry_run:
-            few = dry_run.sample(dataset, method.length, device_batch_size(spec))
-            trainer = method.make_trainer(few, [], spec, run, tokenizer, workdir)
-            return dry_run.show(trainer, method.name, report, spec)
+            passes = dry_run.passes_of(dataset, method.length, spec)
+            trainer = method.make_trainer(passes.rows, [], spec, run, tokenizer, workdir)
+            return dry_run.show(trainer, method.name, report, spec, passes)
         with without_collection():
             trainer = method.make_trainer(dataset, eval_dataset, spec, run, tokenizer, workdir)
         results = {"data": report.as_dict(), **run_training(trainer, workdir, method.name, run)}
