@@ -87,3 +87,68 @@ def test_pairs_of_judgements_set_pools_of_responses_aside(srlm: Srlm) -> None:
     assert "make-pairs: settings that --of judgements has no use for: rejected-pool, cut-off" in done.err
     typed = srlm("make-pairs", "--of", "judgements", "--cut-off", "drop", "--in", "none.jsonl")
     assert typed.code == 2 and "--of judgements cannot be used with" in typed.err
+
+
+EFT = ["make-eft", "--in", "none.jsonl"]
+DPO = ["dpo", "--in", "none.jsonl", "--model", "m", "--out", "new"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "typed", "needed"),
+    [
+        (ECHO, ["--evidence-passages", "5"], "--evidence or --evidence-cmd"),
+        (ECHO, ["--evidence-query", "both"], "--evidence or --evidence-cmd"),
+        (ECHO, ["--meta-replies", "9"], "--meta"),
+        (ECHO, ["--meta-template", "own.toml"], "--meta"),
+        (ECHO, ["--direct"], "--meta or --by pairwise"),
+        (ECHO, ["--min-score-mass", "0.9"], "--score expected"),
+        ([*ECHO, "--by", "pairwise"], ["--evidence-passages", "5"], "--evidence or --evidence-cmd"),
+        ([*ECHO, "--by", "group"], ["--meta-replies", "2"], "--meta"),
+        (EFT, ["--evidence-passages", "5"], "--evidence or --evidence-cmd"),
+        (EFT, ["--rows-per-reply", "2"], "--method hindsight"),
+        (EFT, ["--reason", "none"], "--method hindsight"),
+        (EFT, ["--scale", "linear"], "--method hindsight"),
+        ([*EFT, "--method", "hindsight"], ["--ties"], "--method accept"),
+        ([*EFT, "--method", "hindsight"], ["--num-judgements", "2"], "--method accept"),
+        ([*EFT, "--method", "hindsight"], ["--force-score"], "--method accept"),
+        ([*EFT, "--method", "hindsight"], ["--score-high", "5"], "--method hindsight --scale linear"),
+        (["eval", "judges", "--kinds", "text,group"], ["--min-score-mass", "0.1"], "--kinds expected"),
+        (["eval", "judges", "--kinds", "group"], ["--force-score"], "--kinds text"),
+        (DPO, ["--gamma", "2"], "--loss simpo"),
+        (DPO, ["--rdpo-alpha", "3"], "--loss r-dpo"),
+        ([*DPO, "--loss", "sigmoid", "--loss", "simpo"], ["--positive-lambda", "9"], "--loss dpo-positive"),
+        ([*DPO, "--loss", "simpo"], ["--ref", "base"], "a --loss with a reference"),
+        (DPO, ["--merge"], "--lora-r, or an adapter as --model"),
+        (DPO, ["--lora-alpha", "8"], "--lora-r"),
+        (["sft", *DPO[1:]], ["--merge"], "--lora-r, or an adapter as --model"),
+        (["kto", *DPO[1:]], ["--lora-alpha", "8"], "--lora-r"),
+    ],
+)
+def test_a_typed_option_without_effect_is_refused(srlm: Srlm, argv: list, typed: list, needed: str) -> None:
+    done = srlm(*argv, *typed, stdin=as_lines(RESPONSES))
+    assert done.code == 2 and f"{typed[0]} has no effect here (it needs {needed})" in done.err, done.err
+    assert len(done.err.splitlines()) == 1 and not done.out
+    assert "no effect" not in srlm(*argv, stdin=as_lines(RESPONSES)).err
+
+
+def test_a_setting_without_effect_is_set_aside(srlm: Srlm) -> None:
+    configured(srlm, "meta-replies = 9\nmin-score-mass = 0.9\nevidence-passages = 5")
+    done = srlm(*ECHO, "--no-direct", stdin=as_lines(RESPONSES))
+    [note] = [line for line in done.err.splitlines() if "no use for" in line]
+    assert {"meta-replies", "min-score-mass", "evidence-passages"} == set(note.partition("for: ")[2].split(", "))
+    plain = srlm(*ECHO, "--config", "/dev/null", stdin=as_lines(RESPONSES))
+    assert done.code == 0 and done.out == plain.out
+
+
+def test_an_option_stays_where_it_has_an_effect(srlm: Srlm) -> None:
+    for more in (["--score", "expected", "--template", "score_only", "--min-score-mass", "0.1"],
+                 ["--by", "pairwise", "--direct"]):  # fmt: skip
+        assert "no effect" not in srlm(*ECHO, *more, stdin=as_lines(RESPONSES)).err
+    losses = ["--loss", "simpo", "--gamma", "2", "--loss", "r-dpo", "--rdpo-alpha", "1", "--ref", "base"]
+    assert "no effect" not in srlm(*DPO, *losses, "--lora-r", "2", "--lora-alpha", "4", "--merge").err
+    adapter = srlm.folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    for model in ("adapter", "owner/name"):  # a hub id can be an adapter
+        done = srlm("dpo", "--in", "none.jsonl", "--model", model, "--out", "new", "--merge")
+        assert done.code != 0 and "no effect" not in done.err

@@ -330,7 +330,8 @@ def test_thinning_goes_on_where_an_earlier_run_stopped() -> None:
 
 
 def test_a_score_range_of_no_width_is_refused(srlm: Srlm) -> None:
-    argv = ["make-eft", "--method", "hindsight", "--reason", "none", "--score-low", "1", "--score-high", "1"]
+    linear = ["--scale", "linear", "--score-low", "1", "--score-high", "1"]
+    argv = ["make-eft", "--method", "hindsight", "--reason", "none", *linear]
     rows = [{"prompt": "Why?", "responses": [{"text": "a", "score": 1}, {"text": "b", "score": 0}]}]
     result = srlm(*argv, stdin=as_lines(rows))
     assert result.code == 2 and "--score-" in result.err, result.err

@@ -1,7 +1,7 @@
 """srlm dpo."""
 
 from dataclasses import replace
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from typer import BadParameter, Option
 
@@ -11,10 +11,12 @@ from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
 from srlm_cli.options.training import EvalFile, RefCache, Reference, TrainOptions
+from srlm_cli.options.training import needs as training_needs
+from srlm_cli.options.unused import command_with
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train.losses import DPOLossConfig, Loss, weighted
+from srlm_cli.train.losses import CONSTANTS, DPOLossConfig, Loss, weighted
 from srlm_cli.train.options import RefSync
 
 app = new_app()
@@ -27,7 +29,14 @@ def loss_of(name: str) -> str:
     return name
 
 
-@app.command()
+def needs(values: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters that no loss has, or that need an adapter, with the option that they lack."""
+    losses = set(values["loss"] or ["sigmoid"])
+    found = {name: f"--loss {loss}" for name, loss in CONSTANTS.items() if loss not in losses}
+    return found | training_needs(values) | ({"ref": "a --loss with a reference"} if losses == {"simpo"} else {})
+
+
+@app.command(cls=command_with(needs=needs))
 @grouped
 def dpo(
     options: Annotated[TrainOptions, Defaults(learning_rate=1e-6, final_learning_rate=1e-7)],

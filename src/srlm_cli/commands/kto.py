@@ -10,7 +10,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import Defaults, grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, RefCache, Reference, TrainOptions
+from srlm_cli.options.training import EvalFile, RefCache, Reference, TrainCommand, TrainOptions
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.stages.labels import LabelOptions, labelled_record
@@ -20,7 +20,7 @@ from srlm_cli.train.losses import KTOLossConfig, UnpairedLoss
 app = new_app()
 
 
-@app.command()
+@app.command(cls=TrainCommand)
 @grouped
 def kto(
     options: Annotated[TrainOptions, Defaults(learning_rate=1e-6, final_learning_rate=1e-7)],

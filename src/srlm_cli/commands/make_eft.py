@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
@@ -22,8 +22,9 @@ from srlm_cli.options.common import (
 )
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.judging import EvidenceOptions, closing, judge_template
+from srlm_cli.options.judging import EvidenceOptions, closing, judge_template, passages_need
 from srlm_cli.options.rules import RuleSource
+from srlm_cli.options.unused import command_with
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
@@ -46,7 +47,17 @@ Half = Literal["train", "eval"]
 Own = Literal["rules", "people"]
 
 
-@app.command()
+def needs(values: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters that the method has no use for, with the option that they lack."""
+    by_rank = values["method"] == "hindsight"
+    others = ("num_judgements", "ties", "force_score") if by_rank else ("rows_per_reply", "reason", "scale")
+    lacking = dict.fromkeys(others, f"--method {'accept' if by_rank else 'hindsight'}")
+    if not by_rank or values["scale"] != "linear":
+        lacking |= dict.fromkeys(("score_low", "score_high"), "--method hindsight --scale linear")
+    return lacking | passages_need(values)
+
+
+@app.command(cls=command_with(needs=needs))
 @grouped
 def make_eft(
     stream: StreamOptions,

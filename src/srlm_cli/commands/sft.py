@@ -10,7 +10,7 @@ from srlm_cli.errors import OptionError
 from srlm_cli.options.common import new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.held_out import HeldOut, refusing
-from srlm_cli.options.training import EvalFile, TrainOptions, by_input
+from srlm_cli.options.training import EvalFile, TrainCommand, TrainOptions, by_input
 from srlm_cli.runner.inputs import all_rows, open_reader, warn
 from srlm_cli.runner.training import finish, guarded, launch_processes, provenance
 from srlm_cli.streams.console import say
@@ -21,7 +21,7 @@ app = new_app()
 OnLong = Literal["stop", "drop"]
 
 
-@app.command()
+@app.command(cls=TrainCommand)
 @grouped
 def sft(
     options: TrainOptions,

@@ -7,7 +7,7 @@ from dataclasses import fields
 from operator import itemgetter
 from typing import Any
 
-from srlm_cli.options.judging import EvidenceOptions, ScorerOptions
+from srlm_cli.options.judging import EvidenceOptions, ScorerOptions, passages_need
 from srlm_cli.options.kinds import Draws, KindOptions
 from srlm_cli.options.rules import RulesOfJudge
 from srlm_cli.options.unused import STRONGEST, Strength, command_with
@@ -51,4 +51,16 @@ def unused_together(values: dict[str, Any]) -> set[str]:
     return names | ({"num_judgements"} if isinstance(values["num_judgements"], Draws) else set())
 
 
-JudgeCommand = command_with(unused)
+def needs(values: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters that have no effect without another option, with that option."""
+    if values["implicit"] or values["engine"] == "reward":  # which has no use for any of them, and says so
+        return {}
+    lacking = {} if values["meta"] else dict.fromkeys(("meta_template", "meta_replies"), "--meta")
+    if not (values["meta"] or values["by"] != "pointwise"):
+        lacking["direct"] = "--meta or --by pairwise"
+    if values["score"] != "expected":
+        lacking["min_score_mass"] = "--score expected"
+    return lacking | passages_need(values)
+
+
+JudgeCommand = command_with(unused, needs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -92,6 +92,13 @@ class EvidenceOptions:
             "evidence_passages": used.evidence_passages,
             "evidence_query": used.evidence_query,
         }
+
+
+def passages_need(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters about passages if no passages are looked for, with the option that they lack."""
+    if values["evidence"] is not None or values["evidence_cmd"] is not None:
+        return {}
+    return dict.fromkeys(("evidence_passages", "evidence_query"), "--evidence or --evidence-cmd")
 
 
 @dataclass(frozen=True)

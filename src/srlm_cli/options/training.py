@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from typer import Option
 
 from srlm_cli.errors import OptionError
+from srlm_cli.models.locate import is_adapter
 from srlm_cli.options.common import (
     Attention,
     OnStale,
@@ -21,6 +23,7 @@ from srlm_cli.options.common import (
     Today,
     TrustRemoteCode,
 )
+from srlm_cli.options.unused import command_with
 from srlm_cli.records import PROVENANCE
 from srlm_cli.train.options import RunOptions, TrainSpec
 
@@ -243,6 +246,18 @@ class TrainOptions(ReadOptions):
             trust_remote_code=self.trust_remote_code,
             attn_implementation=self.attn_implementation,
         )
+
+
+def needs(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters that have no effect without an adapter, with the option that they lack."""
+    if values["lora_r"]:
+        return {}
+    model = values["model"]
+    whole = model and not is_adapter(model) and (Path(model).exists() or "/" not in model)  # a hub id can be either
+    return {"lora_alpha": "--lora-r"} | ({"merge": "--lora-r, or an adapter as --model"} if whole else {})
+
+
+TrainCommand = command_with(needs=needs)
 
 
 def by_input(paths: list[str], weights: list[float] | None) -> dict[str, float]:

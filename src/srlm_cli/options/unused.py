@@ -6,11 +6,12 @@ command line, and what comes from where the mode comes from, is never set aside:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from typer import Context
 
+from srlm_cli.errors import OptionError
 from srlm_cli.options.renamed import Command, section
 from srlm_cli.streams.console import say
 
@@ -18,23 +19,43 @@ STRENGTH = {"DEFAULT_MAP": 1, "ENVIRONMENT": 2, "COMMANDLINE": 3}
 STRONGEST = max(STRENGTH.values())
 Strength = Callable[[str], int]
 Unused = Callable[[dict[str, Any], Strength], tuple[str, int, Collection[str]]]
+Needs = Callable[[dict[str, Any]], Mapping[str, str]]
 
 
-def command_with(unused: Unused) -> type[Command]:
-    """Return the class of a command with modes.
+def command_with(unused: Unused | None = None, needs: Needs | None = None) -> type[Command]:
+    """Return the class of a command with options that other options make useless, or useful.
 
     `unused` takes the values of all options by parameter name, and the strength of where a value comes from. It returns
-    the name of the mode, its strength, and the parameters that it has no use for.
+    the name of the mode, its strength, and the parameters that it has no use for. `needs` takes the values, and returns
+    the parameters that have no effect without another option, with that option.
     """
 
     class Modal(Command):
         def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
             left = super().parse_args(ctx, args)
-            if not ctx.resilient_parsing:
+            if ctx.resilient_parsing:
+                return left
+            if unused:
                 set_aside(ctx, *unused(ctx.params, lambda name: strength(ctx, name)))
+            if needs and (lacking := needs(ctx.params)):
+                refuse_typed(ctx, lacking)
+                set_aside(ctx, "this call", STRONGEST, lacking)
             return left
 
     return Modal
+
+
+def refuse_typed(ctx: Context, lacking: Mapping[str, str]) -> None:
+    """Raise OptionError for an option on the command line that lacks the option without which it has no effect."""
+    for option in ctx.command.params:
+        typed = strength(ctx, option.name) == STRONGEST and ctx.params[option.name] != option.default
+        if typed and option.name in lacking:
+            raise OptionError(f"{long_name(option)} has no effect here", f"it needs {lacking[option.name]}")
+
+
+def long_name(option: Any) -> str:
+    """Return the longest name of an option."""
+    return max(option.opts, key=len)
 
 
 def strength(ctx: Context, name: str) -> int:
@@ -52,7 +73,7 @@ def set_aside(ctx: Context, mode: str, strongest: int, names: Collection[str]) -
     for option in settings:
         own = option.process_value(ctx, option.get_default(ctx))
         if own != ctx.params[option.name]:
-            changed.append(max(option.opts, key=len).lstrip("-"))
+            changed.append(long_name(option).lstrip("-"))
         ctx.params[option.name] = own
     if changed and not ctx.params.get("quiet"):
         say(f"srlm {section(ctx)}: settings that {mode} has no use for: {', '.join(changed)}")

@@ -29,6 +29,7 @@ TRL_NAMES = {
     "length-normalised": "sigmoid_norm",
 }
 SMOOTHED = ("sigmoid", "length-normalised", "r-dpo", "simpo", "dpo-positive")
+CONSTANTS = {"rdpo_alpha": "r-dpo", "gamma": "simpo", "positive_lambda": "dpo-positive"}  # of one loss each
 LN2 = log(2)
 # The loss of a pair where policy and reference are equal, of the losses for which it is the same for all pairs. That
 # of ipo is left out: it changes by up to 1 / beta per log-ratio.

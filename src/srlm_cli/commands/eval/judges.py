@@ -44,6 +44,13 @@ def kinds_of(text: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(name).strip() for name in names))
 
 
+def needs(values: dict[str, Any]) -> dict[str, str]:
+    """Return the parameters that none of the kinds has a use for, with the option that they lack."""
+    kinds = {kind.partition(":")[0] for kind in values["kinds"]}
+    lacking = {} if "expected" in kinds else {"min_score_mass": "--kinds expected"}
+    return lacking | ({} if kinds & {"text", "expected"} else {"force_score": "--kinds text"})
+
+
 @grouped
 def judges(
     stream: StreamOptions,
