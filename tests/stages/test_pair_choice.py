@@ -429,6 +429,34 @@ def test_files_without_a_prompt_in_common_are_bad_data(srlm: Srlm) -> None:
     assert result.code == 3 and "--consistency-with" in result.err
 
 
+BESIDE = [
+    ["--rejected-pool"],
+    ["--chosen-pool"],
+    ["--agreement", "mean", "--consistency-with"],
+    ["--agreement", "prompt", "--consistency-with"],
+    ["--agreement", "pair", "--consistency-with"],
+]
+
+
+@pytest.mark.parametrize("option", BESIDE, ids=" ".join)
+@pytest.mark.parametrize("prompt", [None, "Else?"], ids=["empty", "other"])
+def test_a_file_without_a_prompt_of_the_input_is_exit_3(srlm: Srlm, option: list[str], prompt: str | None) -> None:
+    write_rows(srlm.folder / "in.jsonl", judged_rows(3))
+    rows = replies((1, 5), (3, 5), prompt=prompt) if prompt else []
+    write_rows(srlm.folder / "other.jsonl", rows)
+    result = srlm("make-pairs", "--in", "in.jsonl", *option, "other.jsonl", "--out", "pairs.jsonl")
+    assert result.code == 3 and "no prompt of in.jsonl" in result.err and option[-1] in result.err, result.err
+    assert len(result.err.splitlines()) == 1 and not (srlm.folder / "pairs.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", BESIDE, ids=" ".join)
+def test_an_empty_input_makes_no_pairs(srlm: Srlm, option: list[str]) -> None:
+    write_rows(srlm.folder / "in.jsonl", [])
+    write_rows(srlm.folder / "other.jsonl", judged_rows(2))
+    result = srlm("make-pairs", "--in", "in.jsonl", *option, "other.jsonl", "--out", "pairs.jsonl")
+    assert result.code == 0 and not read_rows(srlm.folder / "pairs.jsonl"), result.err
+
+
 def test_a_long_chosen_reply_is_left_out(srlm: Srlm) -> None:
     assert picked(replies((5, 11), (1, 5)), max_chosen_length=10) == "chosen too long"
     assert picked(replies((5, 10), (1, 50)), max_chosen_length=10) == (0, 1)

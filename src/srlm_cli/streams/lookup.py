@@ -18,6 +18,7 @@ Check = Callable[[Record], Record | list[Record]]
 class Lookup:
     """The records of a JSONL file by key, such as their prompt; records with the same key are consecutive.
 
+    `asked` is whether any key was asked for, `found` whether the file had one of them.
     In memory is a number a key, where its lines begin; the rows are read from the file when they are
     asked for. In a file of the same order that is reading on (a .gz of another order is slow). A bad row,
     or a key that comes back, raises DataError with file:line; stdin, OptionError.
@@ -31,6 +32,7 @@ class Lookup:
         self.file: IO[bytes] = self.files.enter_context(open_lines(path))
         self.starts: dict[int, int] = {}
         self.numbers: dict[int, int] = {}
+        self.asked = self.found = False
         last = None
         for number, start, rows in self._rows(0, 1):
             found = hash(key(rows[0]))
@@ -43,8 +45,10 @@ class Lookup:
     def __call__(self, wanted: Hashable) -> list[Record]:
         """Return the records of a key, none where the file has none."""
         start = self.starts.get(hash(wanted))
+        self.asked = True
         if start is None:
             return []
+        self.found = True
         self.file.seek(start)
         lines = self._rows(start, self.numbers[hash(wanted)])
         same = takewhile(lambda line: self.key(line[2][0]) == wanted, lines)

@@ -1,6 +1,6 @@
 """srlm make-pairs."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -10,18 +10,18 @@ from typer import Option
 
 from srlm_cli import records
 from srlm_cli.commands.make_pairs.two_passes import AUTO, agreed, balanced, given_alpha, look_through, reply_candidates
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import DataError, OptionError
 from srlm_cli.options.common import Seed, StreamOptions, identity, new_app
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.unused import Strength, command_with
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import StageRun
-from srlm_cli.stages import judge_pairs
+from srlm_cli.stages import Outcome, judge_pairs
 from srlm_cli.stages import make_pairs as stage
 from srlm_cli.stages.pair_choice import Choice
 from srlm_cli.streams.lookup import Lookup
-from srlm_cli.streams.reader import file_hash
+from srlm_cli.streams.reader import Reader, file_hash, shown
 
 app = new_app()
 
@@ -201,7 +201,22 @@ def make_pairs(
         decides |= {name: file_hash(path) for name, path in files.items() if path}
         run = StageRun("make-pairs", stream, rows, decides, from_the_start=True)
         run.about = control(choice)
-        run.run(lambda rows, _: pairs_of_ranges.make_pairs(rows, options, results))
+
+        def make(rows: Reader, _: Any) -> Iterator[Outcome]:
+            yield from pairs_of_ranges.make_pairs(rows, options, results)
+            if not rows.error:
+                refuse_nothing_common(stream.in_, found)
+
+        run.run(make)
+
+
+def refuse_nothing_common(path: str, others: dict[str, Lookup]) -> None:
+    """Raise DataError for a file that has none of the prompts of the input; an empty input is not an error."""
+    for name, other in others.items():
+        if other.asked and not other.found:
+            option = f"--{name.replace('_', '-')}"
+            hint = "two rows are of one prompt when their `prompt_id` or, without one, their prompt text is the same"
+            raise DataError(f"no prompt of {shown(path)} is in {other.path}, the file of {option}", hint)
 
 
 def pair_judgements(stream: StreamOptions, choice: Choice, length_penalty: str, decides: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from math import isfinite
 from typing import TypeVar
 
@@ -78,11 +79,13 @@ def reply_candidates(options: stage.PairOptions) -> Callable[[Iterable[Record]],
 
 
 def agreed(stream: StreamOptions, options: stage.PairOptions) -> float:
-    """Return the mean agreement of two judges over all prompts; raise DataError where they share none."""
+    """Return the mean agreement of two judges over all prompts, 1 without any; raise DataError if they share none."""
 
     def look(rows: Iterable[Record]) -> float | None:
         found = groups(rows, options)
-        return mean_agreement((group, options.before(stage.group_of(group[0]))) for group, _ in found)
+        if (first := next(found, None)) is None:
+            return 1.0
+        return mean_agreement((group, options.before(stage.group_of(group[0]))) for group, _ in chain([first], found))
 
     found = look_through(stream, stage.scored_record, look, "--agreement mean")
     if found is None:
