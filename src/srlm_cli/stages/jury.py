@@ -6,7 +6,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, groupby
 from math import fsum, log
-from typing import Any, NamedTuple
+from operator import mul
+from typing import NamedTuple
 
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import Record, is_judged_reply, judged_record, refuse_two_prompts
@@ -144,14 +145,17 @@ def parts(heads: list, groups: Sequence[Iterator]) -> Parts:
         heads = [next(group, None) for group in groups]
 
 
-def is_of_one_judge(key: str, value: Any) -> bool:
-    """Return whether a field of a judged record is what one judge said."""
-    return key in OF_ONE_JUDGE or (key == "criteria" and is_written(value))
+def of_all_judges(row: Record) -> Record:
+    """Return a judged record without what one judge said."""
+    made = {key: value for key, value in row.items() if key not in OF_ONE_JUDGE}
+    if "criteria" in made and is_written(made["criteria"]):
+        del made["criteria"]
+    return made
 
 
 def without_judgements(row: Record) -> Record:
     """Return a judged record without the judgements, to save space until all are read."""
-    return {key: row[key] for key in row if not is_of_one_judge(key, row[key]) or key in IN_A_FILE}
+    return of_all_judges(row) | {key: row[key] for key in IN_A_FILE if key in row}
 
 
 def refuse_again(prompt: str, is_new: Callable[[int], bool]) -> None:
@@ -171,16 +175,17 @@ def by_reply(ballots: list[Ballot], jurors: Sequence[Juror]) -> Iterable[list[Ba
     replies: dict[str, list[Ballot | None]] = {}
     first = ballots[0].row
     for ballot in ballots:
-        juror, row = ballot.juror, ballot.row
+        juror, _, row = ballot
         try:
-            refuse_two_prompts([first, row])
+            if row["prompt"] != first["prompt"]:
+                refuse_two_prompts([first, row])
             votes = replies.get(row["id"])
             if votes is None:
                 votes = replies[row["id"]] = [None] * len(jurors)
             elif votes[juror]:
                 raise BadRow(f"the reply {row['id']} is also in line {votes[juror].line}: keep one of them")
             else:
-                refuse_other_text(row, next(filter(None, votes)), jurors)
+                refuse_other_text(row, votes[0] or next(filter(None, votes)), jurors)
         except BadRow as error:
             raise DataError(f"{jurors[juror].file}:{ballot.line}: {error}") from None
         votes[juror] = ballot
@@ -196,15 +201,13 @@ def refuse_other_text(row: Record, other: Ballot, jurors: Sequence[Juror]) -> No
 
 def verdict(votes: list[Ballot | None], weights: Sequence[float], judge: Record) -> Record:
     """Return the record of the first juror that has the reply, with the scores of all jurors instead of its own."""
-    row = next(filter(None, votes)).row
+    made = of_all_judges((votes[0] or next(filter(None, votes))).row)
     scores = [vote and vote.row["score"] for vote in votes]
-    return {
-        **{key: row[key] for key in row if not is_of_one_judge(key, row[key])},
-        "score": weighted_mean(scores, weights),
-        "scores": scores,
-        "score_from": [source_of(vote.row) if vote else MISSING for vote in votes],
-        "judge": judge,
-    }
+    made["score"] = weighted_mean(scores, weights)
+    made["scores"] = scores
+    made["score_from"] = [source_of(vote.row) if vote else MISSING for vote in votes]
+    made["judge"] = judge
+    return made
 
 
 def source_of(row: Record) -> str | None:
@@ -224,8 +227,9 @@ def weighted_mean(scores: Sequence[float | None], weights: Sequence[float]) -> f
     known = [(score, weight) for score, weight in zip(scores, weights, strict=True) if score is not None and weight]
     if not known:
         return None
-    mean = fsum(score * weight for score, weight in known) / fsum(weight for _, weight in known)
-    return min(max(mean, min(known)[0]), max(known)[0])  # rounding can lead a hair beyond equal scores
+    values, shares = zip(*known, strict=True)
+    mean = fsum(map(mul, values, shares)) / fsum(shares)
+    return min(max(mean, min(values)), max(values))  # rounding can lead a hair beyond equal scores
 
 
 def count(rows: list[Record], bench: Bench) -> None:

@@ -65,9 +65,9 @@ class Reliability:
         """Add the replies to one prompt: for each the score of each rater, None where there is none."""
         replies = [self._moved(scores) for scores in replies]
         for scores in replies:
-            known = [score for score in scores if score is not None]
+            known = [score for score in scores if score is not None] if None in scores else scores
             if (count := len(known)) > 1:
-                total, squares = sum(known), sum(score * score for score in known)
+                total, squares = sum(known), sum([score * score for score in known])
                 self.units += 1
                 self.values += count
                 self.total += total

@@ -23,14 +23,15 @@ class SideBySide:
         self.readers = readers
         self.paths = [path for reader in readers for path in reader.paths]
         self.refused: dict[str, str] = {}
-        self._last, self._finished = readers[0], 0
+        self._last, self._finished, self._ended = readers[0], 0, False
 
     def rows(self, number: int) -> Iterator[tuple[int, Record]]:
         """Yield (line number, row) of one of the inputs."""
         reader = self.readers[number]
-        while not self.error and (row := reader.take()) is not None:
+        while not self._ended and (row := reader.take()) is not None:
             self._last = reader
             yield reader.origin[0][1], row
+        self._ended = self._ended or reader.error is not None
 
     def finish(self, count: int) -> None:
         """Mark `count` rows of all inputs as finished by the stage."""

@@ -97,7 +97,7 @@ class FileWriter:
     def start(self, resume: dict[str, Any] | None) -> None:
         """Open FILE.part, cut back to a checkpoint (a torn last line goes), or empty without one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "r+b" if resume else "wb")
+        self.file = open(self.part, "r+b" if resume else "wb", buffering=1 << 20)
         self.bytes = resume["bytes"] if resume else 0
         self.file.truncate(self.bytes)
         self.file.seek(self.bytes)
@@ -259,7 +259,7 @@ def is_plain(value: Any) -> bool:
     kind = type(value)
     if kind is dict:
         for key, inner in value.items():  # for, not all(): most of a row is texts, and a call takes longer than they do
-            if type(key) is not str or not (type(inner) is str or is_plain(inner)):
+            if type(key) is not str or not (type(inner) in PLAIN or is_plain(inner)):
                 return False
         return True
     if kind is list:
