@@ -106,6 +106,22 @@ def test_the_template_at_hand_tells_what_was_cut_off(tokenizer: str) -> None:
         assert len(stub.posts()) == 2
 
 
+@pytest.mark.parametrize("field", ["", "reasoning"])
+def test_a_reply_without_the_thought_of_its_prompt_is_an_answer_if_other_replies_have_theirs(field, tokenizer) -> None:
+    with Stub(write=lambda text, seed: CLOSED if text == "Hello!" else "</think>Four.") as stub:
+        stub.thoughts_in = field
+        [done] = answers(stub, ask(), tokenizer=tokenizer)
+    assert (done.texts, done.finish_reasons) == (["Four."], ["stop"])
+
+
+def test_a_server_that_removes_the_marks_of_thoughts_is_found_out(tokenizer: str) -> None:
+    """As `transformers serve` 5.23 does where they are special tokens."""
+    with Stub(write=lambda text, seed: "\nHm.\n\n\nFour.") as stub:
+        with pytest.raises(EngineError, match="opens a thought, and the replies of .* have none"):
+            answers(stub, ask(), tokenizer=tokenizer)
+        assert answers(stub, ask())[0].texts == ["\nHm.\n\n\nFour."]  # nothing here knows of thoughts
+
+
 def test_options_of_the_template_and_further_fields_are_sent() -> None:
     with Stub() as stub:
         engine = open_engine(

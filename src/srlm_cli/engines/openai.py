@@ -202,6 +202,8 @@ class OpenAIEngine:
             self.opens = bool(self.opens or found["close"])
             return False
         if reason == "stop":
+            if self.opens is None and self.template.at_hand and await asyncio.to_thread(self.template.opens, request):
+                await self._find_marks()
             self.opens = bool(self.opens)  # a thought would have been closed
             return False
         async with self.trying:
@@ -209,8 +211,21 @@ class OpenAIEngine:
                 await self._greet()
         return bool(self.opens)
 
-    async def _greet(self) -> None:
-        """Request a reply to a greeting, to see whether it starts inside a thought."""
+    async def _find_marks(self) -> None:
+        """Raise EngineError if no reply shows where its thought ends, after one without the thought of its prompt.
+
+        `transformers serve` removes marks that are special tokens.
+        """
+        async with self.trying:
+            if self.opens is None and not await self._greet():
+                raise EngineError(
+                    f"the chat template of {self.template.model} opens a thought, and the replies of {self.server.url} "
+                    "have none: nothing shows where an answer begins",
+                    "--thinking off, if the server turns thoughts off; else a server with a parser of thoughts",
+                )
+
+    async def _greet(self) -> bool:
+        """Request a reply to a greeting, to see whether it starts inside a thought; return whether it has a thought."""
         greedy = Sampling(0.0, 1.0, HELLO_TOKENS)
         try:
             (reply, *_) = (await self._ask(Request(HELLO, greedy, (0,)), (0,))).replies
@@ -223,6 +238,7 @@ class OpenAIEngine:
                 f"srlm: {self.server.url} does not tell whether its replies begin with a thought: those that were cut "
                 "are taken as answers. --tokenizer MODEL tells, or --think-markers OPEN CLOSE"
             )
+        return bool(found or reply.reasoning.strip())
 
     async def _ask_apart(self, request: Request, seeds: tuple[int, ...]) -> list[Answer]:
         """Return one answer per seed, each from a request of its own."""
