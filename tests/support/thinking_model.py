@@ -41,6 +41,8 @@ def thinking_model(folder: Path, template: str = BY_MODEL, special: bool = False
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more lose time with a model this small
     torch.manual_seed(0)
     shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
     ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
@@ -58,6 +60,7 @@ def thinking_model(folder: Path, template: str = BY_MODEL, special: bool = False
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     assert loss < 0.05, f"the model has not learned to think: loss {loss:.3f}"
     model.save_pretrained(folder)
     return folder
