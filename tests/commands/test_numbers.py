@@ -112,3 +112,9 @@ def test_scores_of_any_size_make_a_pair(srlm: Srlm, more: tuple[str, ...]) -> No
     result = srlm("make-pairs", *more, stdin=as_lines(rows))
     assert result.code == 0, result.err
     assert [row["score_chosen"] > row["score_rejected"] for row in result.rows] in ([True], []), result.out
+
+
+@pytest.mark.parametrize(("name", "option", "least"), [("sample", "--seed", 0), ("dpo", "--max-steps", -1)])
+def test_the_message_names_the_range_of_the_option(name: str, option: str, least: int, capsys: pytest.CaptureFixture):
+    assert cli.run([name, f"{option}={10**23}"]) == 2
+    assert f"must be from {least} to {LARGEST} (" in capsys.readouterr().err

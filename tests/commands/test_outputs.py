@@ -46,6 +46,12 @@ def test_a_device_is_written_and_stays_one(srlm: Srlm) -> None:
     assert not Path("/dev/stderr").is_file() or Path("/dev/stderr").is_symlink()
 
 
+def test_a_full_device_is_named(srlm: Srlm) -> None:
+    result = srlm(*SAMPLE, "--out", "/dev/full", "--quiet")
+    assert result.code == 1 and "error: /dev/full: No space left" in result.err and "stdout" not in result.err
+    assert "a run whose --out is a regular file can be resumed" in result.err
+
+
 def test_the_input_is_not_written_over(srlm: Srlm) -> None:
     before = (srlm.folder / "in.jsonl").read_bytes()
     result = srlm(*SAMPLE, "--out", "./in.jsonl")

@@ -67,7 +67,7 @@ def test_a_judge_by_length_falls_for_what_is_longer(srlm: Srlm) -> None:
     probed = read_rows(srlm.folder / "probed.jsonl")
     assert len(probed) == 23 and len({row["id"] for row in probed}) == 23
     assert all({"probe", "score", "score_before", "judgements"} <= row.keys() for row in probed)
-    assert "1 dropped: no reply" in done.err
+    assert "1 dropped: no reply" in done.err and ", 23 probed replies, " in done.err and "written" not in done.err
 
 
 def test_a_probe_that_wins_too_often_ends_with_its_name(srlm: Srlm) -> None:

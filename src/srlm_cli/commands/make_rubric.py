@@ -1,7 +1,7 @@
 """srlm make-rubric."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from typer import BadParameter, Option
@@ -39,10 +39,19 @@ def scale_of(text: Any) -> str | int:
     raise BadParameter(f"expected yes/no, or a number from 1 to {MOST} (0 to this number), got {text!r}")
 
 
+@dataclass(frozen=True)
+class RubricStreams(StreamOptions):
+    """Ranked rows in, a template out."""
+
+    out: Annotated[str, Option("--out", "-o", metavar="FILE", help="Judge template (TOML) to write; - is stdout.")] = (
+        "-"
+    )
+
+
 @app.command()
 @grouped
 def make_rubric(
-    stream: StreamOptions,
+    stream: RubricStreams,
     engine: EngineOptions,
     sampling: Annotated[SamplingOptions, Defaults(max_new_tokens=256)],
     num_candidates: Annotated[
@@ -70,7 +79,11 @@ def make_rubric(
     ] = 1,
     template: Annotated[
         Literal["criteria", "criteria_score_only"],
-        Option("--template", help="Judge prompt; criteria_score_only has no reasons and is for small models."),
+        Option(
+            "--template",
+            metavar="<criteria|criteria_score_only>",
+            help="Judge prompt; criteria_score_only has no reasons and is for small models.",
+        ),
     ] = "criteria",
     write_template: Annotated[
         str, Option("--write-template", help="Prompt for criteria: built-in template name or .toml file.")

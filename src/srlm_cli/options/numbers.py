@@ -26,5 +26,6 @@ def in_range(context: Context, option: Any, value: Any) -> Any:
         if isinstance(number, float) and not isfinite(number):
             raise BadParameter(f"{number} is not a finite number", ctx=context, param=option)
         if isinstance(number, int) and abs(number) > LARGEST:
-            raise BadParameter(f"must be from -{LARGEST} to {LARGEST}", ctx=context, param=option)
+            least = -LARGEST if option.min is None else option.min
+            raise BadParameter(f"must be from {least} to {LARGEST}", ctx=context, param=option)
     return value

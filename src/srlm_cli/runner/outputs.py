@@ -38,7 +38,7 @@ def open_writer(out: str | None, fingerprint: dict[str, Any]) -> FileWriter | St
     if os.path.isdir(out):
         raise OptionError(f"{out} is a folder", "--out takes a file")
     if os.path.exists(out) and not os.path.isfile(out):  # a device or a named pipe
-        return StreamWriter(os.open(out, os.O_WRONLY))
+        return StreamWriter(os.open(out, os.O_WRONLY), out)
     return FileWriter(Path(os.path.realpath(out)), fingerprint)  # the target of a link, not the link
 
 
@@ -100,14 +100,14 @@ def print_result(row: Record) -> None:
 def how_to_go_on(writer: FileWriter | StreamWriter) -> str:
     """Return a hint that says where the rows so far are."""
     if isinstance(writer, StreamWriter):
-        return "the rows so far are written; with --out FILE a run can be resumed"
+        return "the rows so far are written; a run whose --out is a regular file can be resumed"
     return f"finished rows are in {writer.part}; run the same command again to resume"
 
 
 def write_error(error: OSError, writer: FileWriter | StreamWriter) -> SrlmError:
     """Return a failed write as an error; for a full disk its hint says how to resume."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    where = error.filename or (writer.part if isinstance(writer, FileWriter) else "stdout")
+    where = error.filename or (writer.part if isinstance(writer, FileWriter) else writer.name)
     return SrlmError(f"{where}: {error.strerror or error}", how_to_go_on(writer) if full else "")
 
 

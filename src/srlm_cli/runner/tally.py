@@ -49,9 +49,9 @@ class Tally:
         """Return the tally that `as_dict` saved."""
         return cls(**{**saved, "dropped": Counter(saved["dropped"]), "counts": Counter(saved["counts"])})
 
-    def summary(self) -> str:
-        """Return the figures in one line for people."""
-        parts = [f"{self.read} read", f"{self.kept} written"]
+    def summary(self, kept: str = "written") -> str:
+        """Return the figures in one line for people; `kept` is the word for the rows that were made."""
+        parts = [f"{self.read} read", f"{self.kept} {kept}"]
         parts += [f"{count} dropped: {reason}" for reason, count in self.dropped.most_common()]
         parts += [f"{count} {name}" for name, count in self.counts.items() if count]
         if self.tokens_out:

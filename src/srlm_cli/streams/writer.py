@@ -29,10 +29,10 @@ def dumps(row: Any) -> str:
 
 
 class StreamWriter:
-    """Write rows to a pipe and flush each line; a pipe cannot be resumed."""
+    """Write rows to a pipe or a device and flush each line; it cannot be resumed. `name` is for messages."""
 
-    def __init__(self, fd: int) -> None:
-        self.file = os.fdopen(fd, "wb")
+    def __init__(self, fd: int, name: str = "stdout") -> None:
+        self.file, self.name = os.fdopen(fd, "wb"), name
 
     def write(self, rows: list[Record]) -> None:
         """Write and flush; raise ClosedPipe when the other end has gone."""

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from typer import Option
@@ -17,6 +18,7 @@ from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_clash, refuse_own_input
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun, write_metrics
+from srlm_cli.runner.tally import Tally
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, shown
 
@@ -101,7 +103,9 @@ def head_to_head(
     digests = [other.digest for other in others]
     decides = identity(sampling, template=form.hash, direct=direct, by=by, against=digests, names=names)
     decides |= model_identity(model.spec)
-    tally = StageRun("eval head-to-head", replace(stream, out=matches), reader, decides, engine=model).run(play)
+    run = StageRun("eval head-to-head", replace(stream, out=matches), reader, decides, engine=model)
+    run.summary = partial(Tally.summary, kept="matches")
+    tally = run.run(play)
     metrics = standings.metrics(played, names, sampling.seed)
     if len(files) > 2 and not stream.quiet:
         for line in standings.table(metrics, names):

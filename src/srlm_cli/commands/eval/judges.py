@@ -23,6 +23,7 @@ from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_clash, refuse_own_input
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import Resumed, StageRun, warn_of_thoughts, write_metrics
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import Outcome
 from srlm_cli.stages import judge as stage
 from srlm_cli.streams.console import say
@@ -180,7 +181,9 @@ def judges(
         system=system,
     )  # fmt: skip
     decides |= model_identity(spec) if reader.peek() else {}
-    tally = StageRun("eval judges", replace(stream, out=judged), reader, decides, engine=model).run(make)
+    run = StageRun("eval judges", replace(stream, out=judged), reader, decides, engine=model)
+    run.summary = partial(Tally.summary, kept="judged rows")
+    tally = run.run(make)
     about = {name: {"template": way.form.name, "model": model.model} for name, way in ways.items()}
     rows = measure.judges_metrics(found, about, sampling.seed)
     if not stream.quiet:

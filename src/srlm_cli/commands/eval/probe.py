@@ -1,6 +1,7 @@
 """srlm eval probe."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal
 
 from typer import Option
@@ -16,6 +17,7 @@ from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.outputs import refuse_clash, refuse_own_input
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun, write_metrics
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import judge as stage_judge
 from srlm_cli.stages.probes import PROBES
 
@@ -99,7 +101,9 @@ def probe(
         system=system, probe=names,
     )  # fmt: skip
     decides |= model_identity(spec) if reader.peek() else {}
-    tally = StageRun("eval probe", replace(stream, out=probed), reader, decides, engine=model).run(make)
+    run = StageRun("eval probe", replace(stream, out=probed), reader, decides, engine=model)
+    run.summary = partial(Tally.summary, kept="probed replies")
+    tally = run.run(make)
     rows = measure.probe_metrics(found, names, model.model, sampling.seed)
     limit = measure.over_limit(rows, max_probe_wins)
     write_metrics(
