@@ -370,9 +370,8 @@ def test_two_rankings_of_one_prompt_need_ids(srlm: Srlm) -> None:
     ranked = [
         {"prompt": "Why?", "responses": [{"text": f"{letter}{k}", "rank": k} for k in range(2)]} for letter in "ab"
     ]
-    judged = srlm("judge", "--engine", "echo", stdin=as_lines(ranked)).out
-    result = srlm("eval", "reward", stdin=judged)
-    assert result.code == 3 and "two replies have the id" in result.err
+    judged = srlm("judge", "--engine", "echo", stdin=as_lines(ranked))
+    assert judged.code == 3 and "<stdin>:2: two replies have the id" in judged.err and "ranking" in judged.err
     own = srlm("judge", "--engine", "echo", stdin=as_lines({**row, "id": str(n)} for n, row in enumerate(ranked))).out
     assert srlm("eval", "reward", stdin=own).code == 0
 

@@ -23,6 +23,7 @@ from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun, warn_of_thoughts
 from srlm_cli.stages import sample as stage
+from srlm_cli.stages.seen import with_ids_checked
 
 app = new_app()
 
@@ -58,7 +59,7 @@ def sample(
     of each earlier turn was given. A turn without a reply ends the conversation, and the rest is counted.
     """
     model = LazyEngine(engine.spec())
-    rows = open_reader(stream, partial(asked, system=system), [stream.in_], shard=shard)
+    rows = open_reader(stream, with_ids_checked(partial(asked, system=system)), [stream.in_], shard=shard)
     own = {"num_responses": num_responses, "system": system, "shard": rows.part}
     decides = identity(sampling, **own) | model_identity(model.spec)
     options = stage.SampleOptions(

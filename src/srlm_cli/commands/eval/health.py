@@ -12,6 +12,7 @@ from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
+from srlm_cli.stages.seen import with_ids_checked
 from srlm_cli.streams.reader import Reader, read_all
 
 
@@ -85,7 +86,9 @@ def health(
     refuse_own_input(out, [in_, *filter(None, [before, reward, reward_before])])
     accuracies = [accuracy_in(path) if path else None for path in (reward, reward_before)]
     earlier = numbers_of_file(before) if before else None
-    reader = open_reader(read, records.judged_record, [in_], traced=False, beside=[before, reward, reward_before, out])
+    reader = open_reader(
+        read, with_ids_checked(records.judged_record), [in_], traced=False, beside=[before, reward, reward_before, out]
+    )
     judged = pure.numbers_of(finished(reader), ByKey(pure.Numbers))
     check_whole(reader)
     rows = pure.health_metrics(judged, earlier, *accuracies, seed=seed)
@@ -107,7 +110,7 @@ def numbers_of_file(path: str):
     from srlm_cli.evaluate.health import Numbers, numbers_of
     from srlm_cli.streams.spill import ByKey
 
-    reader = Reader([path], records.judged_record, traced=False)
+    reader = Reader([path], with_ids_checked(records.judged_record), traced=False)
     numbers = numbers_of(finished(reader), ByKey(Numbers))
     check_whole(reader)
     return numbers

@@ -20,6 +20,7 @@ from srlm_cli.runner.stage import StageRun, write_metrics
 from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import judge as stage_judge
 from srlm_cli.stages.probes import PROBES
+from srlm_cli.stages.seen import with_ids_checked
 
 
 @grouped
@@ -76,7 +77,7 @@ def probe(
     refuse_clash("--probed", probed, stream.out, [stream.in_])
     form = judge_template(template, system)
     refuse_without_choices(form, template, score, force_score)
-    check = stage_judge.with_fields_of(form, records.response_record)
+    check = with_ids_checked(stage_judge.with_fields_of(form, records.response_record))
     reader = open_reader(stream, check, [stream.in_], beside=[probed])
     spec = engine.spec()
     model = LazyEngine(spec)

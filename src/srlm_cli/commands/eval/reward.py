@@ -8,13 +8,14 @@ from typing import Annotated
 from typer import Option
 
 from srlm_cli import records
-from srlm_cli.errors import BadRow, DataError
+from srlm_cli.errors import BadRow
 from srlm_cli.options.common import In, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
 from srlm_cli.records import Record
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
+from srlm_cli.stages.seen import with_ids_checked
 from srlm_cli.streams.reader import Reader
 
 
@@ -58,15 +59,11 @@ def reward(
 
     refuse_own_input(out, [in_, *([ranked] if ranked else [])])
     people = human_values(ranked) if ranked else None
-    check = lambda row: with_human(records.judged_record(row), people)  # noqa: E731
+    check = with_ids_checked(lambda row: with_human(records.judged_record(row), people))
     reader = open_reader(read, check, [in_], traced=False, beside=[ranked, out])
     prompts, judges, count = ByKey(pure.Replies), set(), 0
     for prompt, rows in groupby(finished(reader), key=itemgetter("prompt_id")):
         group = list(rows)
-        try:
-            records.refuse_two_replies(group)
-        except BadRow as error:
-            raise DataError(f"{reader.at}: {error}") from None
         prompts.add(prompt, pure.replies_of(group, seed, best, by))
         judges |= {pure.judge_name(row) for row in group}
         count += len(group)

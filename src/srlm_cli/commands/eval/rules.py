@@ -15,6 +15,7 @@ from srlm_cli.rules import rules_of_row
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
+from srlm_cli.stages.seen import with_ids_checked
 from srlm_cli.streams.reader import Reader, read_all
 
 
@@ -69,7 +70,7 @@ def rules(
     refuse_own_input(out, [in_, *filter(None, [prompts, before])])
     for_all = source.rules()
     earlier = total_in(before) if before else None
-    check = with_rules_checked(adding_rules(responses, prompts), for_all)
+    check = with_ids_checked(with_rules_checked(adding_rules(responses, prompts), for_all))
     reader = open_reader(read, check, [in_], traced=False, beside=[prompts, before, out])
     found, names, models, count = ByKey(pure.Kept), set(), set(), 0
     for row in finished(reader):

@@ -16,6 +16,7 @@ from srlm_cli.records import Record
 from srlm_cli.runner.inputs import open_reader
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages.rules import RuleOptions
+from srlm_cli.stages.seen import with_ids_checked
 from srlm_cli.streams.reader import Reader
 from srlm_cli.templates import Template
 
@@ -34,7 +35,7 @@ def open_judgeable(asked: Asked, form: Template, rules: RuleOptions | None) -> R
     check = with_rules_checked(judgeable, rules and rules.rules)
     if not asked.kind.together:
         asked.search.check(form, "--template additive")
-        check = stage.with_fields_of(form, check)
+        check = with_ids_checked(stage.with_fields_of(form, check))
     of_prompt = itemgetter("prompt_id") if asked.by_prompt else None
     return open_reader(asked.stream, check, [asked.stream.in_], shard=judging.shard, group_of=of_prompt)
 

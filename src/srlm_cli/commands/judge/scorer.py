@@ -15,6 +15,7 @@ from srlm_cli.runner.inputs import open_reader
 from srlm_cli.runner.provenance import model_identity
 from srlm_cli.runner.stage import StageRun
 from srlm_cli.stages.scorers import judge_by_scores
+from srlm_cli.stages.seen import with_ids_checked
 
 
 def run(asked: Asked) -> None:
@@ -39,7 +40,7 @@ def run(asked: Asked) -> None:
     scorer = LazyScorer(spec, make, "implicit" if options.implicit else "reward")
     if not options.implicit:
         check_reward_model(spec.model)
-    rows = open_reader(asked.stream, judgeable, [asked.stream.in_], shard=asked.judging.shard)
+    rows = open_reader(asked.stream, with_ids_checked(judgeable), [asked.stream.in_], shard=asked.judging.shard)
     decides |= {"shard": rows.part, **model_identity(spec)}
     stage = StageRun("judge", asked.stream, rows, decides, engine=scorer)
     stage.run(lambda rows, _: judge_by_scores(rows, scorer, about), asked.limit())
