@@ -208,7 +208,7 @@ FOUND = [{"prompt": f"Ask {n}?", "response": "x" * (k + 1), "k": k} for n in ran
         (("--model", "rules"), "--model rules is for one response at a time"),
         (("--evidence", "corpus.db"), "--evidence is for one response at a time"),
         (("--template", "score_only"), "template score_only: its text has to use the fields $first"),
-        (("--by", "pointwise", "--comparisons", "2"), "--comparisons is about pairs of responses (--by pairwise)"),
+        (("--by", "pointwise"), "--direct has no effect here (it needs --meta or --by pairwise)"),
         (("--by", "group"), "--direct reads one verdict, and --by group has many"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -216,6 +216,11 @@ FOUND = [{"prompt": f"Ask {n}?", "response": "x" * (k + 1), "k": k} for n in ran
 def test_options_that_cannot_hold_are_refused_by_name(srlm: Srlm, options: tuple[str, ...], said: str) -> None:
     result = srlm(*ARGV, *options, stdin=as_lines(FOUND))
     assert result.code == 2 and said in result.err and len(result.err.splitlines()) == 1
+
+
+def test_comparisons_are_of_two_responses(srlm: Srlm) -> None:
+    done = srlm("judge", "--engine", "echo", "--comparisons", "2", stdin=as_lines(FOUND))
+    assert done.code == 2 and "--comparisons is about pairs of responses (--by pairwise)" in done.err
 
 
 def test_a_prompt_that_comes_back_is_a_bad_row_at_its_line(srlm: Srlm) -> None:

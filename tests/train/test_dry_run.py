@@ -42,7 +42,7 @@ def peak(folder: Path, *argv: str) -> tuple[int, dict]:
 @pytest.mark.parametrize(
     ("command", "more"),
     [
-        ("dpo", ()),
+        slow("dpo", ()),
         slow("sft", ()),
         slow("sft", ("--max-steps", "1")),
         slow("kto", ()),
