@@ -124,7 +124,7 @@ def make_eft(
       srlm make-eft --in ranked.jsonl --method hindsight --reason none --template score_only --out eft.jsonl
       srlm make-eft --in ranked.jsonl --method hindsight --template evidence --evidence corpus.db --out eft.jsonl
       srlm make-eft --in ranked.jsonl --eval-share 0.25 --split eval --out ranked_eval.jsonl
-      srlm make-eft --in ranked.jsonl --eval-share 0.25 --model sft/model --num-judgements 8 --ties --out eft.jsonl
+      srlm make-eft --in ranked.jsonl --method accept --model sft/model --num-judgements 8 --ties --out eft.jsonl
       srlm make-eft --in responses.jsonl --own rules --rule no-commas --method hindsight --reason none --out own.jsonl
       cat eft-*.jsonl | srlm make-eft --thin --max-share 0.4 > eft.jsonl
 
