@@ -115,7 +115,7 @@ def plot(found: list[dict[str, Any]], file: Path) -> None:
                     axes.plot(*zip(*some, strict=True), line, color=colour, marker="o", ms=4, label=f"{task} {shape}")
         axes.set_xscale("log", base=2)
         axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.dataLim.y1)
         axes.set_xlabel("tokens of each row")
         axes.set_title(label, loc="left", fontsize=10)
         axes.grid(axis="y", linewidth=0.4)
