@@ -136,7 +136,7 @@ def test_a_row_that_is_told_to_be_judged_is_its_own_record(change: dict) -> None
 
 
 @pytest.mark.parametrize("field", ["id", "prompt_id", "prompt", "response", "score"])
-@pytest.mark.parametrize("value", [..., "", " \n", 7, True, None, [], SPOKEN, {"a": 1}])
+@pytest.mark.parametrize("value", [..., "", " \n", 7, 10**400, True, None, [], SPOKEN, {"a": 1}])
 def test_a_row_that_has_to_be_looked_at_is_not_told_to_be_judged(field: str, value: object) -> None:
     row = {"response": "Yes.", "score": 4, "prompt": "Hello?", "prompt_id": "p", "id": "p/0", field: value}
     if value is ...:

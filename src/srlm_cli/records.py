@@ -225,7 +225,7 @@ def judged_record(row: Record) -> Record:
     if "score" not in row:
         raise BadRow("expected `score`, a number or null, which `srlm judge` adds")
     if not (row["score"] is None or is_number(row["score"])):
-        raise BadRow(f"expected `score`, a number or null, got {row['score']!r}")
+        raise BadRow(f"expected `score`, a number or null, got {row['score']!r:.60}")
     return row
 
 
@@ -241,7 +241,7 @@ def is_judged_reply(row: Record) -> bool:
     except KeyError:
         return False
     texts = type(own) is type(group) is type(prompt) is type(response) is str
-    known = score is None or type(score) is float or type(score) is int
+    known = score is None or type(score) is float or (type(score) is int and is_number(score))
     if not (texts and known and own and group and prompt and response) or prompt[0].isspace() or response.isspace():
         return False
     return row.get("finish_reason", "stop") == "stop" and FOREIGN.isdisjoint(row) and not may_think(response)

@@ -344,6 +344,11 @@ def test_the_command_takes_all_variants(srlm: Srlm) -> None:
         row["agreement"] for row in srlm("make-pairs", "--in", "in.jsonl", "--consistency-with", "again.jsonl").rows
     }
     assert mean < 0.2
+    beyond = [{**row, "score": 10**400 if row["k"] else row["score"]} for row in judged_rows(2)]  # of all floats
+    huge = srlm("make-pairs", stdin=as_lines(beyond))
+    assert huge.code == 3 and "a number or null, got 1000" in huge.err and len(huge.err) < 200, huge.err
+    skipped = srlm("make-pairs", "--on-error", "skip", stdin=as_lines(beyond))
+    assert skipped.code == 0 and "4 dropped: bad row" in skipped.err
     alone = srlm("make-pairs", "--in", "in.jsonl", "--agreement", "pair")
     assert alone.code == 2 and "--consistency-with FILE" in alone.err
     kept = srlm("make-pairs", "--consistency-with", "in.jsonl", "--agreement", "pair", stdin=as_lines(judged_rows(8)))
