@@ -135,6 +135,7 @@ def test_report_shows_the_rounds(run_folder):
     assert "M2" in done.stdout and "6" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_file_over_a_limit_is_held_back(run_folder):
     """Exit 4 stops Make, and stops it again, until the limit is changed."""
     settings = run_folder / "srlm.toml"
@@ -237,6 +238,7 @@ def test_kto_trains_on_the_judged_replies(run_folder):
     assert json.loads((model / "provenance.json").read_text())["command"] == "dpo"
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path):
     folder = tmp_path / "mine"
     subprocess.run([*FORKED, "init", folder], check=True, capture_output=True)

@@ -123,6 +123,7 @@ def test_kto_learns_from_judged_replies_without_pairs(folder: Path) -> None:
     assert model.read_text().startswith("dpo ") and planned(folder) == set()
 
 
+@pytest.mark.slow
 def test_kto_makes_no_pairs_in_small_rounds(folder: Path) -> None:
     with open(folder / "srlm.toml", "a") as file:
         file.write(KTO + 'ref = "base"\n')

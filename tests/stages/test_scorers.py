@@ -138,6 +138,7 @@ def test_models_that_are_no_reward_models_are_refused_in_one_line(srlm: Srlm, tm
     assert done.code == 2 and "scores replies and writes no text" in done.err
 
 
+@pytest.mark.slow
 def test_from_rewards_to_pairs_and_metrics(reward: Path, srlm: Srlm) -> None:
     ranked = {"prompt": "Why?", "responses": [{"text": "So it is.", "rank": 0}, {"text": "No", "rank": 1}]}
     judged = srlm("judge", "--engine", "reward", "--model", str(reward), stdin=as_lines([ranked]), env=ALONE)

@@ -159,6 +159,7 @@ def test_what_scores_depend_on_is_never_mistaken(change, spec, base, other, scor
     assert "cached" not in dpo(rows, spec, config, ref=ref, run=CACHED)["reference"] and scored == [len(rows)]
 
 
+@pytest.mark.slow
 def test_a_new_adapter_does_not_change_the_reference_and_a_trained_one_does(spec, base, scored, tmp_path) -> None:
     """Whatever its rank and its random numbers are."""
     dpo(ROWS, replace(spec, lora_r=2), DPOLossConfig(), run=CACHED)
@@ -175,6 +176,7 @@ def test_a_new_adapter_does_not_change_the_reference_and_a_trained_one_does(spec
     assert scored == [6] * 4
 
 
+@pytest.mark.slow
 def test_kto_has_scores_of_its_own(spec, scored, tmp_path) -> None:
     """The replies to other prompts depend on the seed, which shuffles the rows."""
     rows = labelled(6)
@@ -191,6 +193,7 @@ def test_kto_has_scores_of_its_own(spec, scored, tmp_path) -> None:
         assert scored == wanted, at
 
 
+@pytest.mark.slow
 def test_held_out_rows_and_a_moving_reference(spec, scored, tmp_path) -> None:
     result = dpo(ROWS, spec, DPOLossConfig(), eval_rows=pairs(9)[6:], run=CACHED)
     again = replace(spec, out=tmp_path / "n")

@@ -100,6 +100,7 @@ def killed(base: Path, out: Path, monkeypatch: pytest.MonkeyPatch, **more: objec
 EVERY_4 = RunOptions(quiet=True, save_steps=4)
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_with_its_reference(base: Path, tmp_path: Path, monkeypatch) -> None:
     spec = killed(base, tmp_path / "m", monkeypatch)
     whole = replace(spec, out=tmp_path / "whole")

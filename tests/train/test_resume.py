@@ -142,6 +142,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(kind, model, more, at, wh
     assert result["first_loss"] == whole["first_loss"] and result["train_loss"] == pytest.approx(whole["train_loss"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("begun", "here"), [("bfloat16", "float32"), ("float32", "bfloat16")])
 def test_a_resumed_training_keeps_the_dtype_that_it_began_with(begun, here, base, tmp_path, monkeypatch, capsys):
     """`--dtype auto` on a processor of one kind, then on one of the other; another dtype by name is refused."""
@@ -319,6 +320,7 @@ def test_a_nan_ends_the_training_at_its_step(base: Path, tmp_path: Path, monkeyp
     assert all(bool(torch.isfinite(value).all()) for value in saved.values())
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_folder(unfinished: TrainSpec) -> None:
     held, ready = multiprocessing.get_context("spawn").Event(), multiprocessing.get_context("spawn").Event()
     other = multiprocessing.get_context("spawn").Process(target=hold, args=(str(unfinished.out), held, ready))
