@@ -200,3 +200,4 @@ def test_rows_of_a_thinking_server(srlm: Srlm, tmp_path: Path) -> None:
         done = srlm("sample", *argv, "-n", "4", stdin=as_lines([{"prompt": "Two and two?"}]))
     assert {(row["response"], row["thought"]) for row in done.rows} == {("Four.", "Hm."), (None, "Hm")}
     assert "unfinished thought" in done.err and "--max-new-tokens 512" in done.err
+    assert "--max-thinking-tokens" not in done.err and "--extra-body '{\"thinking_token_budget\": 512}'" in done.err

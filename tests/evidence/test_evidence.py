@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -208,6 +209,37 @@ def test_two_texts_of_one_name_are_refused_and_nothing_is_written(tmp_path: Path
         build(tmp_path / "c.db", doc("a", "alpha"), doc("a", "beta"))
     assert not (tmp_path / "c.db").exists()
     assert build(tmp_path / "c.db", doc("a", "alpha"), doc("a", "alpha"))["documents"] == 1
+
+
+@pytest.mark.parametrize(
+    "ends", [OSError("full"), KeyboardInterrupt(), sqlite3.OperationalError("disk is full")], ids=repr
+)
+def test_a_new_index_that_fails_leaves_nothing(tmp_path: Path, ends: BaseException) -> None:
+    with pytest.raises((type(ends), SrlmError)), open_index(str(tmp_path / "c.db"), 120, 20) as made:
+        made.add(doc("a", "alpha"))
+        raise ends
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_index_is_made_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srlm_cli.streams.locked.WAIT", 0.0)
+    with open_index(str(tmp_path / "c.db"), 120, 20) as made:
+        made.add(doc("a", "alpha"))
+        with pytest.raises(OptionError, match="another process is writing .*c.db.part"):
+            build(tmp_path / "c.db", doc("b", "beta"))
+        made.finish()
+    assert sources(tmp_path / "c.db", "alpha") == ["a"]
+
+
+def test_a_process_that_waited_for_a_new_index_adds_to_it(tmp_path: Path) -> None:
+    other = Thread(target=build, args=(tmp_path / "c.db", doc("b", "beta")))
+    with open_index(str(tmp_path / "c.db"), 120, 20) as made:
+        made.add(doc("a", "alpha"))
+        other.start()
+        time.sleep(0.2)
+        made.finish()
+    other.join()
+    assert sources(tmp_path / "c.db", "alpha beta") == ["a", "b"]
 
 
 def test_what_a_killed_run_wrote_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

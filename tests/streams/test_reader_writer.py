@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
@@ -247,6 +248,36 @@ def test_a_file_of_other_settings_says_what_differs(tmp_path: Path) -> None:
 
 def test_nothing_left_over(tmp_path: Path) -> None:
     assert FileWriter(tmp_path / "out", PRINT).left_over() is None
+
+
+def test_a_file_is_written_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srlm_cli.streams.locked.WAIT", 0.0)
+    first, second = begun(tmp_path / "out", 3), FileWriter(tmp_path / "out", PRINT)
+    for checkpoint in (None, {"bytes": 9, "read": 1}):
+        with pytest.raises(OptionError, match="another process is writing .*out.part"):
+            second.start(checkpoint)
+    first.commit({}, {"read": 3})
+    assert read_rows(tmp_path / "out") == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_a_checkpoint_of_a_file_that_another_process_completed_is_refused(tmp_path: Path) -> None:
+    first = begun(tmp_path / "out", 3)
+    first.close()
+    saved = FileWriter(tmp_path / "out", PRINT).left_over()
+    first.start(saved)
+    first.commit({}, {"read": 3})
+    with pytest.raises(OptionError, match="another process has written .*out"):
+        FileWriter(tmp_path / "out", PRINT).start(saved)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.meta.json"}
+
+
+def test_a_file_that_was_completed_while_a_process_waited_is_not_written(tmp_path: Path) -> None:
+    first = begun(tmp_path / "out", 2)
+    Timer(0.2, first.commit, ({}, {"read": 2})).start()
+    second = begun(tmp_path / "out", 1)  # waits, then has a FILE.part of its own
+    assert read_rows(tmp_path / "out") == [{"n": 0}, {"n": 1}]
+    second.commit({}, {"read": 1})
+    assert read_rows(tmp_path / "out") == [{"n": 0}]
 
 
 def test_folders_are_made(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def sample(
         lambda rows, _: stage.sample(rows, model, options)
     )
     if not stream.quiet:
-        warn_of_thoughts("sample", tally, sampling)
+        warn_of_thoughts("sample", tally, sampling, model)
 
 
 def asked(row: Record, system: str | None) -> Record:

@@ -11,6 +11,7 @@ from srlm_cli.records import Message, Record
 from srlm_cli.thoughts import MARKS, Marks, Thought
 
 TEMPLATE_REFUSED = "template-refused"
+SERVER_CLOSES = """vLLM: --extra-body '{"thinking_token_budget": 512}'"""  # closes a thought
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,16 @@ from typing import Any
 import openai
 
 from srlm_cli.engines import choice_probabilities
-from srlm_cli.engines.base import TEMPLATE_REFUSED, Completion, EngineSpec, Request, Sampling, end_of, no_text
+from srlm_cli.engines.base import (
+    SERVER_CLOSES,
+    TEMPLATE_REFUSED,
+    Completion,
+    EngineSpec,
+    Request,
+    Sampling,
+    end_of,
+    no_text,
+)
 from srlm_cli.engines.chat_template import ChatTemplate, answered
 from srlm_cli.engines.openai_answers import Answer, Json, Reply, read_answer
 from srlm_cli.engines.openai_draws import Draws
@@ -93,7 +102,7 @@ class OpenAIEngine:
                 if request.sampling.max_thinking_tokens:
                     raise OptionError(
                         "--max-thinking-tokens: a server closes thoughts itself",
-                        """vLLM: --extra-body '{"thinking_token_budget": 512}'""",
+                        SERVER_CLOSES,
                     )
                 begun.append(asyncio.run_coroutine_threadsafe(self._answer(request), self.loop))
                 while begun and (begun[0].done() or len(begun) >= self.look_ahead):

@@ -14,6 +14,7 @@ from typing import Any
 
 from srlm_cli.errors import BadRow, OptionError, SrlmError
 from srlm_cli.evidence.documents import Document, passages
+from srlm_cli.streams.locked import open_locked
 
 APPLICATION = 0x73726C6D  # "srlm", by which the file is known
 TOKENIZER = "porter unicode61"
@@ -129,16 +130,11 @@ class Index:
 def open_index(path: str, words: int, overlap: int) -> Iterator[Index]:
     """Open an index to add documents, a new one if there is none; all that is added appears at the end, or nothing.
 
-    A new index is made in FILE.part. Raises OptionError for another kind of file, or other sizes of passages than the
-    index has.
+    Raises OptionError for another kind of file, or other sizes of passages than the index has.
     """
-    old = os.path.exists(path)
-    place = path if old else f"{path}.part"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not old:
-        Path(place).unlink(missing_ok=True)
-    with failures(path):
-        database = connect(place)
+    with place_of(path) as place, failures(path):
+        database, old = connect(place), place == path
         try:
             if old:
                 refuse_sizes(path, settings(database, path), words, overlap)
@@ -160,10 +156,29 @@ def open_index(path: str, words: int, overlap: int) -> Iterator[Index]:
             database.execute("COMMIT")
         finally:
             database.close()  # a transaction that has not ended is rolled back
-        if not old:
-            with open(place, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(place, path)
+
+
+@contextmanager
+def place_of(path: str) -> Iterator[str]:
+    """Give the file to write: an index that exists, or an empty FILE.part, which becomes FILE or is deleted.
+
+    One process at a time has FILE.part; one that waited for it adds to the index of the other.
+    """
+    if os.path.exists(path):
+        yield path
+        return
+    part = Path(f"{path}.part")
+    with open_locked(part) as file:
+        try:
+            if os.path.exists(path):
+                yield path
+                return
+            file.truncate(0)
+            yield str(part)
+            os.fsync(file.fileno())
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def connect(path: str, *, made: bool = False) -> sqlite3.Connection:

@@ -9,6 +9,7 @@ from typing import Any
 
 from srlm_cli import __version__
 from srlm_cli.engines import LazyEngine
+from srlm_cli.engines.base import SERVER_CLOSES
 from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import SamplingOptions, StreamOptions
@@ -185,12 +186,17 @@ class StageRun:
         return {**self.tally.as_dict(), "digest": reader.digest.hex() if reader is not None else "", **refused}
 
 
-def warn_of_thoughts(name: str, tally: Tally, sampling: SamplingOptions) -> None:
+def warn_of_thoughts(name: str, tally: Tally, sampling: SamplingOptions, engine: LazyEngine) -> None:
     """Say on stderr how many texts were cut off in their thought, and which option to raise."""
     if count := tally.counts["unfinished thought"]:
+        closes = (
+            f"the server close them ({SERVER_CLOSES})"
+            if engine.name == "openai"
+            else "--max-thinking-tokens close them"
+        )
         say(
             f"srlm {name}: {count} thoughts were not finished within --max-new-tokens {sampling.max_new_tokens}: they "
-            "have no answer. Raise it, or let --max-thinking-tokens close them"
+            f"have no answer. Raise it, or let {closes}"
         )
 
 

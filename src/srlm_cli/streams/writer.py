@@ -1,7 +1,7 @@
 """Write rows so that FILE exists if and only if it is complete, and a killed run can be resumed.
 
 Rows go to FILE.part; FILE.part.meta.json has the last checkpoint, up to which they are complete. On success FILE.part
-is synced and renamed, and FILE.meta.json says how FILE was made.
+is synced and renamed, and FILE.meta.json says how FILE was made. One process at a time has FILE.part.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 
 from srlm_cli.errors import ClosedPipe, OptionError
 from srlm_cli.records import Record
+from srlm_cli.streams.locked import open_locked
 
 SECONDS_BETWEEN_CHECKPOINTS = 0.5
 
@@ -95,10 +96,16 @@ class FileWriter:
         return saved["checkpoint"]
 
     def start(self, resume: dict[str, Any] | None) -> None:
-        """Open FILE.part, cut back to a checkpoint (a torn last line goes), or empty without one."""
+        """Open FILE.part, cut back to a checkpoint (a torn last line goes), or empty without one.
+
+        Raises OptionError if another process writes it, or has completed it since the checkpoint was read.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part, "r+b" if resume else "wb", buffering=1 << 20)
+        self.file = open_locked(self.part)
         self.bytes = resume["bytes"] if resume else 0
+        if os.fstat(self.file.fileno()).st_size < self.bytes:
+            self.part.unlink()
+            raise OptionError(f"another process has written {self.path}", "run the same command again to replace it")
         self.file.truncate(self.bytes)
         self.file.seek(self.bytes)
         self.member: gzip.GzipFile | None = None
@@ -156,10 +163,10 @@ class FileWriter:
             self.file.flush()
             os.fsync(self.file.fileno())
             self.bytes = self.file.tell()
-            self.file.close()
-        replace_text(self.meta, json.dumps({**meta, **self._checkpoint()}, indent=1) + "\n")
-        os.replace(self.part, self.path)
-        self.part_meta.unlink(missing_ok=True)
+            replace_text(self.meta, json.dumps({**meta, **self._checkpoint()}, indent=1) + "\n")
+            os.replace(self.part, self.path)
+            self.part_meta.unlink(missing_ok=True)
+            self.file.close()  # last: until then no other process has FILE.part
 
     def _save_now_and_then(self) -> None:
         while not self.closed.wait(SECONDS_BETWEEN_CHECKPOINTS):

@@ -187,7 +187,7 @@ def judges(
     about = {name: {"template": way.form.name, "model": model.model} for name, way in ways.items()}
     rows = measure.judges_metrics(found, about, sampling.seed)
     if not stream.quiet:
-        warn_of_thoughts("eval judges", tally, sampling)
+        warn_of_thoughts("eval judges", tally, sampling, model)
         per_reply = {name: seconds[name] / timed if timed else None for name in kinds}
         for line in measure.table(rows, per_reply):
             say(line)
