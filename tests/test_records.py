@@ -188,3 +188,8 @@ def test_derived_seeds_depend_on_each_part_and_on_nothing_else() -> None:
 
 def test_a_seed_can_be_derived_from_any_text() -> None:
     assert derive(0, "half \ud83d of it") != derive(0, "half  of it")
+
+
+def test_a_ranked_row_in_place_of_a_response_is_named() -> None:
+    with pytest.raises(BadRow, match="got a ranked row with `responses`, which `srlm judge` reads first"):
+        records.judged_record({"prompt": "a", "responses": [{"text": "b", "rank": 0}]})

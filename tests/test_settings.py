@@ -64,6 +64,32 @@ def test_what_would_be_lost_is_refused(tmp_path: Path, text: str, words: str) ->
     assert words in str(caught.value) and "srlm.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("temperature = true", "`temperature` cannot be true or false, got True"),
+        ("num-responses = false", "`num-responses` cannot be true or false"),
+        ("stop = true", "`stop` cannot be true or false"),
+        ('system = ["a"]', "`system` cannot be a list, got ['a']"),
+        ("model = {a = 1}", "`model-name-or-path` cannot be a table"),
+    ],
+)
+def test_a_setting_that_would_become_another_value_is_refused(srlm: Srlm, setting: str, said: str) -> None:
+    (srlm.folder / "srlm.toml").write_text(f"[sample]\n{setting}\n")
+    for argv in (("sample", "--engine", "echo"), ("settings",)):
+        result = srlm(*argv, stdin="")
+        assert result.code == 2 and f"srlm.toml: {said}" in result.err and len(result.err.splitlines()) == 1
+
+
+def test_settings_with_a_byte_order_mark_and_windows_line_ends_are_read(srlm: Srlm) -> None:
+    (srlm.folder / "srlm.toml").write_bytes(b"\xef\xbb\xbf[sample]\r\nnum-responses = 2\r\nsystem = 5\r\n")
+    rows = srlm("sample", "--engine", "echo", stdin='{"prompt": "a"}\n').rows
+    assert len(rows) == 2 and rows[0]["prompt"][0] == {"role": "system", "content": "5"}
+    (srlm.folder / "own.toml").write_bytes(b"\xef\xbb\xbfextends = 'additive'\r\n")
+    judged = srlm("judge", "--engine", "echo", "--template", "own.toml", stdin='{"prompt": "a", "response": "b"}\n')
+    assert judged.code == 0 and judged.rows[0]["judge"]["template"] == "own"
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "srlm.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(OptionError, match="not TOML"):

@@ -47,6 +47,9 @@ def llmbar(row: Record) -> Record:
 
 def ranked(name: str | None, prompt: str, replies: list[tuple[list[str], int]], category: str | None) -> Record:
     """Return a ranked row; `replies` are texts with their rank."""
+    for texts, _ in replies:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"expected texts as replies, got {texts!r:.80}")
     responses = [{"text": text, "rank": rank} for texts, rank in replies for text in texts]
     return {"id": name, "prompt": prompt, "responses": responses, "category": category}
 
@@ -65,9 +68,9 @@ def build(bench: str, rows: Iterable[Record], category: str | None) -> Iterator[
         try:
             made = read(row)
         except (KeyError, TypeError, ValueError) as error:
-            raise SystemExit(f"row {at} is no row of {bench}: {type(error).__name__} {error}") from None
+            raise SystemExit(f"row {at} is not a row of {bench}: {type(error).__name__} {error}") from None
         made["category"] = category or made["category"] or bench
-        yield made | {"id": made["id"] or f"{made['category']}-{at}"}
+        yield made | {"id": f"{made['category']}-{at}" if made["id"] in (None, "") else made["id"]}
 
 
 def load(dataset: str | None, split: str) -> Iterable[Record]:

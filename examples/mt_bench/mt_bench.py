@@ -31,9 +31,14 @@ def questions(source: str) -> Iterator[Record]:
         turns = row.get("turns") or row.get("prompt")
         if not isinstance(turns, list) or not isinstance(row.get("category"), str):
             raise SystemExit(f"{source}: expected `turns` and `category` in each row, got {', '.join(row)}")
-        name = row.get("question_id") or row.get("prompt_id")
+        name = next((row[key] for key in ("question_id", "prompt_id", "id") if row.get(key) not in (None, "")), None)
         reference = {"reference": row["reference"]} if row.get("reference") else {}
-        yield {**({"id": str(name)} if name else {}), "turns": turns, "category": row["category"], **reference}
+        yield {
+            **({"id": str(name)} if name is not None else {}),
+            "turns": turns,
+            "category": row["category"],
+            **reference,
+        }
 
 
 def load(source: str) -> Iterable[Record]:

@@ -102,6 +102,7 @@ def prompt_record(row: Record) -> Record:
 
     The `responses` of a ranked record are left out.
     """
+    _refuse_mixed_turns(row)
     own = own_form(row)
     prompt = _prompt(own, row)
     rest = {key: value for key, value in own.items() if key != "responses"}
@@ -177,6 +178,8 @@ def response_record(row: Record) -> Record:
     The id is `<prompt_id>/<k>`, or ends with a hash of the response if the record has no `k`. A thought at the start of
     the response becomes `thought`. A response of null is a thought without an answer.
     """
+    if "responses" in row and "response" not in row:
+        raise BadRow("expected `response`, got a ranked row with `responses`, which `srlm judge` reads first")
     own = own_form(row)
     nothing = "response" in row and row["response"] is None and "finish_reason" in row
     prompt, response = _prompt(own, row), "" if nothing else text(row.get("response"), "response")
@@ -367,6 +370,8 @@ def _prompt(own: Record, row: Record) -> Prompt:
     if not isinstance(own.get(KWARGS), dict | None):
         raise BadRow(f"expected `{KWARGS}` to be an object, got {own[KWARGS]!r}")
     if own.get("prompt") is None and row.get("prompt", own) is own:
+        if "turns" in row:
+            raise BadRow(f"expected `turns`, a list of texts, or `prompt`, got {row['turns']!r:.60}")
         raise BadRow(f"expected `prompt` (or `instruction`, `question`, `messages`, `conversations`), got {_keys(row)}")
     prompt = own.get("prompt")
     if not prompt and "prompt" in row:
@@ -383,6 +388,13 @@ def _reply(own: Record, name: str) -> Prompt:
     if not (reply if isinstance(reply, str) else any(turn["content"] for turn in reply)):
         raise BadRow(f"expected `{name}` to hold text, got an empty one")
     return reply
+
+
+def _refuse_mixed_turns(row: Record) -> None:
+    """Raise BadRow for a conversation to sample whose `turns` are texts and other values."""
+    turns = row.get("turns")
+    if "turn" not in row and isinstance(turns, list) and 0 < sum(isinstance(one, str) for one in turns) < len(turns):
+        raise BadRow(f"expected `turns`, a list of texts, got {turns!r:.60}")
 
 
 def _are_texts(value: Any) -> bool:

@@ -226,6 +226,7 @@ def test_a_program_finds_passages(tmp_path: Path) -> None:
         ('print(\'{"id": 0, "passages": [{"text": "a", "title": 1}]}\', flush=True)', "expected `title`"),
         ('print(\'{"id": 0, "passages": [{"text": "a", "id": 1.5}]}\', flush=True)', "expected `id`"),
         ("import sys; sys.stdout.buffer.write(b'\\xff\\n'); sys.stdout.flush(); input()", "the answer to query 0"),
+        ("print('Loading the index.', flush=True); input()", "other messages belong on its stderr (got Loading the"),
         ("import sys; print(sys.stdin.read())", "no answer to query 0 in 0.3 seconds (it has to write one line"),
     ],
 )

@@ -84,8 +84,21 @@ def test_a_bench_is_judged_and_measured(bench: str, build, tmp_path: Path, srlm:
 
 
 def test_a_row_of_another_form_is_named(build) -> None:
-    with pytest.raises(SystemExit, match="row 2 is no row of judgebench: KeyError"):
+    with pytest.raises(SystemExit, match="row 2 is not a row of judgebench: KeyError"):
         list(build("judgebench", [ROWS["judgebench"][0], {**ROWS["judgebench"][1], "label": "A=B"}], None))
+
+
+def test_a_reply_that_is_not_a_list_of_texts_is_not_cut_into_letters(build) -> None:
+    with pytest.raises(
+        SystemExit, match="row 1 is not a row of rewardbench2: ValueError expected texts as replies, got 'May'"
+    ):
+        list(build("rewardbench2", [best("1", "A month?", "May", "Moon")], None))
+    with pytest.raises(SystemExit, match="row 1 is not a row of judgebench: .*None"):
+        list(build("judgebench", [pair("a", "x", "b", None, "A>B")], None))
+
+
+def test_an_id_of_zero_is_kept(build) -> None:
+    assert [row["id"] for row in build("rewardbench2", [best(0, "A month?", ["May"], ["Moon"])], None)] == [0]
 
 
 @pytest.mark.slow  # `datasets` takes seconds to import

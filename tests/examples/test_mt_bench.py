@@ -66,6 +66,38 @@ def test_questions_of_the_file_and_of_the_hub_are_the_same(example, tmp_path: Pa
         list(example.questions(str(write_rows(tmp_path / "x.jsonl", [{"turns": "a"}]))))
 
 
+@pytest.mark.parametrize("key", ["question_id", "prompt_id", "id"])
+def test_an_id_of_zero_is_kept(example, tmp_path: Path, key: str) -> None:
+    file = write_rows(tmp_path / "q.jsonl", [{key: 0, "turns": ["a", "b"], "category": "math"}])
+    assert [row["id"] for row in example.questions(str(file))] == ["0"]
+
+
+@pytest.mark.command
+def test_files_are_made_again_when_a_variable_changes(tmp_path: Path) -> None:
+    questions = write_rows(tmp_path / "q.jsonl", MADE_UP)
+    fixed = [
+        f"SRLM={' '.join(FORKED)}",
+        f"PYTHON={sys.executable}",
+        f"OUT={tmp_path / 'out'}",
+        f"QUESTIONS={questions}",
+    ]
+
+    def judges(**given: str) -> list[str]:
+        made = {"ANSWERS": "--engine echo", "JUDGE": "--engine echo --model constant:4", **given}
+        argv = ["make", "-C", EXAMPLE, *fixed, *(f"{name}={value}" for name, value in made.items())]
+        done = subprocess.run(argv, capture_output=True, text=True, env=clean_env(), check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [row["judge"]["model"] for row in read_rows(tmp_path / "out" / "judged.jsonl")]
+
+    assert judges(LIMIT="1") == ["echo:constant:4"] * 2 and judges() == ["echo:constant:4"] * 4
+    assert judges(JUDGE="--engine echo --model 'constant:2'") == ["echo:constant:2"] * 4
+    before = (tmp_path / "out" / "responses.jsonl").read_bytes()
+    judges(JUDGE="--engine echo --model 'constant:2'")
+    assert before == (tmp_path / "out" / "responses.jsonl").read_bytes()
+    judges(ANSWERS="--engine echo --model random")
+    assert before != (tmp_path / "out" / "responses.jsonl").read_bytes()
+
+
 @pytest.mark.skipif(not QUESTIONS.is_file(), reason="the shared questions are not here")
 def test_all_questions_are_read(example) -> None:
     rows = list(example.questions(str(QUESTIONS)))

@@ -283,6 +283,24 @@ def test_the_model_is_loaded_once_and_only_when_there_is_work(monkeypatch: pytes
 RESPONSES = [{"prompt": "Why?", "response": f"r{k}", "k": k} for k in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "never"),
+    [
+        ((), "--force-score lets", "--by"),
+        (("--by", "group"), "--by pointwise --force-score", "score_only"),
+        (("--by", "pairwise"), "--direct takes", "--force-score"),
+    ],
+)
+def test_the_remedy_for_unread_judgements_is_one_that_the_kind_takes(
+    srlm: Srlm, options: tuple[str, ...], said: str, never: str
+) -> None:
+    rows = [{"prompt": "a", "response": text, "id": text, "prompt_id": "a"} for text in ("b", "c")]
+    for limit, code in (("0", 4), ("1", 0)):
+        argv = ["judge", "--engine", "echo", "--max-new-tokens", "3", "--max-unparsed", limit, *options]
+        result = srlm(*argv, stdin=as_lines(rows))
+        assert result.code == code and said in result.err and never not in result.err, result.err
+
+
 def test_the_limit_of_unparsed_judgements_fails_when_all_is_written(srlm: Srlm) -> None:
     argv = ["judge", "--engine", "echo", "--max-new-tokens", "3", "--max-unparsed", "0.5", "--out", "out.jsonl"]
     result = srlm(*argv, stdin=as_lines(RESPONSES))

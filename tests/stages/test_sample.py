@@ -139,6 +139,15 @@ def test_a_system_message_stands_before_the_prompt(srlm: Srlm) -> None:
     assert made["prompt_id"] == prompt_record(rows[0])["id"] and "1 dropped: bad row" in done.err
 
 
+def test_a_file_of_a_system_message_that_is_not_there_is_not_the_message(srlm: Srlm) -> None:
+    (srlm.folder / "bom.txt").write_bytes(b"\xef\xbb\xbfBe brief.\r\n")
+    for system, read in (("bom.txt", "Be brief."), ("/no_think", "/no_think"), ("See notes.txt", "See notes.txt")):
+        [made] = srlm("sample", *ECHO, "-n", "1", "--system", system, stdin='{"prompt": "Why?"}\n').rows
+        assert made["prompt"][0]["content"] == read
+    refused = srlm("sample", *ECHO, "--system", "sytem.txt", stdin="")
+    assert refused.code == 2 and "there is no file sytem.txt" in refused.err
+
+
 def test_the_settings_of_a_model_are_used_only_when_asked_for_and_then_shown(srlm: Srlm, tmp_path) -> None:
     model = tiny_model(tmp_path / "m")
     (model / "generation_config.json").write_text('{"temperature": 0.6, "top_k": 20, "top_p": 0.95, "do_sample": true}')

@@ -154,6 +154,9 @@ def test_forms_of_turns() -> None:
     ):
         with pytest.raises(BadRow, match=problem):
             turns_record(row)
+    for row in ({"turns": []}, {"turns": "a"}, {"turns": ["a", None]}, {"turns": ["a", 3], "prompt": "a"}):
+        with pytest.raises(BadRow, match="expected `turns`, a list of texts"):
+            prompt_record(row)
 
 
 # --- the commands ------------------------------------------------------------------------------

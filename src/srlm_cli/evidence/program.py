@@ -101,7 +101,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-            return "it closed its output and did not end"
+            return f"it did not end within {PATIENCE:g} seconds of its last line"
         return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
 
     def _failed(self, what: str, hint: str) -> SrlmError:
@@ -109,7 +109,10 @@ class Program:
 
     def _passages(self, line: bytes) -> list[Passage]:
         """Return the passages of an answer; raise ValueError if it is another kind of line."""
-        answer = json.loads(line.decode())
+        try:
+            answer = json.loads(line.decode())
+        except ValueError:
+            raise ValueError("expected a line of JSON; other messages belong on its stderr") from None
         if not isinstance(answer, dict) or not isinstance(answer.get("passages"), list):
             raise ValueError('expected {"id": ..., "passages": [{"text": ...}]}')
         if answer.get("id") != self.asked or isinstance(answer["id"], bool):

@@ -65,13 +65,21 @@ def json_object(text: str) -> str:
     raise BadParameter(f"expected a JSON object such as '{{\"name\": 1}}', got {text!r}")
 
 
+TEXT_FILES = (".txt", ".md", ".text", ".prompt", ".jinja", ".toml", ".json")
+
+
 def text_or_file(text: str) -> str:
-    """Return the text of a file of this name, or the text itself."""
+    """Return the text of a file of this name, or the text itself, if it is not one word with the ending of a file."""
+    text = str(text)  # srlm.toml may have a number
     path = Path(text)
     try:
-        return path.read_text(encoding="utf-8").strip() if len(text) < 256 and path.is_file() else text
+        if len(text) < 256 and path.is_file():
+            return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, ValueError) as error:
         raise BadParameter(f"cannot read {text}: {error}") from None
+    if path.suffix.lower() in TEXT_FILES and len(text.split()) == 1:
+        raise BadParameter(f"there is no file {text}")
+    return text
 
 
 Thinking = Annotated[
@@ -131,7 +139,21 @@ def settings_for(ctx: Context, path: str, command: str) -> dict[str, Any]:
     names = {option: name for option, name in names.items() if name not in ("config", "help")}
     sections, note = ctx.find_root().command.sections(), partial(note_setting, ctx, command, path)
     found = settings.of_command(path, command, names, sections, SHARED, RENAMED.get(command), note)
+    for option in ctx.command.params:
+        if option.name in found:
+            refuse_kind(option, found[option.name], path)
     return {name: [value] if name in lists and isinstance(value, str) else value for name, value in found.items()}
+
+
+def refuse_kind(option: Any, value: Any, path: str) -> None:
+    """Raise OptionError for a setting that would become another value, as true the number 1, a list one text."""
+    wrong = {
+        "true or false": isinstance(value, bool) and not option.is_flag,
+        "a list": isinstance(value, list) and not option.multiple and option.nargs == 1,
+        "a table": isinstance(value, dict) and option.metavar != "JSON",
+    }
+    for kind in filter(wrong.get, wrong):
+        raise OptionError(f"{path}: `{max(option.opts, key=len).lstrip('-')}` cannot be {kind}, got {value!r}")
 
 
 Config = Annotated[

@@ -190,7 +190,7 @@ def _content(name: str) -> tuple[dict[str, Any], str]:
     """Return the keys of a template file, merged over those of the template that it extends, and all source text."""
     path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")
         content = tomllib.loads(source)
     except OSError:
         raise OptionError(

@@ -120,4 +120,18 @@ class Asked:
 
     def limit(self, asked: str = "judgements") -> partial:
         """Return the check of --max-unparsed; `asked` is the name of a judgement in the counts."""
-        return partial(too_many_unparsed, limit=self.judging.max_unparsed, asked=asked)
+        return partial(too_many_unparsed, limit=self.judging.max_unparsed, asked=asked, hint=self.remedy(asked))
+
+    def remedy(self, asked: str = "judgements") -> str:
+        """Return what helps where judgements cannot be read, in options that this kind of judging takes."""
+        judging = self.judging
+        if asked == "verdicts":
+            return "" if judging.direct else "--direct takes the more probable winner"
+        if self.kind.by == "group":
+            return (
+                "--by pairwise --direct takes the more probable winner, --by pointwise --force-score asks for a score"
+            )
+        if judging.rescore:
+            return "judge the responses again, with --force-score"
+        writes = self.engine.engine != "reward" and not self.scorer.implicit and not judging.force_score
+        return "--force-score lets the model choose a missing score" if writes else ""
