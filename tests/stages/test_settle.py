@@ -13,7 +13,7 @@ from simulated_judge import SimulatedJudge, accuracy, ends, replies, rows_of
 from srlm_cli import templates
 from srlm_cli.engines.base import Sampling
 from srlm_cli.stages.judge import JudgeOptions, judge
-from srlm_cli.stages.settle import SettleOptions, contenders, judge_until_settled
+from srlm_cli.stages.settle import SettleOptions, chance_to_differ, contenders, judge_until_settled
 from tiny import tiny_model
 
 ADDITIVE = templates.load_judge("additive")
@@ -53,13 +53,13 @@ def test_a_clear_order_needs_two_judgements_and_a_tie_more() -> None:
     assert outcome.counts["judgements saved"] == 21 and outcome.counts["prompts settled early"] == 1
     same = {"a": 3.0, "b": 3.0}
     [outcome] = judge_until_settled(rows_of(same), SimulatedJudge(same, noise=0.0), options())
-    assert [len(row["scores"]) for row in outcome.rows] == [7, 7] and outcome.counts["judgements saved"] == 4
+    assert [len(row["scores"]) for row in outcome.rows] == [6, 6] and outcome.counts["judgements saved"] == 6
 
 
 def test_replies_in_the_middle_and_lone_replies_get_no_more_judgements() -> None:
     quality = {"low": 0.0, "low too": 0.0, "middle": 2.5, "high": 5.0}
     found = settled(rows_of(quality), SimulatedJudge(quality, noise=0.0))
-    assert [len(row["scores"]) for row in found] == [7, 7, 2, 2]
+    assert [len(row["scores"]) for row in found] == [6, 6, 2, 2]
     alone = {"alone": 3.0}
     assert [len(row["scores"]) for row in settled(rows_of(alone), SimulatedJudge(alone))] == [2]
 
@@ -85,11 +85,25 @@ def test_the_probability_that_the_worst_overtakes_is_that_of_the_means_at_the_en
 )
 def test_equal_means_are_settled_when_no_score_will_probably_differ(tied: float, inwards: float) -> None:
     scores, drawn = [[tied] * 4, [tied] * 4, [tied] * 4, [0.0] * 2], [4, 4, 4, 2]
-    # no one of 10 repeated judgements differs; half a one does by the prior; 5 are left for each of the tied replies
-    moves = 1 - (1 - 0.5 / 11) ** 5
-    change = inwards * moves + (1 - inwards) * 2 * moves
+    # no one of 10 repeated judgements differs; 5 are left for each of the tied replies
+    change = inwards * at_worst(10, 5) + (1 - inwards) * at_worst(10, 2 * 5)
     [needed, enough] = [contenders(scores, drawn, options(settle=1 - change * by)) for by in (0.99, 1.01)]
     assert (needed, enough) == ({0, 1, 2}, set())
+
+
+def at_worst(repeated: int, left: int) -> float:
+    """Return how often, at the worst rate, a judge that never differed in the repeated judgements then does."""
+    return max(same**repeated * (1 - same**left) for same in (rate / 10_000 for rate in range(1, 10_000)))
+
+
+@pytest.mark.parametrize(("repeated", "left"), [(1, 1), (10, 5), (72, 22), (5, 60)])
+def test_a_judge_that_never_differed_is_trusted_as_the_worst_rate_allows(repeated: int, left: int) -> None:
+    assert chance_to_differ(repeated, 0, left) == pytest.approx(at_worst(repeated, left), abs=1e-6)
+
+
+def test_a_judge_that_differed_does_so_at_its_rate_and_never_without_judgements_left() -> None:
+    assert chance_to_differ(9, 2, 3) == pytest.approx(1 - 0.75**3)
+    assert chance_to_differ(0, 0, 7) == 1 and chance_to_differ(9, 2, 0) == chance_to_differ(9, 0, 0) == 0
 
 
 def test_equal_means_of_scores_that_differ_stay_open() -> None:
@@ -100,10 +114,10 @@ def test_equal_means_of_scores_that_differ_stay_open() -> None:
 
 
 def test_a_sure_judge_makes_the_same_pairs_of_fewer_judgements() -> None:
-    """12 replies with 0 or 5 points each, as a trained judge gives them."""
-    qualities = [[5.0] * right + [0.0] * (12 - right) for right in (2, 6, 10)]
+    """12 replies with 0 or 5 points each, as a trained judge gives them; all 12 are equal for half of the prompts."""
+    qualities = [[5.0] * right + [0.0] * (12 - right) for right in (0, 2, 10, 12)]
     quality = {f"r{n}.{k}": one for n, some in enumerate(qualities) for k, one in enumerate(some)}
-    rows = [row for n in range(3) for row in rows_of({f"r{n}.{k}": 0 for k in range(12)}, prompt=f"Ask {n}?")]
+    rows = [row for n in range(4) for row in rows_of({f"r{n}.{k}": 0 for k in range(12)}, prompt=f"Ask {n}?")]
     found, fixed = (make(rows, SimulatedJudge(quality, noise=0.0)) for make in (settled, with_all))
     assert ends(found) == ends(fixed) and [row["score"] for row in found] == [row["score"] for row in fixed]
     assert sum(len(row["scores"]) for row in found) <= 0.6 * MOST * len(rows)
@@ -133,8 +147,8 @@ def test_prompts_take_turns_and_settled_ones_leave() -> None:
     clear, same = {"a": 0.0, "b": 5.0}, {"c": 3.0, "d": 3.0}
     judge_of_both = SimulatedJudge(clear | same, noise=0.0)
     outcomes = list(judge_until_settled([*rows_of(clear), *rows_of(same, prompt="How?")], judge_of_both, options()))
-    assert judge_of_both.rounds == [4, *[2] * 5]
-    assert [outcome.tokens_out for outcome in outcomes] == [4, 14]
+    assert judge_of_both.rounds == [4, *[2] * 4]
+    assert [outcome.tokens_out for outcome in outcomes] == [4, 12]
 
 
 # --- the command -----------------------------------------------------------------------------

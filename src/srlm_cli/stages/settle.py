@@ -105,8 +105,8 @@ def contenders(scores: list[list[float]], drawn: list[int], options: SettleOptio
     prior = (PRIOR_SPREAD * (options.template.high - options.template.low)) ** 2
     variance = (squares + prior) / (sum(len(scores[at]) for at in known) - len(known) + 1)
     of_mean = {at: variance * (1 - drawn[at] / options.num_judgements) / len(scores[at]) for at in known}
-    same = 1 - chance_to_differ(scores)
-    moves = {at: 1 - same ** (options.num_judgements - drawn[at]) for at in known}
+    left = {at: options.num_judgements - drawn[at] for at in known}
+    repeated, differing = repeats(scores)
     order = sorted(known, key=means.__getitem__)
     low, high = options.template.low, options.template.high
     for end, others, inner in ((order[-1], order[:-1], low), (order[0], order[1:], high)):
@@ -116,7 +116,8 @@ def contenders(scores: list[list[float]], drawn: list[int], options: SettleOptio
         level = [other for other in others if means[other] == means[end]]
         apart = sum(changes[other] for other in others if other not in level)
         inwards = abs(means[end] - inner) / (high - low)
-        tie_breaks = inwards * moves[end] + (1 - inwards) * sum(moves[other] for other in level)
+        of_level = chance_to_differ(repeated, differing, sum(left[other] for other in level))
+        tie_breaks = inwards * chance_to_differ(repeated, differing, left[end]) + (1 - inwards) * of_level
         if apart + min(tie_breaks, sum(changes[other] for other in level)) > 1 - options.settle:
             most = (1 - options.settle) / len(others)
             wanted |= {end, *(other for other, change in changes.items() if change > most)}
@@ -128,15 +129,26 @@ def overtakes(gap: float, deviation: float) -> float:
     return NormalDist(0, deviation).cdf(-gap) if deviation else 0.0
 
 
-def chance_to_differ(scores: list[list[float]]) -> float:
-    """Return the probability that a judgement differs from the most common score of its reply.
-
-    It is the share among all repeated judgements, with half a judgement that differs and half a one that does not (the
-    Jeffreys prior): a judge that has not differed so far can still do so.
-    """
+def repeats(scores: list[list[float]]) -> tuple[int, int]:
+    """Return how many scores came after the first of their reply, and how many differ from its most common score."""
     repeated = sum(len(found) - 1 for found in scores if found)
-    differing = sum(len(found) - max(Counter(found).values()) for found in scores if found)
-    return (differing + 0.5) / (repeated + 1)
+    return repeated, sum(len(found) - max(Counter(found).values()) for found in scores if found)
+
+
+def chance_to_differ(repeated: int, differing: int, left: int) -> float:
+    """Return the probability that one of the judgements that are `left` differs from the most common score.
+
+    If some of the repeated judgements differ, it comes from their share, with half a judgement that differs and half a
+    one that does not (the Jeffreys prior). If none does, nothing is assumed of the rate: it is the probability that
+    none of those differs and one that is left does, r**repeated * (1 - r**left), at the r for which it is highest. So
+    a judge of any rate is stopped too early with this probability at most.
+    """
+    if not left:
+        return 0.0
+    if differing:
+        return 1 - (1 - (differing + 0.5) / (repeated + 1)) ** left
+    share = repeated / (repeated + left)  # r**left is that at the highest
+    return share ** (repeated / left) * (1 - share)
 
 
 def judge_until_settled(
