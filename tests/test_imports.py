@@ -212,7 +212,7 @@ def test_heavy_libraries_are_imported_late(path: Path) -> None:
     late |= {
         f"train/{name}.py"
         for name in (
-            "chunked_loss",
+            "chunked_logits",
             "embedding_gradient",
             "float32_logits",
             "implicit",

@@ -265,16 +265,19 @@ HEADS = {
 }
 
 
+@pytest.mark.parametrize("chunk", [1000, 5])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kind", HEADS)
-def test_scores_without_padding_are_those_of_trl(kind: str, rows: int) -> None:
-    """Against TRL's own fused head, with its gradients, on a padded batch; also where logits are scaled."""
+def test_scores_without_padding_are_those_of_trl(kind: str, rows: int, chunk: int, monkeypatch) -> None:
+    """Against TRL's own fused head, with its gradients, on a padded batch; also where logits are scaled, in chunks."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
+    from srlm_cli.train import chunked_logits
     from srlm_cli.train.packing import Packing
     from srlm_cli.train.scoring import score_without_padding
 
+    monkeypatch.setattr(chunked_logits, "CHUNK", chunk * SIZES["vocab_size"])
     torch.manual_seed(0)
     lengths = [12, 7, 9][:rows]
     ids = torch.randint(0, 200, (rows, 12))

@@ -16,7 +16,7 @@ from alike import assert_same_weights, near
 from helpers import slow
 from srlm_cli.models.load import load_model
 from srlm_cli.train import packed_attention, packing
-from srlm_cli.train.chunked_loss import add_chunked_loss
+from srlm_cli.train.chunked_logits import add_chunked_loss
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec

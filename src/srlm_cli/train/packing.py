@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from srlm_cli.train.dropout import drops_out
 from srlm_cli.train.packed_attention import RowsPass
 
 TOKENS = 1024  # in one pass, unless one row has more; more of them take more memory
+
+Context = Callable[[], AbstractContextManager[Any]]
 
 
 class Packing:
@@ -40,10 +43,13 @@ class Packing:
 
     def now(self) -> bool:
         """Return whether packed passes give the same results as single passes, in the model's current state."""
-        layers = list(self.bare.modules())
-        if not self.fits or any(getattr(layer, "gradient_checkpointing", False) for layer in layers):
+        if not self.fits or self.checkpoints():
             return False
         return not self.bare.training or not drops_out(self.bare)
+
+    def checkpoints(self) -> bool:
+        """Return whether the model computes its layers again for their gradient."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.bare.modules())
 
     def logits(
         self, model: Callable[..., Any], rows: list[list[int]], places: list[list[int]]
@@ -52,8 +58,8 @@ class Packing:
 
         `model` is called with `input_ids`, (1, tokens), and `logits_to_keep`, packed ones also with `position_ids`.
         """
-        for some, inputs, context in self._passes(rows, places):
-            with context:
+        for some, inputs, context in self.passes(rows, places):
+            with context():
                 output = model(**inputs, use_cache=False)
             yield from output.logits[0].float().split([len(wanted) for wanted in places[some]])
 
@@ -62,29 +68,27 @@ class Packing:
     ) -> Iterator[torch.Tensor]:
         """Yield the summed loss of each pass; `targets` are the next tokens after the given positions of each row.
 
-        `model` is called as for `logits`, and with `targets` (see `chunked_loss`).
+        `model` is called as for `logits`, and with `targets` (see `chunked_logits`).
         """
-        for some, inputs, context in self._passes(rows, places):
-            with context:
+        for some, inputs, context in self.passes(rows, places):
+            with context():
                 yield model(**inputs, targets=torch.cat(targets[some]), use_cache=False).loss
 
-    def _passes(
+    def passes(
         self, rows: list[list[int]], places: list[list[int]]
-    ) -> Iterator[tuple[slice, dict[str, torch.Tensor], AbstractContextManager[Any]]]:
-        """Yield the rows of each pass, the inputs of the model, and the context to call it in."""
+    ) -> Iterator[tuple[slice, dict[str, torch.Tensor], Context]]:
+        """Yield the rows of each pass, the inputs of the model, and what makes the context to call it in."""
         if not self.now():
             for at, (row, wanted) in enumerate(zip(rows, places, strict=True)):
                 inputs = {"input_ids": torch.tensor([row]), "logits_to_keep": torch.tensor(wanted, dtype=torch.long)}
-                yield slice(at, at + 1), inputs, nullcontext()
+                yield slice(at, at + 1), inputs, nullcontext
             return
         for some in groups(map(len, rows), len(rows)):
             with_prefixes = [CachedPrefix(row) for row in rows[some]]
             find_prefixes(with_prefixes, [])
             yield some, *self._together(with_prefixes, places[some])
 
-    def _together(
-        self, texts: list[CachedPrefix], places: list[list[int]]
-    ) -> tuple[dict[str, torch.Tensor], AbstractContextManager[Any]]:
+    def _together(self, texts: list[CachedPrefix], places: list[list[int]]) -> tuple[dict[str, torch.Tensor], Context]:
         run = RowsPass(texts)
 
         def packed_place(text: CachedPrefix, place: int) -> int:
@@ -98,7 +102,7 @@ class Packing:
             "position_ids": torch.tensor([[at for text in texts for at in range(text.shared, len(text.tokens))]]),
             "logits_to_keep": torch.tensor(kept, dtype=torch.long),
         }
-        return inputs, attention_context(run, self.packed.configs)
+        return inputs, partial(attention_context, run, self.packed.configs)
 
 
 def groups(lengths: Iterable[int], most: int) -> Iterator[slice]:

@@ -10,7 +10,7 @@ from typing import Any
 from trl import SFTTrainer
 
 from srlm_cli.records import Record
-from srlm_cli.train.chunked_loss import add_chunked_loss
+from srlm_cli.train.chunked_logits import add_chunked_loss
 from srlm_cli.train.data import IGNORED
 from srlm_cli.train.step_trainer import StepTrainer
 

@@ -1,4 +1,4 @@
-"""A cross-entropy whose logits are made for some target tokens at a time, and again for their gradient.
+"""Scores of target tokens whose logits are made for some of the tokens at a time, and again for their gradient.
 
 The logits of a row of 2,048 targets and 150,000 tokens take 1.2 GB, and their gradient as much. Here at most `CHUNK`
 of them are in memory; the backward pass computes them again. A model's own code makes them from the last hidden
@@ -9,6 +9,7 @@ This module imports torch and is itself imported late.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 from unittest.mock import patch
@@ -22,30 +23,49 @@ from srlm_cli.train.data import IGNORED
 
 CHUNK = 2**25  # logits at a time: 128 MB in float32
 
+Score = Callable[[Any, Any], Any]
+
+
+class ChunkedLogits:
+    """The logits of a causal LM, by its forward pass as it is now, for some target tokens at a time."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.whole = model, model.forward
+        self.body = None if distributed.sharded() else body_of(model)
+
+    def scores(self, score: Score, targets: Any, *args: Any, **inputs: Any) -> list[Any]:
+        """Return what `score(logits, targets)` makes of each chunk of the targets, in order.
+
+        `targets`, (rows x positions,), are the next tokens after the positions `logits_to_keep`, which are the same in
+        all rows. They are one chunk if they are few, if the logits are not made of the last hidden states alone, and
+        where weights are sharded over processes.
+        """
+        most = max(1, CHUNK // self.model.get_output_embeddings().weight.shape[0])
+        if self.body is None or len(targets) <= most:
+            return [score(self.whole(*args, **inputs).logits.flatten(0, 1), targets)]
+        kept = inputs.pop("logits_to_keep")
+        read = self.body(*args, **inputs)
+        states = read.last_hidden_state[:, kept].flatten(0, 1)
+
+        def scored(some: Any, wanted: Any) -> Any:
+            return score(logits_of(self.whole, self.body, read, some), wanted)
+
+        chunks = -(-len(targets) // most)
+        parts = zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
+        return [checkpoint(scored, *part, use_reentrant=False) for part in parts]
+
 
 def add_chunked_loss(model: Any) -> None:
     """Let a causal LM answer `model(..., logits_to_keep=positions, targets=targets)` with a summed loss.
 
-    `targets`, (rows x positions,), are the next tokens after the positions, which are the same in all rows;
-    `IGNORED` ones have no loss. Where weights are sharded over processes, all logits are made at the same time.
+    `targets` are as in `ChunkedLogits.scores`; `IGNORED` ones have no loss.
     """
-    whole, body = model.forward, body_of(model)
+    logits = ChunkedLogits(model)
 
     def forward(self: Any, *args: Any, targets: Any = None, **inputs: Any) -> Any:
         if targets is None:
-            return whole(*args, **inputs)
-        most = max(1, CHUNK // self.get_output_embeddings().weight.shape[0])
-        if body is None or len(targets) <= most or distributed.sharded():
-            return CausalLMOutput(loss=summed_loss(whole(*args, **inputs).logits.flatten(0, 1), targets))
-        kept = inputs.pop("logits_to_keep")
-        read = body(*args, **inputs)
-        states = read.last_hidden_state[:, kept].flatten(0, 1)
-
-        def loss(some: Any, wanted: Any) -> Any:
-            return summed_loss(logits_of(whole, body, read, some), wanted)
-
-        parts = zip(states.split(most), targets.split(most), strict=True)
-        return CausalLMOutput(loss=sum(checkpoint(loss, *part, use_reentrant=False) for part in parts))
+            return logits.whole(*args, **inputs)
+        return CausalLMOutput(loss=sum(logits.scores(summed_loss, targets, *args, **inputs)))
 
     model.forward = MethodType(forward, model)
 
