@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from srlm_cli import distributed
 from srlm_cli.train.data import IGNORED
+from srlm_cli.train.heap import give_back_freed_memory
 
 CHUNK = 2**25  # logits at a time: 128 MB in float32
 
@@ -29,8 +30,9 @@ Score = Callable[[Any, Any], Any]
 class ChunkedLogits:
     """The logits of a causal LM, by its forward pass as it is now, for some target tokens at a time."""
 
-    def __init__(self, model: Any) -> None:
-        self.model, self.whole = model, model.forward
+    def __init__(self, model: Any, whole: float = 1.0) -> None:
+        """Take a model; the logits of a pass are not split if they are at most `whole` times those of a chunk."""
+        self.model, self.forward, self.most_whole = model, model.forward, whole
         self.body = None if distributed.sharded() else body_of(model)
 
     def scores(self, score: Score, targets: Any, *args: Any, **inputs: Any) -> list[Any]:
@@ -40,17 +42,19 @@ class ChunkedLogits:
         all rows. They are one chunk if they are few, if the logits are not made of the last hidden states alone, and
         where weights are sharded over processes.
         """
-        most = max(1, CHUNK // self.model.get_output_embeddings().weight.shape[0])
-        if self.body is None or len(targets) <= most:
-            return [score(self.whole(*args, **inputs).logits.flatten(0, 1), targets)]
+        vocabulary = self.model.get_output_embeddings().weight.shape[0]
+        if self.body is None or len(targets) * vocabulary <= self.most_whole * CHUNK:
+            return [score(self.forward(*args, **inputs).logits.flatten(0, 1), targets)]
         kept = inputs.pop("logits_to_keep")
+        give_back_freed_memory()
         read = self.body(*args, **inputs)
+        give_back_freed_memory()
         states = read.last_hidden_state[:, kept].flatten(0, 1)
 
         def scored(some: Any, wanted: Any) -> Any:
-            return score(logits_of(self.whole, self.body, read, some), wanted)
+            return score(logits_of(self.forward, self.body, read, some), wanted)
 
-        chunks = -(-len(targets) // most)
+        chunks = -(-len(targets) // max(1, CHUNK // vocabulary))
         parts = zip(states.tensor_split(chunks), targets.tensor_split(chunks), strict=True)
         return [checkpoint(scored, *part, use_reentrant=False) for part in parts]
 
@@ -64,7 +68,7 @@ def add_chunked_loss(model: Any) -> None:
 
     def forward(self: Any, *args: Any, targets: Any = None, **inputs: Any) -> Any:
         if targets is None:
-            return logits.whole(*args, **inputs)
+            return logits.forward(*args, **inputs)
         return CausalLMOutput(loss=sum(logits.scores(summed_loss, targets, *args, **inputs)))
 
     model.forward = MethodType(forward, model)

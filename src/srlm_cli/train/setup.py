@@ -26,6 +26,7 @@ from srlm_cli.records import Record
 from srlm_cli.streams.console import say
 from srlm_cli.train import dropout, optimizers, router
 from srlm_cli.train.clone_template import clone_template, extend_model
+from srlm_cli.train.heap import keep_freed_memory
 from srlm_cli.train.lora import add_adapter
 from srlm_cli.train.options import RunOptions, TrainSpec
 from srlm_cli.train.render import Renderer
@@ -166,19 +167,6 @@ def loading_device(spec: TrainSpec) -> str:
     if spec.load_in_4bit and distributed.started():  # weights in 4 bits stay where they are made
         return distributed.own_device(device)
     return "cpu" if distributed.started() else device
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep freed memory: a CPU training step otherwise loses much time to page faults."""
-    import ctypes
-
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    try:
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((trim_threshold, 2**31 - 1), (top_pad, 2**28), (mmap_threshold, 2**31 - 1)):
-            libc.mallopt(parameter, value)
-    except (AttributeError, OSError):  # not glibc
-        pass
 
 
 def device_batch_size(spec: TrainSpec) -> int:
