@@ -40,7 +40,7 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model(tmp_path_factory.mktemp("model") / "m")
+    return tiny_model(tmp_path_factory.mktemp("model") / "m", head_dim=32)  # vLLM on a CPU has no smaller heads
 
 
 def test_greedy_replies_are_those_of_transformers(model: Path) -> None:
@@ -120,4 +120,4 @@ def test_vllm_writes_a_row_for_each_response(model: Path, tmp_path: Path) -> Non
     argv = ["sample", "--in", str(tmp_path / "prompts.jsonl"), "--model", str(model), "--engine", "vllm", "-n", "2"]
     assert cli.run([*argv, "--max-new-tokens", "8", "--out", str(tmp_path / "responses.jsonl"), "--quiet"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "responses.jsonl").read_text().splitlines()]
-    assert [row["prompt"][0]["content"] for row in rows] == [text for text in QUESTIONS for _ in range(2)]
+    assert [row["prompt"] for row in rows] == [text for text in QUESTIONS for _ in range(2)]

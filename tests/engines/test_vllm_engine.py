@@ -23,6 +23,7 @@ MODEL = "smollm2-135m-instruct"
 QUICKSTART = ROOT / "examples" / "quickstart"
 # Not what is tested, and a minute for each model that is loaded.
 EAGER = {"TORCH_COMPILE_DISABLE": "1"}
+SMALL = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB per engine: two are open in this process at the same time
 CHATS = [
     "Why is the sky blue?",
     "Name three rivers in Europe and say through which countries each of them flows.",
@@ -89,7 +90,7 @@ def adapter(tiny, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engines(tiny):
     """The vllm engine and the hf engine over one model."""
-    os.environ.update(EAGER)
+    os.environ.update(EAGER | SMALL)
     made = [open_engine(EngineSpec(name, str(tiny), dtype="float32", batch_size=4)) for name in ("vllm", "hf")]
     yield made
     made[0].close()
@@ -212,8 +213,18 @@ def test_requests_are_read_as_they_are_needed(engines):
     assert len(read) == 16  # four batches of four rows
 
 
+def test_an_answer_follows_its_json_schema(engines):
+    value = {"type": "string", "enum": ["0", "1"]}
+    schema = {"type": "object", "properties": {"a": value, "b": value}, "required": ["a", "b"]}
+    [made] = engines[0].generate([ask("Write a poem.", Sampling(max_new_tokens=64), (0, 1), schema=schema)])
+    assert all(set(json.loads(text)) == {"a", "b"} for text in made.texts)
+
+
 def test_prompts_with_more_tokens_than_vllm_reads_in_a_step(tiny):
-    """2,048 tokens. On a CPU vLLM 0.32 ends at a prompt that is read in two parts and has a seed."""
+    """2,048 tokens. On a CPU vLLM 0.32 ends at a prompt that is read in two parts and has a seed.
+
+    No test may use `engines` after this one: the engine that is closed here ends vLLM's process groups.
+    """
     engine = open_engine(EngineSpec("vllm", str(tiny), dtype="float32", batch_size=16))
     try:
         asked = [ask(f"{place} " + "word " * 440, Sampling(max_new_tokens=4), (place,)) for place in range(16)]
@@ -287,10 +298,3 @@ def test_arguments_of_the_engine_are_known_and_of_their_kind() -> None:
     ):
         with pytest.raises(OptionError, match=why):
             engine_args([wrong])
-
-
-def test_an_answer_follows_its_json_schema(engines):
-    value = {"type": "string", "enum": ["0", "1"]}
-    schema = {"type": "object", "properties": {"a": value, "b": value}, "required": ["a", "b"]}
-    [made] = engines[0].generate([ask("Write a poem.", Sampling(max_new_tokens=64), (0, 1), schema=schema)])
-    assert all(set(json.loads(text)) == {"a", "b"} for text in made.texts)
