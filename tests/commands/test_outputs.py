@@ -161,3 +161,16 @@ def test_a_name_that_is_not_utf_8(srlm: Srlm) -> None:
     os.rename(srlm.folder / "in.jsonl", odd)
     assert srlm.run([*PROGRAM, "sample", *ECHO, "--in", odd, "--out", "out.jsonl"]).code == 0
     assert json.loads((srlm.folder / "out.jsonl.meta.json").read_text())["inputs"]
+
+
+NO_INPUT = (
+    ("make-eft", "--method", "hindsight", "--reason", "none"), ("judge", "--rescore", *ECHO), ("make-pairs",),
+    ("make-pairs", "--unsorted"), ("jury",),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NO_INPUT, ids=" ".join)
+def test_an_input_that_is_not_there_leaves_no_part(srlm: Srlm, command: tuple[str, ...]) -> None:
+    result = srlm(*command, "--in", "not-here.jsonl", "--out", "out.jsonl")
+    assert result.code == 2 and "cannot open not-here.jsonl" in result.err
+    assert {path.name for path in srlm.folder.iterdir()} == {"in.jsonl"}

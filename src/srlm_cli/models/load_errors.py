@@ -25,9 +25,10 @@ def in_one_line(model: str, where: str, load: Callable[[], Loaded]) -> Loaded:
                 f"cannot load the model {model}: it needs code of its own, which runs only if you allow it",
                 "--trust-remote-code, if you trust its authors",
             ) from error
+        here = Path(where).exists()
         raise EngineError(
             f"cannot load the model {model}: {cause_of(error, where)}",
-            "see `srlm doctor`; --model takes a folder or a hub id",
+            "see `srlm doctor`" if here else f"there is no folder {model}; --model takes a folder or a hub id",
         ) from error
 
 

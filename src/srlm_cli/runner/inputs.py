@@ -12,7 +12,7 @@ from srlm_cli.records import Record
 from srlm_cli.runner.outputs import same_file
 from srlm_cli.runner.tally import Tally
 from srlm_cli.streams.console import say
-from srlm_cli.streams.reader import Reader, Shard, count_lines
+from srlm_cli.streams.reader import Reader, Shard, count_lines, open_lines
 from srlm_cli.streams.writer import Rejects
 
 Check = Callable[[Record], Record | list[Record]]
@@ -43,6 +43,14 @@ def open_reader(
     rejects = Rejects(options.rejects if distributed.is_main() else os.devnull) if options.rejects else None
     reading = {"on_error": options.on_error, "limit": options.limit, "rejects": rejects}
     return Reader(paths, check, **reading, traced=traced, shard=shard, group_of=group_of)
+
+
+def refuse_missing(paths: Iterable[str]) -> None:
+    """Raise OptionError for an input that is not there, before FILE.part begins; no pipe is opened for this."""
+    for path in paths:
+        if path != "-" and not os.path.exists(path):
+            with open_lines(path):
+                pass
 
 
 def expected(rows: Reader, limit: int | None) -> int | None:

@@ -14,7 +14,7 @@ from srlm_cli.engines.chat_template import now
 from srlm_cli.errors import BadRow, DataError, ExitCode, LimitExceeded, OptionError, SrlmError
 from srlm_cli.options.common import SamplingOptions, StreamOptions
 from srlm_cli.records import Record
-from srlm_cli.runner.inputs import check_whole, count_skipped, expected, warn
+from srlm_cli.runner.inputs import check_whole, count_skipped, expected, refuse_missing, warn
 from srlm_cli.runner.outputs import close_quietly, commit, how_to_go_on, open_writer, refuse_own_input, write_error
 from srlm_cli.runner.provenance import meta
 from srlm_cli.runner.tally import Tally
@@ -62,7 +62,9 @@ class StageRun:
     ) -> None:
         self.name, self.options, self.reader, self.engine = name, options, reader, engine
         self.source, self.total, self.from_the_start = reader or source, total, from_the_start
-        refuse_own_input(options.out, self.source.paths if self.source else [])
+        paths = self.source.paths if self.source else []
+        refuse_missing(paths)
+        refuse_own_input(options.out, paths)
         self.writer: FileWriter | StreamWriter = open_writer(
             options.out, {"command": name, "srlm": __version__, **identity}
         )
