@@ -84,6 +84,10 @@ BROKEN = {
         "config.json: Validation error for field 'max_position_embeddings': TypeError",
     ),
     "no-heads": (with_setting("num_attention_heads", 0), "config.json: "),
+    "no-tokenizer": (
+        lambda folder: [file.unlink() for file in folder.glob("tokenizer*")],
+        "the folder has no tokenizer, such as tokenizer.json",
+    ),
     "no-weights": (lambda folder: (folder / "model.safetensors").unlink(), "no file named model.safetensors"),
 }
 
@@ -117,3 +121,22 @@ def test_a_command_ends_in_one_line(srlm: Srlm, whole, tmp_path) -> None:
     assert result.code == 1 and result.out == ""
     assert "srlm sample: error: cannot load the model m: model.safetensors is incomplete: " in result.err
     assert "SRLM_DEBUG" not in result.err and "Traceback" not in result.err
+
+
+def test_a_broken_chat_template_is_no_fault_of_a_row(srlm: Srlm, whole, tmp_path) -> None:
+    shutil.copytree(whole, tmp_path / "m")
+    (tmp_path / "m" / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m.content }")
+    result = srlm("sample", "--model", "m", "--on-error", "skip", stdin='{"prompt": "Hello?"}\n')
+    assert result.code == 1 and "the chat template is broken: line 2: unexpected '}'" in result.err
+
+
+def test_a_token_that_only_the_tokenizer_has_is_a_bad_row(srlm: Srlm, whole, tmp_path) -> None:
+    shutil.copytree(whole, tmp_path / "m")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "m")
+    tokenizer.add_tokens([f"<extra-{n}>" for n in range(400)])
+    tokenizer.save_pretrained(tmp_path / "m")
+    rows = '{"prompt": "Say <extra-399>"}\n{"prompt": "Hello?"}\n'
+    argv = ["--model", "m", "-n", "1", "--max-new-tokens", "2"]
+    result = srlm("sample", *argv, "--on-error", "skip", "--rejects", "bad.jsonl", stdin=rows)
+    assert result.code == 0 and [row["prompt"] for row in result.rows] == ["Hello?"]
+    assert "the token '<extra-399>' of the tokenizer" in (srlm.folder / "bad.jsonl").read_text()

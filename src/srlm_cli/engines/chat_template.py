@@ -12,7 +12,7 @@ from string import ascii_letters
 from typing import TYPE_CHECKING, Any
 
 from srlm_cli.engines.base import EngineSpec, Request
-from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.errors import BadRow, EngineError, OptionError
 from srlm_cli.records import KWARGS, Message, encodable
 from srlm_cli.thoughts import MARKS, SWITCHES, UNFINISHED, Family, Marks, Thought, marks_of
 
@@ -280,6 +280,9 @@ def rendered(
         )
     except Exception as error:  # a template is a program of the model's authors: it can raise anything
         said = " ".join(str(error).split()) or type(error).__name__
+        if type(error).__name__ == "TemplateSyntaxError":  # of jinja2; no row can change it
+            hint = "correct chat_template.jinja or tokenizer_config.json in the folder of the model"
+            raise EngineError(f"the chat template is broken: line {error.lineno}: {said}", hint) from error
         raise BadRow(f"the chat template refuses it: {said}") from error
 
 

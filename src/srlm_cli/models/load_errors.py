@@ -11,6 +11,7 @@ from srlm_cli.models.files import broken_file, fault_of
 from srlm_cli.models.remote import trusts
 
 Loaded = TypeVar("Loaded")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 
 
 def in_one_line(model: str, where: str, load: Callable[[], Loaded]) -> Loaded:
@@ -38,6 +39,8 @@ def cause_of(error: Exception, where: str) -> str:
     if fault := broken_file(path) if path.is_dir() else fault_of(path):
         return fault
     reason = first_lines(error)
+    if "backend tokenizer" in reason and path.is_dir() and not any((path / name).exists() for name in TOKENIZERS):
+        return f"the folder has no tokenizer, such as {TOKENIZERS[0]}"
     return f"config.json: {reason}" if (path / "config.json").is_file() and not can_be_built(where) else reason
 
 

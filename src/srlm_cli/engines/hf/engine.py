@@ -50,6 +50,7 @@ class HfEngine:
         self.template = ChatTemplate.of(self.tokenizer, spec)
         self.reader = _reader(spec, self.device)
         self.net = self.reader.net
+        self.known = len(self.net.get_input_embeddings().weight)
         self.stops = Stops(self.net.generation_config.eos_token_id, self.template)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
@@ -133,19 +134,24 @@ class HfEngine:
         return ScoringRequest.of(request, len(self._tokens(chat)), branches)
 
     def _task(self, request: Request) -> Task:
-        """Return a request in tokens; if the chat template refuses it, it is answered already."""
+        """Return a request in tokens; if the chat template or the model cannot take it, it is answered already."""
         try:
             chat = self.template.turn(request)
+            prompt = self._tokens(chat)  # one template, one BOS
         except BadRow as refusal:
             task = Task(request, [], 0)
             task.refuse(TEMPLATE_REFUSED, str(refusal))
             return task
-        prompt = self._tokens(chat)  # one template, one BOS
         budget = min(request.sampling.max_new_tokens, self.context - len(prompt))
         return Task(request, prompt, budget, tail=chat[-TAIL:], opened=self.template.marks.opened(chat))
 
     def _tokens(self, text: str) -> list[int]:
-        return token_ids(self.tokenizer, text)
+        """Return the tokens of a rendered text; raise BadRow for one that the tokenizer has and the model has not."""
+        ids = token_ids(self.tokenizer, text)
+        if (largest := max(ids, default=0)) >= self.known:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise BadRow(f"its prompt has the token {token!r} of the tokenizer, for which the model has no embedding")
+        return ids
 
 
 def _reader(spec: EngineSpec, device: str) -> PackedModel | FallbackModel:
