@@ -218,7 +218,8 @@ def blanked(text: str) -> str:
 
 def may_think(text: str) -> bool:
     """Return False if a text has no mark of a thought; a quick test for most texts."""
-    return any(sign in text for sign in SIGNS) and NAMES.search(text) is not None
+    one, other, third = SIGNS  # not any(): it takes three times as long, and this runs for each row
+    return (one in text or other in text or third in text) and NAMES.search(text) is not None
 
 
 def divided(text: str) -> tuple[str | None, str | None]:

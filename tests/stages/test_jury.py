@@ -177,6 +177,22 @@ def test_an_expected_score_stays_one() -> None:
     assert join(expected, B)[0][0]["score_from"] == ["expected", "text"]
 
 
+def test_each_line_is_what_json_writes_of_the_row(srlm: Srlm) -> None:
+    odd = {"note": 'naïve \u2028 "}"', "tiny": 1e-9, "huge": 1e22, "many": 1 << 70, "inner": {"judge": [None, 0.0]}}
+    for name, rows in (("a", A), ("b", B)):
+        made = [
+            {**row, **odd, "score": row["score"] / 3e5, "judge": {"model": f"\ud83d{name}é", "t": 1e-7}} for row in rows
+        ]
+        (srlm.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made))
+    result = srlm("jury", "--in", "a.jsonl", "--in", "b.jsonl", "--out", "out.jsonl")
+    assert result.code == 0, result.err
+    text = (srlm.folder / "out.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
+    assert text == "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) and len(rows) == len(A)
+    assert all(list(row)[-4:] == ["score", "scores", "score_from", "judge"] for row in rows)
+    assert [juror["model"] for juror in rows[0]["judge"]["jurors"]] == ["\ufffdaé", "\ufffdbé"]
+
+
 # --- weights ---------------------------------------------------------------------------------
 
 

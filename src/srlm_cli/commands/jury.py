@@ -1,7 +1,7 @@
 """srlm jury."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from srlm_cli.streams import spill
 from srlm_cli.streams.console import say
 from srlm_cli.streams.reader import Reader, file_hash, shown
 from srlm_cli.streams.side_by_side import SideBySide
+from srlm_cli.streams.writer import encode_row
 from srlm_cli.templates.groups import load_group
 
 app = new_app()
@@ -105,7 +106,7 @@ def jury(
         streams = [rows.rows(number) for number in range(len(jurors))]
         joining = {"unsorted": unsorted, "is_new": spill.Seen().add, "group_by_key": spill.group_by_key}
         joined = stage.jury(streams, jurors, bench, **joining)
-        yield from weigh.outcomes(joined, rows) if weigh else joined
+        yield from weigh.outcomes(joined, rows) if weigh else as_lines(joined, stage.judge_of(jurors))
         if len(jurors) > 1 and bench.alone and not rows.error and any(bench.missing):
             raise DataError("no reply is in two of the files", "rows of one reply have the same `id` in every file")
 
@@ -117,6 +118,16 @@ def jury(
     if not stream.quiet:
         for line in lines(about()):
             say(f"srlm jury: {line}")
+
+
+def as_lines(outcomes: Iterable[Outcome], judge: Record) -> Iterator[Outcome]:
+    """Yield the outcomes with their rows as lines; `judge`, the last field, is the same in all and encoded once."""
+    end = b', "judge": ' + encode_row(judge).rstrip() + b"}\n"
+    for outcome in outcomes:
+        for at, row in enumerate(outcome.rows):
+            del row["judge"]
+            outcome.rows[at] = encode_row(row).removesuffix(b"}\n") + end
+        yield outcome
 
 
 def refuse_clashes(paths: list[str], ranked: str | None, weights: str) -> None:

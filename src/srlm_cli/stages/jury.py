@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, groupby
+from functools import partial
+from itertools import combinations, groupby, starmap
 from math import fsum, log
 from operator import mul
 from typing import NamedTuple
@@ -112,7 +113,7 @@ def ballots_by_prompt(
 ) -> Iterator[tuple[list[Ballot], bool]]:
     """Yield (the ballots of a prompt, whether this is final only at the end of the input)."""
     groups = [
-        groupby(ballots_of(juror, rows), key=lambda ballot: ballot.row["prompt_id"])
+        groupby(starmap(partial(Ballot, juror), rows), key=lambda ballot: ballot.row["prompt_id"])
         for juror, rows in enumerate(streams)
     ]
     ballots: list[Ballot] = []
@@ -129,12 +130,6 @@ def ballots_by_prompt(
     for found in group_by_key(parts(heads, groups)):
         refuse_again(found[0]["row"]["prompt_id"], is_new)
         yield [Ballot(**one) for one in found], True
-
-
-def ballots_of(juror: int, rows: Rows) -> Iterator[Ballot]:
-    """Yield the records of a juror as ballots."""
-    for line, row in rows:
-        yield Ballot(juror, line, row)
 
 
 def parts(heads: list, groups: Sequence[Iterator]) -> Parts:
@@ -219,17 +214,21 @@ def source_of(row: Record) -> str | None:
         return "text"
     if "expected" in sources or "direct" in sources:
         return "expected"
-    return next((source for source in NOT_READ if source in sources), "text")
+    for source in NOT_READ:  # for, not next(): this runs for each score
+        if source in sources:
+            return source
+    return "text"
 
 
 def weighted_mean(scores: Sequence[float | None], weights: Sequence[float]) -> float | None:
     """Return the weighted mean of the scores there are, None without any; the mean of equal scores is that score."""
-    known = [(score, weight) for score, weight in zip(scores, weights, strict=True) if score is not None and weight]
-    if not known:
-        return None
-    values, shares = zip(*known, strict=True)
-    mean = fsum(map(mul, values, shares)) / fsum(shares)
-    return min(max(mean, min(values)), max(values))  # rounding can lead a hair beyond equal scores
+    if None in scores or 0 in weights:  # few replies have it: there are many
+        known = [(score, weight) for score, weight in zip(scores, weights, strict=True) if score is not None and weight]
+        if not known:
+            return None
+        scores, weights = zip(*known, strict=True)
+    mean = fsum(map(mul, scores, weights)) / fsum(weights)
+    return min(max(mean, min(scores)), max(scores))  # rounding can lead a hair beyond equal scores
 
 
 def count(rows: list[Record], bench: Bench) -> None:

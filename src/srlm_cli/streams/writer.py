@@ -270,7 +270,7 @@ def is_plain(value: Any) -> bool:
                 return False
         return True
     if kind is list:
-        return all(map(is_plain, value))
+        return PLAIN.issuperset(map(type, value)) or all(map(is_plain, value))
     if kind is float:
         return value == 0 or 1e-3 <= value < 1e15 or -1e15 < value <= -1e-3
     return kind in PLAIN
