@@ -34,8 +34,7 @@ def tiny_model(folder: Path, seed: int = 0, **config: object) -> Path:
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    shape |= {"vocab_size": len(tokenizer), "tie_word_embeddings": True}
-    model = LlamaForCausalLM(LlamaConfig(**{**shape, **config}))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **{**shape, "tie_word_embeddings": True, **config}))
     model.save_pretrained(folder)
     return folder
 

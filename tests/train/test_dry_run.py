@@ -62,18 +62,6 @@ def test_the_memory_is_that_of_a_training_within_a_tenth(
     assert told["memory_bytes"] == pytest.approx(real, rel=0.1)
 
 
-@pytest.mark.slow
-def test_the_memory_of_long_pairs_is_that_of_a_training_within_a_tenth(tmp_path: Path) -> None:
-    """Their logits are computed in chunks, and the pass of one reply is computed again."""
-    model = tiny_model(tmp_path / "wide", vocab_size=50_000, hidden_size=256, intermediate_size=704)
-    rows = [{"prompt": f"Ask {n}?", "chosen": "yes " * 400, "rejected": "no " * 500} for n in range(4)]
-    write_rows(tmp_path / "rows.jsonl", rows)
-    argv = ["dpo", "--in", "rows.jsonl", "--model", str(model), "--out", "m", "--train-batch-size", "2", "--quiet"]
-    _, told = peak(tmp_path, *argv, "--dry-run")
-    real, _ = peak(tmp_path, *argv)
-    assert told["memory_bytes"] == pytest.approx(real, rel=0.1)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_its_passes_have_the_dtype_of_the_training(dtype: str, base: Path, tmp_path: Path, monkeypatch) -> None:
     forward, seen = LlamaMLP.forward, []
