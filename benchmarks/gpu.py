@@ -36,7 +36,7 @@ SIZES = {  # rows, completions per row, new tokens, rows to train on, rows per s
 }
 MODELS = {"cuda": "smollm2-135m-instruct", "cpu": "tiny"}
 MADE: dict[str, dict[str, Any]] = {  # made here, with random weights and a tokenizer of bytes
-    "tiny": {},
+    "tiny": {"head_dim": 32},  # vLLM on a CPU has no smaller heads
     "random-135m": {
         "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
         "num_key_value_heads": 3,
