@@ -81,6 +81,25 @@ def test_a_setting_that_would_become_another_value_is_refused(srlm: Srlm, settin
         assert result.code == 2 and f"srlm.toml: {said}" in result.err and len(result.err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[sample]\nnum-responses = 'a'\n", "`num-responses` in [sample]: Input should be a valid integer"),
+        ("[sample]\nn = 0\n", "`n` in [sample]: Input should be greater than or equal to 1"),
+        ("[defaults]\nseed = 'a'\n[sample]\nn = 1\n", "`seed` in [defaults]: Input should be a valid integer"),
+        ("[sample]\ntemperature = inf\n", "`temperature` in [sample]: inf is not a finite number"),
+        ("[sample]\nengine = 'x'\n", "`engine` in [sample]: 'x' is not one of"),
+    ],
+)
+def test_a_wrong_value_is_reported_with_its_place_in_the_file(srlm: Srlm, text: str, place: str) -> None:
+    (srlm.folder / "my.toml").write_text(text)
+    for argv in (["sample"], ["settings"]):
+        result = srlm(*argv, "--config", "my.toml")
+        assert result.code == 2 and f": error: my.toml: {place}" in result.err and "Invalid" not in result.err, result
+    typed = srlm("sample", "--num-responses", "b")
+    assert "Invalid value for '--num-responses'" in typed.err
+
+
 def test_settings_with_a_byte_order_mark_and_windows_line_ends_are_read(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_bytes(b"\xef\xbb\xbf[sample]\r\nnum-responses = 2\r\nsystem = 5\r\n")
     rows = srlm("sample", "--engine", "echo", stdin='{"prompt": "a"}\n').rows

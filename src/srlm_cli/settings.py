@@ -12,7 +12,7 @@ Precedence: flag > SRLM_* environment > srlm.toml > the option's own default.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,13 @@ def of_command(
             if key not in known:
                 raise OptionError(f"{path}: [{where}] has no option `{key}`{_nearest(key, sorted(known))}")
     return {options[key]: value for key, value in {**common, **own}.items() if key in options}
+
+
+def place(path: str, command: str, names: Collection[str]) -> str:
+    """Return where a settings file sets an option of a command that has these names; "" if it does not."""
+    sections = load(path)
+    found = [(key, section) for section in (command, DEFAULTS) for key in sections.get(section, {}) if key in names]
+    return f"{path}: `{found[0][0]}` in [{found[0][1]}]" if found else ""
 
 
 def _by_new_names(

@@ -763,7 +763,7 @@ def test_settings_that_no_command_would_read_are_refused(srlm: Srlm, text: str) 
 def test_a_setting_of_the_wrong_kind_is_refused(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_text('[sample]\nnum-responses = "four"\n')
     result = srlm(*SAMPLE.argv())
-    assert result.code == 2 and "--num-responses" in one_error_line(result, SAMPLE)
+    assert result.code == 2 and "srlm.toml: `num-responses` in [sample]" in one_error_line(result, SAMPLE)
 
 
 def test_a_settings_file_that_is_not_there_is_refused(srlm: Srlm) -> None:

@@ -40,13 +40,13 @@ def test_a_setting_is_set_aside_by_a_mode_on_the_command_line(srlm: Srlm, settin
     configured(srlm, setting)
     done = srlm(*mode, stdin=as_lines(RESPONSES))
     names = [line.partition(" = ")[0] for line in setting.splitlines()]
-    notes = [line for line in done.err.splitlines() if "has no use for: " in line]
-    assert len(notes) == 1 and set(notes[0].partition("for: ")[2].split(", ")) == set(names), done.err
+    notes = [line for line in done.err.splitlines() if "does not use them: " in line]
+    assert len(notes) == 1 and set(notes[0].partition("them: ")[2].split(", ")) == set(names), done.err
     plain = srlm(*mode, "--config", "/dev/null", stdin=as_lines(RESPONSES))
     assert (done.code, done.out) == (plain.code, plain.out)
     assert done.code == (2 if mode == REWARD else 0), done.err
     assert mode != REWARD or NO_MODEL in done.err
-    assert "no use for" not in srlm(*mode, "--quiet", stdin=as_lines(RESPONSES)).err
+    assert "does not use" not in srlm(*mode, "--quiet", stdin=as_lines(RESPONSES)).err
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,8 @@ def test_the_environment_is_weaker_than_the_command_line_and_stronger_than_the_f
     assert NO_MODEL in srlm(*REWARD, stdin=as_lines(RESPONSES), env=settings).err
     configured(srlm, "force-score = true")
     assert NO_MODEL in srlm("judge", stdin=as_lines(RESPONSES), env={"SRLM_ENGINE": "reward"}).err
+    said = srlm(*REWARD, stdin=as_lines(RESPONSES), env={"SRLM_JUDGE_SCORE": "expected"}).err
+    assert "settings in srlm.toml and the environment are ignored, because --engine reward does not use them: " in said
     configured(srlm, 'engine = "reward"')
     both = srlm("judge", "--model", "m", stdin=as_lines(RESPONSES), env=settings)
     assert both.code == 2 and "not with --force-score" in both.err
@@ -78,13 +80,13 @@ def test_the_environment_is_weaker_than_the_command_line_and_stronger_than_the_f
 def test_a_setting_that_a_mode_uses_stays(srlm: Srlm) -> None:
     configured(srlm, 'rule = "words:..1"\nnum-judgements = 1')
     done = srlm(*ECHO, "--by", "pairwise", stdin=as_lines(RESPONSES))
-    assert done.code == 0 and "score_rules" in done.rows[0] and "has no use for" not in done.err
+    assert done.code == 0 and "score_rules" in done.rows[0] and "does not use" not in done.err
 
 
 def test_pairs_of_judgements_set_pools_of_responses_aside(srlm: Srlm) -> None:
     configured(srlm, 'cut-off = "drop"\nrejected-pool = "none.jsonl"', "make-pairs")
     done = srlm("make-pairs", "--of", "judgements", "--in", "none.jsonl")
-    assert "make-pairs: settings that --of judgements has no use for: rejected-pool, cut-off" in done.err
+    assert "srlm.toml are ignored, because --of judgements does not use them: rejected-pool, cut-off" in done.err
     typed = srlm("make-pairs", "--of", "judgements", "--cut-off", "drop", "--in", "none.jsonl")
     assert typed.code == 2 and "--of judgements cannot be used with" in typed.err
 
@@ -134,8 +136,8 @@ def test_a_typed_option_without_effect_is_refused(srlm: Srlm, argv: list, typed:
 def test_a_setting_without_effect_is_set_aside(srlm: Srlm) -> None:
     configured(srlm, "meta-replies = 9\nmin-score-mass = 0.9\nevidence-passages = 5")
     done = srlm(*ECHO, "--no-direct", stdin=as_lines(RESPONSES))
-    [note] = [line for line in done.err.splitlines() if "no use for" in line]
-    assert {"meta-replies", "min-score-mass", "evidence-passages"} == set(note.partition("for: ")[2].split(", "))
+    [note] = [line for line in done.err.splitlines() if "does not use" in line]
+    assert {"meta-replies", "min-score-mass", "evidence-passages"} == set(note.partition("them: ")[2].split(", "))
     plain = srlm(*ECHO, "--config", "/dev/null", stdin=as_lines(RESPONSES))
     assert done.code == 0 and done.out == plain.out
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Context, Option
+from typer import BadParameter, Context, Option
 
 from srlm_cli.errors import OptionError
 from srlm_cli.options.common import OPERATIONAL, Config, new_app
@@ -95,19 +95,25 @@ def commands_below(root: Context) -> list[tuple[str, Any]]:
 def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
     """Return the options of a command as environment and settings file leave them, by dashed name."""
     from srlm_cli.options.common import settings_for
-    from srlm_cli.options.renamed import rename_environment
+    from srlm_cli.options.renamed import refuse_setting, rename_environment
 
-    ctx.default_map = settings_for(ctx, path, name)
-    ctx.auto_envvar_prefix = "SRLM_" + name.upper().replace(" ", "_").replace("-", "_")
-    rename_environment(ctx, name, ctx.auto_envvar_prefix)
+    section = name
+    ctx.default_map = settings_for(ctx, path, section)
+    ctx.auto_envvar_prefix = "SRLM_" + section.upper().replace(" ", "_").replace("-", "_")
+    rename_environment(ctx, section, ctx.auto_envvar_prefix)
     values = {}
     for option in ctx.command.params:
         dashed = max((o.lstrip("-") for o in option.opts), key=len)
         if option.name != "help" and not {dashed, option.name.strip("_").replace("_", "-")} & OPERATIONAL:
-            value, _ = option.consume_value(ctx, {})
+            value, source = option.consume_value(ctx, {})
+            ctx.set_parameter_source(option.name, source)
             value = value if value is not None else option.get_default(ctx)
             if value is not None:
-                option.process_value(ctx, value)  # a value of the wrong kind is an error here, before any work
+                try:
+                    option.process_value(ctx, value)  # a value of the wrong kind is an error here, before any work
+                except BadParameter as error:
+                    refuse_setting(error, ctx, section, path)
+                    raise
             name = option.name.strip("_").replace("_", "-")
             values[name] = value
             if name.endswith("template") and Path(str(value)).is_file():

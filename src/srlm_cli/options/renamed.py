@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from typer import Context
+from typer import BadParameter, Context
 from typer.core import TyperCommand
 
+from srlm_cli import settings
 from srlm_cli.distributed import LAUNCHED
+from srlm_cli.errors import OptionError
 from srlm_cli.options.help import write_options
 from srlm_cli.options.one_file import refuse_second_files
 from srlm_cli.streams.console import say
@@ -39,6 +41,13 @@ class Command(TyperCommand):
     def format_options(self, ctx: Context, formatter: Any) -> None:
         write_options(self.get_params(ctx), ctx, formatter)
 
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except BadParameter as error:
+            refuse_setting(error, ctx, section(ctx), ctx.params.get("config") or "")
+            raise
+
     def make_parser(self, ctx: Context) -> Any:
         parser = super().make_parser(ctx)
         known = parser._long_opt  # no public way to add a name that the help does not show
@@ -68,6 +77,17 @@ class _Old:
 def section(ctx: Context) -> str:
     """Return the name of a command as srlm.toml has it: `eval reward`."""
     return ctx.command_path.partition(" ")[2]
+
+
+def refuse_setting(error: BadParameter, ctx: Context, command: str, path: str) -> None:
+    """Raise OptionError that names the place in srlm.toml, if that is where a wrong value of an option comes from."""
+    source = error.param and ctx.get_parameter_source(error.param.name)
+    if not source or source.name != "DEFAULT_MAP":
+        return
+    names = {name.lstrip("-") for name in error.param.opts}
+    old = {was for was, now in RENAMED.get(command, {}).items() if names & set(now)}
+    where = settings.place(path, command, names | old)
+    raise OptionError(f"{where}: {error.message.removeprefix('Value error, ')}") from None
 
 
 def rename_environment(ctx: Context, command: str, prefix: str) -> None:

@@ -76,4 +76,7 @@ def set_aside(ctx: Context, mode: str, strongest: int, names: Collection[str]) -
             changed.append(long_name(option).lstrip("-"))
         ctx.params[option.name] = own
     if changed and not ctx.params.get("quiet"):
-        say(f"srlm {section(ctx)}: settings that {mode} has no use for: {', '.join(changed)}")
+        places = {1: ctx.params.get("config") or "srlm.toml", 2: "the environment"}
+        where = " and ".join(places[found] for found in sorted({strength(ctx, p.name) for p in settings}))
+        why = f"are ignored, because {mode} does not use them"
+        say(f"srlm {section(ctx)}: settings in {where} {why}: {', '.join(changed)}")
