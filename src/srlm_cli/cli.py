@@ -60,6 +60,12 @@ class LazyCommands(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         return command(cmd_name) if cmd_name in COMMANDS else None
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which typer makes an exit without a word
+            raise typer.Abort from None
+
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
@@ -135,7 +141,9 @@ def run(args: list[str]) -> int:
         if closed:
             silence_stdout()
         return ExitCode.CLOSED_PIPE if closed else error.code
-    except typer.Abort:
+    except typer.Abort:  # Ctrl-C where no row was being written, which a stage or a training reports itself
+        distributed.let_main_speak()
+        complain(name, "interrupted before its output was written (run the same command again)")
         return ExitCode.INTERRUPTED
     except OSError as error:
         complain(name, f"{error.filename or 'input or output'}: {error.strerror or error}")

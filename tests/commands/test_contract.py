@@ -656,7 +656,18 @@ def test_ctrl_c_while_waiting_for_input(srlm: Srlm, command: Command) -> None:
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and out == b"" and b"Traceback" not in err
+    assert len(err.splitlines()) == 1 and b": error: interrupted" in err and b"run the same command again" in err
     assert not (srlm.folder / "out.jsonl").exists()
+
+
+def test_ctrl_c_in_index_leaves_no_index(srlm: Srlm) -> None:
+    process = srlm.start("index", "--out", "out.db")
+    feed(process, [{"text": "x " * 150_000}])
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    said = b"srlm index: error: interrupted before its output was written (run the same command again)\n"
+    assert process.returncode == 130 and err == said
+    assert not list(srlm.folder.glob("out.db*"))
 
 
 # --- pipes -----------------------------------------------------------------------------------
