@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,15 @@ import pytest
 from helpers import ListEngine, Srlm, as_lines, asked_text, read_rows
 from srlm_cli import records, templates
 from srlm_cli.commands.judge import judgeable, of_one_writer
+from srlm_cli.commands.judge.asked import Asked
 from srlm_cli.engines import LazyEngine
 from srlm_cli.engines.base import EngineSpec, Sampling
 from srlm_cli.errors import BadRow, EngineError
+from srlm_cli.options.common import EngineOptions
+from srlm_cli.options.judge import JudgingOptions
+from srlm_cli.options.judging import ScorerOptions
+from srlm_cli.options.kinds import KindOptions
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages.judge import JudgeOptions, judge
 from srlm_cli.stages.make_pairs import PairOptions, make_pairs, scored_record
 from srlm_cli.thoughts import Thought
@@ -299,6 +306,17 @@ def test_the_remedy_for_unread_judgements_is_one_that_the_kind_takes(
         argv = ["judge", "--engine", "echo", "--max-new-tokens", "3", "--max-unparsed", limit, *options]
         result = srlm(*argv, stdin=as_lines(rows))
         assert result.code == code and said in result.err and never not in result.err, result.err
+
+
+def test_the_remedy_for_low_score_mass_is_the_least_mass() -> None:
+    """A forced score would be null for the same reason."""
+    judging = JudgingOptions(score="expected", template="score_only")
+    asked = Asked(None, EngineOptions(), None, None, None, KindOptions(), ScorerOptions(), judging)
+    low = Tally(counts=Counter({"judgements": 5, "unparsed": 4, "low score mass": 3}))
+    assert asked.remedy(low).startswith("a lower --min-score-mass") and "--force-score" not in asked.remedy(low)
+    assert "(a lower --min-score-mass" in str(replace(asked, judging=replace(judging, max_unparsed=0.1)).limit()(low))
+    unread = Tally(counts=Counter({"judgements": 5, "unparsed": 4, "low score mass": 1}))
+    assert asked.remedy(unread).startswith("--force-score")
 
 
 def test_the_limit_of_unparsed_judgements_fails_when_all_is_written(srlm: Srlm) -> None:

@@ -434,6 +434,12 @@ def test_nothing_to_train_on_says_why_or_copies_the_model(srlm: Srlm, base: Path
     argv = ["kto", "--model", str(base), "--out", "m", "--desirable-score", "4", "--undesirable-score", "1"]
     result = srlm(*argv, stdin=as_lines(rows), env=ALONE)
     assert result.code == 3 and "none of 3 rows can be trained on: 3 left out, without a score" in result.err
+    assert "(`srlm judge --force-score`)" in result.err
+    for row in rows:
+        row |= {"score": 5, "finish_reason": "length"}
+    result = srlm(*argv, stdin=as_lines([{**rows[0], "score": 2, "finish_reason": "stop"}, *rows[1:]]), env=ALONE)
+    ways = "`srlm sample` with a higher --max-new-tokens; a lower --desirable-score or a higher --undesirable-score"
+    assert result.code == 3 and "2 left out, cut off at the limit of tokens" in result.err and f"({ways})" in result.err
     result = srlm(*argv, "--on-empty", "copy", stdin=as_lines(rows), env=ALONE)
     assert result.code == 0 and result.rows[0]["steps"] == 0
     assert (srlm.folder / "m" / "model.safetensors").exists()

@@ -10,6 +10,7 @@ from typing import Any
 from srlm_cli.errors import BadRow, DataError
 from srlm_cli.records import KWARGS, Record, as_messages, short_hash
 from srlm_cli.seeds import share
+from srlm_cli.stages.labels import BETWEEN, CUT_OFF, NO_SCORE
 from srlm_cli.streams.reader import FIX, named
 from srlm_cli.streams.writer import dumps
 from srlm_cli.train.render import Renderer, Sequence
@@ -70,6 +71,16 @@ class DataReport:
             **{f"left out, {reason}": count for reason, count in self.no_label.items()},
         }
         return [f"{count} {reason}" for reason, count in counts.items() if count]
+
+    def ways_out(self) -> str:
+        """Return which options keep more rows, "" if it is not known."""
+        ways = {
+            "`srlm sample` with a higher --max-new-tokens": self.no_label[CUT_OFF],
+            "`srlm judge --force-score`": self.no_label[NO_SCORE],
+            "a lower --desirable-score or a higher --undesirable-score": self.no_label[BETWEEN],
+            "a higher --max-length": self.left_out,
+        }
+        return "; ".join(way for way, count in ways.items() if count)
 
 
 def stop(row: Record, reason: str) -> None:

@@ -104,7 +104,8 @@ def train(
     if not dataset and copies(run):
         return copied(method, spec, run, report, provenance or {})
     if not dataset:
-        raise DataError(f"none of {len(rows)} {method.unit} can be trained on: {', '.join(report.dropped())}")
+        why = ", ".join(report.dropped())
+        raise DataError(f"none of {len(rows)} {method.unit} can be trained on: {why}", report.ways_out())
     if not run.quiet:
         say(f"srlm {method.name}: {report.line(method.unit)}")
     eval_dataset = usable(method.render_eval(eval_rows or [], tokenizer, spec), eval_rows, spec)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 from srlm_cli.commands.judge.limit import too_many_unparsed
 from srlm_cli.engines import template_kwargs
 from srlm_cli.engines.base import EngineSpec
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import LimitExceeded, OptionError
 from srlm_cli.options.common import EngineOptions, SamplingOptions, StreamOptions, identity
 from srlm_cli.options.judge import JudgingOptions
 from srlm_cli.options.judge_modes import WORDS
 from srlm_cli.options.judging import EvidenceOptions, ScorerOptions
 from srlm_cli.options.kinds import Draws, KindOptions
 from srlm_cli.options.rules import RulesOfJudge
+from srlm_cli.runner.tally import Tally
 from srlm_cli.stages import judge as stage
 from srlm_cli.stages.evidence import EvidenceOptions as Evidence
 from srlm_cli.stages.meta_judge import MetaOptions
@@ -118,15 +118,17 @@ class Asked:
         own |= {"meta_replies": metas and metas.replies, "direct": metas and metas.direct}
         return identity(self.sampling, **(own | self.kind.identity(judging.direct)))
 
-    def limit(self, asked: str = "judgements") -> partial:
+    def limit(self, asked: str = "judgements") -> Callable[[Tally], LimitExceeded | None]:
         """Return the check of --max-unparsed; `asked` is the name of a judgement in the counts."""
-        return partial(too_many_unparsed, limit=self.judging.max_unparsed, asked=asked, hint=self.remedy(asked))
+        return lambda tally: too_many_unparsed(tally, self.judging.max_unparsed, asked, self.remedy(tally, asked))
 
-    def remedy(self, asked: str = "judgements") -> str:
+    def remedy(self, tally: Tally, asked: str = "judgements") -> str:
         """Return what helps where judgements cannot be read, in options that this kind of judging takes."""
         judging = self.judging
         if asked == "verdicts":
             return "" if judging.direct else "--direct takes the more probable winner"
+        if 2 * tally.counts["low score mass"] > tally.counts["unparsed"]:  # which --force-score does not change
+            return "a lower --min-score-mass takes scores that are less probable"
         if self.kind.by == "group":
             return (
                 "--by pairwise --direct takes the more probable winner, --by pointwise --force-score asks for a score"

@@ -48,7 +48,7 @@ def run_asking(
     if asked.stream.quiet:
         return
     if too_many_unparsed(tally, 0.5, counted):
-        say("; ".join(filter(None, [f"srlm judge: most {counted} cannot be read", asked.remedy(counted)])))
+        say("; ".join(filter(None, [f"srlm judge: most {counted} cannot be read", asked.remedy(tally, counted)])))
     warn_of_thoughts("judge", tally, asked.sampling, model)
     if low := tally.counts["low score mass"]:
         say(f"srlm judge: {low} scores are null: the scores had too little probability (`score_mass`)")
