@@ -154,6 +154,24 @@ def test_a_method_that_cannot_train_ends_before_the_round(argv, settings, words,
     assert not (folder / "runs" / "first" / "eft.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("judge", "refused"),
+    [
+        ('template = "score_only"\nscore = "expected"', True),
+        ('template = "score_only"\nnum-judgements = 11', False),
+        ('score = "expected"', False),
+    ],
+    ids=str,
+)
+def test_meta_without_reasons_ends_before_the_round(judge: str, refused: bool, folder: Path) -> None:
+    (folder / "srlm.toml").write_text(SETTINGS.replace("direct = true", judge))
+    command = ["make", "SRLM=./srlm", "META=1", "runs/first/eft.jsonl"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
+    said = "META=1 needs a judge that gives reasons" in done.stderr
+    assert (said, done.returncode) == ((True, 2) if refused else (False, 0)), done.stderr
+    assert (folder / "runs" / "first" / "eft.jsonl").exists() is not refused
+
+
 @pytest.mark.parametrize("given", ["0", "x", "", "-1"])
 def test_a_number_of_iterations_that_is_none(given: str, folder: Path) -> None:
     command = ["make", "SRLM=./srlm", "iterate", f"ITER={given}"]
