@@ -54,6 +54,8 @@ def needs(values: dict[str, Any]) -> dict[str, str]:
     lacking = dict.fromkeys(others, f"--method {'accept' if by_rank else 'hindsight'}")
     if not by_rank or values["scale"] != "linear":
         lacking |= dict.fromkeys(("score_low", "score_high"), "--method hindsight --scale linear")
+    if values["own"] != "rules":
+        lacking["run_code"] = "--own rules"
     return lacking | passages_need(values)
 
 

@@ -60,6 +60,9 @@ def needs(values: dict[str, Any]) -> dict[str, str]:
         lacking["direct"] = "--meta or --by pairwise"
     if values["score"] != "expected":
         lacking["min_score_mass"] = "--score expected"
+    alone = (values["engine"], values["model"]) == ("echo", "rules")
+    if not (alone or values["rule"] or values["rule_file"] or values["combine"]):
+        lacking["run_code"] = "--rule, --rule-file or --combine"
     return lacking | passages_need(values)
 
 

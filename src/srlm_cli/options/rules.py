@@ -8,7 +8,7 @@ from typer import Option
 
 from srlm_cli.errors import OptionError
 from srlm_cli.records import Record
-from srlm_cli.rules import BadRule, Rule, read_rule, rules_of_row
+from srlm_cli.rules import BadRule, Rule, code, read_rule, rules_of_row
 from srlm_cli.stages.rules import RuleOptions
 from srlm_cli.streams.reader import file_hash
 from srlm_cli.templates import Template
@@ -33,9 +33,13 @@ class RuleSource:
             "--rule-file", metavar="FILE.py:FUNCTION", help="Function that checks a response as a rule (repeatable)."
         ),
     ] = None
+    run_code: Annotated[
+        bool, Option("--run-code", help="Let the rule passes run the Python code of responses, on this machine.")
+    ] = False
 
     def rules(self) -> tuple[Rule, ...]:
         """Return the rules for all rows; raise OptionError for one that does not exist or that has wrong arguments."""
+        code.allow(self.run_code)
         try:
             found = tuple(map(read_rule, self.rule or ()))
         except BadRule as error:

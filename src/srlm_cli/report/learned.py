@@ -8,7 +8,7 @@ from math import isclose
 from pathlib import Path
 
 from srlm_cli import records
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.records import Record
 from srlm_cli.report.collect import Round, Run, rows_of
 from srlm_cli.report.words import LENGTH, SHARE, beyond_a_fifth, signed, value, with_interval
@@ -141,7 +141,7 @@ def results(found: Round) -> Sums:
         for key, result in checked(found.folder / RESPONSES):
             total, count = sums.get(key, (0.0, 0))
             sums[key] = total + result, count + 1
-    except BadRow:  # rules of functions or of another file: no part of the replies
+    except (BadRow, OptionError):  # rules of functions, of another file, or that run code: no part of the replies
         return {}
     count = sum(count for _, count in sums.values())
     row = found.rules.row("rules_kept")

@@ -1,7 +1,7 @@
 """Rules that a program can check in a reply: built-in checks by name, and your own functions.
 
 A rule is written `NAME`, `NAME:ARGS`, or `NAME=FIELD` for arguments from a field of the row; `not-` before a name
-inverts the check. All checks are deterministic: the same reply always gets the same result.
+inverts the check. All checks but `passes`, which runs code, are deterministic: a reply always gets the same result.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ def of_field(name: str, place: str, inverse: bool) -> Callable[[Record], Check]:
         value: Any = row
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
+        if name == "passes" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = "\n".join(value)  # as in MBPP
         if not (isinstance(value, str) or is_number(value)):
             raise BadRow(f"rule {name}={place} needs `{path}`, a text or a number, got {value!r}")
         try:

@@ -13,6 +13,8 @@ from decimal import Decimal, InvalidOperation
 
 import regex
 
+from srlm_cli.rules.code import passes
+
 Check = Callable[[str], bool]
 
 SECONDS = 1.0  # of the processor, for a regular expression and one reply
@@ -259,3 +261,4 @@ CHECKS |= {
     }.items()
 }
 CHECKS |= {"include": includes, "count": counts, "regex": matches, "number": number_is, "json": is_json}
+CHECKS["passes"] = passes
