@@ -109,7 +109,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "M2/implicit": answers("M2", 2),
         **{f"judged-{juror}": [{**row, "judge": juror} for row in answers("M1", 2)] for juror in "abc"},
-        "coded": [{"prompt": "Ask.", "response": "one = abs", "tests": ["assert one(-1) == 1"], "rules": ["passes=tests"]}],
+        "coded": [{"prompt": "Ask.", "response": "f = abs", "tests": ["assert f(-1) == 1"], "rules": ["passes=tests"]}],
         "ruled": [{"id": f"p{n}", "prompt": f"Ask {n}?", "rules": ["no-commas", "words:..30"]} for n in range(2)],
         "labelled": [{"prompt": f"Ask {n}?", "completion": "So.", "label": n > 0} for n in range(3)],
         "corpus": [{"text": "Air scatters short waves of light.", "title": "Sky", "source": "a book"}],
