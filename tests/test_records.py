@@ -29,6 +29,14 @@ def test_an_own_id_stays_and_becomes_text() -> None:
     assert records.prompt_record({"id": "", "prompt": "Hello?"})["id"] == records.prompt_id("Hello?")
 
 
+@pytest.mark.parametrize("value", [True, False, [1], {}, []], ids=str)
+def test_an_id_that_is_not_a_text_or_a_number_is_a_bad_row(value: object) -> None:
+    with pytest.raises(BadRow, match="expected `id`, a text or a number, got"):
+        records.prompt_record({"id": value, "prompt": "Why?"})
+    with pytest.raises(BadRow, match="expected `prompt_id`, a text or a number, got"):
+        records.response_record({"prompt_id": value, "prompt": "Why?", "response": "So."})
+
+
 def test_the_id_of_a_prompt_is_its_text_whatever_its_form() -> None:
     assert records.prompt_id("Hello?") == records.prompt_id(SPOKEN)
     assert records.prompt_id("Hello?") != records.prompt_id("Hello!")

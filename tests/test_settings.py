@@ -185,6 +185,12 @@ def test_one_value_can_be_asked_for(srlm: Srlm) -> None:
     assert unknown.code == 2 and "--get judge.rules names no option" in unknown.err
 
 
+def test_an_argument_that_is_none_is_refused_with_the_options(srlm: Srlm) -> None:
+    done = srlm("settings", "sft")
+    assert done.code == 2 and "(sft): it takes only options, --stamps, --also, --get, --dry-run, --config" in done.err
+    assert "(x): it takes only options (see srlm sample --help)" in srlm("sample", "x").err
+
+
 def test_a_changed_rule_file_changes_the_settings(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_text('[judge]\nrule-file = ["mine.py:polite"]\n')
     stamps = []

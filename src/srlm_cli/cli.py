@@ -174,8 +174,17 @@ def usage(error: Any, name: str, code: int) -> int:
         print(error.format_message(), file=sys.stderr)
         return code
     where = context.command_path if context else name
-    complain(where, f"{error.format_message()} (see {where} --help)")
+    complain(where, f"{error.format_message()}{what_it_takes(error)} (see {where} --help)")
     return code
+
+
+def what_it_takes(error: Any) -> str:
+    """Return the options of a command that has no arguments and got one, "" for any other error."""
+    options = error.ctx.command.params if getattr(error, "ctx", None) else []
+    if "unexpected extra argument" not in error.format_message() or any(o.param_type_name != "option" for o in options):
+        return ""
+    names = [max(option.opts, key=len) for option in options]
+    return f": it takes only options{', ' * (len(names) < 9)}{', '.join(names) if len(names) < 9 else ''}"
 
 
 def complain(name: str, message: str) -> None:

@@ -183,7 +183,7 @@ def response_record(row: Record) -> Record:
     own = own_form(row)
     nothing = "response" in row and row["response"] is None and "finish_reason" in row
     prompt, response = _prompt(own, row), "" if nothing else text(row.get("response"), "response")
-    group = str(row.get("prompt_id") or prompt_id(prompt))
+    group = _id(row, "prompt_id") or prompt_id(prompt)
     name = _id(row) or f"{group}/{row['k'] if 'k' in row else short_hash(response)}"
     found = {"finish_reason": UNFINISHED} if nothing else without_thought(row, response)
     return _with({**own, **found}, id=name, prompt_id=group, prompt=prompt)
@@ -361,8 +361,14 @@ def _with(row: Record, **fields: Any) -> Record:
     return {**fields, **row, **fields}
 
 
-def _id(row: Record) -> str | None:
-    return None if row.get("id") in (None, "") else str(row["id"])
+def _id(row: Record, key: str = "id") -> str | None:
+    """Return the id of a row as a text, None if it has none; raise BadRow if it is not a text or a number."""
+    name = row.get(key)
+    if name is None or name == "":
+        return None
+    if not isinstance(name, str | int | float) or isinstance(name, bool):
+        raise BadRow(f"expected `{key}`, a text or a number, got {name!r:.60}")
+    return str(name)
 
 
 def _prompt(own: Record, row: Record) -> Prompt:

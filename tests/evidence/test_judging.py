@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -239,7 +240,8 @@ def test_a_program_that_fails_or_answers_wrong_is_an_error(
     with pytest.raises(SrlmError) as error:
         search.search("x", 1)
     assert said in str(error.value) and "\n" not in str(error.value)
-    search.close()
+    with suppress(SrlmError):  # the answer that came too late is one more than was asked for
+        search.close()
     assert search.process.poll() is not None
 
 
@@ -247,6 +249,20 @@ def test_a_program_that_fails_after_its_answers_is_reported(tmp_path: Path) -> N
     search = Program(own_program(tmp_path, SEARCH + "\nsys.exit(4)"))
     search.search("x", 1)
     assert search.close().endswith("it ended with exit code 4")
+
+
+@pytest.mark.parametrize("line", ['{"id": 0, "passages": []}', "done"])
+def test_a_program_that_answers_more_than_it_is_asked_is_an_error(srlm: Srlm, tmp_path: Path, line: str) -> None:
+    command = own_program(tmp_path, SEARCH + f"\nprint({line!r})")
+    search = Program(command)
+    search.search("x", 1)
+    with pytest.raises(SrlmError, match="more answers than queries, which were 1"):
+        search.close()
+    done = srlm(*ECHO, "--evidence-cmd", command, stdin=as_lines(ROWS[:1]))
+    assert done.code == 1 and "search.py: more answers than queries" in done.err
+    blank = Program(own_program(tmp_path, SEARCH + "\nprint()"))
+    blank.search("x", 1)
+    assert blank.close() == ""
 
 
 @pytest.mark.parametrize("command", ["", "no-such-program-anywhere --x", "'open"])

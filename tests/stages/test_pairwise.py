@@ -207,7 +207,7 @@ FOUND = [{"prompt": f"Ask {n}?", "response": "x" * (k + 1), "k": k} for n in ran
         (("--rescore",), "--rescore is for one response at a time"),
         (("--model", "rules"), "--model rules is for one response at a time"),
         (("--evidence", "corpus.db"), "--evidence is for one response at a time"),
-        (("--template", "score_only"), "template score_only: its text has to use the fields $first"),
+        (("--template", "score_only"), "known: first, response, second; it is a template that judges one reply"),
         (("--by", "pointwise"), "--direct has no effect here (it needs --meta or --by pairwise)"),
         (("--by", "group"), "--direct reads one verdict, and --by group has many"),
     ],

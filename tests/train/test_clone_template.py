@@ -20,7 +20,7 @@ from srlm_cli.engines.base import EngineSpec
 from srlm_cli.engines.chat_template import ChatTemplate
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.models.load import base_tokenizer, load_model, load_tokenizer
-from srlm_cli.train.clone_template import clone_template, special_tokens, trl_names
+from srlm_cli.train.clone_template import CHATML, clone_template, special_tokens, trl_names
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
 from srlm_cli.train.options import RunOptions, TrainSpec
@@ -83,6 +83,12 @@ def test_chatml_begins_with_bos_only_where_the_tokenizer_does(base: Path) -> Non
     tokenizer._tokenizer.post_processor = TemplateProcessing("<|endoftext|> $A", None, [("<|endoftext|>", OLD_END)])
     clone_template(tokenizer, "chatml")
     assert tokenizer.apply_chat_template(hello, tokenize=False).startswith("<|endoftext|><|im_start|>user\n")
+
+
+def test_a_byte_order_mark_is_not_part_of_a_template(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("\ufeff" + CHATML, encoding="utf-8")
+    clone_template(tokenizer := base_tokenizer(str(base)), str(tmp_path / "own.jinja"))
+    assert tokenizer.get_chat_template() == CHATML
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import subprocess
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -63,11 +64,17 @@ class Program:
         return found[:count]
 
     def close(self) -> str:
-        """End the program; return how it ended if that was not well, else ""."""
+        """End the program; return how it ended if that was not well, else "".
+
+        Raises SrlmError if it wrote lines after its last answer.
+        """
         if self.process is None:
             return ""
         self.queries.put(None)
         end = self._end()
+        if self._wrote_more():
+            hint = "one line for each line that it reads; other messages belong on its stderr"
+            raise self._failed(f"more answers than queries, which were {self.asked}", hint)
         return "" if end == "it ended with exit code 0" else f"--evidence-cmd {self.name}: {end}"
 
     def _start(self) -> None:
@@ -103,6 +110,14 @@ class Program:
             self.process.wait()
             return f"it did not end within {PATIENCE:g} seconds of its last line"
         return f"it was killed by signal {-code}" if code < 0 else f"it ended with exit code {code}"
+
+    def _wrote_more(self) -> bool:
+        """Return whether a program that has ended wrote lines that were not read as answers."""
+        with suppress(Empty):  # its own child processes may keep its output open
+            while (line := self.answers.get(timeout=PATIENCE)) is not None:
+                if line.strip():
+                    return True
+        return False
 
     def _failed(self, what: str, hint: str) -> SrlmError:
         return SrlmError(f"--evidence-cmd {self.name}: {what}", hint)

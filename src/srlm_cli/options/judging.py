@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from typer import Option
 
 from srlm_cli import templates
-from srlm_cli.errors import OptionError
+from srlm_cli.errors import OptionError, SrlmError
 from srlm_cli.stages.evidence import EvidenceOptions as Evidence
 from srlm_cli.streams.console import say
 from srlm_cli.templates import Template
@@ -146,7 +147,8 @@ def closing(made: Iterable[T], found: Evidence | None) -> Iterator[T]:
         yield from made
     except BaseException:
         if found:
-            found.retriever.close()
+            with suppress(SrlmError):  # the first failure is the one to report
+                found.retriever.close()
         raise
     if found and (end := found.retriever.close()):
         say(f"srlm: warning: {end}, after its last answer")

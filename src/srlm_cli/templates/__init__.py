@@ -146,6 +146,7 @@ class Template:
         return {"reply", "score"} == set(re.compile(self.pattern).groupindex)
 
 
+JUDGES = {"response": "one reply", "second": "two replies", "replies": "all replies to a prompt"}  # by a field
 JUDGED = frozenset({"prompt", "response"})  # the fields of every judge template
 
 
@@ -249,8 +250,10 @@ def _check_fields(template: Template, fields: set[str], of_rows: bool) -> None:
         raise ValueError("its `prefix` takes the field $next only")
     wrong = (fields - used) | (set() if of_rows else beside - fields)
     if wrong:
+        other = next((kind for field, kind in JUDGES.items() if field in beside - fields and fields & set(JUDGES)), "")
+        other = other and f"; it is a template that judges {other}"
         wanted, wrong = (", ".join(sorted(some)) for some in ({"$" + field for field in fields}, wrong))
-        raise ValueError(f"its text has to use the fields {wanted}; missing or not known: {wrong}")
+        raise ValueError(f"its text has to use the fields {wanted}; missing or not known: {wrong}{other}")
 
 
 def _check_criteria(template: Template, of_rows: bool) -> None:

@@ -67,7 +67,7 @@ def find_template(tokenizer: PreTrainedTokenizerBase, source: str) -> tuple[str,
         path = trl_folder() / f"{source}.jinja"
     if path.is_file():
         try:
-            return path.read_text(encoding="utf-8"), {}
+            return path.read_text(encoding="utf-8-sig"), {}
         except (OSError, ValueError) as error:
             raise OptionError(f"{OPTION} {source}: {error}") from None
     if not path.exists() and os.sep not in source and source not in EMBEDDED:
