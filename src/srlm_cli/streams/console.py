@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_TO_ESTIMATE = 5.0
+ROWS_TO_ESTIMATE = 10
 
 
 def say(text: str) -> None:
@@ -65,9 +67,14 @@ class Progress:
         seconds = time.monotonic() - self.started
         rate = (self.done - self.first) / seconds if seconds else 0.0
         text = f"{self.done}{f'/{self.total}' if self.total else ''} {self.unit}, {rate:.2f} {self.unit}/s"
-        if self.total and rate and self.total >= self.done:
+        if self.can_estimate() and rate and self.total >= self.done:
             text += f", {clock((self.total - self.done) / rate)} left"
         return text
+
+    def can_estimate(self) -> bool:
+        """Return whether the time left can be shown: some seconds, and 10 rows or a hundredth of all, have passed."""
+        seconds, made = time.monotonic() - self.started, self.done - self.first
+        return bool(self.total) and seconds >= SECONDS_TO_ESTIMATE and made >= min(ROWS_TO_ESTIMATE, self.total / 100)
 
     def close(self) -> None:
         """Take the bar off the screen's care."""
@@ -76,13 +83,18 @@ class Progress:
 
     def _open_bar(self) -> None:
         from rich import progress as parts
+        from rich.text import Text
+
+        class TimeLeft(parts.TimeRemainingColumn):
+            def render(column, task: parts.Task) -> Text:  # noqa: N805 - `self` is the progress
+                return super().render(task) if self.can_estimate() else Text("-:--:--", "progress.remaining")
 
         self.bar = parts.Progress(
             parts.TextColumn("{task.description}"),
             parts.BarColumn(),
             parts.MofNCompleteColumn(),
             parts.TimeElapsedColumn(),
-            parts.TimeRemainingColumn(),
+            TimeLeft(),
             parts.TextColumn("{task.fields[note]}", markup=False),
             console=console(),
         )
