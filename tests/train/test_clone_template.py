@@ -96,7 +96,7 @@ def test_a_byte_order_mark_is_not_part_of_a_template(base: Path, tmp_path: Path)
     [
         ("no-such", "no such template.*chatml, cohere, .*qwen3"),
         ("notes.txt", "does not write a message and its reply"),
-        ("broken.jinja", "the chat template refuses it"),
+        ("broken.jinja", "broken.jinja: the chat template is broken: line 1: .*endfor.*[^)]$"),
         ("./nowhere/m", "no such model"),
     ],
 )

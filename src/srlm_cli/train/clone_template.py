@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srlm_cli.engines.chat_template import MARK, THOUGHT, ChatTemplate, assistant
-from srlm_cli.errors import BadRow, OptionError
+from srlm_cli.errors import BadRow, EngineError, OptionError
 from srlm_cli.models.embedded import EMBEDDED
 from srlm_cli.models.load import base_tokenizer, end_of_turn_ids, load_tokenizer
 from srlm_cli.records import Message
@@ -97,8 +97,8 @@ def dialogues(tokenizer: PreTrainedTokenizerBase, source: str) -> list[str]:
     reply = assistant(MARK)
     try:
         whole = template.render([USER, reply], add_generation_prompt=False)
-    except BadRow as error:
-        raise OptionError(f"{OPTION} {source}: {error}") from None
+    except (BadRow, EngineError) as error:
+        raise OptionError(f"{OPTION} {source}: {getattr(error, 'message', error)}") from None
     if whole.count(MARK) != 2:
         raise OptionError(
             f"{OPTION} {source}: the template does not write a message and its reply", "a Jinja chat template of text"
