@@ -399,6 +399,7 @@ NOT_IN_A_FINGERPRINT = {
     "engine-arg", "revision", "trust-remote-code", "attn-implementation",
     "count", "max-tries", "max-unparsed", "matches", "show", "probed", "judged", "max-probe-wins",
     "implicit", "ref", "beta",  # of a scorer, which has a fingerprint of its own
+    "run-code",  # without it no row is made
 }  # fmt: skip
 
 
