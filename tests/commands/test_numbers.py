@@ -92,9 +92,10 @@ def test_a_number_at_the_border_works_or_is_a_usage_error(
 def test_settings_and_variables_are_held_to_the_same(srlm: Srlm, value: str) -> None:
     option = "seed" if value.isdecimal() else "temperature"
     (srlm.folder / "srlm.toml").write_text(f"[sample]\n{option} = {value.replace('1e999', 'inf')}\n")
-    for env in ({}, {f"SRLM_SAMPLE_{option.upper()}": value, "SRLM_CONFIG": ""}):
+    variable = {f"SRLM_SAMPLE_{option.upper()}": value, "SRLM_CONFIG": ""}
+    for env, place in ({}, f"srlm.toml: `{option}` in [sample]"), (variable, f"Invalid value for '--{option}'"):
         result = srlm("sample", "--engine", "echo", stdin="", env=env)
-        assert result.code == 2 and f"Invalid value for '--{option}'" in result.err, result.err
+        assert result.code == 2 and place in result.err, result.err
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "-1", "1e400", "", "9" * 5000])

@@ -79,7 +79,7 @@ def test_training_spares_what_it_did_not_make(srlm: Srlm, name: str) -> None:
 def test_settings_of_a_wrong_kind_are_found_before_any_work(srlm: Srlm) -> None:
     (srlm.folder / "bad.toml").write_text('[gen-prompts]\ncount = "x"\n')
     result = srlm("settings", "--config", "bad.toml")
-    assert result.code == 2 and "--count" in result.err
+    assert result.code == 2 and "bad.toml: `count` in [gen-prompts]" in result.err
 
 
 def test_stamps_are_kept_and_a_dry_run_writes_nothing(srlm: Srlm) -> None:

@@ -147,9 +147,10 @@ def settings_for(ctx: Context, path: str, command: str) -> dict[str, Any]:
 
 def refuse_kind(option: Any, value: Any, path: str) -> None:
     """Raise OptionError for a setting that would become another value, as true the number 1, a list one text."""
+    several = option.multiple or option.nargs != 1 or (option.metavar or "").endswith(",...")
     wrong = {
         "true or false": isinstance(value, bool) and not option.is_flag,
-        "a list": isinstance(value, list) and not option.multiple and option.nargs == 1,
+        "a list": isinstance(value, list) and not several,
         "a table": isinstance(value, dict) and option.metavar != "JSON",
     }
     for kind in filter(wrong.get, wrong):
