@@ -290,6 +290,7 @@ def test_make_eft_accept_counts_every_judgement(tmp_path):
     assert counts["counts"]["judgements"] == counts["kept"] + sum(counts["dropped"].values())
 
 
+@pytest.mark.slow
 def test_sft_writes_an_adapter_that_every_stage_takes(adapter, tmp_path):
     provenance = json.loads((adapter / "provenance.json").read_text())
     files = sorted(adapter.iterdir(), key=lambda file: file.stat().st_mtime_ns)

@@ -245,6 +245,13 @@ def test_a_program_that_fails_or_answers_wrong_is_an_error(
     assert search.process.poll() is not None
 
 
+def test_no_line_is_waited_for_after_the_end_of_a_program(tmp_path: Path) -> None:
+    search = Program(own_program(tmp_path, "import sys; sys.exit(3)"))
+    with pytest.raises(SrlmError):
+        search.search("x", 1)
+    assert search.answers.get_nowait() is None  # where it is missing, `close` waits for it as long as for a line
+
+
 def test_a_program_that_fails_after_its_answers_is_reported(tmp_path: Path) -> None:
     search = Program(own_program(tmp_path, SEARCH + "\nsys.exit(4)"))
     search.search("x", 1)

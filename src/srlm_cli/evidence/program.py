@@ -53,6 +53,7 @@ class Program:
             hint = "it has to write one line for each line that it reads, and to flush it"
             raise self._failed(f"no answer to query {self.asked} in {TIMEOUT:g} seconds", hint) from None
         if answer is None:
+            self.answers.put(None)  # no more lines, which `close` asks for, too
             raise self._failed(f"{self._end()} before it answered query {self.asked}", "its own messages are above")
         try:
             found = self._passages(answer)
