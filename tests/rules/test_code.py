@@ -48,7 +48,8 @@ def kept(reply: str, tests: object = TESTS, rule: str = "passes=tests") -> bool:
         ("```python\nimport sys\nsys.exit(0)\n```", False),
         ("```python\nimport os\nos._exit(0)\n```", False),
         (f"```python\n{ADD}input()\n```", False),
-        ("```python\nadd = [0] * 2**29\n```", False),
+        (f"```python\n{ADD}block = bytearray(3 << 30)\n```", False),
+        (f"```python\n{ADD}open('large', 'wb').write(bytes(20 << 20))\n```", False),
     ],
 )
 def test_the_code_of_a_reply_has_to_run_to_the_end_of_its_tests(run_code, reply: str, right: bool) -> None:

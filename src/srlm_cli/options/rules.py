@@ -34,7 +34,7 @@ class RuleSource:
         ),
     ] = None
     run_code: Annotated[
-        bool, Option("--run-code", help="Let the rule passes run the Python code of responses, on this machine.")
+        bool, Option("--run-code", help="Let the rule `passes` run the Python code of responses on this machine.")
     ] = False
 
     def rules(self) -> tuple[Rule, ...]:

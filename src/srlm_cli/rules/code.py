@@ -62,7 +62,7 @@ def passes(tests: str | None) -> Callable[[str], bool]:
 def refuse_unless_allowed() -> None:
     """Raise OptionError if code is not to be run."""
     if not allowed:
-        raise OptionError("the rule passes runs the code of replies", "--run-code allows it; see docs/rules.md")
+        raise OptionError("the rule `passes` runs the code of replies", "--run-code allows it; see docs/rules.md")
 
 
 def code_of(text: str) -> str:
