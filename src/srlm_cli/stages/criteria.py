@@ -96,7 +96,10 @@ def value_request(
     single = asking.expected and asking.template.direct
     sampling = replace(asking.sampling, last_line="", **({"temperature": 0.0} if single else {}))
     seed = derive(asking.seed, "value", id_, k, criterion.name)
-    return Request(messages, sampling, (seed,), prefix=prefix, choices=criterion.choices, thought=thought)
+    more = asking.template.direct and criterion != asking.template.criteria[-1]
+    return Request(
+        messages, sampling, (seed,), prefix=prefix, choices=criterion.choices, thought=thought, continued=more
+    )
 
 
 def reason_in(text: str) -> str:

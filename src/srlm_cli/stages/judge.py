@@ -26,6 +26,7 @@ from srlm_cli.thoughts import UNFINISHED, Thought
 Check = Callable[[Record], Record | list[Record]]
 
 READ_TOGETHER = 64
+CHOSEN_TOGETHER = 8  # few: what an engine keeps of them from one criterion to the next needs memory
 OF_JUDGES_BEFORE = ("score_mass", "judge_thoughts", "score_judge", "score_rules", "comparisons", "places")
 # Of SmolLM2-135M, untrained, all scores together have 0.51 at least of the probability where one is asked for, and 0.13
 # at most where an answer begins.
@@ -158,7 +159,8 @@ def judgements_of_shown(responses: Iterable[Record], engine: Engine, options: Ju
     """
     if of_criteria.piecewise(engine, options.template, options.template_kwargs):
         pending = iter(responses)
-        while group := list(islice(pending, READ_TOGETHER)):
+        together = CHOSEN_TOGETHER if options.template.direct else READ_TOGETHER
+        while group := list(islice(pending, together)):
             yield from judged_by_criteria(group, engine, options)
         return
     if options.score == "expected" and options.template.direct and not options.template.criteria:

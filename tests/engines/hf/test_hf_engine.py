@@ -670,6 +670,35 @@ def test_prompts_of_choices_share_their_beginning_from_one_reading_to_the_next(o
         assert next(engine.generate([request])).probabilities == pytest.approx(probabilities, abs=1e-5)
 
 
+@pytest.mark.parametrize("most", [choices.KEPT_TOKENS, 400], ids=["kept", "no room for all"])
+def test_what_a_later_request_continues_is_not_read_again(opened, monkeypatch, most):
+    engine = opened()
+    engine.scorer = choices.ChoiceScorer(engine.reader)
+    read = []
+    reading = PackedModel.read
+    monkeypatch.setattr(PackedModel, "read", lambda *a: read.extend(len(t.fresh) for t in a[1]) or reading(*a))
+    monkeypatch.setattr(choices, "KEPT_TOKENS", most)
+    wanted = [
+        [ask(text, GREEDY, prefix=prefix, choices=("0", "1")) for text in PROMPTS] for prefix in ("a: ", "a: 1, b: ")
+    ]
+    plain = [[one.probabilities for one in engine.generate(requests)] for requests in wanted]
+    first, second = wanted
+    told = [list(engine.generate([replace(one, continued=True) for one in first]))]
+    held = sum(len(text.tokens) for text in engine.scorer.continued)
+    read.clear()
+    told.append(list(engine.generate(second)))
+    for expected, found in zip(plain, told, strict=True):
+        for probabilities, one in zip(expected, found, strict=True):
+            assert one.probabilities == pytest.approx(probabilities, abs=1e-5)
+    new = len("1, b: ") + 1
+    if most > 400:
+        assert max(read) <= new, "only what is new is read"
+        assert len(engine.scorer.continued) < len(PROMPTS) / 2, "what was continued is let go"
+    else:
+        assert held <= most < sum(len(engine._tokens(engine.template.turn(one))) for one in first)
+        assert 0 < sum(count <= new for count in read) < len(read)
+
+
 def test_a_text_finds_the_longest_beginning_it_shares():
     known = CachedPrefix([1, 2, 3])
     texts = [CachedPrefix([1, 2, 9, 9]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([1, 2, 9, 8]), CachedPrefix([7])]

@@ -14,6 +14,7 @@ from srlm_cli.forward.exact_logits import exact_logits
 from srlm_cli.forward.prefix import CachedPrefix, find_prefixes
 
 MAX_TOKENS = 1 << 13
+KEPT_TOKENS = 1 << 14  # of requests that later ones continue
 
 
 @dataclass(eq=False)
@@ -52,6 +53,7 @@ class ChoiceScorer:
         self.model = model
         self.batch_size = MAX_TOKENS  # every request has at least one token
         self.last: list[CachedPrefix] = []
+        self.continued: list[CachedPrefix] = []
 
     def answer(self, choices: list[ScoringRequest]) -> list[Completion]:
         """Return one completion per request; the batch is reduced when memory runs out."""
@@ -62,6 +64,7 @@ class ChoiceScorer:
                 answers += self._read(batch)
             except RuntimeError as error:
                 self.batch_size = memory.halve(len(batch), error)
+                self.continued = []
         return answers
 
     def _batch(self, choices: list[ScoringRequest]) -> list[ScoringRequest]:
@@ -75,19 +78,30 @@ class ChoiceScorer:
     def _read(self, choices: list[ScoringRequest]) -> list[Completion]:
         begun = [choice.begun() for choice in choices]
         texts = [
-            CachedPrefix([*choice.shared, *behind])
+            CachedPrefix([*choice.shared, *behind], kept=choice.request.continued)
             for choice, parts in zip(choices, begun, strict=True)
             for behind in parts
         ]
-        find_prefixes(texts, self.last)
+        continued = [text for text in texts if text.kept]
+        find_prefixes(texts, [*self.last, *self.continued])
         texts[-1].kept = True
         with exact_logits(self.model.net, {token for choice in choices for end in choice.ends for token in end}):
             logits = iter(self.model.read(texts))
-        texts[-1].prefix, self.last = None, texts[-1:]
+        self._keep(texts, continued)
         return [
             answer(choice, {behind: next(logits) for behind in parts})
             for choice, parts in zip(choices, begun, strict=True)
         ]
+
+    def _keep(self, texts: list[CachedPrefix], continued: list[CachedPrefix]) -> None:
+        """Keep the last text, and those that later requests continue, up to `KEPT_TOKENS`; not those continued now."""
+        done = {text.prefix for text in texts if text.prefix and text.shared == len(text.prefix.tokens)}
+        self.continued = [*(text for text in self.continued if text not in done), *continued]
+        self.last = texts[-1:]
+        for text in texts:
+            text.prefix = None  # a kept text has the keys and values of its prefix, too
+        while sum(len(text.tokens) for text in self.continued) > KEPT_TOKENS:
+            del self.continued[0]
 
 
 def answer(choice: ScoringRequest, logits: dict[tuple[int, ...], torch.Tensor]) -> Completion:

@@ -52,6 +52,7 @@ class HfEngine:
         self.net = self.reader.net
         self.known = len(self.net.get_input_embeddings().weight)
         self.stops = Stops(self.net.generation_config.eos_token_id, self.template)
+        self.scorer = ChoiceScorer(self.reader)
         self.context = getattr(self.net.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -64,14 +65,13 @@ class HfEngine:
             yield from self._written(iter(requests), scheduler)
 
     def _written(self, pending: Iterator[Request], scheduler: BaseScheduler) -> Iterator[Completion]:
-        scorer = ChoiceScorer(self.reader)
         begun: deque[Task] = deque()
         while True:
             taken = self._take(pending, begun, scheduler)
             if not begun:  # no request is in progress and none was taken: there are no more
                 return
             with torch.inference_mode():
-                self._score_choices(scorer, taken)
+                self._score_choices(taken)
                 if scheduler.waiting or (begun and begun[0].answer is None):
                     scheduler.advance()
             while begun and begun[0].answer:
@@ -110,7 +110,7 @@ class HfEngine:
                 scheduler.add(task)
         return taken
 
-    def _score_choices(self, scorer: ChoiceScorer, tasks: list[Task]) -> None:
+    def _score_choices(self, tasks: list[Task]) -> None:
         """Answer the requests that have choices."""
         asked: list[tuple[Task, ScoringRequest]] = []
         for task in tasks:
@@ -121,7 +121,7 @@ class HfEngine:
                 task.refuse("prompt-too-long")
             else:
                 asked.append((task, choice))
-        answers = scorer.answer([choice for _, choice in asked])
+        answers = self.scorer.answer([choice for _, choice in asked])
         for (task, _), answer in zip(asked, answers, strict=True):
             task.answer = answer
 
