@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dpo_by_hand import by_logits, first_losses, trl_trainer
 from helpers import Srlm, as_lines, read_rows
@@ -144,10 +146,36 @@ def test_what_cannot_be_mixed_is_refused(base: Path, tmp_path: Path, monkeypatch
     refused("full weights, not an adapter", lora_r=2)
     refused("full weights, not an adapter", tiny_adapter(tmp_path / "a", base))
     refused("a loss with a reference", about=DPOLossConfig(loss="simpo"))
+    wide = tiny_model(tmp_path / "wide", hidden_size=64)
+    refused("other shapes of weights", ref=str(wide))
+    refused("other shapes of weights", ref=str(tiny_adapter(tmp_path / "wide_adapter", wide)))
     assert not (tmp_path / "m.part").exists()
-    refused("other shapes of weights", ref=str(tiny_model(tmp_path / "wide", hidden_size=64)))
     monkeypatch.setattr(distributed, "sharded", lambda: True)
     refused("whole weights")
+
+
+def test_other_shapes_are_refused_before_a_weight_is_read(base: Path, tmp_path: Path, monkeypatch) -> None:
+    deep = tiny_model(tmp_path / "deep", num_hidden_layers=3)
+    monkeypatch.setattr("srlm_cli.models.weights.load_whole", None)
+    for model, ref in ((base, deep), (deep, base)):
+        spec = spec_of(model, tmp_path / "m")
+        with pytest.raises(OptionError, match=f"cannot mix {model} into {ref}: other shapes.*--ref previous"):
+            dpo(pairs(5), spec, DPOLossConfig(), ref=str(ref), sync=RefSync(1, 0.5), run=QUIET)
+
+
+def test_an_adapter_that_has_resized_its_base_is_mixed(base: Path, tmp_path: Path) -> None:
+    """Its own embeddings count, not those of the configuration of its base."""
+    net = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    net.resize_token_embeddings(264, mean_resizing=False)
+    padded, adapter, out = (tmp_path / name for name in ("padded", "adapter", "m"))
+    net.save_pretrained(padded)
+    adapted = get_peft_model(net, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(adapter, save_embedding_layers=True)
+    for folder in (padded, adapter):
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    dpo(pairs(5), spec_of(padded, out, epochs=1), DPOLossConfig(), ref=str(adapter), sync=RefSync(1, 0.5), run=QUIET)
+    assert (out / "provenance.json").exists()
 
 
 def test_a_reference_that_never_moves_is_reported(srlm: Srlm, base: Path) -> None:

@@ -116,6 +116,27 @@ def context_of(model: str) -> int | None:
     return getattr(load_config(model).get_text_config(), "max_position_embeddings", None)
 
 
+def shapes_of(model: str, embeddings: bool = True) -> list[tuple[int, ...]]:
+    """Return the shapes of the weights of a model, of its base for an adapter; only the configuration is read.
+
+    Raises EngineError if no model can be made of the configuration. An adapter can resize `embeddings`.
+    """
+    import torch
+
+    from srlm_cli.models.light_transformers import AutoModelForCausalLM
+
+    where, config = lowest_base(model), load_config(model)
+
+    def make() -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=remote.trusts(where))
+
+    net = in_one_line(model, where, make)
+    left_out = [] if embeddings else [net.get_input_embeddings(), net.get_output_embeddings()]
+    apart = {id(weight) for layer in left_out if layer is not None for weight in layer.parameters()}
+    return [tuple(weight.shape) for weight in net.parameters() if id(weight) not in apart]
+
+
 def load_model(
     model: str,
     dtype: str,

@@ -8,7 +8,7 @@ from typing import Any
 from srlm_cli import distributed
 from srlm_cli.errors import OptionError
 from srlm_cli.models.fingerprint import fingerprint
-from srlm_cli.models.load import load_model
+from srlm_cli.models.load import load_model, shapes_of
 from srlm_cli.models.locate import is_adapter, locate, use
 from srlm_cli.records import Record
 from srlm_cli.streams.console import say
@@ -44,6 +44,9 @@ class ReferenceMethod(session.Method):
         if reference_model != spec.model:
             use(reference_model, None, spec.trust_remote_code)
             reference.check_tokens(reference_model, tokenizer)
+            if self.sync:
+                known = not is_adapter(locate(reference_model))  # else its embeddings are known when it is loaded
+                check_shapes(reference_model, spec, *(shapes_of(one, known) for one in (reference_model, spec.model)))
         self.reference = {"policy": self.ref, "model": reference_model, "fingerprint": fingerprint(reference_model)}
         self.reference |= asdict(self.sync) if self.sync else {}
         return {"reference": self.reference, "loss": asdict(self.loss_config)}
@@ -69,10 +72,8 @@ class ReferenceMethod(session.Method):
             )
         if (self.sync or reference_model != spec.model) and self.loss_config.has_reference:
             other = load_model(reference_model, "float32", setup.loading_device(spec))
-        if self.sync and [one.shape for one in model.parameters()] != [one.shape for one in other.parameters()]:
-            raise OptionError(
-                f"--ref-sync-steps cannot mix {spec.model} into {reference_model}: other shapes of weights"
-            )
+        if self.sync:
+            check_shapes(reference_model, spec, *([one.shape for one in net.parameters()] for net in (other, model)))
         config = config_class(
             **setup.trainer_settings(spec, run, workdir.folder),
             **self.loss_config.trl(),
@@ -120,6 +121,15 @@ class ReferenceMethod(session.Method):
 
     def settings(self) -> dict[str, Any]:
         return asdict(self.loss_config)
+
+
+def check_shapes(reference_model: str, spec: TrainSpec, theirs: list[Any], mine: list[Any]) -> None:
+    """Raise OptionError unless a reference has weights of the policy's shapes, so that both can be mixed."""
+    if theirs != mine:
+        raise OptionError(
+            f"--ref-sync-steps cannot mix {spec.model} into {reference_model}: other shapes of weights",
+            "--ref previous, or omit --ref-sync-steps",
+        )
 
 
 def rewards(history: list[dict[str, float]]) -> dict[str, float]:
