@@ -267,6 +267,10 @@ def stages(folder: Path, port: int, other_model: str | None) -> list[Stage]:
         Stage("judge, hf", ("judge", "--in", responses, *hf, "--template", "score_only")),
         Stage("sft", ("sft", "--in", rows("ift.jsonl", completions(16)), *train), "*.safetensors"),
         Stage("dpo", ("dpo", "--in", rows("pairs.jsonl", pairs(12)), *train), "*.safetensors"),
+        # mixed after steps 2, 4 and 6, so that a step after a resumed one is scored by a reference of the checkpoint
+        Stage("dpo --ref-sync-steps",
+              ("dpo", "--in", rows("pairs.jsonl", pairs(12)), *train, "--ref-sync-steps", "2", "--beta", "1"),
+              "*.safetensors"),
         Stage("kto", ("kto", "--in", rows("labelled.jsonl", labelled(12)), *train), "*.safetensors"),
     ]  # fmt: skip
 
