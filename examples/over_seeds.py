@@ -15,7 +15,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean
 
-Share = tuple[float, float, float]  # the value, and the ends of its interval
+Share = tuple[float, float | None, float | None]  # the value, and the ends of its interval, None over one prompt
 ARMS = [("own", at) for at in range(4)] + [("control", at) for at in (2, 3)]
 
 
@@ -27,8 +27,10 @@ def share(path: Path) -> Share:
 
 
 def mean(shares: list[Share]) -> Share:
-    """Return the mean of independent shares, with its interval."""
+    """Return the mean of independent shares, with its interval if all of them have one."""
     value = fmean(share[0] for share in shares)
+    if any(low is None for _, low, _ in shares):
+        return value, None, None
     half = sqrt(sum(((high - low) / 2) ** 2 for _, low, high in shares)) / len(shares)
     return value, value - half, value + half
 
@@ -45,7 +47,8 @@ def main() -> None:
         found = [share(run / arm / f"M{at}" / options.file) for run in options.runs]
         cells = [f"{value:.1%}" for value, _, _ in found]
         value, low, high = mean(found)
-        print(f"| M{at}, {arm} |", " | ".join(cells), f"| {value:.1%} [{100 * low:.1f}–{100 * high:.1f}] |")
+        interval = "" if low is None else f" [{100 * low:.1f}–{100 * high:.1f}]"
+        print(f"| M{at}, {arm} |", " | ".join(cells), f"| {value:.1%}{interval} |")
 
 
 if __name__ == "__main__":

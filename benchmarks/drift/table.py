@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paths import existing
 
+from srlm_cli.evaluate.columns import with_interval
 from srlm_cli.stats.bootstrap import metrics
 
 Record = dict[str, Any]
@@ -29,8 +30,7 @@ def mean(rows: list[Record], number: Callable[[Record], float], digits: int = 0)
     if not groups:
         return "-"
     [found] = metrics("drift", {"mean": list(groups.values())})
-    low, high = (format(found[end], f".{digits}f") for end in ("ci_low", "ci_high"))
-    return f"{found['value']:.{digits}f} [{low}, {high}]"
+    return with_interval(found, f"{{:.{digits}f}}".format)
 
 
 def line(run: Path, model: Path) -> list[str]:

@@ -48,9 +48,11 @@ def shown(row: dict | None) -> str:
     """Return a value with its interval: shares in per cent, correlations as they are."""
     if not row or row["value"] is None:
         return "-"
-    if row["metric"] in ("spearman", "kendall_tau"):
-        return f"{row['value']:.3f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
-    return f"{100 * row['value']:.1f} [{100 * row['ci_low']:.0f}, {100 * row['ci_high']:.0f}]"
+    scale, digits = (1, 3) if row["metric"] in ("spearman", "kendall_tau") else (100, 1)
+    value = f"{scale * row['value']:.{digits}f}"
+    if row["ci_low"] is None:
+        return value
+    return f"{value} [{', '.join(f'{scale * row[end]:.{digits - 1}f}' for end in ('ci_low', 'ci_high'))}]"
 
 
 def parse_rate(folder: Path) -> str:

@@ -63,9 +63,10 @@ def table(paths: list[Path]) -> None:
         total = {row["metric"]: row for row in rows if "rule" not in row}
         kept = total["rules_kept"]
         first = kept["value"] if first is None else first
+        interval = "" if kept["ci_low"] is None else f" [{kept['ci_low']:.1%}, {kept['ci_high']:.1%}]"
         each = ", ".join(f"{row['rule']} {row['value']:.0%}" for row in rows if "rule" in row)
         print(
-            f"{path}: {kept['value']:.1%} [{kept['ci_low']:.1%}, {kept['ci_high']:.1%}] of {kept['n']} rules kept, "
+            f"{path}: {kept['value']:.1%}{interval} of {kept['n']} rules kept, "
             f"{100 * (kept['value'] - first):+.1f} points, {total['length']['value']:.0f} characters; {each}"
         )
 

@@ -206,6 +206,15 @@ def test_tokens_are_what_the_engine_reports_and_time_is_that_of_each_kind() -> N
     assert lines[2].split()[-2:] == ["0.25", "0"] and lines[3].split()[-3:] == ["-", "9", "unreadable"]
 
 
+def test_kinds_on_one_prompt_are_not_compared() -> None:
+    rows = [row for one in ranked(1) for row in responses_of(ranked_record(one))]
+    found = of_kinds(rows, Counting(), lambda: 0.0, {})
+    metrics = judges_metrics(found, {name: {} for name in found})
+    assert all(row["value"] is not None and row["ci_low"] is None for row in metrics)
+    assert metrics[1]["difference"]["ci_high"] is None
+    assert "[" not in "".join(table(metrics, dict.fromkeys(found))[2:])
+
+
 def judged(places: list[int], scores: list[float | None], **more) -> Record:
     score = next((score for score in scores if score is not None), None)
     return {

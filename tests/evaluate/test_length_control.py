@@ -208,6 +208,11 @@ def test_rows_of_one_prompt_are_drawn_together() -> None:
     assert together["ci_high"] - together["ci_low"] > 2 * (apart["ci_high"] - apart["ci_low"])
 
 
+def test_comparisons_of_one_prompt_have_no_interval() -> None:
+    row = controlled([{**row, "index": 7} for row in two_lengths(0.8, 0.5)])
+    assert row["value"] is not None and row["ci_low"] is row["ci_high"] is None
+
+
 def test_models_are_told_apart_and_keep_their_order() -> None:
     second = [{**row, "model": "M3", "baseline": "M1"} for row in two_lengths(0.5, 0.5)]
     rows, _ = length_control([*two_lengths(0.8, 0.5), *second, comparison(0, 1)])

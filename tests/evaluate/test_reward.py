@@ -6,9 +6,11 @@ import math
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 from helpers import SHARED, Srlm, as_lines, read_rows, write_rows
+from srlm_cli.evaluate.columns import with_interval
 from srlm_cli.evaluate.reward import (
     Replies,
     at_matched_length,
@@ -27,7 +29,7 @@ from srlm_cli.evaluate.reward import (
     weighted_kappa,
 )
 from srlm_cli.records import judged_record
-from srlm_cli.stats.bootstrap import metrics
+from srlm_cli.stats.bootstrap import metrics, of_sums
 
 
 def correlations(human: list, scores: list) -> tuple[list[float], list[float]]:
@@ -66,7 +68,11 @@ def test_the_five_metrics_by_hand() -> None:
     assert {name: (pytest.approx(value), n) for name, (value, n) in expected.items()} == {
         name: (row["value"], row["n"]) for name, row in rows.items()
     }
-    assert all(row["ci_low"] <= row["value"] <= row["ci_high"] for row in rows.values())
+    of_one_prompt = {name for name, row in rows.items() if row["ci_low"] is row["ci_high"] is None}
+    assert of_one_prompt == {"pairwise_accuracy_without_ties", "5_best"}
+    assert all(
+        row["ci_low"] <= row["value"] <= row["ci_high"] for row in rows.values() if row["metric"] not in of_one_prompt
+    )
     assert {row["task"] for row in rows.values()} == {"reward"}
 
 
@@ -278,6 +284,23 @@ def test_the_seed_of_the_bootstrap() -> None:
 def test_nothing_to_measure_is_null() -> None:
     empty = {"task": "t", "metric": "m", "value": None, "n": 0, "ci_low": None, "ci_high": None}
     assert metric([]) == metric([[], []]) == empty
+
+
+def test_values_of_one_prompt_have_no_interval() -> None:
+    none = {"ci_low": None, "ci_high": None}
+    assert metric([[1.0, 0.0, 1.0, 1.0]]) == {"task": "t", "metric": "m", "value": 0.75, "n": 4, **none}
+    assert metric([[], [1.0, 0.0], []]) == {"task": "t", "metric": "m", "value": 0.5, "n": 2, **none}
+    assert metric([[1.0], [1.0]]) == {"task": "t", "metric": "m", "value": 1.0, "n": 2, "ci_low": 1.0, "ci_high": 1.0}
+    by_prompt = np.array([[3.0, 4.0], [0.0, 0.0]])
+    found = of_sums("t", "m", by_prompt, lambda sums: sums[..., 0] / sums[..., 1], 4)
+    assert found == {"task": "t", "metric": "m", "value": 0.75, "n": 4, **none}
+
+
+def test_a_metric_in_a_table() -> None:
+    known = {"value": 0.25, "ci_low": 0.125, "ci_high": 0.5}
+    assert with_interval(known, "{:.2f}".format, "%") == "0.25% [0.12, 0.50]"
+    assert with_interval({**known, "ci_low": None, "ci_high": None}, "{:.2f}".format, "%") == "0.25%"
+    assert with_interval({**known, "value": None}, "{:.2f}".format) == with_interval(None, "{:.2f}".format) == "-"
 
 
 # --- the commands ----------------------------------------------------------------------------

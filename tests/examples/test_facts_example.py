@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,12 @@ EXAMPLE = ROOT / "examples" / "facts"
 TRAINED = ("ift", "ranked", "round-1", "round-2", "round-3")
 MEASURED = ("test", "valid", "never", "ranked_test")
 PAIRS = {"SRLM_MAKE_PAIRS_MIN_GAP": "0", "SRLM_MAKE_PAIRS_MIN_CHOSEN_SCORE": "0"}
+
+
+def test_a_mean_over_seeds_has_an_interval_if_all_have_one() -> None:
+    mean = runpy.run_path(str(ROOT / "examples" / "over_seeds.py"))["mean"]
+    assert mean([(0.5, 0.4, 0.6), (0.7, 0.6, 0.8)]) == pytest.approx((0.6, 0.6 - 0.1 / 2**0.5, 0.6 + 0.1 / 2**0.5))
+    assert mean([(0.5, 0.4, 0.6), (0.7, None, None)]) == (0.6, None, None)
 
 
 @pytest.fixture(scope="module")

@@ -394,6 +394,11 @@ def test_findings_follow_the_intervals(run_folder: Path) -> None:
     )
     assert "Worse" in found_in(run_folder, [], [win(0.35, 0.45)])
     assert "Not distinguishable" in found_in(run_folder, [], [win(0.45, 0.55)])
+    one_prompt = (
+        [metric("reward", half, 0.0, None, None)],
+        [metric("head_to_head", "win_rate", 1.0, None, None, **SIDES)],
+    )
+    assert found_in(run_folder, *one_prompt) == ""
 
 
 def test_findings_name_length_and_position(run_folder: Path) -> None:

@@ -319,13 +319,13 @@ def test_the_table_by_hand() -> None:
         {"metric": "win_rate", "model": "b", "baseline": "c", "value": None},
         {**rating, "model": "long name", "value": 12.6},
         {**rating, "model": "b", "value": -0.2, "ci_low": -0.4, "ci_high": 0.4},
-        {**rating, "model": "c", "value": None},
+        {**rating, "model": "c", "value": 7.0, "ci_low": None, "ci_high": None},
     ]
     assert table(rows, ["long name", "b", "c"])[1:] == [
         "                 1      2  3          rating",
         "1 long name      -  62.5%  -  +13 [-51, +80]",
         "2 b          37.5%      -  -     +0 [+0, +0]",
-        "3 c              -      -  -               -",
+        "3 c              -      -  -              +7",
     ]
 
 

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 
 from helpers import Record, Srlm, as_lines, read_json, read_rows, write_rows
 from srlm_cli import records, templates
-from srlm_cli.commands.make_rubric import as_template
+from srlm_cli.commands.make_rubric import as_template, told
 from srlm_cli.engines.base import Completion, Request, Sampling
 from srlm_cli.errors import EngineError
 from srlm_cli.evaluate import rubric as measure
@@ -309,6 +310,14 @@ def test_a_rubric_says_what_it_was_made_from_and_judges(srlm: Srlm) -> None:
     assert judged.code == 0 and list(judged.rows[0]["criteria"][0]) == ["helpfulness"]
     printed = srlm("make-rubric", *ECHO, "--quiet", stdin=as_lines(rows[:24]))
     assert (printed.code, printed.err) == (0, "") and 'extends = "criteria"' in printed.out
+
+
+def test_an_agreement_on_one_prompt_has_no_interval() -> None:
+    chosen = SimpleNamespace(rubric=criteria("Right"), alone={"Right": 1.0}, together=1.0)
+    trial = SimpleNamespace(candidates=chosen.rubric)
+    found = {"value": 1.0, "n": 3, "ci_low": None, "ci_high": None}
+    *_, line = told([found, found], chosen, trial, SimpleNamespace(measured=[{}]))
+    assert "1.000 (no interval: one prompt, 3 pairs); the longer reply: 1.000; one prompt is not enough" in line
 
 
 def test_without_a_helpful_criterion_nothing_is_written(srlm: Srlm) -> None:

@@ -128,6 +128,14 @@ def test_matches_of_one_prompt_are_not_taken_for_independent() -> None:
     assert width[1] > 2.5 * width[0]  # 10 prompts of equal matches, not 100: sqrt(10) as wide
 
 
+def test_matches_of_one_prompt_alone_have_no_interval() -> None:
+    one = [{**match, "prompt_id": 0} for match in matches("x", "y", won=6, lost=4)]
+    assert all(row["value"] and row["ci_low"] is row["ci_high"] is None for row in ratings(one, ["x", "y"]))
+    more = [{**match, "prompt_id": n + 1} for n, match in enumerate(matches("y", "z", won=6, lost=4))]
+    known = {row["model"]: row["ci_low"] is not None for row in ratings(one + more, ["x", "y", "z"])}
+    assert known == {"x": False, "y": True, "z": True}
+
+
 def test_the_seed_decides_the_interval() -> None:
     played = matches("x", "y", won=61, tied=33, lost=44) + matches("y", "z", won=50, lost=70)
     once, again, other = (ratings(played, ["x", "y", "z"], seed) for seed in (1, 1, 2))

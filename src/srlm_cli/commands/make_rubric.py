@@ -260,12 +260,15 @@ def told(found: list[Record], chosen: Any, trial: stage.Trial, parts: stage.Part
     """Return what was kept, and its agreement, in lines for people."""
     rubric, longer = found
     kept = ", ".join(f"{one.name} (weight {one.weight:g}, alone {chosen.alone[one.name]:.3f})" for one in chosen.rubric)
-    fails = "" if rubric["ci_low"] > 0.5 else "; this is not above chance, 0.5"
+    known = rubric["ci_low"] is not None
+    interval = f"95% interval {rubric['ci_low']:.3f} to {rubric['ci_high']:.3f}" if known else "no interval: one prompt"
+    fails = "" if known and rubric["ci_low"] > 0.5 else "; this is not above chance, 0.5"
+    fails = fails if known else "; one prompt is not enough to distinguish it from chance, 0.5"
     return [
         f"{len(chosen.rubric)} of {len(trial.candidates)} criteria kept: {kept}",
         f"agreement with people on the rows that they were chosen by: {chosen.together:.3f}",
-        f"agreement on {len(parts.measured)} rows that were not used before: {rubric['value']:.3f} (95% interval "
-        f"{rubric['ci_low']:.3f} to {rubric['ci_high']:.3f}, {rubric['n']} pairs); the longer reply: "
+        f"agreement on {len(parts.measured)} rows that were not used before: {rubric['value']:.3f} ({interval}, "
+        f"{rubric['n']} pairs); the longer reply: "
         f"{longer['value']:.3f}{fails}",
     ]
 

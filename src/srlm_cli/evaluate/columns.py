@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from srlm_cli.records import Record
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -20,3 +22,11 @@ def printable(text: str) -> str:
 def percent(rate: float | None) -> str:
     """Return a share as per cent with one decimal, `-` if there is none."""
     return "-" if rate is None else f"{100 * rate:.1f}%"
+
+
+def with_interval(row: Record | None, write: Callable[[float], str], unit: str = "") -> str:
+    """Return a metric as `VALUE [LOW, HIGH]`, without brackets if it has no interval, `-` if it has no value."""
+    if row is None or row["value"] is None:
+        return "-"
+    value = f"{write(row['value'])}{unit}"
+    return value if row["ci_low"] is None else f"{value} [{write(row['ci_low'])}, {write(row['ci_high'])}]"

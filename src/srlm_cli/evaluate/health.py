@@ -226,12 +226,14 @@ def against_before(judged: Judged, before: Judged, seed: int) -> list[Record]:
     (length, gap_), (length_then, gap_then) = means(now.sum(axis=0)).tolist(), means(then.sum(axis=0)).tolist()
     growth, change = plain("length_growth"), plain("gap_change")
     counts = now[:, 2:4].sum(axis=0).astype(int).tolist()
+    fewest = np.minimum(*(np.count_nonzero(columns[:, 2:4], axis=0) for columns in (now, then))).tolist()  # prompts
     if length_then > 0 and not isnan(length):
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = drawn[:, 0] / drawn_then[:, 0]
-        growth |= {"value": length / length_then, "n": counts[0], **interval(ratios)}
+        growth |= {"value": length / length_then, "n": counts[0], **interval(ratios, fewest[0])}
     if not (isnan(gap_) or isnan(gap_then)):
-        change |= {"value": gap_ - gap_then, "n": counts[1], **interval(drawn[:, 1] - drawn_then[:, 1])}
+        limits = interval(drawn[:, 1] - drawn_then[:, 1], fewest[1])
+        change |= {"value": gap_ - gap_then, "n": counts[1], **limits}
     return [growth, change]
 
 

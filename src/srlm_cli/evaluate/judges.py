@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from srlm_cli.evaluate.columns import aligned, percent, printable
+from srlm_cli.evaluate.columns import aligned, percent, printable, with_interval
 from srlm_cli.evaluate.reward import BEST, Replies, Where, agreement, replies_of, reward_metrics
 from srlm_cli.records import ENDS, FULL_SCORE, Record, is_reply
 from srlm_cli.stats.bootstrap import measured
@@ -144,10 +144,10 @@ def table(rows: Sequence[Record], seconds: Mapping[str, float | None]) -> list[s
         lines.append(
             [
                 printable(row["kind"]),
-                with_interval(row),
-                with_interval(row["difference"], signed=True),
+                with_interval(row, in_percent, "%"),
+                with_interval(row["difference"], lambda share: f"{100 * share:+.1f}"),
                 percent(row["tie_rate"]),
-                with_interval(row["first_position"]),
+                with_interval(row["first_position"], in_percent, "%"),
                 *(each(row[name], row) for name in ("num_judgements", "tokens_in", "tokens_out")),
                 "-" if seconds[row["kind"]] is None else f"{seconds[row['kind']]:.3g}",
                 reasons(row["without_score"]),
@@ -157,13 +157,9 @@ def table(rows: Sequence[Record], seconds: Mapping[str, float | None]) -> list[s
     return [title, *aligned(lines)]
 
 
-def with_interval(found: Record | None, signed: bool = False) -> str:
-    """Return a share with its interval in per cent, `-` if there is none."""
-    if found is None or found["value"] is None:
-        return "-"
-    sign = "+" if signed else ""
-    value, low, high = (f"{100 * found[name]:{sign}.1f}" for name in ("value", "ci_low", "ci_high"))
-    return f"{value}{'' if signed else '%'} [{low}, {high}]"
+def in_percent(share: float) -> str:
+    """Return a share in per cent, without the sign."""
+    return f"{100 * share:.1f}"
 
 
 def each(total: int, row: Mapping[str, Any]) -> str:

@@ -238,7 +238,7 @@ def controlled(rows: Comparisons, variants: Variants | None = None, c: float = C
     fitted = fit(rows, variants, c)
     return row | {
         "value": fitted.win_rate,
-        **bootstrap.interval(fitted.drawn(seed)),
+        **bootstrap.interval(fitted.drawn(seed), int(fitted.prompts.max()) + 1),
         "terms": fitted.terms,
         "coefficients": fitted.coefficients,
         "c": c,

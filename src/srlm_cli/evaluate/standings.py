@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from srlm_cli.evaluate.columns import aligned, percent, printable
+from srlm_cli.evaluate.columns import aligned, percent, printable, with_interval
 from srlm_cli.records import Record
 from srlm_cli.stats import bootstrap
 from srlm_cli.stats.bradley_terry import SHARE, ratings
@@ -97,17 +97,14 @@ def table(rows: list[Record], names: Sequence[str]) -> list[str]:
         if row["metric"] == "win_rate" and "category" not in row and row["value"] is not None:
             rates[row["model"], row["baseline"]] = row["value"]
             rates[row["baseline"], row["model"]] = 1 - row["value"]
-    rated = {row["model"]: _rating(row) for row in rows if row["metric"] == "bradley_terry"}
+    rated = {
+        row["model"]: with_interval(row, lambda elo: f"{round(elo):+d}")
+        for row in rows
+        if row["metric"] == "bradley_terry"
+    }
     labels = [f"{number} {printable(name)}" for number, name in enumerate(names, 1)]
     lines = [["", *(str(number) for number in range(1, len(names) + 1)), "rating"]]
     for label, name in zip(labels, names, strict=True):
         lines.append([label, *(percent(rates.get((name, other))) for other in names), rated.get(name, "-")])
     title = "win rate of line against column (a tie is half a win), Bradley-Terry rating [95% interval]"
     return [title, *aligned(lines)]
-
-
-def _rating(row: Record) -> str:
-    if row["value"] is None:
-        return "-"
-    value, low, high = (f"{round(row[key]):+d}" for key in ("value", "ci_low", "ci_high"))
-    return f"{value} [{low}, {high}]"

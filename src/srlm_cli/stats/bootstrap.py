@@ -25,7 +25,8 @@ def metrics(task: str, values: Mapping[str, Groups], seed: int = 0) -> list[Reco
 
     The values of a name are grouped by prompt, and all names have the same prompts in the same order.
     The interval (2.5 to 97.5 per cent) is a bootstrap over prompts with `seed`. `n` counts the values;
-    without any, or if they are too large, `value` and the interval are null.
+    without any, or if they are too large, `value` and the interval are null. The interval of
+    values of one prompt is null, too.
     """
     return measured(task, zip(*values.values(), strict=True), parts_of(values), seed)
 
@@ -35,6 +36,8 @@ def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], s
 
     Of each prompt a sum and a count are kept for each name, 16 bytes, and not the values.
     """
+    import numpy as np
+
     columns = columns_of(prompts, values)
     sums, sizes = columns[:, : len(values)], columns[:, len(values) :]
     drawn = means(resampled_sums(columns, seed))
@@ -42,7 +45,15 @@ def measured(task: str, prompts: Iterable[T], values: Mapping[str, Values[T]], s
     for at, name in enumerate(values):
         n = int(sizes[:, at].sum())
         value = finite(total(sums[:, at]) / n) if n else None
-        rows.append({"task": task, "metric": name, "value": value, "n": n, **interval(drawn[:, at])})
+        rows.append(
+            {
+                "task": task,
+                "metric": name,
+                "value": value,
+                "n": n,
+                **interval(drawn[:, at], np.count_nonzero(sizes[:, at])),
+            }
+        )
     return rows
 
 
@@ -64,7 +75,8 @@ def of_sums(
 ) -> Record:
     """Return a metric that is a formula over the sums of the columns, (prompts, k), of all prompts.
 
-    `formula` takes sums, (..., k), and returns values, (...); a value that is not finite is null.
+    `formula` takes sums, (..., k), and returns values, (...); a value that is not finite is null. A prompt whose
+    columns are all 0 has no part in it.
     """
     import numpy as np
 
@@ -72,7 +84,7 @@ def of_sums(
         value = float(formula(columns.sum(axis=0)))
         drawn = formula(resampled_sums(columns, seed))
     value = value if n and np.isfinite(value) else None
-    limits = interval(drawn if value is not None else drawn[:0])
+    limits = interval(drawn if value is not None else drawn[:0], np.count_nonzero(columns.any(axis=1)))
     return {"task": task, "metric": metric, "value": value, "n": n, **limits}
 
 
@@ -110,11 +122,14 @@ def parts_of(names: Iterable[str]) -> dict[str, Values]:
     return {name: itemgetter(at) for at, name in enumerate(names)}
 
 
-def interval(drawn: np.ndarray) -> Record:
-    """Return the 95% interval of resampled values as `{ci_low, ci_high}`; those that are not finite do not count."""
+def interval(drawn: np.ndarray, prompts: int) -> Record:
+    """Return the 95% interval of resampled values as `{ci_low, ci_high}`; those that are not finite do not count.
+
+    It is null if fewer than two prompts have values: one prompt, drawn again and again, gives the same value each time.
+    """
     import numpy as np
 
-    finite = drawn[np.isfinite(drawn)]
+    finite = drawn[np.isfinite(drawn)] if prompts > 1 else drawn[:0]
     low, high = np.quantile(finite, [0.025, 0.975]).tolist() if len(finite) else (None, None)
     return {"ci_low": low, "ci_high": high}
 

@@ -28,8 +28,8 @@ def ratings(matches: Iterable[Record], names: Sequence[str], seed: int = 0) -> l
 
     The rating is by maximum likelihood, a tie half a win each way and `PRIOR` added; 400 points are
     odds of 10:1, and the mean over all models is 0. The interval (2.5 to 97.5 per cent) is a
-    bootstrap over prompts with `seed`; where all prompts agree it has no width. `n` counts the
-    model's matches; without any, the rating is null.
+    bootstrap over prompts with `seed`; where all prompts agree it has no width, and it is null for a
+    model with matches of one prompt. `n` counts the model's matches; without any, the rating is null.
     """
     import numpy as np
 
@@ -41,7 +41,8 @@ def ratings(matches: Iterable[Record], names: Sequence[str], seed: int = 0) -> l
     rows = []
     for at, name in enumerate(names):
         n = int(total[at].sum() + total[:, at].sum())
-        found = {"value": float(values[at]), "n": n, **interval(drawn[:, at])} if n else NOTHING
+        prompts = np.count_nonzero(wins[:, at].any(axis=-1) | wins[:, :, at].any(axis=-1))
+        found = {"value": float(values[at]), "n": n, **interval(drawn[:, at], prompts)} if n else NOTHING
         rows.append({"task": "head_to_head", "metric": "bradley_terry", **found, "model": name})
     return rows
 
