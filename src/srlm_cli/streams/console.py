@@ -72,9 +72,10 @@ class Progress:
         return text
 
     def can_estimate(self) -> bool:
-        """Return whether the time left can be shown: some seconds, and 10 rows or a hundredth of all, have passed."""
-        seconds, made = time.monotonic() - self.started, self.done - self.first
-        return bool(self.total) and seconds >= SECONDS_TO_ESTIMATE and made >= min(ROWS_TO_ESTIMATE, self.total / 100)
+        """Return whether the time left can be shown: some seconds, and 10 rows or half of all, have passed."""
+        if not self.total or time.monotonic() - self.started < SECONDS_TO_ESTIMATE:
+            return False
+        return self.done - self.first >= min(ROWS_TO_ESTIMATE, (self.total - self.first) / 2)
 
     def close(self) -> None:
         """Take the bar off the screen's care."""
