@@ -100,6 +100,26 @@ def test_a_wrong_value_is_reported_with_its_place_in_the_file(srlm: Srlm, text: 
     assert "Invalid value for '--num-responses'" in typed.err
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("SRLM_SAMPLE_NUM_RESPONSES", "a", "SRLM_SAMPLE_NUM_RESPONSES: Input should be a valid integer"),
+        ("SRLM_SAMPLE_N", "0", "SRLM_SAMPLE_NUM_RESPONSES: Input should be greater than or equal to 1"),
+        ("SRLM_SAMPLE_SEED", "a", "SRLM_SAMPLE_SEED: Input should be a valid integer"),
+        ("SRLM_SEED", "a", "SRLM_SEED: Input should be a valid integer"),
+        ("SRLM_SAMPLE_TEMPERATURE", "inf", "SRLM_SAMPLE_TEMPERATURE: inf is not a finite number"),
+        ("SRLM_ENGINE", "x", "SRLM_ENGINE: 'x' is not one of"),
+    ],
+)
+def test_a_wrong_value_of_the_environment_is_reported_with_its_variable(
+    srlm: Srlm, variable: str, value: str, said: str
+) -> None:
+    (srlm.folder / "my.toml").write_text("[sample]\nnum-responses = 2\nseed = 3\n")
+    for argv in (["sample"], ["settings"]):
+        result = srlm(*argv, "--config", "my.toml", env={variable: value})
+        assert result.code == 2 and f": error: {said}" in result.err and "Invalid" not in result.err, result
+
+
 def test_settings_with_a_byte_order_mark_and_windows_line_ends_are_read(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_bytes(b"\xef\xbb\xbf[sample]\r\nnum-responses = 2\r\nsystem = 5\r\n")
     rows = srlm("sample", "--engine", "echo", stdin='{"prompt": "a"}\n').rows

@@ -80,14 +80,21 @@ def section(ctx: Context) -> str:
 
 
 def refuse_setting(error: BadParameter, ctx: Context, command: str, path: str) -> None:
-    """Raise OptionError that names the place in srlm.toml, if that is where a wrong value of an option comes from."""
+    """Raise OptionError that names the place in srlm.toml, or the variable, if a wrong value comes from there."""
     source = error.param and ctx.get_parameter_source(error.param.name)
-    if not source or source.name != "DEFAULT_MAP":
+    if not source or source.name not in ("DEFAULT_MAP", "ENVIRONMENT"):
         return
     names = {name.lstrip("-") for name in error.param.opts}
     old = {was for was, now in RENAMED.get(command, {}).items() if names & set(now)}
-    where = settings.place(path, command, names | old)
+    typed = source.name == "ENVIRONMENT"
+    where = variable_of(error.param, ctx) if typed else settings.place(path, command, names | old)
     raise OptionError(f"{where}: {error.message.removeprefix('Value error, ')}") from None
+
+
+def variable_of(option: Any, ctx: Context) -> str:
+    """Return the environment variable that an option has its value from: the first that is set of those it reads."""
+    own = [option.envvar] if isinstance(option.envvar, str) else option.envvar or []
+    return next(name for name in (*own, f"{ctx.auto_envvar_prefix}_{option.name.upper()}") if os.environ.get(name))
 
 
 def rename_environment(ctx: Context, command: str, prefix: str) -> None:
