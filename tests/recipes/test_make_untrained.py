@@ -157,19 +157,25 @@ def test_a_method_that_cannot_train_ends_before_the_round(argv, settings, words,
 @pytest.mark.parametrize(
     ("judge", "refused"),
     [
-        ('template = "score_only"\nscore = "expected"', True),
-        ('template = "score_only"\nnum-judgements = 11', False),
-        ('score = "expected"', False),
+        ('template = "score_only"\nscore = "expected"', "gives no reasons"),
+        ('template = "own.toml"\nscore = "expected"', "gives no reasons"),
+        ("num-judgements = 1", "no other to be compared with"),
+        ('engine = "reward"', "--engine reward writes no judgements"),
+        ('by = "group"', "--by group judges several responses"),
+        ('template = "score_only"\nnum-judgements = 11', ""),
+        ('template = "own.toml"\nnum-judgements = "1:4"', ""),
+        ('score = "expected"', ""),
     ],
     ids=str,
 )
-def test_meta_without_reasons_ends_before_the_round(judge: str, refused: bool, folder: Path) -> None:
+def test_meta_with_nothing_to_compare_ends_before_the_round(judge: str, refused: str, folder: Path) -> None:
     (folder / "srlm.toml").write_text(SETTINGS.replace("direct = true", judge))
+    (folder / "own.toml").write_text('extends = "score_only"\n')
     command = ["make", "SRLM=./srlm", "META=1", "runs/first/eft.jsonl"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=clean_env())
-    said = "META=1 needs a judge that gives reasons" in done.stderr
-    assert (said, done.returncode) == ((True, 2) if refused else (False, 0)), done.stderr
-    assert (folder / "runs" / "first" / "eft.jsonl").exists() is not refused
+    said = next((line for line in done.stderr.splitlines() if "META=1 compares the judgements" in line), "")
+    assert (refused in said, bool(said), done.returncode) == (True, bool(refused), 2 if refused else 0), done.stderr
+    assert (folder / "runs").exists() is not bool(refused)
 
 
 @pytest.mark.parametrize("given", ["0", "x", "", "-1"])

@@ -32,6 +32,10 @@ def settings(
         str | None,
         Option("--get", metavar="COMMAND.OPTION", help="Print the value of one option only, nothing if it is not set."),
     ] = None,
+    meta: Annotated[
+        bool,
+        Option("--meta", help="Refuse a judge whose judgements `srlm judge --meta` cannot compare (META=1 in Make)."),
+    ] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="With --stamps: print the files that would change, write nothing.")
     ] = False,
@@ -54,6 +58,8 @@ def settings(
     for name, command in commands_below(root):
         own = command.make_context(name, [], parent=root, resilient_parsing=True, default_map=None)
         lines[name] = {"command": name, **resolved(own, config or "", name)}
+    if meta:
+        refuse_incomparable(lines["judge"])
     if get is not None:
         print_value(lines, get)
         return
@@ -122,6 +128,27 @@ def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
                 files = [place.rpartition(":")[0] for place in value or ()]
                 values["rule-file-hash"] = [file_hash(path) for path in files if Path(path).is_file()]
     return values
+
+
+def refuse_incomparable(judge: dict[str, Any]) -> None:
+    """Raise OptionError unless a judge of these settings writes several judgements of a response, with reasons."""
+    from srlm_cli.options.judging import judge_template
+    from srlm_cli.options.kinds import draws_of
+
+    draws = draws_of(judge["num-judgements"])
+    direct = judge["score"] == "expected" and judge_template(judge["template"], None).direct
+    reasons = '`template = "additive"` or `score = "text"`'
+    faults = {
+        ("--engine reward writes no judgements", '`engine = "hf"`'): judge["engine"] == "reward",
+        ("--implicit writes no judgements", "`implicit = false`"): judge["implicit"],
+        ("rules write no judgements", "another `model`"): (judge["engine"], judge["model"]) == ("echo", "rules"),
+        (f"--by {judge['by']} judges several responses together", '`by = "pointwise"`'): judge["by"] != "pointwise",
+        ("a judge that gives no reasons has nothing to compare", reasons): direct,
+        ("one judgement of a response has no other to be compared with", "`num-judgements = 11`"): draws == 1,
+    }
+    for (what, remedy), wrong in faults.items():
+        if wrong:
+            raise OptionError(f"META=1 compares the judgements of a response: {what}", f"{remedy} in [judge]")
 
 
 def keep(path: Path, text: str, dry_run: bool) -> None:
