@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from srlm_cli.forward.kv_cache import PagedKVCache
+from srlm_cli.forward.parallel_passes import Progress
 from srlm_cli.forward.prefix import CachedPrefix
 from srlm_cli.models.light_transformers import AttentionInterface
 
@@ -32,11 +33,12 @@ class Unsupported(Exception):
 class Prefill:
     """A pass over the new tokens of texts; each text continues its prefix.
 
-    Keys and values from token `first_slot` on are stored in the blocks of a text, if it has any.
+    Keys and values from token `first_slot` on are stored in the blocks of a text, if it has any. With `progress`, other
+    passes run at the same time.
     """
 
-    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None) -> None:
-        self.texts, self.cache = texts, cache
+    def __init__(self, texts: list[CachedPrefix], cache: PagedKVCache | None, progress: Progress | None = None) -> None:
+        self.texts, self.cache, self.progress = texts, cache, progress
         self.masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
         self.stored = [text for text in texts if text.blocks]
         self.slots = torch.cat([text.slots for text in self.stored]).to(cache.device) if self.stored else None
@@ -60,12 +62,16 @@ class Prefill:
             end = start + len(text.fresh)
             own_key, own_value = key[0, :, start:end], value[0, :, start:end]
             if text.prefix:
+                if self.progress:
+                    self.progress.wait_for(text.prefix, layer)
                 own_key = torch.cat([text.prefix.keys[layer][:, : text.shared], own_key], 1)
                 own_value = torch.cat([text.prefix.values[layer][:, : text.shared], own_value], 1)
             elif text.kept:  # a copy, since a view would keep all that was read beside it
                 own_key, own_value = own_key.clone(), own_value.clone()
             text.keys[layer], text.values[layer] = own_key, own_value
             start = end
+        if self.progress:
+            self.progress.tell()
 
     def _to_store(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the keys and values, (tokens, heads, size), that go to `slots`."""

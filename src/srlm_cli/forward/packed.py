@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -11,6 +12,7 @@ from srlm_cli.forward import cpu
 from srlm_cli.forward.attention import Pass, Prefill, Unsupported, attention_context
 from srlm_cli.forward.kv_cache import PagedKVCache, Span
 from srlm_cli.forward.paged_attention import Decode
+from srlm_cli.forward.parallel_passes import THREADS, Progress, in_parallel
 from srlm_cli.forward.prefix import CachedPrefix, passes
 
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
@@ -41,19 +43,28 @@ class PackedModel:
 
         The prefix of a text comes before it, or is kept from an earlier read. A text must be longer than its prefix.
         """
-        logits = [self._read(some, cache) for some in passes(texts, TOKENS_A_PASS.get(self.device))]
+        split = list(passes(texts, TOKENS_A_PASS.get(self.device)))
+        if cache is None and len(split) > 1 and torch.get_num_threads() >= THREADS and _type_of(self.net):
+            logits = in_parallel(partial(self._read, cache=None), split)
+        else:
+            logits = [self._read(some, cache=cache) for some in split]
         for text in texts:
             if not text.kept:
                 text.keys, text.values = {}, {}
         return torch.cat(logits)
 
-    def _read(self, texts: list[CachedPrefix], cache: PagedKVCache | None) -> torch.Tensor:
+    def _read(
+        self, texts: list[CachedPrefix], progress: Progress | None = None, *, cache: PagedKVCache | None
+    ) -> torch.Tensor:
         fresh = [text.fresh for text in texts]
         positions = [torch.arange(text.shared, len(text.tokens)) for text in texts]
         ends = torch.tensor([len(tokens) for tokens in fresh]).cumsum(0) - 1
         ids = torch.tensor([token for tokens in fresh for token in tokens])
-        kind = _compiled().CompiledPrefill if cache and self.compiled else Prefill
-        return self._forward(kind(texts, cache), ids, torch.cat(positions), ends.to(self.device))
+        if cache and self.compiled:
+            run = _compiled().CompiledPrefill(texts, cache)
+        else:
+            run = Prefill(texts, cache, progress)
+        return self._forward(run, ids, torch.cat(positions), ends.to(self.device))
 
     def step(
         self,
