@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from srlm_cli.errors import OptionError
 from srlm_cli.records import response_record
-from srlm_cli.rules import check_reply, code, rules_of_row
+from srlm_cli.rules import RuleSet, check_reply, code, rules_of_row
 
 ADD = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add(-1, 1) == 0"]
-
-
-@pytest.fixture
-def run_code() -> Iterator[None]:
-    code.allow(True)
-    yield
-    code.allow(False)
 
 
 def row(reply: str, tests: object = TESTS, rule: str = "passes=tests") -> dict:
@@ -30,7 +23,7 @@ def row(reply: str, tests: object = TESTS, rule: str = "passes=tests") -> dict:
 
 def kept(reply: str, tests: object = TESTS, rule: str = "passes=tests") -> bool:
     record = response_record(row(reply, tests, rule))
-    return check_reply(record, rules_of_row(record))[rule]
+    return check_reply(record, rules_of_row(record, run_code=True))[rule]
 
 
 @pytest.mark.parametrize(
@@ -52,22 +45,22 @@ def kept(reply: str, tests: object = TESTS, rule: str = "passes=tests") -> bool:
         (f"```python\n{ADD}open('large', 'wb').write(bytes(20 << 20))\n```", False),
     ],
 )
-def test_the_code_of_a_reply_has_to_run_to_the_end_of_its_tests(run_code, reply: str, right: bool) -> None:
+def test_the_code_of_a_reply_has_to_run_to_the_end_of_its_tests(reply: str, right: bool) -> None:
     assert kept(reply) is right
 
 
-def test_the_opposite_is_kept_by_code_that_fails(run_code) -> None:
+def test_the_opposite_is_kept_by_code_that_fails() -> None:
     assert kept("add = max", rule="not-passes=tests") and not kept(ADD, rule="not-passes=tests")
 
 
-def test_tests_are_a_text_or_a_list_of_texts(run_code) -> None:
+def test_tests_are_a_text_or_a_list_of_texts() -> None:
     assert kept(ADD, "assert add(2, 2) == 4") and not kept(ADD, "assert add(2, 2) == 5")
     assert kept(ADD, None, "passes:assert add(2, 2) == 4")
     assert kept(ADD, ["assert add(2, 2) == 4"]) and not kept(ADD, ["assert add(2, 2) == 4", "assert False"])
 
 
-def test_a_program_that_does_not_end_is_stopped(run_code, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(code, "SECONDS", 0.3)  # by the clock 0.6
+def test_a_program_that_does_not_end_is_stopped(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(code, "CLOCK", 0.6)
     started = time.monotonic()
     ready = tmp_path / "ready"
     left = f"import subprocess, time\nsubprocess.Popen(['sleep', '60'])\nopen({str(ready)!r}, 'w').close()\n"
@@ -75,7 +68,16 @@ def test_a_program_that_does_not_end_is_stopped(run_code, monkeypatch, tmp_path)
     assert time.monotonic() - started < 50 and ready.exists()
 
 
-def test_the_environment_is_not_shown_to_the_code(run_code, monkeypatch) -> None:
+def test_a_program_that_computes_without_end_is_stopped(monkeypatch) -> None:
+    monkeypatch.setattr(code, "SECONDS", 1)
+    monkeypatch.setattr(code, "CLOCK", 120)
+    started, ended = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert not kept("```python\nwhile True:\n    pass\n```")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - ended
+    assert time.monotonic() - started < 100 and 0.5 < used < 5
+
+
+def test_the_environment_is_not_shown_to_the_code(monkeypatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "secret")
     assert kept("import os\nnames = set(os.environ)", "assert 'MY_TOKEN' not in names, names")
     assert kept("import os\nhere = os.listdir()", "assert here == ['reply.py'], here")
@@ -83,8 +85,13 @@ def test_the_environment_is_not_shown_to_the_code(run_code, monkeypatch) -> None
 
 
 def test_no_code_runs_unless_it_is_allowed() -> None:
-    with pytest.raises(OptionError, match="runs the code"):
-        kept(f"```python\n{ADD}```")
+    record = response_record(row(f"```python\n{ADD}```"))
+    assert len(rules_of_row(record, run_code=True)) == 1
+    for spec in ("passes", "not-passes:assert True", "passes=tests"):
+        with pytest.raises(OptionError, match="runs the code"):
+            rules_of_row({**record, "rules": [spec]})
+        with pytest.raises(OptionError, match="runs the code"):
+            RuleSet().of({**record, "rules": {spec: True}})
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Options for rules that a program checks in a reply."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -8,7 +8,7 @@ from typer import Option
 
 from srlm_cli.errors import OptionError
 from srlm_cli.records import Record
-from srlm_cli.rules import BadRule, Rule, code, read_rule, rules_of_row
+from srlm_cli.rules import BadRule, RuleSet, read_rule
 from srlm_cli.stages.rules import RuleOptions
 from srlm_cli.streams.reader import file_hash
 from srlm_cli.templates import Template
@@ -37,18 +37,17 @@ class RuleSource:
         bool, Option("--run-code", help="Let the rule `passes` run the Python code of responses on this machine.")
     ] = False
 
-    def rules(self) -> tuple[Rule, ...]:
-        """Return the rules for all rows; raise OptionError for one that does not exist or that has wrong arguments."""
-        code.allow(self.run_code)
+    def rules(self) -> RuleSet:
+        """Return the rules; raise OptionError for one that does not exist or that has wrong arguments."""
         try:
-            found = tuple(map(read_rule, self.rule or ()))
+            found = tuple(read_rule(spec, self.run_code) for spec in self.rule or ())
         except BadRule as error:
             raise OptionError(f"--rule: {error}") from None
-        if not self.rule_file:
-            return found
-        from srlm_cli.rules.own import own_rule
+        if self.rule_file:
+            from srlm_cli.rules.own import own_rule
 
-        return found + tuple(map(own_rule, self.rule_file))
+            found += tuple(map(own_rule, self.rule_file))
+        return RuleSet(found, self.run_code)
 
     def identity(self) -> dict[str, Any]:
         """Return what of the rules decides the rows."""
@@ -87,16 +86,15 @@ class RulesOfJudge(RuleSource):
         return {**super().identity(), "combine": self.combine}
 
 
-def with_rules_checked(check: Check, rules: Iterable[Rule] | None) -> Check:
+def with_rules_checked(check: Check, rules: RuleSet | None) -> Check:
     """Return a check of rows that also refuses rows whose rules are wrong; with None no rules are asked for."""
     if rules is None:
         return check
-    for_all = tuple(rules)
 
     def checked(row: Record) -> Record | list[Record]:
         found = check(row)
         for one in found if isinstance(found, list) else [found]:
-            for rule in for_all + rules_of_row(one):
+            for rule in rules.of(one):
                 rule.bind(one)
         return found
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from srlm_cli.errors import BadRow
+from srlm_cli.errors import BadRow, OptionError
 from srlm_cli.records import Record, is_number, is_reply
-from srlm_cli.rules.checks import CHECKS, PLAIN, BadRule, Check, TooSlow
+from srlm_cli.rules.checks import CHECKS, CODE, PLAIN, BadRule, Check, TooSlow
 
-__all__ = ["BadRule", "Rule", "check_reply", "names", "read_rule", "rules_of_row"]
+__all__ = ["BadRule", "Rule", "RuleSet", "check_reply", "names", "read_rule", "rules_of_row"]
 
 SPEC = re.compile(r"(?P<not>not-)?(?P<name>[a-z][a-z-]*)(?:(?P<sign>[:=])(?P<rest>.*))?", re.DOTALL)
 OWN = "own:"  # before the name of your own function
@@ -35,18 +35,35 @@ class Rule:
     bind: Callable[[Record], Callable[[str], bool | float]]
 
 
+@dataclass(frozen=True)
+class RuleSet:
+    """The rules for all rows, which come before those in the field `rules` of a row; `run_code` allows `passes`."""
+
+    for_all: tuple[Rule, ...] = ()
+    run_code: bool = False
+
+    def of(self, row: Record) -> tuple[Rule, ...]:
+        """Return all rules for a row; raise BadRow if one of its own is wrong."""
+        return self.for_all + rules_of_row(row, self.run_code)
+
+
 def names() -> list[str]:
     """Return the names of the built-in rules."""
     return sorted(CHECKS)
 
 
 @lru_cache(maxsize=4096)
-def read_rule(spec: str) -> Rule:
-    """Return the built-in rule that a text names; raise BadRule if there is none, or if its arguments are wrong."""
+def read_rule(spec: str, run_code: bool = False) -> Rule:
+    """Return the built-in rule that a text names; raise BadRule if there is none, or if its arguments are wrong.
+
+    Raises OptionError for a rule that runs the code of replies, unless `run_code` allows it: a record can name it.
+    """
     found = SPEC.fullmatch(spec.strip())
     name = found["name"] if found else ""
     if name not in CHECKS:
         raise BadRule(f"no rule {spec!r}; the rules are {', '.join(names())}; not- before a name inverts it")
+    if name in CODE and not run_code:
+        raise OptionError(f"the rule `{name}` runs the code of replies", "--run-code allows it; see docs/rules.md")
     inverse = bool(found["not"])
     shown = ("not-" if inverse else "") + name
     if found["sign"] == "=":
@@ -73,7 +90,7 @@ def of_field(name: str, place: str, inverse: bool) -> Callable[[Record], Check]:
         value: Any = row
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        if name == "passes" and isinstance(value, list) and all(isinstance(one, str) for one in value):
+        if name in CODE and isinstance(value, list) and all(isinstance(one, str) for one in value):
             value = "\n".join(value)  # as in MBPP
         if not (isinstance(value, str) or is_number(value)):
             raise BadRow(f"rule {name}={place} needs `{path}`, a text or a number, got {value!r}")
@@ -90,7 +107,7 @@ def inverted(check: Check, inverse: bool) -> Check:
     return (lambda text: not check(text)) if inverse else check
 
 
-def rules_of_row(row: Record) -> tuple[Rule, ...]:
+def rules_of_row(row: Record, run_code: bool = False) -> tuple[Rule, ...]:
     """Return the rules in the field `rules` of a row; raise BadRow if one is wrong.
 
     `rules` is a list of texts, or the results of an earlier check, an object by the text of each rule. Results of
@@ -104,7 +121,7 @@ def rules_of_row(row: Record) -> tuple[Rule, ...]:
     if not isinstance(given, list) or not all(isinstance(spec, str) for spec in given):
         raise BadRow(f"expected `rules`, a list of texts such as 'words:..30', got {given!r}")
     try:
-        return tuple(map(read_rule, given))
+        return tuple(read_rule(spec, run_code) for spec in given)
     except BadRule as error:
         raise BadRow(f"`rules`: {error}") from None
 

@@ -262,3 +262,4 @@ CHECKS |= {
 }
 CHECKS |= {"include": includes, "count": counts, "regex": matches, "number": number_is, "json": is_json}
 CHECKS["passes"] = passes
+CODE = frozenset({"passes"})  # its argument is code, perhaps a list of lines; it runs only where that is allowed

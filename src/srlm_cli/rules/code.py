@@ -1,7 +1,7 @@
 """The rule `passes`: the Python code of a reply is run with tests, in a process of its own with limits.
 
-It is off unless `--run-code` allows it. The limits stop a program that does not end, or that fills memory or disk by
-mistake. They do not protect from one that means harm: it can read files, and use the network.
+`read_rule` refuses it unless `--run-code` allows it. The limits stop a program that does not end, or that fills memory
+or disk by mistake. They do not protect from one that means harm: it can read files, and use the network.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from srlm_cli.errors import OptionError
-
-SECONDS = 10  # of the processor, and by the clock twice as many
+SECONDS = 10  # of the processor
+CLOCK = 20  # seconds
 MEMORY = 2 << 30
 FILE = 16 << 20
 BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
@@ -28,41 +27,18 @@ BLOCK = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:^[ \t]*```|\Z)", r
 # `__main__`, so that what a reply has for its own start does not run.
 PROGRAM = f"""
 import os, resource, sys
-path, pipe, word = sys.argv[1:]
+path, seconds, pipe, word = sys.argv[1:]
 del sys.argv[1:]
-for kind, most in (("CPU", {SECONDS}), ("AS", {MEMORY}), ("FSIZE", {FILE}), ("CORE", 0)):
+for kind, most in (("CPU", int(seconds)), ("AS", {MEMORY}), ("FSIZE", {FILE}), ("CORE", 0)):
     resource.setrlimit(getattr(resource, "RLIMIT_" + kind), (most, most))
 exec(compile(open(path, encoding="utf-8").read(), "reply.py", "exec"), {{"__name__": "reply"}})
 os.write(int(pipe), word.encode())
 """
 
-allowed = False
-
-
-def allow(run: bool) -> None:
-    """Allow the rule to run the code of replies, or forbid it."""
-    global allowed
-    allowed = run
-
 
 def passes(tests: str | None) -> Callable[[str], bool]:
-    """Return the check that the code of a reply, and then the tests, run to their end.
-
-    The check raises OptionError unless `allow` was called, since a record can name the rule.
-    """
-    refuse_unless_allowed()
-
-    def check(text: str) -> bool:
-        refuse_unless_allowed()
-        return runs(f"{code_of(text)}\n\n{tests or ''}\n")
-
-    return check
-
-
-def refuse_unless_allowed() -> None:
-    """Raise OptionError if code is not to be run."""
-    if not allowed:
-        raise OptionError("the rule `passes` runs the code of replies", "--run-code allows it; see docs/rules.md")
+    """Return the check that the code of a reply, and then the tests, run to their end."""
+    return lambda text: runs(f"{code_of(text)}\n\n{tests or ''}\n")
 
 
 def code_of(text: str) -> str:
@@ -83,7 +59,7 @@ def runs(code: str) -> bool:
         reading, writing = os.pipe()
         with open(reading, "rb") as pipe:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-c", PROGRAM, path, str(writing), word],
+                [sys.executable, "-I", "-c", PROGRAM, path, str(SECONDS), str(writing), word],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -94,7 +70,7 @@ def runs(code: str) -> bool:
             )
             os.close(writing)
             try:
-                ended = process.wait(2 * SECONDS) == 0
+                ended = process.wait(CLOCK) == 0
             except subprocess.TimeoutExpired:
                 ended = False
             finally:

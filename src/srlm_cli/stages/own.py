@@ -13,17 +13,17 @@ from statistics import fmean
 
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Record, is_number, is_reply, refuse_two_prompts, refuse_two_replies, response_record
-from srlm_cli.rules import Rule, check_reply, rules_of_row
+from srlm_cli.rules import RuleSet, check_reply
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.make_pairs import NOT_SHARED, IsNew, consecutive
 
 BAD_PROMPT = "replies of a bad row's prompt"
 
 
-def graded_by_rules(row: Record, rules: tuple[Rule, ...]) -> Record:
-    """Return a response record whose `human` is the share of rules that it keeps: `rules`, and those of the row."""
+def graded_by_rules(row: Record, rules: RuleSet) -> Record:
+    """Return a response record whose `human` is the share of rules that it keeps: `rules`, and of the row."""
     record = response_record(row)
-    results = check_reply(record, rules + rules_of_row(record))
+    results = check_reply(record, rules.of(record))
     if not results:
         raise BadRow("no rules for this row: expected the field `rules`, or --rule NAME")
     return {**record, "human": fmean(results.values())}

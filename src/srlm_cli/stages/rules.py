@@ -8,7 +8,7 @@ from statistics import fmean
 
 from srlm_cli.errors import BadRow
 from srlm_cli.records import Record, is_reply
-from srlm_cli.rules import Rule, check_reply, rules_of_row
+from srlm_cli.rules import RuleSet, check_reply
 from srlm_cli.stages import Outcome
 from srlm_cli.stages.judge import Judgement, count_judgements, judged_row
 from srlm_cli.templates import Template
@@ -18,19 +18,15 @@ JUDGE = "echo:rules"  # the judge that is the rules alone
 
 @dataclass(frozen=True)
 class RuleOptions:
-    """The rules for all rows, which come before those in the field `rules` of a row, and how they make the score.
+    """The rules, and how they make the score.
 
     `combine` is `gate` (the judge's score if all rules are kept, else the lowest), `mean` or `min` of the judge's score
     and that of the rules. The score of the rules is the share that is kept, on the scale of the `template`.
     """
 
-    rules: tuple[Rule, ...]
+    rules: RuleSet
     template: Template
     combine: str = "gate"
-
-    def of(self, row: Record) -> tuple[Rule, ...]:
-        """Return all rules for a row."""
-        return self.rules + rules_of_row(row)
 
     def score(self, results: dict[str, bool | float]) -> float:
         """Return the score of the rules: the share that is kept, on the scale of the template."""
@@ -55,7 +51,7 @@ def with_rules(judged: Iterable[Outcome], options: RuleOptions) -> Iterator[Outc
     """
     for outcome in judged:
         try:
-            rows = [(row, check_reply(row, options.of(row))) for row in outcome.rows]
+            rows = [(row, check_reply(row, options.rules.of(row))) for row in outcome.rows]
         except BadRow as error:
             yield from (Outcome(bad=str(error), at_end=outcome.at_end) for _ in outcome.rows)
             continue
@@ -84,7 +80,7 @@ def judge_by_rules(rows: Iterable[Record], options: RuleOptions) -> Iterator[Out
     judge = {"model": JUDGE, "template": options.template.name, "template_hash": options.template.hash}
     for row in rows:
         try:
-            results = check_reply(row, options.of(row))
+            results = check_reply(row, options.rules.of(row))
         except BadRow as error:
             yield Outcome(bad=str(error))
             continue

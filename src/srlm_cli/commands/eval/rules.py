@@ -11,7 +11,6 @@ from srlm_cli.options.common import In, OnLimit, Out, ReadOptions, Seed
 from srlm_cli.options.groups import grouped
 from srlm_cli.options.rules import RuleSource, with_rules_checked
 from srlm_cli.records import Record
-from srlm_cli.rules import rules_of_row
 from srlm_cli.runner.inputs import check_whole, finished, open_reader
 from srlm_cli.runner.outputs import refuse_own_input
 from srlm_cli.runner.stage import write_metrics
@@ -68,14 +67,14 @@ def rules(
     from srlm_cli.streams.spill import ByKey
 
     refuse_own_input(out, [in_, *filter(None, [prompts, before])])
-    for_all = source.rules()
+    rules = source.rules()
     earlier = total_in(before) if before else None
-    check = with_ids_checked(with_rules_checked(adding_rules(responses, prompts), for_all))
+    check = with_ids_checked(with_rules_checked(adding_rules(responses, prompts), rules))
     reader = open_reader(read, check, [in_], traced=False, beside=[prompts, before, out])
     found, names, models, count = ByKey(pure.Kept), set(), set(), 0
     for row in finished(reader):
         try:
-            one = pure.kept_of(row, for_all + rules_of_row(row))
+            one = pure.kept_of(row, rules.of(row))
         except BadRow as error:
             raise DataError(f"{reader.at}: {error}") from None
         found.add(row["prompt_id"], one)
