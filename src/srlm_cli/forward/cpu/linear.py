@@ -58,10 +58,9 @@ class HalfLinear(torch.nn.Module):
         self.width = -(-self.out_features // self.kind.last_panel) * self.kind.last_panel
         weight = layer.weight.detach().float()
         self.scale = np.float32(self.kind.scale_of(weight))
-        scaled = (weight / float(self.scale)).to(dtype)
+        scaled = (weight if self.scale == 1 else weight / float(self.scale)).to(dtype)
         padded = pad(scaled, (0, self.depth - self.in_features, 0, self.width - self.out_features))
-        panels = [_laid(panel, self.kind.together) for panel in padded.split(self.kind.panel)]
-        self.panels = torch.cat(panels).view(torch.int16).numpy()
+        self.panels = _laid(padded.contiguous(), self.kind).view(torch.int16).numpy()
         self.bias = None if layer.bias is None else layer.bias.detach().float().numpy()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -143,9 +142,18 @@ class Packed:
         return packed
 
 
-def _laid(panel: torch.Tensor, together: int) -> torch.Tensor:
-    """Return weights, (outputs, depth), flat, in the order of `multiply`: (depth / together, outputs, together)."""
-    return panel.unflatten(1, (-1, together)).transpose(0, 1).flatten()
+def _laid(weights: torch.Tensor, kind: Kind) -> torch.Tensor:
+    """Return weights, (outputs, depth), flat, in the order of `multiply`: per panel (steps, its outputs, `together`).
+
+    What one step reads of an output is copied as one number.
+    """
+    steps = weights.view(torch.int32) if kind.together == 2 else weights.view(torch.int16)
+    whole = len(steps) // kind.panel * kind.panel
+    laid = steps.new_empty(steps.numel())
+    split = whole * steps.shape[1]
+    laid[:split].view(-1, steps.shape[1], kind.panel).copy_(steps[:whole].unflatten(0, (-1, kind.panel)).transpose(1, 2))
+    laid[split:].view(steps.shape[1], -1).copy_(steps[whole:].t())
+    return laid
 
 
 def in_parts(parts: int, count: int, work: Callable[[int, int], None]) -> None:
