@@ -52,6 +52,13 @@ def test_no_heavy_library_is_loaded(srlm: Srlm, args: list[str], stdin: str) -> 
     assert bool(stdin) == ("srlm_cli.runner.stage" in modules) or "--help" in args or args == ["settings"]
 
 
+def test_compiled_code_needs_no_scipy_and_leaves_it_to_others(srlm: Srlm) -> None:
+    pytest.importorskip("numba")
+    load = "from srlm_cli.forward.cpu import jit; import numba.np.arraymath, sys"
+    check = "print('scipy.linalg' in sys.modules); import scipy.linalg; print(scipy.linalg.norm([3, 4]))"
+    assert srlm.run([sys.executable, "-c", f"{load}; {check}"], "").out.split() == ["False", "5.0"]
+
+
 # --- who may import whom ---------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from zlib import crc32
@@ -11,6 +12,15 @@ import numba
 from numba.core.caching import FunctionCache
 
 from srlm_cli.forward.cpu import elementwise, llvm
+
+BLAS = "scipy.linalg"
+if BLAS not in sys.modules:  # numba would import it for products of matrices, which no compiled function here has
+    sys.modules[BLAS] = None
+    try:
+        with suppress(ImportError):
+            import numba.np.arraymath
+    finally:
+        del sys.modules[BLAS]
 
 WRITTEN_WITH = format(crc32("".join(map(inspect.getsource, (llvm, elementwise))).encode()), "08x")
 
