@@ -151,7 +151,9 @@ def _laid(weights: torch.Tensor, kind: Kind) -> torch.Tensor:
     whole = len(steps) // kind.panel * kind.panel
     laid = steps.new_empty(steps.numel())
     split = whole * steps.shape[1]
-    laid[:split].view(-1, steps.shape[1], kind.panel).copy_(steps[:whole].unflatten(0, (-1, kind.panel)).transpose(1, 2))
+    laid[:split].view(-1, steps.shape[1], kind.panel).copy_(
+        steps[:whole].unflatten(0, (-1, kind.panel)).transpose(1, 2)
+    )
     laid[split:].view(steps.shape[1], -1).copy_(steps[whole:].t())
     return laid
 
