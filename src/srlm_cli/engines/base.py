@@ -107,8 +107,8 @@ class Request:
     one of these texts, drawn by its probability after the prefix (the most probable one at temperature 0). `thought` is
     a thought before the prefix, with its marks, as in `Thought.raw`. `template_kwargs` go to the chat template and
     take precedence over those of the engine. `schema` is the JSON schema of the answer; engines that cannot write by it
-    ignore it, so the answer has to be checked. `continued` says that a later request goes on after the
-    choice of this one: the engine may keep what it has read of it.
+    ignore it, so the answer has to be checked. `continued` says that a later request continues this
+    one after its choice: the engine may keep what it has read of it.
 
     `follow_up` returns a second request about each text. An engine that still has the text in its cache can answer it
     together with the completion.
