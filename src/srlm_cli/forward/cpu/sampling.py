@@ -35,7 +35,10 @@ def draw(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor, u
 
 @jit()
 def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
-    """Set the token of each row; weights and ids, (vocabulary,), are scratch."""
+    """Set the token of each row; weights and ids, (vocabulary,), are scratch.
+
+    Numbers are copied one by one: numba compiles a copy of a slice for two seconds, with the text of its error.
+    """
     vocabulary = len(weights)
     tops = np.empty(-(-vocabulary // CHUNK), np.float32)  # the largest logit of each chunk
     rest, of_rest = np.empty((2, CHUNK), np.float32)
@@ -43,7 +46,9 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
         of_row = logits[row]
         for chunk in range(len(tops)):
             tops[chunk] = _top(of_row[chunk * CHUNK : (chunk + 1) * CHUNK])
-        top = tops.max()
+        top = tops[0]
+        for chunk in range(1, len(tops)):
+            top = max(top, tops[chunk])
         if not abs(top) < HUGE:  # logits of a broken model: NaN or infinity
             tokens[row] = 0
             continue
@@ -52,10 +57,11 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
         for begin in range(0, vocabulary, CHUNK):
             count = min(CHUNK, vocabulary - begin)
             if count % 16:  # the last chunk, padded with logits of negligible weight
-                rest[:] = top - np.float32(200) / scale
-                rest[:count] = of_row[begin:]
+                for at in range(CHUNK):
+                    rest[at] = of_row[begin + at] if at < count else top - np.float32(200) / scale
                 total += _weigh(rest, 0, -(-count // 16) * 16, top, scale, of_rest, 0)
-                weights[begin:] = of_rest[:count]
+                for at in range(count):
+                    weights[begin + at] = of_rest[at]
             else:
                 total += _weigh(of_row, begin, count, top, scale, weights, begin)
 
@@ -76,8 +82,11 @@ def _draw(logits, temperature, top_p, uniform, weights, ids, tokens):
                 break
             least = least * NEXT if least > np.float32(1e-30) else np.float32(0)
 
-        candidates = weights[ids[:found]]
-        order = np.argsort(-candidates, kind="mergesort")
+        candidates, negative = np.empty((2, found), np.float32)
+        for at in range(found):
+            candidates[at] = weights[ids[at]]
+            negative[at] = -candidates[at]
+        order = np.argsort(negative, kind="mergesort")
         size, mass = 0, np.float64(candidates[order[0]])
         while mass < wanted and size < found - 1:
             size += 1
