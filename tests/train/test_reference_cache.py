@@ -176,6 +176,22 @@ def test_a_new_adapter_does_not_change_the_reference_and_a_trained_one_does(spec
     assert scored == [6] * 4
 
 
+@pytest.mark.parametrize("method", ["dpo", "kto"])
+def test_trl_does_not_hash_the_weights_for_its_own_cache(method, spec, monkeypatch) -> None:
+    from trl.trainer import dpo_trainer, kto_trainer
+
+    def hashed(model: object) -> str:
+        raise AssertionError("hashed")
+
+    for module in (dpo_trainer, kto_trainer):
+        monkeypatch.setattr(module, "hash_module", hashed)
+    if method == "dpo":
+        dpo(ROWS, spec, DPOLossConfig(), run=RunOptions(quiet=True))
+    else:
+        kto(labelled(6), spec, KTOLossConfig(), run=RunOptions(quiet=True))
+    assert dpo_trainer.hash_module is kto_trainer.hash_module is hashed
+
+
 @pytest.mark.slow
 def test_kto_has_scores_of_its_own(spec, scored, tmp_path) -> None:
     """The replies to other prompts depend on the seed, which shuffles the rows."""

@@ -6,9 +6,11 @@ This module imports torch and TRL and is itself imported late.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from trl import DPOTrainer
+from trl.trainer import dpo_trainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from srlm_cli.records import Record
@@ -33,9 +35,10 @@ class PairTrainer(ReferenceTrainer, DPOTrainer):
     def __init__(self, *args: Any, loss_config: DPOLossConfig, processing_class: Any, **more: Any) -> None:
         self.weighted, self.own_scores = loss_config.use_weighting, loss_config.ld_alpha is not None
         collator = PairCollator(pad_token_id=processing_class.pad_token_id)
-        super().__init__(
-            *args, loss_config=loss_config, processing_class=processing_class, data_collator=collator, **more
-        )
+        with patch.object(dpo_trainer, "hash_module", lambda model: None, create=True):  # of TRL's own cache
+            super().__init__(
+                *args, loss_config=loss_config, processing_class=processing_class, data_collator=collator, **more
+            )
 
     @staticmethod
     def filler(row: Record) -> Record:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from trl import KTOTrainer
+from trl.trainer import kto_trainer
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from srlm_cli.records import Record
@@ -60,10 +62,11 @@ class UnpairedTrainer(ReferenceTrainer, KTOTrainer):
         collator = UnpairedCollator(
             loss_config.estimates_kl, pad_token_id=processing_class.pad_token_id, max_length=more["args"].max_length
         )
-        super().__init__(
-            *args, loss_config=loss_config, processing_class=processing_class, data_collator=collator, rows=rows,
-            eval_rows=eval_rows, length=length, batch=batch, seed=seed, **more,
-        )  # fmt: skip
+        with patch.object(kto_trainer, "hash_module", lambda model: None, create=True):  # of TRL's own cache
+            super().__init__(
+                *args, loss_config=loss_config, processing_class=processing_class, data_collator=collator, rows=rows,
+                eval_rows=eval_rows, length=length, batch=batch, seed=seed, **more,
+            )  # fmt: skip
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         # Not before: see `KTOLossConfig.trl`.
