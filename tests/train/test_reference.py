@@ -9,9 +9,11 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from helpers import Srlm, slow
 from srlm_cli.errors import OptionError, SrlmError
@@ -20,7 +22,7 @@ from srlm_cli.models.load import load_model, load_tokenizer
 from srlm_cli.records import pair_record
 from srlm_cli.runner.training import provenance
 from srlm_cli.streams.reader import Reader
-from srlm_cli.train import reference, session
+from srlm_cli.train import reference, reference_trainer, session
 from srlm_cli.train.data import dpo_rows
 from srlm_cli.train.dpo import dpo
 from srlm_cli.train.losses import DPOLossConfig
@@ -170,6 +172,22 @@ def test_stored_scores_that_are_not_of_the_reference_are_refused(dtype, base, tm
     monkeypatch.setattr(PairTrainer, "_reference_scores", wrong)
     with pytest.raises(SrlmError, match="the reference's stored log-probability is -.* by its own logits"):
         dpo(ROWS, spec_of(base, tmp_path / "m", dtype=dtype), DPOLossConfig(), run=QUIET)
+
+
+def test_the_check_has_few_logits_at_a_time(base: Path, monkeypatch) -> None:
+    """A row of 2,048 tokens and a vocabulary of 50,000 took 1.2 GB for it, more than a step."""
+    model, sizes = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), []
+    model.register_forward_hook(lambda _, __, found: sizes.append(found.logits.shape[1]))
+    monkeypatch.setattr(reference_trainer, "CHUNK", 10 * model.config.vocab_size)
+    ids, mask = torch.arange(60) % 50, torch.tensor([0] * 25 + [1] * 35)
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(unwrap_model=lambda wrapped: wrapped), _rounding=lambda logits: float(len(logits))
+    )
+    with torch.no_grad():
+        total, rounded = reference_trainer.ReferenceTrainer._by_logits(trainer, model, ids, mask)
+        assert sizes == [10, 10, 10, 5] and rounded == 35
+        log_probs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1)
+    assert total == pytest.approx(float(log_probs.gather(1, ids[1:, None])[24:].sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", NEAR)

@@ -24,6 +24,7 @@ from srlm_cli.records import Record
 from srlm_cli.streams.console import Progress, say
 from srlm_cli.streams.writer import replace_text
 from srlm_cli.train import reference_cache
+from srlm_cli.train.chunked_logits import CHUNK
 from srlm_cli.train.float32_logits import make_few_in_float32
 from srlm_cli.train.packing import Packing
 from srlm_cli.train.scoring import score_without_padding
@@ -270,15 +271,27 @@ class ReferenceTrainer(StepTrainer):
                         self._compare("stored ", stored, total, TOLERANCE * max(1.0, abs(total)))
             texts = zip(self.scored_texts(batch), found, self.data_collator.reference, strict=True)
             for (ids, mask), mine, name in texts:
-                logits = model(input_ids=ids[None], use_cache=False).logits[0, :-1].float()
-                wanted = mask[1:].bool()
-                total = float(logits.log_softmax(-1).gather(1, ids[1:, None])[:, 0][wanted].sum())
+                total, rounded = self._by_logits(model, ids, mask)
                 total = float(mine[0]) if self.own_scores else total
                 near = 10 * TOLERANCE * max(1.0, abs(total))
-                rounded = self._rounding(logits[wanted])
                 self._compare("", float(mine[0]), total, near + rounded if distributed.sharded() else near)
                 self._compare("stored ", float(batch[name][0]), total, near + rounded)
         return found
+
+    def _by_logits(self, model: Any, ids: Any, mask: Any) -> tuple[float, float]:
+        """Return the summed log-probability of the tokens of a mask by a model's own logits, and its rounding.
+
+        The logits are made for some of the tokens at a time, each time by a whole forward pass of the model: the check
+        has no part in common with `chunked_logits`, which makes the scores.
+        """
+        places = mask[1:].nonzero()[:, 0]
+        vocabulary = self.accelerator.unwrap_model(model).config.get_text_config().vocab_size
+        total = rounded = 0.0
+        for some in places.split(max(1, CHUNK // vocabulary)):
+            logits = model(input_ids=ids[None], use_cache=False, logits_to_keep=some).logits[0].float()
+            total -= float(torch.nn.functional.cross_entropy(logits, ids[some + 1], reduction="sum"))
+            rounded += self._rounding(logits)
+        return total, rounded
 
     def _compare(self, kind: str, value: float, total: float, allowed: float) -> None:
         """Raise SrlmError unless a log-probability of the reference is the one that was found now."""
