@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from pathlib import Path
 from threading import Thread
@@ -58,6 +59,13 @@ def sources(path: Path, query: str, count: int = 5) -> list[str]:
 )
 def test_passages_overlap_and_are_the_text_as_it_is(text: str, words: int, overlap: int, cut: list[str]) -> None:
     assert list(passages(text, words, overlap)) == cut
+
+
+def test_any_white_space_divides_words() -> None:
+    spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+    assert len(spaces) > 20
+    for space in spaces:
+        assert list(passages(f"a{space}b", 1, 0)) == ["a", "b"]
 
 
 def test_every_word_is_in_a_passage_and_no_passage_is_in_another() -> None:
@@ -244,6 +252,7 @@ def test_a_process_that_waited_for_a_new_index_adds_to_it(tmp_path: Path) -> Non
 
 def test_what_a_killed_run_wrote_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "BULK", ["PRAGMA cache_size = -8"])  # so that pages are on disk before the end
+    monkeypatch.setattr(writing, "AT_ONCE", 1000)  # and passages, too
     path, torn = tmp_path / "c.db", tmp_path / "torn.db"
     before = build(path, *(doc(f"a{n}", f"alpha {n} " * 50) for n in range(40)))
     with open_index(str(path), 120, 20) as made:

@@ -84,7 +84,8 @@ def passages(text: str, words: int, overlap: int) -> Iterator[str]:
 
     Every passage is a part of the text as it is, with its spaces and line breaks; the last one can be shorter.
     """
-    if len(text.split(None, words)) <= words:  # most documents of some corpora: no places are needed
+    spaces_only = text.isprintable()  # no other white space is printable, and to count is faster than to split
+    if (spaces_only and text.count(" ") < words) or len(text.split(None, words)) <= words:  # no places are needed
         yield text.strip()
         return
     spans = [found.span() for found in WORD.finditer(text)]
