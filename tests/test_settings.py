@@ -207,7 +207,10 @@ def test_one_value_can_be_asked_for(srlm: Srlm) -> None:
 
 def test_an_argument_that_is_none_is_refused_with_the_options(srlm: Srlm) -> None:
     done = srlm("settings", "sft")
-    assert done.code == 2 and "(sft): it takes only options, --stamps, --also, --get, --dry-run, --config" in done.err
+    assert (
+        done.code == 2
+        and "(sft): it takes only options, --stamps, --also, --get, --meta, --dry-run, --config" in done.err
+    )
     assert "(x): it takes only options (see srlm sample --help)" in srlm("sample", "x").err
 
 

@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from srlm_cli import __version__, distributed
 from srlm_cli.errors import ClosedPipe, ExitCode, SrlmError
-from srlm_cli.options import numbers
+from srlm_cli.options import environment, numbers
 from srlm_cli.redact import redacted
 
 # One line per command; its module is imported only when the command runs, so that --help is fast.
@@ -80,6 +80,7 @@ def command(name: str) -> Any:
         for option in one.params:  # the automatic SRLM_<COMMAND>_<OPTION> names would drown the help
             option.show_envvar = bool(getattr(option, "envvar", None))
         numbers.bound(one.params)
+        environment.prefer_own(one.params)
     return made
 
 

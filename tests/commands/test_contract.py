@@ -801,7 +801,8 @@ def test_precedence_is_flag_then_environment_then_section_then_defaults(srlm: Sr
     settings.write_text("[defaults]\nseed = 1\n[sample]\nseed = 2\n")
     assert seed_of() == 2
     assert seed_of(SRLM_SEED="3") == 3
-    assert seed_of("--seed", "4", SRLM_SEED="3") == 4
+    assert seed_of(SRLM_SEED="3", SRLM_SAMPLE_SEED="5", SRLM_JUDGE_SEED="6") == 5
+    assert seed_of("--seed", "4", SRLM_SEED="3", SRLM_SAMPLE_SEED="5") == 4
 
 
 @pytest.mark.parametrize("name", ["SRLM_SAMPLE_NUM_RESPONSES", "SRLM_CONFIG"])

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from srlm_cli import settings
 from srlm_cli.distributed import LAUNCHED
 from srlm_cli.errors import OptionError
+from srlm_cli.options.environment import variable_of
 from srlm_cli.options.help import write_options
 from srlm_cli.options.one_file import refuse_second_files
 from srlm_cli.streams.console import say
@@ -89,12 +90,6 @@ def refuse_setting(error: BadParameter, ctx: Context, command: str, path: str) -
     typed = source.name == "ENVIRONMENT"
     where = variable_of(error.param, ctx) if typed else settings.place(path, command, names | old)
     raise OptionError(f"{where}: {error.message.removeprefix('Value error, ')}") from None
-
-
-def variable_of(option: Any, ctx: Context) -> str:
-    """Return the environment variable that an option has its value from: the first that is set of those it reads."""
-    own = [option.envvar] if isinstance(option.envvar, str) else option.envvar or []
-    return next(name for name in (*own, f"{ctx.auto_envvar_prefix}_{option.name.upper()}") if os.environ.get(name))
 
 
 def rename_environment(ctx: Context, command: str, prefix: str) -> None:
