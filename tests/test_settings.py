@@ -120,6 +120,19 @@ def test_a_wrong_value_of_the_environment_is_reported_with_its_variable(
         assert result.code == 2 and f": error: {said}" in result.err and "Invalid" not in result.err, result
 
 
+@pytest.mark.parametrize(
+    ("judge", "said"),
+    [
+        ('num-judgements = "x"', "my.toml: `num-judgements` in [judge]: expected a number from 1 to"),
+        ('template = "nothere.toml"', "nothere.toml"),
+    ],
+)
+def test_settings_of_a_judge_that_meta_cannot_read_are_named(srlm: Srlm, judge: str, said: str) -> None:
+    (srlm.folder / "my.toml").write_text(f"[judge]\n{judge}\n")
+    done = srlm("settings", "--config", "my.toml", "--meta")
+    assert done.code == 2 and said in done.err and not done.out, done
+
+
 def test_settings_with_a_byte_order_mark_and_windows_line_ends_are_read(srlm: Srlm) -> None:
     (srlm.folder / "srlm.toml").write_bytes(b"\xef\xbb\xbf[sample]\r\nnum-responses = 2\r\nsystem = 5\r\n")
     rows = srlm("sample", "--engine", "echo", stdin='{"prompt": "a"}\n').rows

@@ -942,3 +942,8 @@ def test_a_model_that_cannot_be_found_is_a_failure_not_a_success(srlm: Srlm) -> 
 def test_no_model_is_a_usage_error(srlm: Srlm, name: str) -> None:
     result = srlm(name, stdin=as_lines(HINDSIGHT.rows))
     assert result.code == 2 and "--model" in result.err
+
+
+def test_a_judge_of_the_echo_engine_is_not_looked_for_as_a_model(srlm: Srlm) -> None:
+    done = srlm("judge", "--model", "rules", stdin=as_lines([{"prompt": "p", "response": "r"}]))
+    assert done.code == 2 and "there is no folder rules (--engine echo has the judge `rules`)" in done.err, done

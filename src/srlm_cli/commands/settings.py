@@ -118,6 +118,7 @@ def resolved(ctx: Context, path: str, name: str) -> dict[str, Any]:
                 try:
                     option.process_value(ctx, value)  # a value of the wrong kind is an error here, before any work
                 except BadParameter as error:
+                    error.param = option  # a parser of our own does not know it
                     refuse_setting(error, ctx, section, path)
                     raise
             name = option.name.strip("_").replace("_", "-")
@@ -136,7 +137,7 @@ def refuse_incomparable(judge: dict[str, Any]) -> None:
     from srlm_cli.options.kinds import draws_of
 
     draws = draws_of(judge["num-judgements"])
-    direct = judge["score"] == "expected" and judge_template(judge["template"], None).direct
+    direct = judge_template(judge["template"], None).direct and judge["score"] == "expected"
     reasons = '`template = "additive"` or `score = "text"`'
     faults = {
         ("--engine reward writes no judgements", '`engine = "hf"`'): judge["engine"] == "reward",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -10,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from srlm_cli.engines.base import Completion, Engine, EngineSpec, Request, Scored, Scorer
-from srlm_cli.engines.echo import EchoEngine, echo_name
+from srlm_cli.engines.echo import JUDGES, EchoEngine, echo_name
 from srlm_cli.engines.equal_questions import asked_once
 from srlm_cli.errors import EngineError, OptionError
 from srlm_cli.models.collection import without_collection
@@ -71,6 +72,8 @@ def check_options(spec: EngineSpec) -> None:
         raise OptionError("--attn-implementation is for --engine hf", "--engine-arg attention_backend=NAME")
     if spec.engine != "openai" and spec.extra_body:
         raise OptionError("--extra-body is for --engine openai")
+    if spec.engine in LOADING and spec.model in JUDGES and not os.path.exists(spec.model):
+        raise OptionError(f"there is no folder {spec.model}", f"--engine echo has the judge `{spec.model}`")
 
 
 def use_model(spec: EngineSpec) -> None:
