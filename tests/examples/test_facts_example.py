@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from both_arms import MODELS, keeps, rules_kept, run_to_m3
-from helpers import ROOT, clean_env, read_rows
+from helpers import ROOT, clean_env, read_rows, write_rows
 
 EXAMPLE = ROOT / "examples" / "facts"
 TRAINED = ("ift", "ranked", "round-1", "round-2", "round-3")
@@ -66,6 +66,29 @@ def test_no_question_of_a_training_is_held_out(data: Path) -> None:
 def test_what_is_asked_in_other_words_has_the_same_answers(data: Path) -> None:
     asked = sorted(row["rules"][0] for row in read_rows(data / "round-1.jsonl"))
     assert asked == sorted(row["rules"][0] for name in ("test", "valid") for row in read_rows(data / f"{name}.jsonl"))
+
+
+def test_what_m3_knows_is_counted_by_what_m1_knew(tmp_path: Path) -> None:
+    said = {
+        "own/M1": ("no no", "no yes", "yes yes"),
+        "own/M3": ("no yes", "yes yes", "yes yes"),
+        "control/M3": ("no no",) * 3,
+    }
+    for model, replies in said.items():
+        rows = [
+            {"prompt_id": str(at), "prompt": "?", "response": text, "rules": ["include:yes"]}
+            for at, texts in enumerate(replies)
+            for text in texts.split()
+        ]
+        (tmp_path / model).mkdir(parents=True)
+        write_rows(tmp_path / model / "never.jsonl", rows)
+    argv = [sys.executable, EXAMPLE / "unknown.py", tmp_path, "--file", "never.jsonl"]
+    told = subprocess.run(argv, capture_output=True, text=True, env=clean_env(), check=True).stdout.splitlines()
+    assert told[2:] == [
+        "| none | 1 | 0% | 50% | 0% |",
+        "| some, up to half | 1 | 50% | 100% | 0% |",
+        "| more than half | 1 | 100% | 100% | 0% |",
+    ]
 
 
 @pytest.mark.slow
