@@ -260,10 +260,11 @@ def told(found: list[Record], chosen: Any, trial: stage.Trial, parts: stage.Part
     """Return what was kept, and its agreement, in lines for people."""
     rubric, longer = found
     kept = ", ".join(f"{one.name} (weight {one.weight:g}, alone {chosen.alone[one.name]:.3f})" for one in chosen.rubric)
-    known = rubric["ci_low"] is not None
-    interval = f"95% interval {rubric['ci_low']:.3f} to {rubric['ci_high']:.3f}" if known else "no interval: one prompt"
-    fails = "" if known and rubric["ci_low"] > 0.5 else "; this is not above chance, 0.5"
-    fails = fails if known else "; one prompt is not enough to distinguish it from chance, 0.5"
+    if rubric["ci_low"] is None:
+        interval, fails = "no interval: one prompt", "; one prompt is not enough to distinguish it from chance, 0.5"
+    else:
+        interval = f"95% interval {rubric['ci_low']:.3f} to {rubric['ci_high']:.3f}"
+        fails = "" if rubric["ci_low"] > 0.5 else "; this is not above chance, 0.5"
     return [
         f"{len(chosen.rubric)} of {len(trial.candidates)} criteria kept: {kept}",
         f"agreement with people on the rows that they were chosen by: {chosen.together:.3f}",
