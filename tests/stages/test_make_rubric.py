@@ -359,7 +359,8 @@ def test_a_killed_run_resumes_from_the_file_of_what_was_asked(srlm: Srlm) -> Non
     assert srlm(*argv, "whole.toml").code == 0
     whole = (srlm.folder / "asked.jsonl").read_bytes()
     (srlm.folder / "asked.jsonl").unlink()
-    srlm.mortal(50, signal.SIGKILL, *argv, "rubric.toml")
+    # 200 completions take longer than the time between two checkpoints
+    srlm.mortal(200, signal.SIGKILL, *argv, "rubric.toml")
     assert (srlm.folder / "asked.jsonl.part").exists() and not (srlm.folder / "rubric.toml").exists()
     other = srlm(*argv, "rubric.toml", "--score", "text")
     assert other.code == 2 and "score 'expected' -> 'text'" in other.err
